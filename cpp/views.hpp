@@ -1,0 +1,70 @@
+// Views: the only array types of the kernels. They own nothing and never allocate.
+//
+// Strides count elements, may be 0 (broadcast) or negative, and are taken as they come from numpy.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace rlvar {
+
+using index_t = std::ptrdiff_t;
+
+inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+/// A (rows, cols) array.
+template <class T>
+struct View2 {
+  T* data = nullptr;
+  index_t rows = 0, cols = 0;
+  index_t row_stride = 0, col_stride = 0;
+
+  T& operator()(index_t i, index_t j) const { return data[i * row_stride + j * col_stride]; }
+};
+
+/// A C-contiguous (rows, cols) array.
+template <class T>
+View2<T> contiguous(T* data, index_t rows, index_t cols) {
+  return {data, rows, cols, cols, 1};
+}
+
+/// An (N, T, D) array whose last axis is contiguous.
+template <class T>
+struct View3 {
+  T* data = nullptr;
+  index_t n = 0, t = 0, d = 0;
+  index_t n_stride = 0, t_stride = 0;
+
+  T* row(index_t i, index_t j) const { return data + i * n_stride + j * t_stride; }
+};
+
+/// Which steps of a rollout belong to the policy. Both parts are optional.
+struct Steps {
+  const std::int64_t* lengths = nullptr;  // (N,)
+  View2<const std::uint8_t> mask;         // (N, T)
+
+  /// One past the last step of rollout n that can be live.
+  index_t end(index_t n, index_t steps) const {
+    return lengths ? static_cast<index_t>(lengths[n]) : steps;
+  }
+  /// Whether step t < end(n, T) is live.
+  bool unmasked(index_t n, index_t t) const { return !mask.data || mask(n, t) != 0; }
+};
+
+/// The terms X[n,t,:] = weights[n,t] * scores[n,t,:], zero on steps that are not live.
+/// Never materialised: each kernel forms the rows it needs.
+template <class T>
+struct Terms {
+  View3<const T> scores;                  // (N, T, D)
+  View2<const double> weights;            // (N, T)
+  Steps steps;                            // live steps
+  const double* sample_weight = nullptr;  // (N,), or null for ones
+
+  bool live(index_t n, index_t t) const {
+    return t < steps.end(n, scores.t) && steps.unmasked(n, t);
+  }
+  double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
+};
+
+}  // namespace rlvar

@@ -1,0 +1,38 @@
+"""The kernels' module for this machine, picked once, at import.
+
+The package ships one extension module for each instruction set: ``_core_baseline`` runs
+everywhere, ``_core_v3`` needs AVX2 and FMA. The best one that this machine runs is taken; the
+environment variable ``RLVAR_ISA`` overrides the choice.
+"""
+
+import importlib
+import importlib.util
+import os
+
+from rlvar import _core_baseline
+
+available_isas = tuple(
+    isa for isa in _core_baseline.supported_isas() if importlib.util.find_spec(f"rlvar._core_{isa}")
+)
+
+
+def load(isa):
+    """Return the extension module for the instruction set `isa`."""
+    if isa not in available_isas:
+        raise ImportError(
+            f"RLVAR_ISA must be one of {', '.join(available_isas)} on this machine, got {isa!r}"
+        )
+    return importlib.import_module(f"rlvar._core_{isa}")
+
+
+isa = os.environ.get("RLVAR_ISA") or available_isas[-1]
+_module = load(isa)
+
+reward_to_go = _module.reward_to_go
+covariance = _module.covariance
+gradients = _module.gradients
+moments = _module.moments
+deletion_losses = _module.deletion_losses
+default_threads = _module.default_threads
+openmp = _module.openmp
+eigen_version = _module.eigen_version

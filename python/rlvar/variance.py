@@ -1,0 +1,268 @@
+"""Where the variance of a policy gradient comes from.
+
+With the terms X[n,t] = w[n,t] S[n,t] and the gradient estimate g[n] = sum_t X[n,t],
+
+    Var(g) = sum_t Var(X_t) + 2 sum_{i<j} Cov(X_i, X_j):
+
+T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates. The totals,
+the steps and the growth curve need one pass over the scores; only the covariance matrix itself
+costs O(N D T^2), and it is computed when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check, _core, pairwise
+from rlvar.estimate import Estimate, jackknife, to_json
+
+Double = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The checked arguments of `decompose`, for what is computed on demand."""
+
+    scores: NDArray[Any]
+    weights: Double
+    live: _check.Steps
+    sample_weight: Double | None
+    ddof: int
+    normaliser: float
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The variance of a policy gradient, taken apart.
+
+    Attributes
+    ----------
+    total_variance : Estimate
+        Trace of Cov(g): the variance of one rollout's gradient estimate, in squared units of it.
+    variance_terms : Estimate
+        Sum of the T variance terms, the diagonal of the covariance matrix.
+    covariance_terms : Estimate
+        Twice the sum of the T(T-1)/2 covariance terms; the two add up to the total.
+    growth_exponent : Estimate
+        Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic.
+    step_variance : ndarray, shape (T,)
+        The variance terms one by one.
+    growth : ndarray, shape (T,)
+        V(k) at index k - 1: variance of the sum of the first k terms.
+    lag_profile : ndarray, shape (T,)
+        ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
+    mean : ndarray, shape (T, D)
+        Mean of each term.
+    covariance : ndarray, shape (T, T)
+        The covariance matrix; computed when first asked for.
+    growth_range : tuple of int
+        First and last k (both included) of the fit of `growth_exponent`.
+    """
+
+    total_variance: Estimate
+    variance_terms: Estimate
+    covariance_terms: Estimate
+    growth_exponent: Estimate
+    step_variance: Double
+    growth: Double
+    mean: Double
+    growth_range: tuple[int, int]
+    _source: _Source = field(repr=False, compare=False)
+
+    @cached_property
+    def covariance(self) -> Double:
+        s = self._source
+        return pairwise.covariance(
+            s.scores,
+            s.weights,
+            mask=None if s.live.mask is None else s.live.mask.view(np.bool_),
+            lengths=s.live.lengths,
+            sample_weight=s.sample_weight,
+            ddof=s.ddof,
+            num_threads=s.threads,
+        )
+
+    @cached_property
+    def lag_profile(self) -> Double:
+        return _lag_profile(self._source, self.mean)
+
+    @property
+    def covariance_share(self) -> float:
+        """Covariance terms as a share of the total variance; negative if they reduce it."""
+        total = self.total_variance.value
+        return self.covariance_terms.value / total if total else float("nan")
+
+    def __str__(self) -> str:
+        share = self.covariance_share
+        first, last = self.growth_range
+        return "\n".join(
+            [
+                f"total variance    {self.total_variance}",
+                f"variance terms    {self.variance_terms}  {1 - share:.1%} of the total",
+                f"covariance terms  {self.covariance_terms}  {share:.1%} of the total",
+                f"growth exponent   {self.growth_exponent}  over steps {first} to {last}",
+            ]
+        )
+
+    def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
+        """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
+        estimates = ("total_variance", "variance_terms", "covariance_terms", "growth_exponent")
+        arrays = ["step_variance", "growth", "lag_profile", "mean"] + ["covariance"] * covariance
+        return {
+            **{name: getattr(self, name).to_dict() for name in estimates},
+            **{name: to_json(getattr(self, name)) for name in arrays},
+            "growth_range": list(self.growth_range),
+        }
+
+
+def decompose(
+    scores: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ddof: int = 1,
+    groups: Sequence[Hashable] | NDArray[Any] | None = None,
+    confidence: float = 0.95,
+    num_threads: int | None = None,
+) -> Decomposition:
+    r"""Decompose the variance of a policy gradient into its step terms.
+
+    .. math:: V = \sum_t C_{tt} + 2 \sum_{i<j} C_{ij}, \qquad
+              V(k) = \sum_{i,j \le k} C_{ij}
+
+    with :math:`C` as in `covariance`.
+
+    Parameters
+    ----------
+    scores, weights, mask, lengths, sample_weight, ddof, num_threads
+        As in `covariance`.
+    groups : sequence of hashable, shape (N,), optional
+        Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
+        out whole groups. The values stay those of N rollouts.
+    confidence : float, default 0.95
+        Nominal coverage of the intervals. They come from the jackknife over rollouts or groups,
+        and are NaN with `sample_weight` and for fewer than three units.
+
+    Returns
+    -------
+    Decomposition
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `covariance`; also for fewer than two groups.
+
+    Notes
+    -----
+    The growth exponent is fitted over the upper half of the lengths: from half the longest live
+    step to the longest. Two passes over the scores, O(N T D); the covariance matrix is not
+    computed unless ``result.covariance`` is read.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> scores = rng.standard_normal((200, 8, 3))
+    >>> result = rlvar.decompose(scores, scores.sum(axis=(1, 2)))
+    >>> total = result.variance_terms.value + result.covariance_terms.value
+    >>> bool(np.isclose(total, result.total_variance.value))
+    True
+    """
+    array = _check.scores(scores)
+    n, t, d = array.shape
+    live = _check.steps((n, t), mask, lengths)
+    w = _check.weights(weights, (n, t), live)
+    p = _check.sample_weight(sample_weight, n)
+    normaliser = _check.normaliser(p, n, ddof)
+    units = _check.units(groups, n)
+    level = _check.confidence(confidence)
+    source = _Source(array, w, live, p, ddof, normaliser, _check.threads(num_threads))
+
+    mean, step_squares, growth_squares = np.empty((t, d)), np.empty(t), np.empty(t)
+    _core.moments(array, w, *live, p, mean, step_squares, growth_squares, source.threads)
+    if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
+        _check.raise_not_finite(array, live)
+
+    first, last = growth_range = _growth_range(live, (n, t))
+    values = _summaries(step_squares, growth_squares, normaliser, growth_range)
+    left_out = np.full((4, 0), np.nan)
+    if p is None and len(units) >= 3 and n - ddof > units.sizes.max():
+        shape = (len(units), t)
+        step_loss, growth_loss = np.empty(shape), np.empty(shape)
+        _core.deletion_losses(array, w, *live, mean, *units, step_loss, growth_loss, source.threads)
+        left_out = _summaries(
+            step_squares - step_loss,
+            growth_squares - growth_loss,
+            (n - ddof - units.sizes).astype(np.float64),
+            growth_range,
+        )
+    total, variance, covariance, exponent = (
+        jackknife(float(value), others, level, positive=positive)
+        for value, others, positive in zip(values, left_out, (True, True, False, False), strict=True)
+    )
+    return Decomposition(
+        total_variance=total,
+        variance_terms=variance,
+        covariance_terms=covariance,
+        growth_exponent=exponent,
+        step_variance=step_squares / normaliser,
+        growth=growth_squares / normaliser,
+        mean=mean,
+        growth_range=(first, last),
+        _source=source,
+    )
+
+
+def _growth_range(live: _check.Steps, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the upper half of the lengths: half the longest live step to the longest."""
+    columns = np.flatnonzero(live.live(shape).any(axis=0))
+    longest = int(columns[-1]) + 1 if columns.size else shape[1]
+    return max(1, (longest + 1) // 2), longest
+
+
+def _summaries(
+    step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
+) -> Double:
+    """Return total, variance terms, covariance terms and growth exponent from (..., T) squares."""
+    total = growth_squares[..., -1] / normaliser
+    variance = step_squares.sum(axis=-1) / normaliser
+    first, last = growth_range
+    log_k = np.log(np.arange(first, last + 1))
+    log_k -= log_k.mean()
+    growth = growth_squares[..., first - 1 : last]
+    if last == first or not (growth > 0).all():
+        exponent = np.full_like(total, np.nan)
+    else:
+        exponent = np.log(growth) @ log_k / (log_k @ log_k)
+    return np.stack([total, variance, total - variance, exponent])
+
+
+def _lag_profile(s: _Source, mean: Double) -> Double:
+    """Sum of C[t, t+k] over t, for all k, by FFT: autocorrelation of each centred series.
+
+    Padded with T zeros a series' circular autocorrelation is its linear one, the inverse transform
+    of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
+    """
+    n, t, d = s.scores.shape
+    size = 1 << (2 * t - 1).bit_length()
+    chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
+    alive = s.live.live((n, t))
+    power = np.zeros(size // 2 + 1)
+    for i in range(n):
+        w = np.where(alive[i], s.weights[i], 0.0)[:, None]
+        p = 1.0 if s.sample_weight is None else float(s.sample_weight[i])
+        for d0 in range(0, d, chunk):
+            rows = np.where(alive[i][:, None], s.scores[i, :, d0 : d0 + chunk], 0.0)
+            spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
+            power += p * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
+    result: Double = np.fft.irfft(power, size)[:t] / s.normaliser
+    return result

@@ -88,23 +88,26 @@ void bind_kernels(py::module_& m) {
          const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
          double normaliser, Doubles out, std::optional<int> threads) {
         const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        const auto result = View2<double>(
-            {out.mutable_data(), out.shape(0), out.shape(1), out.shape(1), 1});
+        const auto result =
+            View2<double>({out.mutable_data(), out.shape(0), out.shape(1), out.shape(1), 1});
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
         rlvar::covariance(terms, normaliser, result, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("normaliser"),
-      py::arg("out").noconvert(), py::arg("threads"));
+      py::arg("mask"), py::arg("sample_weight"), py::arg("normaliser"), py::arg("out").noconvert(),
+      py::arg("threads"));
 
   m.def(
       "gradients",
       [](const Array& scores, const Doubles& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, Doubles out, std::optional<int> threads) {
         const auto in = view3(scores);
-        const View3<const double> sets{weights.data(),  weights.shape(0), weights.shape(1),
-                                       weights.shape(2), weights.shape(1) * weights.shape(2),
+        const View3<const double> sets{weights.data(),
+                                       weights.shape(0),
+                                       weights.shape(1),
+                                       weights.shape(2),
+                                       weights.shape(1) * weights.shape(2),
                                        weights.shape(2)};
         const auto steps = steps_of(lengths, mask);
         double* result = out.mutable_data();
@@ -169,6 +172,6 @@ PYBIND11_MODULE(RLVAR_MODULE, m) {
 #else
   m.attr("openmp") = 0;
 #endif
-  m.attr("eigen_version") = py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION,
-                                                       EIGEN_MINOR_VERSION);
+  m.attr("eigen_version") =
+      py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);
 }

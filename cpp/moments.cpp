@@ -2,8 +2,6 @@
 // Coordinates are taken 64 at a time, so that running sums stay in the L1 cache.
 #include "moments.hpp"
 
-#include <vector>
-
 #include "parallel.hpp"
 
 namespace rlvar {
@@ -13,11 +11,30 @@ namespace {
 constexpr index_t kCoords = 64;  // coordinates in one task
 constexpr index_t kBatch = 8;    // rollouts between two updates of the running means
 constexpr index_t kMaxBlocks = 16;
-constexpr index_t kBlockRollouts = 4 * kBatch;         // fewer are not worth a block
-constexpr index_t kBlockBytes = index_t(24) << 20;     // means of all sample blocks
+constexpr index_t kBlockRollouts = 4 * kBatch;      // fewer are not worth a block
+constexpr index_t kBlockBytes = index_t(24) << 20;  // means of all sample blocks
 
-std::vector<double> zeros(index_t size) {
-  return std::vector<double>(static_cast<std::size_t>(size), 0.0);
+/// Sum of x over [0, width), in 8 interleaved partial sums: one would wait for each addition.
+double sum_of(const double* x, index_t width) {
+  double part[8] = {};
+  index_t d = 0;
+  for (; d + 8 <= width; d += 8) {
+    for (index_t k = 0; k < 8; ++k) part[k] += x[d + k];
+  }
+  for (; d < width; ++d) part[0] += x[d];
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+/// x = coordinates [d0, d0 + width) of the term X[n,t,:].
+template <class T>
+void load_term(const Terms<T>& terms, index_t n, index_t t, index_t d0, index_t width, double* x) {
+  if (!terms.live(n, t)) {
+    std::fill(x, x + width, 0.0);
+    return;
+  }
+  const T* s = terms.scores.row(n, t) + d0;
+  const double w = terms.weights(n, t);
+  for (index_t d = 0; d < width; ++d) x[d] = w * static_cast<double>(s[d]);
 }
 
 /// Running mean and sum of squared deviations of one quantity, by coordinate, for many rollouts.
@@ -36,17 +53,19 @@ struct Batch {
   /// Returns what the batch adds to the squares, summed over coordinates; moves the mean m.
   double merge(double total, double* m, index_t width) {
     if (total == 0.0) return 0.0;
-    double squares = 0.0;
-    for (index_t d = 0; d < width; ++d) squares += second[d] - first[d] * (first[d] / total);
-    for (index_t d = 0; d < width; ++d) m[d] += first[d] / total;
-    return squares;
+    for (index_t d = 0; d < width; ++d) {
+      const double shift = first[d] / total;
+      second[d] -= first[d] * shift;
+      m[d] += shift;
+    }
+    return sum_of(second, width);
   }
 };
 
 /// Moments of a block of rollouts over a range of coordinates.
 struct BlockMoments {
   double weight = 0.0;
-  View2<double> mean, running_mean;  // (T, width): of the terms, of their running sums
+  View2<double> mean, running_mean;       // (T, width): of the terms, of their running sums
   double *step_squares, *growth_squares;  // (T,)
 };
 
@@ -68,16 +87,9 @@ void block_moments(const Terms<T>& terms, index_t n0, index_t n1, index_t d0, in
       growth.clear(width);
       for (index_t k = 0; k < count; ++k) {
         const double p = terms.probability(n + k);
-        double* sum = &running[static_cast<std::size_t>(k * kCoords)];
-        const bool live = terms.live(n + k, t);
-        const double w = live ? terms.weights(n + k, t) : 0.0;
-        const T* s = terms.scores.row(n + k, t) + d0;
+        double* sum = running.data() + k * kCoords;
         double x[kCoords];
-        if (live) {
-          for (index_t d = 0; d < width; ++d) x[d] = w * static_cast<double>(s[d]);
-        } else {
-          std::fill(x, x + width, 0.0);
-        }
+        load_term(terms, n + k, t, d0, width, x);
         for (index_t d = 0; d < width; ++d) sum[d] += x[d];
         if (first_batch && k == 0) {
           std::copy(x, x + width, m);
@@ -185,8 +197,9 @@ void moments(const Terms<T>& terms, View2<double> mean, double* step_squares,
     for (index_t t = 0; t < steps; ++t) {
       std::copy(&whole.mean(t, 0), &whole.mean(t, 0) + width, &mean(t, d0));
     }
-    std::copy(whole.step_squares, whole.step_squares + steps, &chunk_step[static_cast<std::size_t>(chunk * steps)]);
-    std::copy(whole.growth_squares, whole.growth_squares + steps, &chunk_growth[static_cast<std::size_t>(chunk * steps)]);
+    std::copy(whole.step_squares, whole.step_squares + steps, chunk_step.data() + chunk * steps);
+    std::copy(whole.growth_squares, whole.growth_squares + steps,
+              chunk_growth.data() + chunk * steps);
   };
   if (blocks > 1) {
     for (index_t chunk = 0; chunk < chunks; ++chunk) work(chunk, threads);
@@ -196,8 +209,8 @@ void moments(const Terms<T>& terms, View2<double> mean, double* step_squares,
   for (index_t t = 0; t < steps; ++t) {
     step_squares[t] = growth_squares[t] = 0.0;
     for (index_t chunk = 0; chunk < chunks; ++chunk) {
-      step_squares[t] += chunk_step[static_cast<std::size_t>(chunk * steps + t)];
-      growth_squares[t] += chunk_growth[static_cast<std::size_t>(chunk * steps + t)];
+      step_squares[t] += chunk_step.data()[chunk * steps + t];
+      growth_squares[t] += chunk_growth.data()[chunk * steps + t];
     }
   }
 }
@@ -211,48 +224,47 @@ void deletion_losses(const Terms<T>& terms, View2<const double> mean, const std:
     return [&, running = std::vector<double>()](index_t u) mutable {
       const std::int64_t* unit = members + offsets[u];
       const index_t size = static_cast<index_t>(offsets[u + 1] - offsets[u]);
-      const double rest = static_cast<double>(terms.scores.n - size);
+      const double inverse = 1.0 / static_cast<double>(terms.scores.n - size);
       for (index_t t = 0; t < steps; ++t) step_loss(u, t) = growth_loss(u, t) = 0.0;
       for (index_t d0 = 0; d0 < coords; d0 += kCoords) {
         const index_t width = std::min(kCoords, coords - d0);
-        running.assign(static_cast<std::size_t>(size * width), 0.0);
+        running = zeros(size * width);
         for (index_t t = 0; t < steps; ++t) {
           const double* m = &mean(t, d0);
           // By coordinate: sums and sums of squares over the unit, of y and of its running sum.
           double y_sum[kCoords] = {}, h_sum[kCoords] = {}, squares[kCoords] = {},
                  h_squares[kCoords] = {};
           for (index_t k = 0; k < size; ++k) {
-            const index_t n = static_cast<index_t>(unit[k]);
-            const bool live = terms.live(n, t);
-            const double w = live ? terms.weights(n, t) : 0.0;
-            const T* s = terms.scores.row(n, t) + d0;
+            double y[kCoords];
+            load_term(terms, static_cast<index_t>(unit[k]), t, d0, width, y);
             double* h = running.data() + k * width;
             for (index_t d = 0; d < width; ++d) {
-              const double y = (live ? w * static_cast<double>(s[d]) : 0.0) - m[d];
-              h[d] += y;
-              y_sum[d] += y;
+              y[d] -= m[d];
+              y_sum[d] += y[d];
+              squares[d] += y[d] * y[d];
+            }
+            for (index_t d = 0; d < width; ++d) {
+              h[d] += y[d];
               h_sum[d] += h[d];
-              squares[d] += y * y;
               h_squares[d] += h[d] * h[d];
             }
           }
-          double step = 0.0, growth = 0.0;
           for (index_t d = 0; d < width; ++d) {
-            step += squares[d] + y_sum[d] * y_sum[d] / rest;
-            growth += h_squares[d] + h_sum[d] * h_sum[d] / rest;
+            squares[d] += y_sum[d] * y_sum[d] * inverse;
+            h_squares[d] += h_sum[d] * h_sum[d] * inverse;
           }
-          step_loss(u, t) += step;
-          growth_loss(u, t) += growth;
+          step_loss(u, t) += sum_of(squares, width);
+          growth_loss(u, t) += sum_of(h_squares, width);
         }
       }
     };
   });
 }
 
-#define RLVAR_INSTANTIATE(T)                                                                      \
-  template void gradients(View3<const T>, View3<const double>, const Steps&, double*, int);       \
-  template void moments(const Terms<T>&, View2<double>, double*, double*, int);                   \
-  template void deletion_losses(const Terms<T>&, View2<const double>, const std::int64_t*,        \
+#define RLVAR_INSTANTIATE(T)                                                                \
+  template void gradients(View3<const T>, View3<const double>, const Steps&, double*, int); \
+  template void moments(const Terms<T>&, View2<double>, double*, double*, int);             \
+  template void deletion_losses(const Terms<T>&, View2<const double>, const std::int64_t*,  \
                                 const std::int64_t*, index_t, View2<double>, View2<double>, int);
 RLVAR_INSTANTIATE(float)
 RLVAR_INSTANTIATE(double)

@@ -4,8 +4,8 @@
 // Written as matrices, C = A A^T with A = [X_1 - m | X_2 - m | ...] of shape (T, N*D). Panels of A,
 // 256 columns wide, are packed one at a time: weighting, masking, centring and sample weights all
 // happen in the packing, so A never exists. Rows are cut into tiles of 512 and samples into blocks,
-// both fixed by the shape; (block, tile pair) is the unit of work. Blocks have accumulators of their
-// own, summed in order at the end.
+// both fixed by the shape; (block, tile pair) is the unit of work. Blocks have accumulators of
+// their own, summed in order at the end.
 //
 // Digits: terms are formed, centred and scaled in float64, then rounded to the products' type, so
 // that a mean far above the spread costs none. float32 products run over 1024 columns and are then
@@ -15,7 +15,6 @@
 #include <Eigen/Core>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
 #include "parallel.hpp"
 
@@ -23,10 +22,10 @@ namespace rlvar {
 
 namespace {
 
-constexpr index_t kPanel = 256;      // columns packed at a time
-constexpr index_t kFlush = 4;        // panels between two additions of float32 products to the sums
-constexpr index_t kTile = 512;       // rows of one tile of C
-constexpr index_t kMeanRows = 16;    // steps in one task of the mean
+constexpr index_t kPanel = 256;    // columns packed at a time
+constexpr index_t kFlush = 4;      // panels between two additions of float32 products to the sums
+constexpr index_t kTile = 512;     // rows of one tile of C
+constexpr index_t kMeanRows = 16;  // steps in one task of the mean
 constexpr index_t kMiB = 1 << 20;
 constexpr index_t kMeanBytes = 16 * kMiB;   // the mean, (T, coordinates at a time) float64
 constexpr index_t kSumsBytes = 24 * kMiB;   // accumulators of all sample blocks
@@ -42,43 +41,49 @@ using SumsMap = Eigen::Map<RowMajor<double>, 0, Eigen::OuterStride<>>;
 template <class T>
 struct Centred {
   const Terms<T>& terms;
-  index_t d0, d1;           // coordinates [d0, d1)
+  index_t d0, d1;            // coordinates [d0, d1)
   View2<const double> mean;  // (T, d1 - d0)
   double scale;
 };
 
-/// mean[t,d] = sum_n p[n] X[n,t,d0+d] / total. Returns the largest |X|, 0 if that is not finite.
+/// mean[t,d] = sum_n p[n] X[n,t,d0+d] / total for t in [t0, t1). Returns the largest |X|.
+template <class T>
+double mean_of_steps(const Terms<T>& terms, double total, index_t d0, View2<double> mean,
+                     index_t t0, index_t t1) {
+  const index_t width = mean.cols;
+  std::vector<double> largest = zeros(width);
+  double* peak = largest.data();
+  std::fill(&mean(t0, 0), &mean(t0, 0) + (t1 - t0) * width, 0.0);
+  for (index_t n = 0; n < terms.scores.n; ++n) {
+    const double p = terms.probability(n);
+    for (index_t t = t0; t < t1; ++t) {
+      if (!terms.live(n, t)) continue;
+      const T* s = terms.scores.row(n, t) + d0;
+      const double w = terms.weights(n, t);
+      double* sum = &mean(t, 0);
+      for (index_t d = 0; d < width; ++d) {
+        const double x = w * static_cast<double>(s[d]);
+        sum[d] += p * x;
+        peak[d] = std::max(peak[d], std::abs(x));
+      }
+    }
+  }
+  for (index_t t = t0; t < t1; ++t) {
+    for (index_t d = 0; d < width; ++d) mean(t, d) /= total;
+  }
+  return *std::max_element(peak, peak + width);
+}
+
+/// The mean of all steps. Returns the largest |X|, 0 if that is not finite.
 template <class T>
 double mean_terms(const Terms<T>& terms, double total, index_t d0, View2<double> mean,
                   int threads) {
   const index_t tasks = ceil_div(mean.rows, kMeanRows);
-  std::vector<double> largest(static_cast<std::size_t>(tasks), 0.0);
+  std::vector<double> largest = zeros(tasks);
   for_each_task(tasks, threads, [&] {
-    return [&, peak = std::vector<double>(static_cast<std::size_t>(mean.cols))](
-               index_t task) mutable {
+    return [&](index_t task) {
       const index_t t0 = task * kMeanRows, t1 = std::min(t0 + kMeanRows, mean.rows);
-      const index_t width = mean.cols;
-      std::fill(&mean(t0, 0), &mean(t0, 0) + (t1 - t0) * width, 0.0);
-      std::fill(peak.begin(), peak.end(), 0.0);
-      for (index_t n = 0; n < terms.scores.n; ++n) {
-        const double p = terms.probability(n);
-        for (index_t t = t0; t < t1; ++t) {
-          if (!terms.live(n, t)) continue;
-          const T* s = terms.scores.row(n, t) + d0;
-          const double w = terms.weights(n, t);
-          double* sum = &mean(t, 0);
-          for (index_t d = 0; d < width; ++d) {
-            const double x = w * static_cast<double>(s[d]);
-            sum[d] += p * x;
-            peak[static_cast<std::size_t>(d)] =
-                std::max(peak[static_cast<std::size_t>(d)], std::abs(x));
-          }
-        }
-      }
-      for (index_t t = t0; t < t1; ++t) {
-        for (index_t d = 0; d < width; ++d) mean(t, d) /= total;
-      }
-      largest[static_cast<std::size_t>(task)] = *std::max_element(peak.begin(), peak.end());
+      largest.data()[task] = mean_of_steps(terms, total, d0, mean, t0, t1);
     };
   });
   const double peak = *std::max_element(largest.begin(), largest.end());
@@ -88,8 +93,7 @@ double mean_terms(const Terms<T>& terms, double total, index_t d0, View2<double>
 /// panel[t - t0, :] = columns [c0, c1) of rows [t0, t1) of A. Column c holds coordinate
 /// d0 + c % (d1 - d0) of sample c / (d1 - d0).
 template <class T>
-void pack(const Centred<T>& a, index_t t0, index_t t1, index_t c0, index_t c1,
-          RowMajor<T>& panel) {
+void pack(const Centred<T>& a, index_t t0, index_t t1, index_t c0, index_t c1, RowMajor<T>& panel) {
   const index_t width = a.d1 - a.d0;
   for (index_t c = c0; c < c1;) {
     const index_t n = c / width, d = c % width;
@@ -155,7 +159,10 @@ struct TileWorker {
         if (pending == 0) tile.setZero();
         add_product(l, r, diagonal, tile);
         if (++pending == kFlush || c + kPanel >= c1) {
-          sums += tile.template cast<double>();
+          for (index_t i = 0; i < rows; ++i) {
+            const index_t filled = diagonal ? i + 1 : cols;
+            sums.row(i).head(filled) += tile.row(i).head(filled).template cast<double>();
+          }
           pending = 0;
         }
       }
@@ -201,10 +208,10 @@ void covariance(const Terms<T>& terms, double normaliser, View2<double> out, int
   const index_t tile = std::min(kTile, steps), tiles = ceil_div(steps, tile);
   const index_t pairs = tiles * (tiles + 1) / 2;
 
-  std::vector<double> mean(static_cast<std::size_t>(steps * chunk));
-  std::vector<double> extra(static_cast<std::size_t>(blocks > 1 ? blocks * steps * steps : 0));
+  std::vector<double> mean = zeros(steps * chunk);
+  std::vector<double> extra = zeros(blocks > 1 ? blocks * steps * steps : 0);
   double* sums = blocks > 1 ? extra.data() : out.data;
-  std::fill(sums, sums + blocks * steps * steps, 0.0);
+  std::fill(out.data, out.data + steps * steps, 0.0);
   const index_t spare = kExtraBytes - static_cast<index_t>((mean.size() + extra.size()) * 8);
   const index_t fitting = std::max<index_t>(1, spare / TileWorker<T>::bytes(tile));
   const int workers = static_cast<int>(std::min<index_t>(threads, fitting));
@@ -215,8 +222,8 @@ void covariance(const Terms<T>& terms, double normaliser, View2<double> out, int
     const auto m = contiguous(mean.data(), steps, width);
     const double peak = mean_terms(terms, total, d0, m, threads);
     if (scale == 0.0 && peak > 0.0) scale = std::ldexp(1.0, std::min(-std::ilogb(peak), 1000));
-    const Centred<T> a{
-        terms, d0, d1, contiguous<const double>(mean.data(), steps, width), scale == 0.0 ? 1.0 : scale};
+    const Centred<T> a{terms, d0, d1, contiguous<const double>(mean.data(), steps, width),
+                       scale == 0.0 ? 1.0 : scale};
     for_each_task(blocks * pairs, workers, [&] {
       return [&, worker = TileWorker<T>(tile, tiles > 1)](index_t task) mutable {
         const index_t block = task / pairs;

@@ -1,4 +1,4 @@
-// Views: the only array types of the kernels. They own nothing and never allocate.
+// Views: the only array types of the kernels. They own nothing.
 //
 // Strides count elements, may be 0 (broadcast) or negative, and are taken as they come from numpy.
 #pragma once
@@ -6,12 +6,18 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace rlvar {
 
 using index_t = std::ptrdiff_t;
 
 inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+/// Scratch memory, zeroed.
+inline std::vector<double> zeros(index_t size) {
+  return std::vector<double>(static_cast<std::size_t>(size), 0.0);
+}
 
 /// A (rows, cols) array.
 template <class T>

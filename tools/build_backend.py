@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from scikit_build_core import build as _backend
 from scikit_build_core.build import *  # noqa: F403
-from scikit_build_core.build import build_sdist as _build_sdist
 
 
 def _tracked_files() -> list[str]:
@@ -22,10 +22,12 @@ def _tracked_files() -> list[str]:
     return [name for name in listing.stdout.split("\0") if name and Path(name).is_file()]
 
 
-def build_sdist(sdist_directory: str, config_settings: dict[str, Any] | None = None) -> str:
+def build_sdist(  # type: ignore[no-redef]
+    sdist_directory: str, config_settings: dict[str, Any] | None = None
+) -> str:
     """Build an sdist of the tracked files."""
     settings = dict(config_settings or {})
     tracked = _tracked_files()
     if tracked:
         settings["sdist.include"] = ["/" + name for name in tracked]
-    return str(_build_sdist(sdist_directory, settings))
+    return str(_backend.build_sdist(sdist_directory, settings))

@@ -116,9 +116,7 @@ def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: 
     return array
 
 
-def steps(
-    shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None
-) -> Steps:
+def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
     """Return the live steps of an (N, T) array from a mask (N, T) or lengths (N,)."""
     n, t = shape
     if mask is not None and lengths is not None:
@@ -131,9 +129,7 @@ def steps(
             raise _shape_error("lengths", f"(N,) = ({n},)", counts.shape)
         bad = np.flatnonzero((counts < 0) | (counts > t))
         if bad.size:
-            raise ValueError(
-                f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}"
-            )
+            raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
         return Steps(np.ascontiguousarray(counts, dtype=np.int64), None)
     if mask is not None:
         flags = _plain("mask", mask)
@@ -142,9 +138,9 @@ def steps(
         if flags.dtype.kind != "b":
             if flags.dtype.kind not in "iuf":
                 raise TypeError(f"mask must be booleans, or numbers 0 and 1, got dtype {flags.dtype}")
-            bad = np.argwhere((flags != 0) & (flags != 1))
-            if len(bad):
-                i, j = bad[0]
+            wrong = np.argwhere((flags != 0) & (flags != 1))
+            if len(wrong):
+                i, j = wrong[0]
                 raise ValueError(f"mask must hold only 0 and 1, got mask[{i}, {j}] = {flags[i, j]}")
             flags = flags.astype(np.bool_)
         return Steps(None, flags.view(np.uint8))
@@ -210,7 +206,9 @@ def normaliser(weight: Double | None, n: int, ddof: int) -> float:
         v1, v2 = float(weight.sum()), float(np.square(weight).sum())
     result = v1 - ddof * v2 / v1
     if result <= 0:
-        raise ValueError(f"ddof must leave degrees of freedom, got ddof = {ddof} for {v1**2 / v2:.6g} samples")
+        raise ValueError(
+            f"ddof must leave degrees of freedom, got ddof = {ddof} for {v1**2 / v2:.6g} samples"
+        )
     return result
 
 

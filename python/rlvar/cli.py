@@ -1,0 +1,105 @@
+"""The command line: ``rlvar report [FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rlvar import datasets
+from rlvar._version import version
+from rlvar.comparison import ESTIMATORS
+from rlvar.report import Report, make_report
+from rlvar.rollouts import load_rollouts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 for input that cannot be used."""
+    args = _parser().parse_args(argv)
+    # A terminal or pipe that is not UTF-8 gets "?" for the bars of the chart, not a traceback.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="replace")
+    try:
+        report = _report(args)
+        print(report, flush=True)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter from flushing into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, TypeError, ValueError, MemoryError) as error:
+        print(f"rlvar: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlvar", description="How noisy is a policy gradient, and where does the noise come from?"
+    )
+    parser.add_argument("--version", action="version", version=f"rlvar {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="compare estimators on rollouts and say where the variance comes from",
+        description="Compare estimators on rollouts and say where the variance comes from.",
+    )
+    report.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally lengths or "
+        "mask, values and groups; or a directory of .npy files; without it, the embedded CartPole rollouts",
+    )
+    report.add_argument(
+        "--estimators",
+        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        default=["single", "multi"],
+        metavar="A,B",
+        help=f"estimators to compare, out of {', '.join(ESTIMATORS)} (default: single,multi)",
+    )
+    report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
+    return parser
+
+
+def _report(args: argparse.Namespace) -> Report:
+    progress = _progress()
+    try:
+        progress("reading rollouts")
+        if args.file is None:
+            rollouts, source = datasets.cartpole(), "CartPole-v1, embedded"
+        else:
+            rollouts, source = load_rollouts(args.file), args.file
+        report = make_report(rollouts, args.estimators, source=source, progress=progress)
+        if args.json is not None:
+            progress("writing " + str(args.json))
+            text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+            args.json.write_text(text + "\n", encoding="utf-8")
+    finally:
+        progress("")
+    return report
+
+
+def _progress() -> Callable[[str], None]:
+    """Return a function that shows the current stage on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        return lambda stage: None
+
+    def show(stage: str) -> None:
+        # Carriage return, clear to the end of the line.
+        sys.stderr.write(f"\r\x1b[K{stage + ' ...' if stage else ''}")
+        sys.stderr.flush()
+
+    return show
+
+
+def _one_line(error: BaseException) -> str:
+    """Say what was wrong in one line, with the file where the system names one."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -50,7 +50,9 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; what is not finite becomes None."""
-        return {name: to_json(getattr(self, name)) for name in ("value", "stderr", "low", "high", "confidence")}
+        return {
+            name: to_json(getattr(self, name)) for name in ("value", "stderr", "low", "high", "confidence")
+        }
 
 
 def to_json(value: Any) -> Any:

@@ -112,7 +112,8 @@ class Rollouts:
         if self.lengths is not None:
             return self.lengths
         if self.mask is not None:
-            return self.mask.sum(axis=1)
+            counts: NDArray[np.int64] = np.count_nonzero(self.mask, axis=1)
+            return counts
         return np.full(len(self), self.scores.shape[1])
 
     def __len__(self) -> int:

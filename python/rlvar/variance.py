@@ -51,7 +51,8 @@ class Decomposition:
     covariance_terms : Estimate
         Twice the sum of the T(T-1)/2 covariance terms; the two add up to the total.
     growth_exponent : Estimate
-        Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic.
+        Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
+        NaN if that holds one step only.
     step_variance : ndarray, shape (T,)
         The variance terms one by one.
     growth : ndarray, shape (T,)
@@ -163,8 +164,9 @@ def decompose(
 
     Notes
     -----
-    The growth exponent is fitted over the upper half of the lengths: from half the longest live
-    step to the longest. Two passes over the scores, O(N T D); the covariance matrix is not
+    The growth exponent is fitted over the upper half of the steps that at least half of the
+    rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
+    the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
     computed unless ``result.covariance`` is read.
 
     Examples
@@ -223,10 +225,11 @@ def decompose(
 
 
 def _growth_range(live: _check.Steps, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the upper half of the lengths: half the longest live step to the longest."""
-    columns = np.flatnonzero(live.live(shape).any(axis=0))
-    longest = int(columns[-1]) + 1 if columns.size else shape[1]
-    return max(1, (longest + 1) // 2), longest
+    """Return the upper half of the steps that at least half of the rollouts reach."""
+    alive = live.live(shape)
+    ends = np.where(alive.any(axis=1), shape[1] - np.argmax(alive[:, ::-1], axis=1), 0)
+    last = max(1, int(np.sort(ends)[len(ends) // 2]))
+    return (last + 1) // 2, last
 
 
 def _summaries(

@@ -1,0 +1,191 @@
+"""The report on some rollouts: which estimator is quieter, and where the variance comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlvar.comparison import Comparison, compare, estimator_weights
+from rlvar.estimate import Estimate
+from rlvar.rollouts import Rollouts
+from rlvar.variance import Decomposition, decompose
+
+_LONG_NAMES = {"single": "single-step", "multi": "multi-step"}
+_BARS = " ▁▂▃▄▅▆▇█"
+_CHART_WIDTH, _CHART_HEIGHT = 64, 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `rlvar report` prints.
+
+    Attributes
+    ----------
+    source : str
+        Where the rollouts came from.
+    rollouts : Rollouts
+    comparison : Comparison
+    decompositions : dict of str to Decomposition
+        One for each estimator compared.
+    """
+
+    source: str
+    rollouts: Rollouts
+    comparison: Comparison
+    decompositions: dict[str, Decomposition]
+
+    @property
+    def verdict(self) -> list[str]:
+        """The findings in plain sentences, each with its numbers."""
+        row_sentences = [
+            _ratio_sentence(row.name, row.ratio, self.comparison.reference)
+            for row in self.comparison
+            if row.name != self.comparison.reference
+        ]
+        quietest = min(self.comparison, key=lambda row: row.variance.value).name
+        return [*row_sentences, *_source_sentences(quietest, self.decompositions[quietest])]
+
+    def __str__(self) -> str:
+        confidence = f"{self.comparison.confidence:.0%}"
+        units = "rollouts" if self.rollouts.groups is None else "groups"
+        blocks = [
+            _rollouts_line(self.source, self.rollouts),
+            f"Estimators ({confidence} intervals: jackknife over {self.comparison.units} {units})\n"
+            + _indent(str(self.comparison)),
+        ]
+        for name, decomposition in self.decompositions.items():
+            blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
+        for name, decomposition in self.decompositions.items():
+            if decomposition.total_variance.value > 0:
+                blocks.append(_chart(name, decomposition.growth))
+        blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
+        return "\n\n".join(blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        n, t, d = self.rollouts.shape
+        return {
+            "source": self.source,
+            "rollouts": {"N": n, "T": t, "D": d, "lengths": self.rollouts.live_steps.tolist()},
+            "comparison": self.comparison.to_dict(),
+            "decompositions": {name: item.to_dict() for name, item in self.decompositions.items()},
+            "verdict": self.verdict,
+        }
+
+
+def make_report(
+    rollouts: Rollouts,
+    estimators: Sequence[str] = ("single", "multi"),
+    *,
+    source: str = "rollouts",
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Report:
+    """Compare the estimators, decompose the variance of each, and call `progress` on the way."""
+    progress(f"comparing {len(estimators)} estimators")
+    comparison = compare(rollouts, estimators)
+    decompositions = {}
+    for row in comparison:
+        progress(f"decomposing the variance of {_long(row.name)}")
+        decompositions[row.name] = decompose(
+            rollouts.scores,
+            estimator_weights(rollouts, row.name),
+            mask=rollouts.mask,
+            lengths=rollouts.lengths,
+            groups=rollouts.groups,
+        )
+    return Report(source, rollouts, comparison, decompositions)
+
+
+def _long(name: str) -> str:
+    return _LONG_NAMES.get(name, name)
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return "no interval: too few units"
+    return f"{estimate.confidence:.0%} interval {_number(estimate.low)} to {_number(estimate.high)}"
+
+
+def _rollouts_line(source: str, rollouts: Rollouts) -> str:
+    n, t, d = rollouts.shape
+    counts = rollouts.live_steps
+    rewards = "one terminal reward each" if rollouts.rewards.ndim == 1 else "a reward for each step"
+    groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
+    return (
+        f"Rollouts: {source}\n"
+        f"  N = {n} rollouts{groups}, T = {t} steps, D = {d} coordinates, {rewards}\n"
+        f"  lengths {counts.min()} to {counts.max()}, median {np.median(counts):g}, mean {counts.mean():.1f}"
+    )
+
+
+def _ratio_sentence(name: str, ratio: Estimate, reference: str) -> str:
+    """Say how many times as many rollouts the noisier of the two needs."""
+    this, that = _long(name), _long(reference)
+    if math.isnan(ratio.value):
+        return f"{this} and {that} cannot be compared: neither varies over these rollouts."
+    if ratio.value == ratio.low == ratio.high == 1.0:
+        return f"{this} and {that} are the same estimator on these rollouts: the variances are equal."
+    if ratio.value < 1.0:
+        this, that = that, this
+        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, 1 / ratio.low, ratio.confidence)
+    claim = f"{this} needs {_number(ratio.value)} times as many rollouts as {that} for the same precision"
+    if ratio.low <= 1.0:
+        return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
+    return f"{claim[0].upper()}{claim[1:]} ({_interval(ratio)})."
+
+
+def _source_sentences(name: str, parts: Decomposition) -> list[str]:
+    """Say where the variance of one estimator comes from and how it grows."""
+    if not parts.total_variance.value > 0:
+        return [f"The gradient estimate of {_long(name)} does not vary over these rollouts."]
+    t = len(parts.growth)
+    pairs = f"{t * (t - 1) // 2:,} covariance terms against {t:,} variance terms"
+    share = parts.covariance_share
+    if share >= 0:
+        source = f"{share:.0%} of the variance of {_long(name)} is covariance between steps"
+    else:
+        cancelled = -parts.covariance_terms.value / parts.variance_terms.value
+        source = (
+            f"covariance between steps is negative for {_long(name)}: it cancels {cancelled:.0%} of the sum "
+            "of the variance terms"
+        )
+    sentences = [f"{source[0].upper()}{source[1:]} ({pairs})."]
+    exponent = parts.growth_exponent
+    if not math.isnan(exponent.value):
+        first, last = parts.growth_range
+        sentences.append(
+            f"Over steps {first} to {last}, which at least half of the rollouts reach, it grows as "
+            f"length^{exponent.value:.2f} ({_interval(exponent)}; 1 is linear, 2 quadratic)."
+        )
+    return sentences
+
+
+def _chart(name: str, growth: NDArray[np.float64]) -> str:
+    """Draw the growth curve: the share of the variance that the first k steps have."""
+    steps = len(growth)
+    width = min(_CHART_WIDTH, steps)
+    columns = growth[np.ceil(np.arange(1, width + 1) * steps / width).astype(int) - 1]
+    top = float(growth.max())
+    eighths = np.rint(columns / top * _CHART_HEIGHT * 8).astype(int)
+    lines = [f"Growth of the variance of {_long(name)} with the number of steps summed"]
+    for row in reversed(range(_CHART_HEIGHT)):
+        bar = "".join(_BARS[min(8, max(0, e - 8 * row))] for e in eighths)
+        label = f"{top:.3g}" if row == _CHART_HEIGHT - 1 else ""
+        lines.append(f"  {label:>9} │{bar}".rstrip())
+    lines.append(f"  {'0':>9} └" + "─" * width)
+    lines.append(" " * 13 + "1" + f"{steps} steps".rjust(width - 1))
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The definitions in plain numpy loops: the oracle of the tests. Imports numpy alone.
+
+Slow on purpose: each function is the formula of its docstring, one index at a time.
+"""
+
+import numpy as np
+
+
+def live_steps(shape, mask=None, lengths=None):
+    """(N, T) booleans: the live steps."""
+    live = np.ones(shape, bool)
+    if lengths is not None:
+        for n, length in enumerate(lengths):
+            live[n, length:] = False
+    if mask is not None:
+        live &= np.asarray(mask, bool)
+    return live
+
+
+def reward_to_go(rewards, gamma=1.0, mask=None, lengths=None):
+    """G[n,t] = sum over live k >= t of gamma^(live steps from t to k) r[n,k]; 0 where not live."""
+    rewards = np.asarray(rewards, float)
+    live = live_steps(rewards.shape, mask, lengths)
+    result = np.zeros(rewards.shape)
+    for n in range(rewards.shape[0]):
+        steps = np.flatnonzero(live[n])
+        for i, t in enumerate(steps):
+            result[n, t] = sum(gamma ** (j - i) * rewards[n, k] for j, k in enumerate(steps) if j >= i)
+    return result
+
+
+def terms(scores, weights=None, mask=None, lengths=None):
+    """X[n,t,d] = w[n,t] S[n,t,d], 0 where not live."""
+    n, t, d = scores.shape
+    live = live_steps((n, t), mask, lengths)
+    weights = np.ones((n, t)) if weights is None else np.asarray(weights, float)
+    if weights.ndim == 1:
+        weights = np.repeat(weights[:, None], t, axis=1)
+    result = np.zeros((n, t, d))
+    for i in range(n):
+        for j in range(t):
+            if live[i, j]:
+                result[i, j] = weights[i, j] * scores[i, j].astype(float)
+    return result
+
+
+def normaliser(n, sample_weight=None, ddof=1):
+    """N - ddof, or v1 - ddof v2 / v1 with weights."""
+    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
+    return p.sum() - ddof * (p**2).sum() / p.sum()
+
+
+def centred(x, sample_weight=None):
+    """x less its weighted mean over the first axis."""
+    p = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)
+    return x - np.tensordot(p, x, axes=1) / p.sum()
+
+
+def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
+    """C[i,j] = sum_d sum_n p[n] (X[n,i,d] - mean) (X[n,j,d] - mean) / normaliser."""
+    n, t, _ = scores.shape
+    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
+    x = centred(terms(scores, weights, mask, lengths), sample_weight)
+    result = np.zeros((t, t))
+    for i in range(t):
+        for j in range(t):
+            result[i, j] = sum(p[k] * np.dot(x[k, i], x[k, j]) for k in range(n))
+    return result / normaliser(n, sample_weight, ddof)
+
+
+def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
+    """V(k) = trace of the covariance of the sum of the first k terms, k = 1..T."""
+    n, t, _ = scores.shape
+    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
+    x = terms(scores, weights, mask, lengths)
+    result = np.zeros(t)
+    for k in range(1, t + 1):
+        h = centred(x[:, :k].sum(axis=1), sample_weight)
+        result[k - 1] = sum(p[i] * np.dot(h[i], h[i]) for i in range(n))
+    return result / normaliser(n, sample_weight, ddof)
+
+
+def lag_profile(matrix):
+    """c(k) = sum_t C[t,t+k]."""
+    t = len(matrix)
+    return np.array([sum(matrix[i, i + k] for i in range(t - k)) for k in range(t)])
+
+
+def gradients(scores, weights=None, mask=None, lengths=None):
+    """g[n] = sum_t X[n,t]."""
+    return terms(scores, weights, mask, lengths).sum(axis=1)
+
+
+def pair_moments(g, labels):
+    """Mean over pairs of rollouts with different labels of |g_n - g_m|^2 / 2 and of g_n . g_m."""
+    variance, signal, pairs = 0.0, 0.0, 0
+    for n in range(len(g)):
+        for m in range(len(g)):
+            if labels[n] != labels[m]:
+                variance += 0.5 * np.dot(g[n] - g[m], g[n] - g[m])
+                signal += np.dot(g[n], g[m])
+                pairs += 1
+    return variance / pairs, signal / pairs
+
+
+def jackknife_stderr(statistic, labels):
+    """Standard error of statistic(kept rollouts), leaving out one label at a time."""
+    labels = np.asarray(labels)
+    names = list(dict.fromkeys(labels.tolist()))
+    left_out = np.array([statistic(np.flatnonzero(labels != name)) for name in names])
+    m = len(names)
+    return np.sqrt((m - 1) / m * ((left_out - left_out.mean()) ** 2).sum())

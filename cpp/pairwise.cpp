@@ -47,29 +47,40 @@ struct Centred {
 };
 
 /// mean[t,d] = sum_n p[n] X[n,t,d0+d] / total for t in [t0, t1). Returns the largest |X|.
+///
+/// Sums differences to the first rollout's terms, whose rounding is that of the spread: terms that
+/// are all equal get exactly their value.
 template <class T>
 double mean_of_steps(const Terms<T>& terms, double total, index_t d0, View2<double> mean,
                      index_t t0, index_t t1) {
   const index_t width = mean.cols;
-  std::vector<double> largest = zeros(width);
+  std::vector<double> origins = zeros((t1 - t0) * width), largest = zeros(width);
   double* peak = largest.data();
   std::fill(&mean(t0, 0), &mean(t0, 0) + (t1 - t0) * width, 0.0);
   for (index_t n = 0; n < terms.scores.n; ++n) {
     const double p = terms.probability(n);
     for (index_t t = t0; t < t1; ++t) {
-      if (!terms.live(n, t)) continue;
+      double* origin = origins.data() + (t - t0) * width;
+      double* sum = &mean(t, 0);
+      if (!terms.live(n, t)) {
+        for (index_t d = 0; d < width; ++d) sum[d] -= p * origin[d];
+        continue;
+      }
       const T* s = terms.scores.row(n, t) + d0;
       const double w = terms.weights(n, t);
-      double* sum = &mean(t, 0);
+      if (n == 0) {
+        for (index_t d = 0; d < width; ++d) origin[d] = w * static_cast<double>(s[d]);
+      }
       for (index_t d = 0; d < width; ++d) {
         const double x = w * static_cast<double>(s[d]);
-        sum[d] += p * x;
+        sum[d] += p * (x - origin[d]);
         peak[d] = std::max(peak[d], std::abs(x));
       }
     }
   }
   for (index_t t = t0; t < t1; ++t) {
-    for (index_t d = 0; d < width; ++d) mean(t, d) /= total;
+    const double* origin = origins.data() + (t - t0) * width;
+    for (index_t d = 0; d < width; ++d) mean(t, d) = origin[d] + mean(t, d) / total;
   }
   return *std::max_element(peak, peak + width);
 }

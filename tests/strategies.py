@@ -1,0 +1,46 @@
+"""Hypothesis strategies: rollouts of any small shape, with lengths, masks or neither."""
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+DTYPES = (np.float32, np.float64)
+
+
+def floats(dtype, bound=100.0):
+    width = 8 * np.dtype(dtype).itemsize
+    return st.floats(-bound, bound, width=width, allow_subnormal=False)
+
+
+@st.composite
+def live_steps(draw, n, t):
+    """Keyword arguments that say which steps are live: lengths, mask or nothing."""
+    kind = draw(st.sampled_from(["all", "lengths", "mask"]))
+    if kind == "lengths":
+        return {"lengths": draw(hnp.arrays(np.int64, n, elements=st.integers(0, t)))}
+    if kind == "mask":
+        return {"mask": draw(hnp.arrays(np.bool_, (n, t)))}
+    return {}
+
+
+@st.composite
+def terms(draw, max_n=7, max_t=6, max_d=4):
+    """scores, weights and the keyword arguments of `covariance`."""
+    n, t, d = (draw(st.integers(low, high)) for low, high in ((2, max_n), (1, max_t), (1, max_d)))
+    dtype = draw(st.sampled_from(DTYPES))
+    scores = draw(hnp.arrays(dtype, (n, t, d), elements=floats(dtype)))
+    weight_shape = draw(st.sampled_from([(n, t), (n,)]))
+    weights = draw(st.none() | hnp.arrays(np.float64, weight_shape, elements=floats(np.float64)))
+    options = draw(live_steps(n, t))
+    if draw(st.booleans()):
+        options["sample_weight"] = draw(hnp.arrays(np.float64, n, elements=st.floats(0.125, 4.0)))
+    options["ddof"] = draw(st.integers(0, 1))
+    return scores, weights, options
+
+
+@st.composite
+def rewards(draw):
+    """rewards (N, T) and the keyword arguments that say which steps are live."""
+    n, t = draw(st.integers(0, 20)), draw(st.integers(0, 12))
+    dtype = draw(st.sampled_from(DTYPES))
+    return draw(hnp.arrays(dtype, (n, t), elements=floats(dtype))), draw(live_steps(n, t))

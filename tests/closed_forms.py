@@ -42,7 +42,9 @@ class EnumeratedPolicy:
     """A softmax policy over V tokens whose logits depend on the previous token; all V^T sequences.
 
     theta[previous, token] are the logits; the first token is drawn after a start symbol V. The
-    score of a step is (onehot(token) - pi(. | previous)) in the row of the previous token.
+    score of a step is (onehot(token) - pi(. | previous)) in the row of the previous token. The
+    reward of a step is an arbitrary number for each prefix that ends there: causal, or past rewards
+    would not be independent of present actions.
     """
 
     def __init__(self, vocabulary, steps, seed):
@@ -57,7 +59,11 @@ class EnumeratedPolicy:
                 self.probabilities[n] *= pi[previous, token]
                 self.scores[n, t, previous] = (np.arange(vocabulary) == token) - pi[previous]
         self.scores = self.scores.reshape(len(self.sequences), steps, -1)
-        self.rewards = rng.standard_normal((len(self.sequences), steps))
+        reward_of = {}
+        for sequence in self.sequences:
+            for t in range(steps):
+                reward_of.setdefault(sequence[: t + 1], rng.standard_normal())
+        self.rewards = np.array([[reward_of[s[: t + 1]] for t in range(steps)] for s in self.sequences])
 
     def expectation(self, values):
         """E[values] with values[n] belonging to sequence n, summed without rounding error."""

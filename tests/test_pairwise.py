@@ -91,9 +91,7 @@ def test_the_rounding_of_weighted_terms_costs_no_digits(isa, rng):
 def test_float32_products_neither_underflow_nor_overflow(isa, rng, exponent):
     scores = rng.standard_normal((50, 6, 4), np.float32)
     tiny = np.ldexp(scores, exponent)
-    np.testing.assert_array_equal(
-        rlvar.covariance(tiny), np.ldexp(rlvar.covariance(scores), 2 * exponent)
-    )
+    np.testing.assert_array_equal(rlvar.covariance(tiny), np.ldexp(rlvar.covariance(scores), 2 * exponent))
 
 
 def test_symmetric_and_positive_semidefinite(rng):
@@ -134,9 +132,7 @@ def test_strided_scores_give_the_bits_of_their_copies(rng, dtype):
     for view in views:
         np.testing.assert_array_equal(rlvar.covariance(view), rlvar.covariance(view.copy(order="C")))
     weights = rng.standard_normal((24, 40))[::-1, ::2][:20, :12]
-    np.testing.assert_array_equal(
-        rlvar.covariance(base, weights), rlvar.covariance(base, weights.copy())
-    )
+    np.testing.assert_array_equal(rlvar.covariance(base, weights), rlvar.covariance(base, weights.copy()))
 
 
 def test_read_only_lists_integers_and_half_precision(rng):

@@ -60,10 +60,10 @@ class Report:
         ]
         for name, decomposition in self.decompositions.items():
             blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
+        blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
         for name, decomposition in self.decompositions.items():
             if decomposition.total_variance.value > 0:
                 blocks.append(_chart(name, decomposition.growth))
-        blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict[str, Any]:

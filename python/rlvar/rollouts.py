@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -180,13 +181,11 @@ def _read_directory(path: Path) -> Mapping[str, Any]:
 
 
 def _read_npz(path: Path) -> Mapping[str, Any]:
-    wanted = "an .npz file with arrays scores and rewards"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             return {key: archive[key] for key in _KEYS if key in archive}
-    except FileNotFoundError:
-        raise
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not {wanted}: {error}") from None
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not an .npz file with arrays scores and rewards: {error}") from None

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+import rlvar
+from rlvar.report import make_report
+
+
+def verdict(scores, rewards, **options):
+    return " ".join(make_report(rlvar.Rollouts(scores, rewards, **options)).verdict)
+
+
+def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
+    report = make_report(rlvar.datasets.cartpole())
+    ratio = report.comparison["multi"].ratio
+    assert (
+        f"Single-step needs {1 / ratio.value:.3g} times as many rollouts as multi-step for the same precision "
+        f"(95% interval {1 / ratio.high:.3g} to {1 / ratio.low:.3g})." in report.verdict
+    )
+
+
+def test_a_tie_is_not_called_a_win(rng):
+    text = verdict(rng.standard_normal((12, 2, 3)), rng.standard_normal((12, 2)))
+    assert "do not settle it" in text
+    assert "the interval holds 1" in text
+
+
+def test_terminal_rewards_are_recognised(rng):
+    assert "are the same estimator" in verdict(rng.standard_normal((12, 5, 3)), rng.standard_normal(12))
+
+
+def test_no_variance_is_said():
+    text = verdict(np.ones((12, 5, 3)), np.ones(12))
+    assert "neither varies" in text
+    assert "does not vary" in text
+
+
+def test_two_rollouts_say_why_there_is_no_interval(rng):
+    report = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    assert "too few" in " ".join(report.verdict)
+    assert "too few" in str(report)
+
+
+def test_positive_covariance_is_a_share_of_the_variance(rng):
+    # All terms of a rollout are equal: every entry of C is the same, (T - 1) / T is covariance.
+    scores = np.repeat(rng.standard_normal((50, 1, 2)), 10, axis=1)
+    report = make_report(rlvar.Rollouts(scores, np.ones(50)))
+    text = " ".join(report.verdict)
+    assert "90% of the variance of single-step is covariance between steps" in text
+    assert "45 covariance terms against 10 variance terms" in text
+    assert "length^2.00" in text
+    assert report.decompositions["multi"].covariance_share == pytest.approx(0.9)
+
+
+def test_the_chart_rises_to_the_largest_variance(rng):
+    lines = str(make_report(rlvar.Rollouts(np.ones((9, 20, 1)), rng.standard_normal(9)))).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Growth of the variance"))
+    heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
+    assert heights == sorted(heights)
+    assert heights[-1] == 6

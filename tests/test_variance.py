@@ -1,0 +1,177 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import reference
+import strategies
+from hypothesis import given
+
+import rlvar
+
+NAMES = ("total_variance", "variance_terms", "covariance_terms")
+
+
+@given(case=strategies.terms())
+def test_every_part_matches_the_definition(case):
+    scores, weights, options = case
+    result = rlvar.decompose(scores, weights, **options)
+    matrix = reference.covariance(scores, weights, **options)
+    x = reference.terms(scores, weights, options.get("mask"), options.get("lengths"))
+    atol = 1e-12 * matrix.diagonal().sum() + 1e-27 * float((x**2).sum())
+    close = {"rtol": 1e-11, "atol": atol * len(matrix)}
+    np.testing.assert_allclose(result.step_variance, matrix.diagonal(), **close)
+    np.testing.assert_allclose(result.growth, reference.growth(scores, weights, **options), **close)
+    np.testing.assert_allclose(result.lag_profile, reference.lag_profile(matrix), **close)
+    np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
+    np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
+    np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
+    p = options.get("sample_weight", np.ones(len(x)))
+    np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (7, 5, 3), (200, 9, 70), (3, 4, 200), (65, 30, 2)])
+def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, shape, dtype):
+    n, t, _ = shape
+    scores = rng.standard_normal(shape, dtype)
+    weights = rng.standard_normal((n, t))
+    p = rng.random(n)
+    for options in ({"lengths": rng.integers(0, t + 1, n)}, {"mask": rng.random((n, t)) < 0.7}):
+        live = reference.live_steps((n, t), **options)
+        x = scores * np.where(live, weights, 0.0)[:, :, None]
+        h = np.cumsum(x, axis=1)
+        fact = p.sum() - (p**2).sum() / p.sum()
+        result = rlvar.decompose(scores, weights, sample_weight=p, **options)
+        for series, squares in ((x, result.step_variance), (h, result.growth)):
+            centred = series - np.tensordot(p, series, 1) / p.sum()
+            expected = np.einsum("n,ntd->t", p, centred**2) / fact
+            np.testing.assert_allclose(squares, expected, rtol=1e-12, atol=1e-12 * expected.max())
+
+
+def test_growth_ends_at_the_total(rng):
+    result = rlvar.decompose(rng.standard_normal((30, 6, 2)), rng.standard_normal((30, 6)))
+    assert result.growth[-1] == result.total_variance.value
+    assert result.growth[0] == result.step_variance[0]
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits(isa, rng):
+    scores = 1e6 + rng.standard_normal((100, 9, 5))
+    result = rlvar.decompose(scores)
+    expected = reference.covariance(scores - 1e6)
+    np.testing.assert_allclose(result.step_variance, expected.diagonal(), rtol=1e-9)
+    np.testing.assert_allclose(result.growth, reference.growth(scores - 1e6), rtol=1e-8)
+    np.testing.assert_allclose(result.covariance, expected, rtol=0, atol=1e-12 * expected.max())
+
+
+@pytest.mark.parametrize("shape", [(500, 20, 3), (70, 30, 200)])
+def test_bits_do_not_depend_on_the_number_of_threads(isa, rng, shape):
+    scores, weights = rng.standard_normal(shape), rng.standard_normal(shape[:2])
+    one = rlvar.decompose(scores, weights, num_threads=1)
+    for threads in (2, 3, 8):
+        other = rlvar.decompose(scores, weights, num_threads=threads)
+        assert [getattr(one, name) for name in NAMES] == [getattr(other, name) for name in NAMES]
+        for name in ("step_variance", "growth", "mean", "lag_profile", "covariance"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("groups", [None, list("abcabcaabbccaddd")])
+def test_standard_errors_are_those_of_the_jackknife(isa, rng, groups):
+    scores, weights = rng.standard_normal((16, 5, 3)) + 1, rng.standard_normal((16, 5))
+    mask = rng.random((16, 5)) < 0.8
+    mask[:, 4] = True
+    result = rlvar.decompose(scores, weights, mask=mask, groups=groups)
+
+    def statistic(name):
+        def of_kept(kept):
+            part = rlvar.decompose(scores[kept], weights[kept], mask=mask[kept])
+            return getattr(part, name).value
+
+        return of_kept
+
+    labels = groups or np.arange(16)
+    for name in (*NAMES, "growth_exponent"):
+        expected = reference.jackknife_stderr(statistic(name), labels)
+        np.testing.assert_allclose(getattr(result, name).stderr, expected, rtol=1e-9)
+
+
+def test_growth_exponent_of_a_power_law_is_its_power():
+    # Increments along one direction that make the running sum k^a z: V(k) is k^(2a) exactly.
+    z = np.array([-1.0, 0.5, 2.0, -3.0])
+    k = np.arange(1, 41)
+    for a in (0.5, 1.0, 1.5):
+        increments = np.diff(k**a, prepend=0.0)
+        result = rlvar.decompose((z[:, None] * increments)[:, :, None])
+        assert result.growth_range == (20, 40)
+        np.testing.assert_allclose(result.growth_exponent.value, 2 * a, rtol=1e-10)
+        np.testing.assert_allclose(result.growth_exponent.stderr, 0, atol=1e-8)
+
+
+def test_growth_range_is_the_upper_half_of_what_half_the_rollouts_reach(rng):
+    scores = rng.standard_normal((6, 20, 2))
+    assert rlvar.decompose(scores).growth_range == (10, 20)
+    assert rlvar.decompose(scores, lengths=[2, 3, 4, 8, 12, 20]).growth_range == (4, 8)
+    assert rlvar.decompose(scores, lengths=[0] * 6).growth_range == (1, 1)
+
+
+def test_no_interval_with_sample_weight_or_two_rollouts(rng):
+    scores = rng.standard_normal((5, 4, 2))
+    for result in (
+        rlvar.decompose(scores, sample_weight=np.full(5, 0.2), ddof=0),
+        rlvar.decompose(scores[:2]),
+    ):
+        assert np.isfinite(result.total_variance.value)
+        assert np.isnan([result.total_variance.low, result.total_variance.stderr]).all()
+
+
+def test_one_step_and_no_variance():
+    result = rlvar.decompose(np.ones((5, 1, 1)))
+    assert result.total_variance.value == 0
+    assert np.isnan(result.growth_exponent.value)
+    assert np.isnan(result.covariance_share)
+    assert "total variance" in str(result)
+
+
+def test_to_dict_is_json_and_holds_every_field(rng):
+    result = rlvar.decompose(rng.standard_normal((2, 4, 2)))
+    fields = json.loads(json.dumps(result.to_dict(covariance=True), allow_nan=False))
+    assert {*NAMES, "step_variance", "growth", "lag_profile", "mean", "covariance"} <= set(fields)
+    assert fields["total_variance"]["stderr"] is None
+    np.testing.assert_array_equal(fields["covariance"], result.covariance)
+    assert "covariance" not in result.to_dict()
+
+
+def test_results_are_frozen_and_picklable(rng):
+    result = rlvar.decompose(rng.standard_normal((5, 4, 2)))
+    with pytest.raises(AttributeError):
+        result.growth = None
+    copy = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(copy.covariance, result.covariance)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_first_bad_score_is_named(rng, bad):
+    scores = rng.standard_normal((6, 4, 3))
+    scores[4, 2, 1] = bad
+    with pytest.raises(ValueError, match=r"got scores\[4, 2, 1\] = "):
+        rlvar.decompose(scores)
+    lengths = [4, 4, 4, 4, 2, 4]
+    np.testing.assert_array_equal(
+        rlvar.decompose(scores, lengths=lengths).growth,
+        rlvar.decompose(np.nan_to_num(scores, posinf=0), lengths=lengths).growth,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"groups": [1, 2, 3]}, ValueError, r"groups must have shape \(N,\) = \(4,\), got \(3,\)"),
+        ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
+        ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
+        ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
+        ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.decompose(np.ones((4, 3, 2)), **options)

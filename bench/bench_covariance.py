@@ -1,9 +1,9 @@
 """Covariance and growth: ours, per instruction set, beside the best numpy."""
 
-import cases
 import numpy as np
 import pytest
 
+import cases
 import rlvar
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}

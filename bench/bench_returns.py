@@ -1,9 +1,9 @@
 """Returns-to-go: ours, per instruction set, beside numpy's loop and scipy's filter."""
 
-import cases
 import numpy as np
 import pytest
 
+import cases
 import rlvar
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}

@@ -19,9 +19,9 @@ args = parser.parse_args()
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = str(args.threads)  # read when numpy and rlvar are imported
 
-import cases  # noqa: E402
 import numpy as np  # noqa: E402
 
+import cases  # noqa: E402
 import rlvar  # noqa: E402
 from rlvar import _core  # noqa: E402
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+
 import rlvar
 
 ACTIONS, FEATURES = 2, 5

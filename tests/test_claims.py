@@ -1,10 +1,10 @@
 """The claims of the mission, each a test."""
 
-import closed_forms
 import numpy as np
 import pytest
-import reference
 
+import closed_forms
+import reference
 import rlvar
 
 

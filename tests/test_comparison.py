@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-import reference
 
+import reference
 import rlvar
 
 

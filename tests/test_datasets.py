@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 
+import reference
 import rlvar
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "make_cartpole_rollouts.py"

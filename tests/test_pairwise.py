@@ -3,11 +3,11 @@ import sys
 
 import numpy as np
 import pytest
-import reference
-import strategies
 from hypothesis import given
 
+import reference
 import rlvar
+import strategies
 
 # Error of the result relative to the largest diagonal entry.
 ACCURACY = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-13}
@@ -36,7 +36,7 @@ SHAPES = [(2, 1, 1), (9, 5, 3), (300, 12, 16), (20, 530, 7), (5, 3, 700), (3, 2,
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, dtype, shape):
-    n, t, d = shape
+    n, t, _ = shape
     scores = rng.standard_normal(shape, dtype)
     weights = rng.standard_normal((n, t))
     lengths = rng.integers(0, t + 1, n)

@@ -13,8 +13,9 @@ def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
     report = make_report(rlvar.datasets.cartpole())
     ratio = report.comparison["multi"].ratio
     assert (
-        f"Single-step needs {1 / ratio.value:.3g} times as many rollouts as multi-step for the same precision "
-        f"(95% interval {1 / ratio.high:.3g} to {1 / ratio.low:.3g})." in report.verdict
+        f"Single-step needs {1 / ratio.value:.3g} times as many rollouts as multi-step "
+        f"for the same precision (95% interval {1 / ratio.high:.3g} to {1 / ratio.low:.3g})."
+        in report.verdict
     )
 
 

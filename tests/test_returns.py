@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import reference
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 import rlvar
+import strategies
 
 
 def tolerance(dtype, rewards):

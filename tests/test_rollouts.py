@@ -95,7 +95,7 @@ def test_unusable_files_are_refused_with_their_name(tmp_path):
     with pytest.raises(ValueError, match="it holds a single array"):
         rlvar.load_rollouts(tmp_path / "single.npy")
     objects = save(tmp_path / "objects.npz", scores=np.array([None]), rewards=REWARDS)
-    with pytest.raises(ValueError, match="objects.npz is not"):
+    with pytest.raises(ValueError, match=r"objects.npz is not"):
         rlvar.load_rollouts(objects)
 
 

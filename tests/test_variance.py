@@ -3,11 +3,11 @@ import pickle
 
 import numpy as np
 import pytest
-import reference
-import strategies
 from hypothesis import given
 
+import reference
 import rlvar
+import strategies
 
 NAMES = ("total_variance", "variance_terms", "covariance_terms")
 

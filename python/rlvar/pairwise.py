@@ -73,9 +73,9 @@ def covariance(
     --------
     >>> import numpy as np, rlvar
     >>> scores = np.array([[[1.0], [0.0]], [[-1.0], [2.0]], [[0.0], [-2.0]]])
-    >>> rlvar.covariance(scores, weights=[1.0, 1.0, 2.0])
-    array([[ 1., -1.],
-           [-1.,  9.33333333]])
+    >>> rlvar.covariance(scores, weights=[2.0, 2.0, 2.0])
+    array([[ 4., -4.],
+           [-4., 16.]])
     """
     array = _check.scores(scores)
     n, t, _ = array.shape

@@ -18,13 +18,11 @@ def _tracked_files() -> list[str]:
     """Return the paths that git tracks here, or [] where this is not the root of a checkout."""
     if not Path(".git").exists():
         return []
-    listing = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(["git", "ls-files", "-z"], stdout=subprocess.PIPE, text=True, check=True)
     return [name for name in listing.stdout.split("\0") if name and Path(name).is_file()]
 
 
-def build_sdist(  # type: ignore[no-redef]
-    sdist_directory: str, config_settings: dict[str, Any] | None = None
-) -> str:
+def build_sdist(sdist_directory: str, config_settings: dict[str, Any] | None = None) -> str:
     """Build an sdist of the tracked files."""
     settings = dict(config_settings or {})
     tracked = _tracked_files()

@@ -202,7 +202,7 @@ GOOD = np.ones((4, 3, 2))
             r"weights must have shape \(N, T\) = \(4, 3\) or \(N,\) = \(4,\), got \(3, 4\)",
         ),
         (GOOD, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
-        (GOOD, {"weights": [1, 2, np.nan, 3]}, ValueError, r"got weights\[2, 0\] = nan"),
+        (GOOD, {"weights": [1, 2, np.nan, 3]}, ValueError, r"got weights\[2\] = nan"),
         (GOOD, {"lengths": [1, 2, 3, 4]}, ValueError, r"got lengths\[3\] = 4"),
         (GOOD, {"sample_weight": [1, 2, 3]}, ValueError, r"sample_weight must have shape \(N,\) = \(4,\)"),
         (GOOD, {"sample_weight": [1, -1, 1, 1]}, ValueError, r"got sample_weight\[1\] = -1"),

@@ -47,9 +47,48 @@ def test_positive_covariance_is_a_share_of_the_variance(rng):
     report = make_report(rlvar.Rollouts(scores, np.ones(50)))
     text = " ".join(report.verdict)
     assert "90% of the variance of single-step is covariance between steps" in text
-    assert "45 covariance terms against 10 variance terms" in text
+    assert "(45 covariance terms, 10 variance terms)" in text
     assert "length^2.00" in text
     assert report.decompositions["multi"].covariance_share == pytest.approx(0.9)
+
+
+def test_covariance_that_may_be_none_is_not_given_a_sign():
+    # Independent scores with one terminal reward of 1: every covariance term is 0.
+    wrong = 0
+    for seed in range(40):
+        scores = np.random.default_rng(seed).standard_normal((50, 6, 2))
+        wrong += "cannot be told from none" not in verdict(scores, np.ones(50))
+    assert wrong <= 8
+
+
+def test_one_estimator_without_variance_is_said():
+    # Whole returns are 0, returns-to-go are not.
+    rng = np.random.default_rng(0)
+    rewards = np.repeat(rng.standard_normal((40, 1)), 2, axis=1) * [1, -1]
+    assert "Single-step does not vary over these rollouts; multi-step does." in verdict(
+        rng.standard_normal((40, 2, 3)), rewards
+    )
+
+
+def test_groups_and_ignored_rewards_are_explained(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((12, 5, 3)), np.ones((12, 5)), lengths=[4] * 12, groups=list("aabbccddeeff")
+    )
+    text = str(make_report(rollouts))
+    assert "Variances here are over pairs of rollouts of different groups" in text
+    assert "12 non-zero rewards lie on steps that are not live and are ignored" in text
+
+
+def test_what_no_rollout_reaches_is_not_counted(rng):
+    scores = rng.standard_normal((30, 50, 2))
+    report = make_report(rlvar.Rollouts(scores, rng.standard_normal((30, 50)), lengths=[7] * 30))
+    assert "(21 covariance terms, 7 variance terms)" in " ".join(report.verdict)
+    assert "7 steps" in str(report)
+
+
+def test_one_step_has_no_covariance_and_no_exponent(rng):
+    text = str(make_report(rlvar.Rollouts(rng.standard_normal((30, 1, 2)), np.ones((30, 1)))))
+    assert "nan" not in text
 
 
 def test_the_chart_rises_to_the_largest_variance(rng):

@@ -89,23 +89,41 @@ def test_unusable_files_are_refused_with_their_name(tmp_path):
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} is not an .npz file with arrays scores and rewards"):
+        with pytest.raises(ValueError, match=f"{name}(: array scores cannot be read| is not an .npz file)"):
             rlvar.load_rollouts(tmp_path / name)
     np.save(tmp_path / "single.npy", SCORES)
-    with pytest.raises(ValueError, match="it holds a single array"):
+    with pytest.raises(ValueError, match=r"single.npy is not an .npz file"):
         rlvar.load_rollouts(tmp_path / "single.npy")
-    objects = save(tmp_path / "objects.npz", scores=np.array([None]), rewards=REWARDS)
-    with pytest.raises(ValueError, match=r"objects.npz is not"):
+    objects = save(
+        tmp_path / "objects.npz", scores=SCORES, rewards=REWARDS, groups=np.array(list("abcd"), object)
+    )
+    with pytest.raises(ValueError, match=r"objects.npz: array groups cannot be read: Object arrays"):
         rlvar.load_rollouts(objects)
 
 
 def test_missing_and_misfitting_arrays_are_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no array named scores or rewards"):
+    with pytest.raises(ValueError, match="holds no array named scores or rewards, but nothing"):
         rlvar.load_rollouts(tmp_path)
-    with pytest.raises(ValueError, match=r"half.npz holds no array named rewards"):
+    with pytest.raises(ValueError, match=r"half.npz holds no array named rewards, but scores"):
         rlvar.load_rollouts(save(tmp_path / "half.npz", scores=SCORES))
     with pytest.raises(ValueError, match=r"bad.npz: rewards must have shape"):
         rlvar.load_rollouts(save(tmp_path / "bad.npz", scores=SCORES, rewards=np.ones(9)))
     (tmp_path / "scores.npy").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"scores.npy is not a readable .npy file"):
+    np.save(tmp_path / "rewards.npy", REWARDS)
+    with pytest.raises(ValueError, match="array scores cannot be read"):
         rlvar.load_rollouts(tmp_path)
+
+
+def test_arrays_by_other_names_are_ignored_with_a_warning(tmp_path):
+    path = save(tmp_path / "typo.npz", scores=SCORES, rewards=REWARDS, length=np.ones(4, int), seed=1)
+    with pytest.warns(UserWarning, match=r"typo.npz: ignored arrays named length, seed"):
+        assert rlvar.load_rollouts(path).lengths is None
+
+
+def test_nan_is_no_label():
+    with pytest.raises(ValueError, match="groups must not hold NaN"):
+        rlvar.Rollouts(SCORES, REWARDS, groups=[np.nan] * 4)
+
+
+def test_a_rollout_without_live_steps_may_have_any_reward():
+    assert len(rlvar.Rollouts(SCORES, [np.nan, 1, 1, 1], lengths=[0, 3, 3, 3])) == 4

@@ -149,6 +149,15 @@ def test_results_are_frozen_and_picklable(rng):
     np.testing.assert_array_equal(copy.covariance, result.covariance)
 
 
+def test_the_scale_of_sample_weight_does_not_matter(rng):
+    scores, p = rng.standard_normal((9, 4, 2)), rng.random(9)
+    expected = rlvar.decompose(scores, sample_weight=p)
+    for factor in (2.0**-900, 1e-300, 1e300):
+        result = rlvar.decompose(scores, sample_weight=p * factor)
+        np.testing.assert_allclose(result.growth, expected.growth, rtol=1e-13)
+        np.testing.assert_allclose(result.covariance, expected.covariance, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_the_first_bad_score_is_named(rng, bad):
     scores = rng.standard_normal((6, 4, 3))

@@ -110,10 +110,8 @@ def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: 
     array = floats(name, value).astype(np.float64, copy=False)
     if array.shape not in ((n, t), (n,)):
         raise _shape_error(name, f"(N, T) = {shape} or (N,) = ({n},)", array.shape)
-    if array.ndim == 1:
-        array = np.broadcast_to(array[:, None], shape)
-    finite(name, array, live)
-    return array
+    finite(name, array, live, shape)
+    return np.broadcast_to(array[:, None], shape) if array.ndim == 1 else array
 
 
 def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
@@ -147,18 +145,25 @@ def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayL
     return Steps(None, None)
 
 
-def finite(name: str, array: Float, live: Steps | None = None) -> None:
-    """Raise where `array`, at live steps if it is (N, T), is not finite; name the first index."""
+def finite(name: str, array: Float, live: Steps | None = None, shape: tuple[int, int] | None = None) -> None:
+    """Raise where `array` is not finite; name the first index.
+
+    With `live`, only where a step is live, if `array` is (N, T), or any step of the rollout, if it
+    is (N,); `shape` is then (N, T).
+    """
     good = np.isfinite(array)
     if good.all():
         return
+    where_live = ""
     if live is not None:
-        good |= ~live.live(array.shape)
+        where_live = " in live steps"
+        alive = live.live(shape or array.shape)
+        good |= ~(alive if array.ndim == 2 else alive.any(axis=1))
     bad = np.argwhere(~good)
     if len(bad):
         index = tuple(int(i) for i in bad[0])
         where = ", ".join(map(str, index))
-        raise ValueError(f"{name} must be finite in live steps, got {name}[{where}] = {array[index]}")
+        raise ValueError(f"{name} must be finite{where_live}, got {name}[{where}] = {array[index]}")
 
 
 def raise_not_finite(array: Float, live: Steps) -> NoReturn:
@@ -178,7 +183,10 @@ def raise_not_finite(array: Float, live: Steps) -> NoReturn:
 
 
 def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
-    """Return sample weights (N,), float64, non-negative, not all zero."""
+    """Return sample weights (N,), float64, non-negative, not all zero, the largest in [1/2, 1).
+
+    Results do not depend on their common factor; a power of two changes no digit of them.
+    """
     if value is None:
         return None
     array = np.ascontiguousarray(floats("sample_weight", value), dtype=np.float64)
@@ -190,7 +198,8 @@ def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
         raise ValueError(f"sample_weight must not be negative, got sample_weight[{i}] = {array[i]}")
     if not array.any():
         raise ValueError("sample_weight must not be all zero")
-    return array
+    scaled: Double = np.ldexp(array, -int(np.frexp(array.max())[1]))
+    return scaled
 
 
 def normaliser(weight: Double | None, n: int, ddof: int) -> float:
@@ -249,9 +258,12 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
         raise _shape_error("groups", f"(N,) = ({n},)", (len(groups),))
     seen: dict[Hashable, int] = {}
     try:
-        return np.array([seen.setdefault(label, len(seen)) for label in groups], dtype=np.int64)
+        labels = np.array([seen.setdefault(label, len(seen)) for label in groups], dtype=np.int64)
     except TypeError:
         raise TypeError("groups must hold hashable labels") from None
+    if any(label != label for label in seen):
+        raise ValueError("groups must not hold NaN: it is not equal to itself")
+    return labels
 
 
 def threads(value: int | None) -> int | None:
@@ -267,9 +279,18 @@ def threads(value: int | None) -> int | None:
     return min(count, 1024)
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str) or np.ndim(value) != 0:
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+
+
 def confidence(value: float) -> float:
     """Return a confidence level strictly between 0 and 1."""
-    level = float(value)
+    level = _number("confidence", value)
     if not 0.0 < level < 1.0:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {value!r}")
     return level
@@ -277,10 +298,7 @@ def confidence(value: float) -> float:
 
 def gamma(value: float) -> float:
     """Return a discount factor in [0, 1]."""
-    try:
-        discount = float(value)
-    except TypeError:
-        raise TypeError(f"gamma must be a number, got {type(value).__name__}") from None
+    discount = _number("gamma", value)
     if not 0.0 <= discount <= 1.0:
         raise ValueError(f"gamma must lie in 0..1, got {value!r}")
     return discount

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from rlvar.rollouts import load_rollouts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, or 2 for input that cannot be used."""
     args = _parser().parse_args(argv)
-    # A terminal or pipe that is not UTF-8 gets "?" for the bars of the chart, not a traceback.
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure:
-        reconfigure(errors="replace")
     try:
-        report = _report(args)
-        print(report, flush=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            report = _report(args)
+        for warning in caught:
+            print(f"rlvar: warning: {warning.message}", file=sys.stderr)
+        print(_drawable(str(report)), flush=True)
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter from flushing into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +76,10 @@ def _report(args: argparse.Namespace) -> Report:
             rollouts, source = datasets.cartpole(), "CartPole-v1, embedded"
         else:
             rollouts, source = load_rollouts(args.file), args.file
-        report = make_report(rollouts, args.estimators, source=source, progress=progress)
+        try:
+            report = make_report(rollouts, args.estimators, source=source, progress=progress)
+        except ValueError as error:
+            raise ValueError(f"{args.file}: {error}" if args.file else str(error)) from None
         if args.json is not None:
             progress("writing " + str(args.json))
             text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
@@ -96,6 +100,16 @@ def _progress() -> Callable[[str], None]:
         sys.stderr.flush()
 
     return show
+
+
+def _drawable(text: str) -> str:
+    """Draw with ASCII where standard output cannot show the blocks of the chart."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        ascii_text = text.translate(str.maketrans("▁▂▃▄▅▆▇█│└─", "...::###|+-"))
+        return ascii_text.encode("ascii", "replace").decode()
+    return text
 
 
 def _one_line(error: BaseException) -> str:

@@ -100,9 +100,12 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
     t = student_t_quantile(0.5 + 0.5 * confidence, m - 1)
 
     def spread(x: Double) -> float:
-        # About the first value, so that equal values give exactly 0.
+        # About the first value, so that equal values give exactly 0; scaled, so that no square is
+        # out of range.
         d = x - x[0]
-        return math.sqrt((m - 1) / m * float(np.square(d - d.mean()).sum()))
+        scale = float(np.abs(d).max())
+        d = d / (scale or 1.0)
+        return scale * math.sqrt((m - 1) / m * float(np.square(d - d.mean()).sum()))
 
     stderr = spread(left_out)
     if positive and value > 0 and (left_out > 0).all():

@@ -48,7 +48,8 @@ class Report:
             if row.name != self.comparison.reference
         ]
         quietest = min(self.comparison, key=lambda row: row.variance.value).name
-        return [*row_sentences, *_source_sentences(quietest, self.decompositions[quietest])]
+        parts = self.decompositions[quietest]
+        return [*row_sentences, *_source_sentences(quietest, parts, _reach(self.rollouts))]
 
     def __str__(self) -> str:
         confidence = f"{self.comparison.confidence:.0%}"
@@ -58,12 +59,16 @@ class Report:
             f"Estimators ({confidence} intervals: jackknife over {self.comparison.units} {units})\n"
             + _indent(str(self.comparison)),
         ]
+        if self.rollouts.groups is not None:
+            blocks[-1] += (
+                "\n  Variances here are over pairs of rollouts of different groups; below, over all rollouts."
+            )
         for name, decomposition in self.decompositions.items():
             blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
         blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
         for name, decomposition in self.decompositions.items():
             if decomposition.total_variance.value > 0:
-                blocks.append(_chart(name, decomposition.growth))
+                blocks.append(_chart(name, decomposition.growth[: _reach(self.rollouts)]))
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +110,10 @@ def _long(name: str) -> str:
     return _LONG_NAMES.get(name, name)
 
 
+def _start(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
 def _indent(text: str) -> str:
     return "\n".join("  " + line for line in text.splitlines())
 
@@ -120,15 +129,25 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.confidence:.0%} interval {_number(estimate.low)} to {_number(estimate.high)}"
 
 
+def _reach(rollouts: Rollouts) -> int:
+    """Return the number of steps up to the last that any rollout reaches, at least 1."""
+    live = rollouts.live.any(axis=0)
+    return int(np.flatnonzero(live)[-1]) + 1 if live.any() else 1
+
+
 def _rollouts_line(source: str, rollouts: Rollouts) -> str:
     n, t, d = rollouts.shape
     counts = rollouts.live_steps
+    measure = "lengths" if rollouts.mask is None else "live steps"
+    ignored = 0 if rollouts.rewards.ndim == 1 else np.count_nonzero(rollouts.rewards[~rollouts.live])
+    note = f"\n  {ignored} non-zero rewards lie on steps that are not live and are ignored" if ignored else ""
     rewards = "one terminal reward each" if rollouts.rewards.ndim == 1 else "a reward for each step"
     groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
     return (
         f"Rollouts: {source}\n"
         f"  N = {n} rollouts{groups}, T = {t} steps, D = {d} coordinates, {rewards}\n"
-        f"  lengths {counts.min()} to {counts.max()}, median {np.median(counts):g}, mean {counts.mean():.1f}"
+        f"  {measure} {counts.min()} to {counts.max()}, median {np.median(counts):g}, "
+        f"mean {counts.mean():.1f}{note}"
     )
 
 
@@ -136,42 +155,58 @@ def _ratio_sentence(name: str, ratio: Estimate, reference: str) -> str:
     """Say how many times as many rollouts the noisier of the two needs."""
     this, that = _long(name), _long(reference)
     if math.isnan(ratio.value):
-        return f"{this} and {that} cannot be compared: neither varies over these rollouts."
+        return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
+    if math.isinf(ratio.value):
+        return f"{_start(that)} does not vary over these rollouts; {this} does."
     if ratio.value == ratio.low == ratio.high == 1.0:
-        return f"{this} and {that} are the same estimator on these rollouts: the variances are equal."
+        return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
+    if ratio.value == 0.0:
+        return f"{_start(this)} does not vary over these rollouts; {that} does."
     if ratio.value < 1.0:
         this, that = that, this
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, 1 / ratio.low, ratio.confidence)
     claim = f"{this} needs {_number(ratio.value)} times as many rollouts as {that} for the same precision"
     if ratio.low <= 1.0:
         return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
-    return f"{claim[0].upper()}{claim[1:]} ({_interval(ratio)})."
+    return f"{_start(claim)} ({_interval(ratio)})."
 
 
-def _source_sentences(name: str, parts: Decomposition) -> list[str]:
+def _source_sentences(name: str, parts: Decomposition, steps: int) -> list[str]:
     """Say where the variance of one estimator comes from and how it grows."""
     if not parts.total_variance.value > 0:
         return [f"The gradient estimate of {_long(name)} does not vary over these rollouts."]
-    t = len(parts.growth)
-    pairs = f"{t * (t - 1) // 2:,} covariance terms against {t:,} variance terms"
-    share = parts.covariance_share
-    if share >= 0:
-        source = f"{share:.0%} of the variance of {_long(name)} is covariance between steps"
-    else:
-        cancelled = -parts.covariance_terms.value / parts.variance_terms.value
-        source = (
-            f"covariance between steps is negative for {_long(name)}: it cancels {cancelled:.0%} of the sum "
-            "of the variance terms"
-        )
-    sentences = [f"{source[0].upper()}{source[1:]} ({pairs})."]
+    sentences = []
+    if steps > 1:
+        sentences.append(_covariance_sentence(name, parts, steps))
     exponent = parts.growth_exponent
     if not math.isnan(exponent.value):
         first, last = parts.growth_range
         sentences.append(
-            f"Over steps {first} to {last}, which at least half of the rollouts reach, it grows as "
-            f"length^{exponent.value:.2f} ({_interval(exponent)}; 1 is linear, 2 quadratic)."
+            f"The variance of {_long(name)} grows as length^{exponent.value:.2f} ({_interval(exponent)}; "
+            "1 is linear, 2 quadratic) "
+            f"over steps {first} to {last}, which at least half of the rollouts reach."
         )
     return sentences
+
+
+def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
+    """Say how much of the variance is covariance between steps, or that it cannot be told from none."""
+    pairs = f"{steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms"
+    covariance, total = parts.covariance_terms, parts.total_variance.value
+    interval = _interval(covariance)
+    if not (covariance.low > 0 or covariance.high < 0 or math.isnan(covariance.low)):
+        return (
+            f"Covariance between steps in {_long(name)} cannot be told from none: "
+            f"{_number(covariance.value)} ({interval}) against {_number(total)} in total ({pairs})."
+        )
+    if covariance.value >= 0:
+        share = f"{parts.covariance_share:.0%} of the variance of {_long(name)} is covariance between steps"
+    else:
+        share = (
+            f"Covariance between steps is negative in {_long(name)} and cancels "
+            f"{-covariance.value / parts.variance_terms.value:.0%} of the variance terms"
+        )
+    return f"{share}: {_number(covariance.value)} ({interval}) against {_number(total)} in total ({pairs})."
 
 
 def _chart(name: str, growth: NDArray[np.float64]) -> str:
@@ -187,5 +222,5 @@ def _chart(name: str, growth: NDArray[np.float64]) -> str:
         label = f"{top:.3g}" if row == _CHART_HEIGHT - 1 else ""
         lines.append(f"  {label:>9} │{bar}".rstrip())
     lines.append(f"  {'0':>9} └" + "─" * width)
-    lines.append(" " * 13 + "1" + f"{steps} steps".rjust(width - 1))
+    lines.append(" " * 13 + "1" + f"{steps} steps".rjust(max(width - 1, len(str(steps)) + 9)))
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -42,6 +43,8 @@ class Rollouts:
     ----------
     scores, rewards, lengths, mask, values, groups
         As given, as arrays; None where not given. `groups` are numbered by first appearance.
+    live : ndarray of bool, shape (N, T)
+        Which steps are live.
     live_steps : ndarray, shape (N,)
         Number of live steps of each rollout.
 
@@ -79,10 +82,7 @@ class Rollouts:
         shape = array.shape[:2]
         live = _check.steps(shape, mask, lengths)
         checked_rewards = _check.floats("rewards", rewards).astype(np.float64, copy=False)
-        if checked_rewards.shape == shape[:1]:
-            _check.finite("rewards", checked_rewards)
-        else:
-            checked_rewards = _check.weights(checked_rewards, shape, live, "rewards")
+        _check.weights(checked_rewards, shape, live, "rewards")
         checked_values = None
         if values is not None:
             checked_values = _check.floats("values", values).astype(np.float64, copy=False)
@@ -108,14 +108,16 @@ class Rollouts:
         return n, t, d
 
     @property
+    def live(self) -> NDArray[np.bool_]:
+        """Which steps are live, shape (N, T)."""
+        shape = self.scores.shape[:2]
+        return _check.steps(shape, self.mask, self.lengths).live(shape)
+
+    @property
     def live_steps(self) -> NDArray[np.int64]:
         """Number of live steps of each rollout, shape (N,)."""
-        if self.lengths is not None:
-            return self.lengths
-        if self.mask is not None:
-            counts: NDArray[np.int64] = np.count_nonzero(self.mask, axis=1)
-            return counts
-        return np.full(len(self), self.scores.shape[1])
+        counts: NDArray[np.int64] = np.count_nonzero(self.live, axis=1)
+        return counts
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -148,6 +150,11 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     ValueError
         If the file is not what is described above, or its arrays do not fit each other.
 
+    Warns
+    -----
+    UserWarning
+        If there are arrays by other names: they are ignored, and ``length`` is not ``lengths``.
+
     Examples
     --------
     >>> import numpy as np, pathlib, rlvar, tempfile
@@ -158,34 +165,46 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     Rollouts(N=4, T=7, D=2, lengths 7 to 7)
     """
     path = Path(path)
-    arrays = _read_directory(path) if path.is_dir() else _read_npz(path)
-    missing = [key for key in ("scores", "rewards") if key not in arrays]
+    names, read = _open_directory(path) if path.is_dir() else _open_npz(path)
+    missing = [key for key in ("scores", "rewards") if key not in names]
     if missing:
-        raise ValueError(f"{path} holds no array named {' or '.join(missing)}")
+        found = ", ".join(sorted(names)) or "nothing"
+        raise ValueError(f"{path} holds no array named {' or '.join(missing)}, but {found}")
+    ignored = sorted(set(names) - set(_KEYS))
+    if ignored:
+        warnings.warn(f"{path}: ignored arrays named {', '.join(ignored)}", stacklevel=2)
+    arrays = {}
+    for key in _KEYS:
+        if key in names:
+            try:
+                arrays[key] = read(key)
+            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"{path}: array {key} cannot be read: {error}") from None
     try:
         return Rollouts(**arrays)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def _read_directory(path: Path) -> Mapping[str, Any]:
-    arrays = {}
-    for key in _KEYS:
-        file = path / f"{key}.npy"
-        if file.exists():
-            try:
-                arrays[key] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"{file} is not a readable .npy file: {error}") from None
-    return arrays
+def _open_directory(path: Path) -> tuple[set[str], Callable[[str], Any]]:
+    """Return the names of the arrays and how to map one."""
+
+    def read(key: str) -> Any:
+        return np.load(path / f"{key}.npy", mmap_mode="r", allow_pickle=False)
+
+    return {file.stem for file in path.glob("*.npy")}, read
 
 
-def _read_npz(path: Path) -> Mapping[str, Any]:
-    try:
+def _open_npz(path: Path) -> tuple[set[str], Callable[[str], Any]]:
+    """Return the names of the arrays and how to read one."""
+
+    def read(key: str) -> Any:
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {key: archive[key] for key in _KEYS if key in archive}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not an .npz file with arrays scores and rewards: {error}") from None
+            return np.load(file, allow_pickle=False)[key]
+
+    with path.open("rb") as file:
+        try:
+            members = zipfile.ZipFile(file).namelist()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is not an .npz file: {error}") from None
+    return {name.removesuffix(".npy") for name in members}, read

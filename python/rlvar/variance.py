@@ -38,9 +38,12 @@ class _Source:
     threads: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
     """The variance of a policy gradient, taken apart.
+
+    It keeps the scores and weights, not copies of them, for what is computed when it is first
+    asked for: read `covariance` and `lag_profile` before those arrays are changed.
 
     Attributes
     ----------
@@ -102,15 +105,20 @@ class Decomposition:
 
     def __str__(self) -> str:
         share = self.covariance_share
-        first, last = self.growth_range
-        return "\n".join(
-            [
-                f"total variance    {self.total_variance}",
-                f"variance terms    {self.variance_terms}  {1 - share:.1%} of the total",
-                f"covariance terms  {self.covariance_terms}  {share:.1%} of the total",
-                f"growth exponent   {self.growth_exponent}  over steps {first} to {last}",
-            ]
+        shares = (
+            ("", "")
+            if np.isnan(share)
+            else (f"  {1 - share:.1%} of the total", f"  {share:.1%} of the total")
         )
+        lines = [
+            f"total variance    {self.total_variance}",
+            f"variance terms    {self.variance_terms}{shares[0]}",
+            f"covariance terms  {self.covariance_terms}{shares[1]}",
+        ]
+        if not np.isnan(self.growth_exponent.value):
+            first, last = self.growth_range
+            lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
+        return "\n".join(lines)
 
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the T x T matrix only if asked for."""

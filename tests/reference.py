@@ -110,3 +110,99 @@ def jackknife_stderr(statistic, labels):
     left_out = np.array([statistic(np.flatnonzero(labels != name)) for name in names])
     m = len(names)
     return np.sqrt((m - 1) / m * ((left_out - left_out.mean()) ** 2).sum())
+
+
+def group_members(groups, i):
+    """Whoever has the label of i, i too; with no groups, all."""
+    return [j for j in range(len(groups)) if groups[j] == groups[i]]
+
+
+def standard_deviation(values, ddof):
+    """Of a list, about its mean; 0 for a single value."""
+    mean = sum(values) / len(values)
+    return np.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - ddof, 1))
+
+
+def rloo(rewards, groups, singleton="zero"):
+    """A[i] = r[i] - mean of the others of the group."""
+    result = np.zeros(len(rewards))
+    for i, r in enumerate(rewards):
+        others = [rewards[j] for j in group_members(groups, i) if j != i]
+        if others:
+            result[i] = r - sum(others) / len(others)
+        elif singleton == "raw":
+            result[i] = r
+    return result
+
+
+def grpo(rewards, groups, scale="group", eps=1e-6, ddof=1, singleton="zero"):
+    """A[i] = (r[i] - mean of the group) / (standard deviation of group or batch + eps)."""
+    result = np.zeros(len(rewards))
+    for i, r in enumerate(rewards):
+        group = [rewards[j] for j in group_members(groups, i)]
+        if len(group) == 1:
+            result[i] = r if singleton == "raw" else 0.0
+            continue
+        result[i] = r - sum(group) / len(group)
+        if scale != "none" and result[i] != 0.0:
+            result[i] /= standard_deviation(group if scale == "group" else list(rewards), ddof) + eps
+    return result
+
+
+def reinforce_pp(rewards, groups=None, whiten=False, eps=1e-8, ddof=1):
+    """A[i] = r[i] - mean of the group or batch; whitened, over sqrt(sum A^2 / (N - ddof) + eps)."""
+    groups = [0] * len(rewards) if groups is None else groups
+    centred = grpo(rewards, groups, scale="none")
+    if not whiten or not centred.any():
+        return centred
+    return centred / np.sqrt(sum(a**2 for a in centred) / (len(rewards) - ddof) + eps)
+
+
+def opo(rewards, lengths, groups=None):
+    """A[i] = r[i] - sum L r / sum L over the group or batch."""
+    groups = [0] * len(rewards) if groups is None else groups
+    result = np.zeros(len(rewards))
+    for i, r in enumerate(rewards):
+        group = group_members(groups, i)
+        result[i] = r - sum(lengths[j] * rewards[j] for j in group) / sum(lengths[j] for j in group)
+    return result
+
+
+def whiten(x, mask, shift_mean=True, eps=1e-8, ddof=1):
+    """(x - mean) / sqrt(var + eps) over the unmasked entries, the mean added back if not shifted."""
+    entries = [index for index in np.ndindex(x.shape) if mask[index]]
+    values = [float(x[index]) for index in entries]
+    mean = sum(values) / len(values)
+    variance = standard_deviation(values, ddof) ** 2
+    result = np.zeros(x.shape)
+    for index, value in zip(entries, values, strict=True):
+        centred = value - mean
+        result[index] = (centred and centred / np.sqrt(variance + eps)) + (0.0 if shift_mean else mean)
+    return result
+
+
+def kl_estimate(logp, ref_logp, estimator):
+    """k1, k2 or k3 of one step."""
+    ratio = ref_logp - logp
+    return {"k1": -ratio, "k2": ratio**2 / 2, "k3": np.exp(ratio) - 1 - ratio}[estimator]
+
+
+def kl_rewards(rewards, logp, ref_logp, mask, coef, estimator="k1"):
+    """r'[n,t] = r[n,t] - coef k(logp, ref_logp); a reward (N,) lands on the last live step."""
+    result = np.zeros(logp.shape)
+    for n in range(logp.shape[0]):
+        steps = np.flatnonzero(mask[n])
+        for t in steps:
+            reward = rewards[n, t] if rewards.ndim == 2 else rewards[n] * (t == steps[-1])
+            result[n, t] = reward - coef * kl_estimate(logp[n, t], ref_logp[n, t], estimator)
+    return result
+
+
+def to_steps(per_sequence, mask):
+    """w[n,t] = a[n] where live."""
+    result = np.zeros(mask.shape)
+    for n in range(mask.shape[0]):
+        for t in range(mask.shape[1]):
+            if mask[n, t]:
+                result[n, t] = per_sequence[n]
+    return result

@@ -44,3 +44,16 @@ def rewards(draw):
     n, t = draw(st.integers(0, 20)), draw(st.integers(0, 12))
     dtype = draw(st.sampled_from(DTYPES))
     return draw(hnp.arrays(dtype, (n, t), elements=floats(dtype))), draw(live_steps(n, t))
+
+
+@st.composite
+def sequences(draw, min_n=0):
+    """rewards (N,) and labels of any hashable kind.
+
+    Rewards are sixty-fourths: sums of a few are exact, so that plain loops find equal rewards equal.
+    """
+    n = draw(st.integers(min_n, 16))
+    numerators = st.integers(-4, 4) | st.integers(-6400, 6400)
+    labels = st.sampled_from(["b", "a", 3, -1, 2.5, ("a", 1), None])
+    rewards = np.array(draw(st.lists(numerators, min_size=n, max_size=n))) / 64
+    return rewards, draw(st.lists(labels, min_size=n, max_size=n))

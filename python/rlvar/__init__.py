@@ -2,6 +2,7 @@
 
 from rlvar import datasets
 from rlvar._version import version as __version__
+from rlvar.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
@@ -21,7 +22,14 @@ __all__ = [
     "covariance",
     "datasets",
     "decompose",
+    "grpo",
+    "kl_rewards",
     "load_rollouts",
+    "opo",
+    "reinforce_pp",
     "reward_to_go",
+    "rloo",
     "show_config",
+    "to_steps",
+    "whiten",
 ]

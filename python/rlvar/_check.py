@@ -7,7 +7,9 @@ every argument has passed.
 
 from __future__ import annotations
 
+import math
 import operator
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -87,6 +89,37 @@ def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:
     return ValueError(f"{name} must have shape {wanted}, got {got}")
 
 
+def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...]) -> Double:
+    """Return `value` in float64, of one of `shapes`, each (N,) or (N, T), if any are given.
+
+    Half precision is exact in float64: float16, and bfloat16 of ml_dtypes, known by its name alone.
+    """
+    array = _plain(name, value)
+    exact = array.astype(np.float32) if array.dtype.name == "bfloat16" else floats(name, array)
+    if shapes and exact.shape not in shapes:
+        wanted = " or ".join(f"{'(N, T)' if len(shape) == 2 else '(N,)'} = {shape}" for shape in shapes)
+        raise _shape_error(name, wanted, exact.shape)
+    return exact.astype(np.float64, copy=False)
+
+
+def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
+    """Return rewards (N,) in float64 and which are scored; warn, once, of those that are NaN."""
+    array = doubles("rewards", value)
+    if array.ndim != 1:
+        raise _shape_error("rewards", "(N,)", array.shape)
+    bad = np.flatnonzero(np.isinf(array))
+    if bad.size:
+        raise ValueError(
+            f"rewards must be finite, or NaN where unscorable, got rewards[{bad[0]}] = {array[bad[0]]}"
+        )
+    scored = ~np.isnan(array)
+    missing = np.count_nonzero(~scored)
+    if missing:
+        message = f"{missing} of {len(array)} rewards are NaN: no statistic counts them, their advantage is 0"
+        warnings.warn(message, UserWarning, stacklevel=4)  # where the caller of the public function is
+    return array, scored
+
+
 def scores(value: ArrayLike) -> Float:
     """Return scores (N, T, D) with a contiguous last axis, N >= 2, T >= 1, D >= 1."""
     array = floats("scores", value)
@@ -104,12 +137,9 @@ def scores(value: ArrayLike) -> Float:
 
 def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: str = "weights") -> Double:
     """Return weights as a float64 (N, T) array, a broadcast view where they came as (N,)."""
-    n, t = shape
     if value is None:
         return np.broadcast_to(np.float64(1.0), shape)
-    array = floats(name, value).astype(np.float64, copy=False)
-    if array.shape not in ((n, t), (n,)):
-        raise _shape_error(name, f"(N, T) = {shape} or (N,) = ({n},)", array.shape)
+    array = doubles(name, value, shape, shape[:1])
     finite(name, array, live, shape)
     return np.broadcast_to(array[:, None], shape) if array.ndim == 1 else array
 
@@ -130,19 +160,31 @@ def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayL
             raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
         return Steps(np.ascontiguousarray(counts, dtype=np.int64), None)
     if mask is not None:
-        flags = _plain("mask", mask)
-        if flags.shape != shape:
-            raise _shape_error("mask", f"(N, T) = {shape}", flags.shape)
-        if flags.dtype.kind != "b":
-            if flags.dtype.kind not in "iuf":
-                raise TypeError(f"mask must be booleans, or numbers 0 and 1, got dtype {flags.dtype}")
-            wrong = np.argwhere((flags != 0) & (flags != 1))
-            if len(wrong):
-                i, j = wrong[0]
-                raise ValueError(f"mask must hold only 0 and 1, got mask[{i}, {j}] = {flags[i, j]}")
-            flags = flags.astype(np.bool_)
-        return Steps(None, flags.view(np.uint8))
+        return Steps(None, flags(mask, shape).view(np.uint8))
     return Steps(None, None)
+
+
+def flags(value: ArrayLike, shape: tuple[int, ...] | None = None) -> NDArray[np.bool_]:
+    """Return a mask as booleans, of the given shape or of any shape (N, T)."""
+    mask = _plain("mask", value)
+    if mask.ndim != 2 if shape is None else mask.shape != shape:
+        wanted = "(N, T)" if shape is None else f"(N, T) = {shape}" if len(shape) == 2 else f"{shape}"
+        raise _shape_error("mask", wanted, mask.shape)
+    if mask.dtype.kind != "b":
+        if mask.dtype.kind not in "iuf":
+            raise TypeError(f"mask must be booleans, or numbers 0 and 1, got dtype {mask.dtype}")
+        wrong = np.argwhere((mask != 0) & (mask != 1))
+        if len(wrong):
+            where = ", ".join(map(str, wrong[0]))
+            raise ValueError(f"mask must hold only 0 and 1, got mask[{where}] = {mask[tuple(wrong[0])]}")
+    return mask.astype(np.bool_, copy=False)
+
+
+def alive(name: str, array: Double, live: NDArray[np.bool_]) -> Double:
+    """Return a copy of `array` that is 0 where not live, whatever lies there, and finite elsewhere."""
+    array = np.where(live, array, 0.0)
+    finite(name, array)
+    return array
 
 
 def finite(name: str, array: Float, live: Steps | None = None, shape: tuple[int, int] | None = None) -> None:
@@ -182,6 +224,16 @@ def raise_not_finite(array: Float, live: Steps) -> NoReturn:
     raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
 
 
+def non_negative(name: str, value: ArrayLike, n: int) -> Double:
+    """Return an array (N,), float64, finite and non-negative."""
+    array = np.ascontiguousarray(doubles(name, value, (n,)))
+    finite(name, array)
+    if (array < 0).any():
+        i = int(np.argmax(array < 0))
+        raise ValueError(f"{name} must not be negative, got {name}[{i}] = {array[i]}")
+    return array
+
+
 def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
     """Return sample weights (N,), float64, non-negative, not all zero, the largest in [1/2, 1).
 
@@ -189,13 +241,7 @@ def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
     """
     if value is None:
         return None
-    array = np.ascontiguousarray(floats("sample_weight", value), dtype=np.float64)
-    if array.shape != (n,):
-        raise _shape_error("sample_weight", f"(N,) = ({n},)", array.shape)
-    finite("sample_weight", array)
-    if (array < 0).any():
-        i = int(np.argmax(array < 0))
-        raise ValueError(f"sample_weight must not be negative, got sample_weight[{i}] = {array[i]}")
+    array = non_negative("sample_weight", value, n)
     if not array.any():
         raise ValueError("sample_weight must not be all zero")
     scaled: Double = np.ldexp(array, -int(np.frexp(array.max())[1]))
@@ -250,10 +296,11 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:
     """Number arbitrary hashable labels (N,) in the order of their first appearance."""
-    if isinstance(groups, np.ndarray):
-        if groups.ndim != 1:
-            raise _shape_error("groups", f"(N,) = ({n},)", groups.shape)
-        groups = groups.tolist()
+    if hasattr(groups, "__array__"):  # tensors too: theirs hash by identity, so no two would be equal
+        array = np.asarray(groups)
+        if array.ndim != 1:
+            raise _shape_error("groups", f"(N,) = ({n},)", array.shape)
+        groups = array.tolist()
     if len(groups) != n:
         raise _shape_error("groups", f"(N,) = ({n},)", (len(groups),))
     seen: dict[Hashable, int] = {}
@@ -302,3 +349,40 @@ def gamma(value: float) -> float:
     if not 0.0 <= discount <= 1.0:
         raise ValueError(f"gamma must lie in 0..1, got {value!r}")
     return discount
+
+
+def choice(name: str, value: Any, options: Sequence[Any]) -> None:
+    """Raise unless `value` is among `options`."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def non_negative_number(name: str, value: float) -> float:
+    """Return a finite number >= 0."""
+    number = _number(name, value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return number
+
+
+def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
+    """Return what a sum of `count` squares is divided by; at least one must be left."""
+    if count <= ddof:
+        raise ValueError(f"{name} must have at least ddof + 1 = {ddof + 1} entries that count, got {count}")
+    return count - ddof
+
+
+def every_group(good: NDArray[np.bool_], rows: NDArray[np.bool_], wanted: str) -> None:
+    """Raise unless `good` for each row that `rows` marks; name the first that is not."""
+    if not good.all():
+        row = np.flatnonzero(rows)[np.argmin(good)]
+        raise ValueError(f"{wanted} in the group of rewards[{row}]")
+
+
+def placed(rewards: Double, last: NDArray[np.int64]) -> None:
+    """Raise unless rewards (N,) are finite, and 0 where there is no last step (-1) to hold them."""
+    finite("rewards", rewards)
+    lost = np.flatnonzero((last < 0) & (rewards != 0))
+    if lost.size:
+        i = lost[0]
+        raise ValueError(f"mask must leave a step for rewards[{i}] = {rewards[i]}, got none in row {i}")

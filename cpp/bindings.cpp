@@ -60,6 +60,27 @@ rlvar::Terms<T> terms_of(const py::array_t<T>& scores, const Strided& weights,
           sample_weight ? sample_weight->data() : nullptr};
 }
 
+template <class T>
+rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, double gamma,
+                                       const std::optional<py::array_t<T>>& gammas,
+                                       const std::optional<Int64s>& lengths,
+                                       const std::optional<Bytes>& mask,
+                                       const std::optional<Bytes>& terminated,
+                                       const std::optional<Bytes>& truncated,
+                                       const std::optional<py::array_t<T>>& next_values,
+                                       const std::optional<py::array_t<T>>& bootstrap) {
+  rlvar::Trajectories<T> in;
+  in.rewards = view2(rewards);
+  in.gamma = gamma;
+  if (gammas) in.gammas = view2(*gammas);
+  in.steps = steps_of(lengths, mask);
+  if (terminated) in.terminated = view2(*terminated);
+  if (truncated) in.truncated = view2(*truncated);
+  if (next_values) in.next_values = view2(*next_values);
+  if (bootstrap) in.bootstrap = bootstrap->data();
+  return in;
+}
+
 int threads_or_default(std::optional<int> threads) {
   return threads ? *threads : rlvar::default_threads();
 }
@@ -68,19 +89,68 @@ template <class T>
 void bind_kernels(py::module_& m) {
   using Array = py::array_t<T>;
 
+  using MaybeArray = std::optional<Array>;
+
+  // The scans return whether everything that they read was finite.
   m.def(
       "reward_to_go",
-      [](const Array& rewards, T gamma, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, Array out, std::optional<int> threads) {
-        const auto in = view2(rewards);
+      [](const Array& rewards, double gamma, const MaybeArray& gammas,
+         const std::optional<Int64s>& lengths, const std::optional<Bytes>& mask,
+         const std::optional<Bytes>& terminated, const std::optional<Bytes>& truncated,
+         const MaybeArray& next_values, const MaybeArray& bootstrap, Array out) {
+        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
+                                  next_values, bootstrap);
         const auto result = mutable_view2(out);
-        const auto steps = steps_of(lengths, mask);
-        const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::reward_to_go(in, gamma, steps, result, count);
+        return rlvar::reward_to_go(in, result, rlvar::default_threads());
       },
-      py::arg("rewards").noconvert(), py::arg("gamma"), py::arg("lengths"), py::arg("mask"),
-      py::arg("out").noconvert(), py::arg("threads"));
+      py::arg("rewards").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
+      py::arg("lengths"), py::arg("mask"), py::arg("terminated"), py::arg("truncated"),
+      py::arg("next_values").noconvert(), py::arg("bootstrap").noconvert(),
+      py::arg("out").noconvert());
+
+  m.def(
+      "gae",
+      [](const Array& rewards, const Array& values, double lambda, double gamma,
+         const MaybeArray& gammas, const std::optional<Int64s>& lengths,
+         const std::optional<Bytes>& mask, const std::optional<Bytes>& terminated,
+         const std::optional<Bytes>& truncated, const MaybeArray& next_values,
+         const MaybeArray& bootstrap, Array advantages, Array returns) {
+        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
+                                  next_values, bootstrap);
+        in.values = view2(values);
+        in.lambda = lambda;
+        const auto first = mutable_view2(advantages), second = mutable_view2(returns);
+        py::gil_scoped_release release;
+        return rlvar::gae(in, first, second, rlvar::default_threads());
+      },
+      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("lambda"),
+      py::arg("gamma"), py::arg("gammas").noconvert(), py::arg("lengths"), py::arg("mask"),
+      py::arg("terminated"), py::arg("truncated"), py::arg("next_values").noconvert(),
+      py::arg("bootstrap").noconvert(), py::arg("advantages").noconvert(),
+      py::arg("returns").noconvert());
+
+  m.def(
+      "vtrace",
+      [](const Array& rewards, const Array& values, const Array& rho, const Array& cut,
+         double gamma, const MaybeArray& gammas, const std::optional<Int64s>& lengths,
+         const std::optional<Bytes>& mask, const std::optional<Bytes>& terminated,
+         const std::optional<Bytes>& truncated, const MaybeArray& next_values,
+         const MaybeArray& bootstrap, Array targets, Array advantages) {
+        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
+                                  next_values, bootstrap);
+        in.values = view2(values);
+        in.rho = view2(rho);
+        in.cut = view2(cut);
+        const auto first = mutable_view2(targets), second = mutable_view2(advantages);
+        py::gil_scoped_release release;
+        return rlvar::vtrace(in, first, second, rlvar::default_threads());
+      },
+      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("rho").noconvert(),
+      py::arg("cut").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
+      py::arg("lengths"), py::arg("mask"), py::arg("terminated"), py::arg("truncated"),
+      py::arg("next_values").noconvert(), py::arg("bootstrap").noconvert(),
+      py::arg("targets").noconvert(), py::arg("advantages").noconvert());
 
   m.def(
       "covariance",

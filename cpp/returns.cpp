@@ -1,65 +1,423 @@
+// Bytes: each input is read once and each output written once. Arithmetic: step by step, a row is a
+// chain of multiply-adds, each waiting 4 cycles for the one before; memory could deliver a step in
+// less than one. So W steps of a row, a vector, are scanned at once: log2(W) rounds of
+//   a += c * (a further on),  c *= (c further on)
+// turn their recurrences into x = a + c * carry, and the chain is one multiply-add for W steps. A
+// block of W steps that are all live, with none terminated or truncated, has one constant c, and
+// its powers are known beforehand.
+//
+// Where rows, not steps, are contiguous ((T, N) arrays), the lanes are W rows instead, each step is
+// one vector recurrence, and many vectors of rows hide each other's waiting.
 #include "returns.hpp"
 
+#include <cmath>
+
+#include "lanes.hpp"
 #include "parallel.hpp"
 
 namespace rlvar {
 
 namespace {
 
-// One row's scan waits for its own multiply-add at every step, about 8 cycles. Rows are
-// independent: this many in flight hide that wait.
-constexpr index_t kRows = 8;
-
 // Below this many rewards for each thread, starting threads costs more than the scan.
 constexpr index_t kRewardsPerThread = 1 << 17;
+constexpr index_t kRowsPerTask = 8;     // where lanes are steps
+constexpr index_t kVectorsPerTask = 8;  // where lanes are rows
 
-// Scans `Rows` rows from n. Plain: every step is live.
-template <index_t Rows, bool Plain, class T>
-void scan(View2<const T> rewards, T gamma, const Steps& steps, View2<T> out, index_t n) {
-  T future[Rows] = {};
-  index_t end[Rows];
-  for (index_t r = 0; r < Rows; ++r) end[r] = steps.end(n + r, rewards.cols);
-  for (index_t t = rewards.cols - 1; t >= 0; --t) {
-    for (index_t r = 0; r < Rows; ++r) {
-      if (Plain || (t < end[r] && steps.unmasked(n + r, t))) {
-        future[r] = rewards(n + r, t) + gamma * future[r];
-        out(n + r, t) = future[r];
-      } else {
-        out(n + r, t) = T(0);
-      }
+enum class Kind { kReturns, kGae, kVtrace };
+
+/// What the W elements of a block follow one another along.
+enum class Along { kSteps, kRows };
+
+template <class T, Kind kind>
+struct Scan {
+  using L = Lanes<T>;
+  using Vec = typename L::Vec;
+  using Mask = typename L::Mask;
+  static constexpr index_t W = L::width;
+
+  const Trajectories<T> in;
+  const View2<T> first, second;  // outputs
+  const bool flagged;            // some step may not be like the others
+  const T gamma, lambda;
+  Vec powers{};       // c^W .. c^1, with c = gamma (kReturns) or gamma lambda (kGae)
+  Vec half_powers{};  // c^(W/2) .. c^1 and zeros
+
+  Scan(const Trajectories<T>& trajectories, View2<T> first_out, View2<T> second_out)
+      : in(trajectories),
+        first(first_out),
+        second(second_out),
+        flagged(in.steps.mask.data || in.terminated.data || in.truncated.data || in.gammas.data),
+        gamma(static_cast<T>(in.gamma)),
+        lambda(static_cast<T>(in.lambda)) {
+    const double c = kind == Kind::kGae ? in.gamma * in.lambda : in.gamma;
+    for (index_t i = 0; i < W; ++i) powers[i] = static_cast<T>(std::pow(c, W - i));
+    for (index_t i = 0; i < W / 2; ++i) half_powers[i] = powers[i + W / 2];
+  }
+
+  // ---- Blocks in memory. `full`: W elements, contiguous; otherwise `count` at a stride. ----
+
+  /// One row (its steps follow) or one step (its rows follow) of an array; null if absent.
+  template <class U>
+  struct Line {
+    U* data;
+    index_t stride;
+  };
+  template <Along along, class U>
+  static Line<U> line(const View2<U>& v, index_t i) {
+    if (!v.data) return {nullptr, 0};
+    if constexpr (along == Along::kSteps) return {v.data + i * v.row_stride, v.col_stride};
+    return {v.data + i * v.col_stride, v.row_stride};
+  }
+  struct Lines {
+    Line<const T> rewards, values, next_values, gammas, rho, cut;
+    Line<const std::uint8_t> mask, terminated, truncated;
+    Line<T> first, second;
+  };
+  /// The lines of row i (along steps) or of step i (along rows); of what is there without flags,
+  /// unless `flags`.
+  template <Along along, bool flags>
+  [[gnu::always_inline]] Lines lines(index_t i) const {
+    Lines l{};
+    l.rewards = line<along>(in.rewards, i);
+    l.first = line<along>(first, i);
+    if constexpr (kind != Kind::kReturns) {
+      l.values = line<along>(in.values, i);
+      l.second = line<along>(second, i);
+    }
+    if constexpr (kind == Kind::kVtrace) {
+      l.rho = line<along>(in.rho, i);
+      l.cut = line<along>(in.cut, i);
+    }
+    if constexpr (flags) {
+      l.gammas = line<along>(in.gammas, i);
+      l.mask = line<along>(in.steps.mask, i);
+      l.terminated = line<along>(in.terminated, i);
+      l.truncated = line<along>(in.truncated, i);
+      l.next_values = line<along>(in.next_values, i);
+    }
+    return l;
+  }
+
+  template <bool full, class U>
+  static auto load(const Line<const U>& l, index_t i, index_t count) {
+    if constexpr (full) {
+      return L::load(l.data + i);
+    } else {
+      return L::gather(l.data + i * l.stride, l.stride, count);
     }
   }
-}
+  template <bool full>
+  static void store(Vec x, const Line<T>& l, index_t i, index_t count) {
+    if constexpr (full) {
+      L::store(x, l.data + i);
+    } else {
+      L::scatter(x, l.data + i * l.stride, l.stride, count);
+    }
+  }
+  static Mask first_lanes(index_t count) {
+    Mask m;
+    for (index_t i = 0; i < W; ++i) m[i] = i < count ? -1 : 0;
+    return m;
+  }
 
-template <bool Plain, class T>
-void scan_rows(View2<const T> rewards, T gamma, const Steps& steps, View2<T> out, index_t begin,
-               index_t end) {
-  index_t n = begin;
-  for (; n + kRows <= end; n += kRows) scan<kRows, Plain>(rewards, gamma, steps, out, n);
-  for (; n < end; ++n) scan<1, Plain>(rewards, gamma, steps, out, n);
-}
+  // ---- The recurrence of a block. `quiet`: all its steps are live and go on. ----
+
+  struct Block {
+    Vec a, c;      // x = a + c * next, with next the x of the next live step
+    Vec delta, g;  // delta + g * next is the advantage (kGae), or the advantage over rho (kVtrace)
+    Vec value, rho;
+  };
+
+  /// The recurrence; next_value, of each step's next live step, is for kVtrace alone.
+  template <bool full, bool quiet>
+  [[gnu::always_inline]] Block recurrence(const Lines& at, index_t i, index_t count, Mask live,
+                                          Vec next_value) const {
+    const auto get = [&](const auto& l) { return load<full>(l, i, count); };
+    const Vec reward = get(at.rewards);
+    Block b{};
+    b.g = L::fill(gamma);
+    if (!quiet && at.gammas.data) b.g = get(at.gammas);
+    // What comes after a step that stops: the value beyond it where truncated, nothing where
+    // terminated. It counts at once, and the trace ends.
+    Mask stops{};
+    Vec beyond{};
+    if (!quiet && at.truncated.data) {
+      stops = get(at.truncated);
+      beyond = stops ? get(at.next_values) : Vec{};
+    }
+    if (!quiet && at.terminated.data) {
+      const Mask terminated = get(at.terminated);
+      beyond = terminated ? Vec{} : beyond;
+      stops |= terminated;
+    }
+    if constexpr (kind == Kind::kReturns) {
+      b.a = reward;
+      b.c = b.g;
+    } else {
+      b.value = get(at.values);
+      b.delta = reward - b.value;
+    }
+    if constexpr (kind == Kind::kGae) {
+      b.a = lambda * reward + (T(1) - lambda) * b.value;
+      b.c = lambda * b.g;
+    }
+    if constexpr (kind == Kind::kVtrace) {
+      b.delta += b.g * (stops ? beyond : next_value);
+      b.rho = get(at.rho);
+      b.a = b.rho * b.delta;
+      b.c = b.g * get(at.cut);
+    }
+    if (!quiet && (at.truncated.data || at.terminated.data)) {
+      if constexpr (kind != Kind::kVtrace) {
+        b.a += b.c * beyond;
+        b.delta += b.g * beyond;
+      }
+      b.c = stops ? Vec{} : b.c;
+      b.g = stops ? Vec{} : b.g;
+    }
+    if constexpr (!quiet) {
+      b.a = live ? b.a : Vec{};
+      b.c = live ? b.c : L::fill(T(1));
+    }
+    return b;
+  }
+
+  /// Writes the outputs of a block from its x and that of each step's next live step.
+  template <bool full, bool quiet>
+  [[gnu::always_inline]] void finish(const Block& b, const Lines& at, index_t i, index_t count,
+                                     Mask live, Vec x, Vec next) const {
+    Vec one = x, two{};
+    if constexpr (kind == Kind::kGae) {
+      one = b.delta + b.g * next;
+      two = one + b.value;
+    }
+    if constexpr (kind == Kind::kVtrace) {
+      one = x + b.value;
+      two = b.rho * (b.delta + b.g * next);
+    }
+    if constexpr (!quiet) {
+      one = live ? one : Vec{};
+      two = live ? two : Vec{};
+    }
+    store<full>(one, at.first, i, count);
+    if constexpr (kind != Kind::kReturns) store<full>(two, at.second, i, count);
+  }
+
+  // ---- Lanes are steps of one row. ----
+
+  /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block):
+  /// rounds over 1 and 2 lanes in each 16 bytes (Hillis & Steele 1986), then across the two.
+  static void solve(Vec& a, Vec& c) {
+    const Vec zero{}, one = L::fill(T(1));
+    a += c * L::template shift_in_half<1>(a, zero);
+    c *= L::template shift_in_half<1>(c, one);
+    if constexpr (L::half > 2) {
+      a += c * L::template shift_in_half<2>(a, zero);
+      c *= L::template shift_in_half<2>(c, one);
+    }
+    if constexpr (W > L::half) {
+      a += c * L::spread_upper(a, zero);
+      c *= L::spread_upper(c, one);
+    }
+  }
+  /// The same with the constant c whose powers are known.
+  void solve_constant(Vec& a) const {
+    const Vec zero{};
+    a += powers[W - 1] * L::template shift_in_half<1>(a, zero);
+    if constexpr (L::half > 2) a += powers[W - 2] * L::template shift_in_half<2>(a, zero);
+    if constexpr (W > L::half) a += half_powers * L::spread_upper(a, zero);
+  }
+
+  /// What passes from a block to the one before it.
+  struct Carry {
+    T x, value;  // of the next live step
+  };
+
+  /// Scans steps [t, t + count) of a row.
+  template <bool full, bool quiet>
+  [[gnu::always_inline]] void block(const Lines& at, index_t t, index_t count, Carry& carry) const {
+    Mask live{};
+    if constexpr (!quiet) {
+      live = full ? ~Mask{} : first_lanes(count);
+      if (at.mask.data) live &= load<full>(at.mask, t, count);
+    }
+    Vec next_value{};
+    if constexpr (kind == Kind::kVtrace) {
+      if (quiet || !at.mask.data) {
+        next_value = L::shift(load<full>(at.values, t, count), L::fill(carry.value));
+        if (!full) next_value[count - 1] = carry.value;
+        carry.value = at.values.data[t * at.values.stride];
+      } else {
+        Vec value = live ? load<full>(at.values, t, count) : Vec{};
+        Vec pass = live ? Vec{} : L::fill(T(1));
+        solve(value, pass);
+        value += pass * carry.value;
+        next_value = L::shift(value, L::fill(carry.value));
+        carry.value = value[0];
+      }
+    }
+    Block b = recurrence<full, quiet>(at, t, count, live, next_value);
+    if constexpr (quiet && kind != Kind::kVtrace) {
+      solve_constant(b.a);
+      b.c = powers;
+    } else {
+      solve(b.a, b.c);
+    }
+    const Vec x = b.a + b.c * carry.x, next = L::shift(x, L::fill(carry.x));
+    finish<full, quiet>(b, at, t, count, live, x, next);
+    carry.x = b.a[0] + b.c[0] * carry.x;
+  }
+
+  /// Whether the W steps from t are all live and go on (flags contiguous in time).
+  static bool is_quiet(const Lines& at, index_t t) {
+    constexpr std::uint8_t ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    std::uint64_t unusual = 0;
+    if (at.mask.data) unusual |= L::bits(at.mask.data + t) ^ L::bits(ones);
+    if (at.terminated.data) unusual |= L::bits(at.terminated.data + t);
+    if (at.truncated.data) unusual |= L::bits(at.truncated.data + t);
+    return unusual == 0 && !at.gammas.data;
+  }
+
+  /// Scans row n. Returns whether what arrives at its first step is finite.
+  template <bool unit, bool flags>
+  bool row(index_t n) const {
+    const index_t steps = in.rewards.cols, end = in.steps.end(n, steps);
+    for (index_t t = end; t < steps; ++t) {
+      first(n, t) = T(0);
+      if constexpr (kind != Kind::kReturns) second(n, t) = T(0);
+    }
+    Carry carry{T(0), in.bootstrap ? in.bootstrap[n] : T(0)};
+    if constexpr (kind != Kind::kVtrace) carry.x = carry.value;
+    const Lines at = lines<Along::kSteps, flags>(n);
+    index_t t = end;
+    if (t % W) {
+      t -= t % W;
+      partial_block(at, t, end - t, carry);
+    }
+    if (!unit) {
+      for (; t > 0; t -= W) partial_block(at, t - W, W, carry);
+    } else if (flags) {
+      while (t > 0) {
+        for (; t > 0 && is_quiet(at, t - W); t -= W) block<true, true>(at, t - W, W, carry);
+        for (; t > 0 && !is_quiet(at, t - W); t -= W) block<true, false>(at, t - W, W, carry);
+      }
+    } else {
+      for (; t > 0; t -= W) block<true, true>(at, t - W, W, carry);
+    }
+    return std::isfinite(carry.x);
+  }
+  bool any_row(index_t n, bool unit) const {
+    if (!unit) return row<false, true>(n);
+    return flagged ? row<true, true>(n) : row<true, false>(n);
+  }
+  [[gnu::noinline]] void partial_block(const Lines& at, index_t t, index_t count,
+                                       Carry& carry) const {
+    Carry local = carry;
+    const Lines lines_here = at;
+    block<false, false>(lines_here, t, count, local);
+    carry = local;
+  }
+
+  // ---- Lanes are rows. ----
+
+  /// Scans rows [n, n + count), count <= W * kVectorsPerTask. Returns as `row`.
+  template <bool full, bool quiet>
+  bool rows(index_t n, index_t count) const {
+    const index_t steps = in.rewards.cols, vectors = ceil_div(count, W);
+    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {};
+    Mask end[kVectorsPerTask] = {};
+    for (index_t i = 0; i < count; ++i) {
+      end[i / W][i % W] = static_cast<typename L::Int>(in.steps.end(n + i, steps));
+      value[i / W][i % W] = in.bootstrap ? in.bootstrap[n + i] : T(0);
+    }
+    if constexpr (kind != Kind::kVtrace) std::copy(value, value + vectors, x);
+    for (index_t t = steps - 1; t >= 0; --t) {
+      const Lines at = lines<Along::kRows, !quiet>(t);
+      for (index_t v = 0; v < vectors; ++v) {
+        const index_t row = n + v * W, lanes = std::min(W, n + count - row);
+        Mask live{};
+        if constexpr (!quiet) {
+          live = end[v] > static_cast<typename L::Int>(t);
+          if (at.mask.data) live &= load<full>(at.mask, row, lanes);
+        }
+        const Block b = recurrence<full, quiet>(at, row, lanes, live, value[v]);
+        const Vec next = x[v];
+        x[v] = b.a + b.c * next;
+        finish<full, quiet>(b, at, row, lanes, live, x[v], next);
+        if constexpr (kind == Kind::kVtrace) {
+          value[v] = quiet ? b.value : live ? b.value : value[v];
+        }
+      }
+    }
+    bool finite = true;
+    for (index_t i = 0; i < count; ++i) finite = finite && std::isfinite(x[i / W][i % W]);
+    return finite;
+  }
+
+  bool any_rows(index_t n, index_t count) const {
+    if (count % W) return rows<false, false>(n, count);
+    return flagged || in.steps.lengths ? rows<true, false>(n, count) : rows<true, true>(n, count);
+  }
+
+  /// Whether every array present has unit stride along `along`.
+  bool contiguous_along(Along along) const {
+    const auto unit = [&](const auto& v) {
+      return !v.data || (along == Along::kSteps ? v.col_stride : v.row_stride) == 1;
+    };
+    return unit(in.rewards) && unit(in.values) && unit(in.next_values) && unit(in.gammas) &&
+           unit(in.rho) && unit(in.cut) && unit(in.terminated) && unit(in.truncated) &&
+           unit(in.steps.mask) && unit(first) && unit(second);
+  }
+
+  bool run(int threads) const {
+    const index_t n = in.rewards.rows, paying = n * in.rewards.cols / kRewardsPerThread;
+    const bool unit = contiguous_along(Along::kSteps);
+    const bool over_rows = !unit && contiguous_along(Along::kRows);
+    const index_t each = over_rows ? W * kVectorsPerTask : kRowsPerTask;
+    threads = static_cast<int>(std::min<index_t>(threads, std::max<index_t>(paying, 1)));
+    std::atomic<bool> finite{true};
+    for_each_task(ceil_div(n, each), threads, [&] {
+      return [&](index_t task) {
+        const index_t begin = task * each, end = std::min(begin + each, n);
+        bool good = true;
+        if (over_rows) {
+          const index_t whole = (end - begin) / W * W;
+          if (whole) good = any_rows(begin, whole);
+          if (begin + whole < end) good = any_rows(begin + whole, end - begin - whole) && good;
+        } else {
+          for (index_t i = begin; i < end; ++i) good = any_row(i, unit) && good;
+        }
+        if (!good) finite = false;
+      };
+    });
+    return finite;
+  }
+};
 
 }  // namespace
 
 template <class T>
-void reward_to_go(View2<const T> rewards, T gamma, const Steps& steps, View2<T> out, int threads) {
-  const index_t tasks = ceil_div(rewards.rows, kRows);
-  const index_t paying = rewards.rows * rewards.cols / kRewardsPerThread;
-  threads = static_cast<int>(std::min<index_t>(threads, std::max<index_t>(paying, 1)));
-  const bool plain = !steps.lengths && !steps.mask.data;
-  for_each_task(tasks, threads, [&] {
-    return [&](index_t task) {
-      const index_t begin = task * kRows, end = std::min(begin + kRows, rewards.rows);
-      if (plain) {
-        scan_rows<true>(rewards, gamma, steps, out, begin, end);
-      } else {
-        scan_rows<false>(rewards, gamma, steps, out, begin, end);
-      }
-    };
-  });
+bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads) {
+  return Scan<T, Kind::kReturns>(in, out, {}).run(threads);
 }
 
-template void reward_to_go(View2<const float>, float, const Steps&, View2<float>, int);
-template void reward_to_go(View2<const double>, double, const Steps&, View2<double>, int);
+template <class T>
+bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads) {
+  return Scan<T, Kind::kGae>(in, advantages, returns).run(threads);
+}
+
+template <class T>
+bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, int threads) {
+  return Scan<T, Kind::kVtrace>(in, targets, advantages).run(threads);
+}
+
+#define RLVAR_INSTANTIATE(T)                                          \
+  template bool reward_to_go(const Trajectories<T>&, View2<T>, int);  \
+  template bool gae(const Trajectories<T>&, View2<T>, View2<T>, int); \
+  template bool vtrace(const Trajectories<T>&, View2<T>, View2<T>, int);
+RLVAR_INSTANTIATE(float)
+RLVAR_INSTANTIATE(double)
+#undef RLVAR_INSTANTIATE
 
 }  // namespace rlvar

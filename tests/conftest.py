@@ -5,7 +5,7 @@ import pytest
 
 from rlvar import _core
 
-KERNELS = ("reward_to_go", "covariance", "gradients", "moments", "deletion_losses")
+KERNELS = ("reward_to_go", "gae", "vtrace", "covariance", "gradients", "moments", "deletion_losses")
 
 
 @pytest.fixture(params=_core.available_isas)

@@ -7,7 +7,7 @@ from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
 from rlvar.pairwise import covariance
-from rlvar.returns import reward_to_go
+from rlvar.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 from rlvar.rollouts import Rollouts, load_rollouts
 from rlvar.variance import Decomposition, decompose
 
@@ -22,14 +22,18 @@ __all__ = [
     "covariance",
     "datasets",
     "decompose",
+    "gae",
     "grpo",
     "kl_rewards",
+    "lambda_returns",
     "load_rollouts",
+    "n_step_returns",
     "opo",
     "reinforce_pp",
     "reward_to_go",
     "rloo",
     "show_config",
     "to_steps",
+    "vtrace",
     "whiten",
 ]

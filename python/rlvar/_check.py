@@ -35,6 +35,58 @@ class Steps(NamedTuple):
         return np.broadcast_to(np.True_, shape)
 
 
+class Scan(NamedTuple):
+    """The checked arguments of a backward scan; all (N, T) arrays of one dtype."""
+
+    arrays: list[Float]  # rewards, and what else there is to read at every step
+    gamma: float
+    gammas: Float | None  # one discount a step
+    steps: Steps
+    terminated: NDArray[np.uint8] | None
+    truncated: NDArray[np.uint8] | None
+    next_values: Float | None
+    bootstrap: Float | None  # (N,)
+    names: Sequence[str]
+    time_first: bool  # whether the caller's arrays are (T, N)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What the kernels take after their own arguments."""
+        return (
+            self.gamma,
+            self.gammas,
+            *self.steps,
+            self.terminated,
+            self.truncated,
+            self.next_values,
+            self.bootstrap,
+        )
+
+    def empty(self) -> Float:
+        """Allocate a result (N, T) with the memory order of the caller's arrays."""
+        first = self.arrays[0]
+        if self.time_first:
+            return np.empty(first.shape[::-1], first.dtype).T
+        return np.empty(first.shape, first.dtype)
+
+    def as_given(self, result: Float) -> Float:
+        """Turn a result (N, T) into the caller's axes."""
+        return result.T if self.time_first else result
+
+    def raise_not_finite(self) -> None:
+        """Raise if a number that the scan reads is not finite; name the first."""
+        shape = self.arrays[0].shape
+        for name, array in zip(self.names, self.arrays, strict=True):
+            finite(name, array, self.steps, shape, self.time_first)
+        if self.gammas is not None:
+            finite("gamma", self.gammas, self.steps, shape, self.time_first)
+        if self.next_values is not None and self.truncated is not None:
+            read = self.steps.live(shape) & self.truncated.view(np.bool_)
+            finite("next_values", self.next_values, Steps(None, read.view(np.uint8)), shape, self.time_first)
+        if self.bootstrap is not None:
+            finite("bootstrap_value", self.bootstrap)
+
+
 class Units(NamedTuple):
     """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]]."""
 
@@ -68,13 +120,22 @@ def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
     return array
 
 
+_KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
 def floats(name: str, value: ArrayLike) -> Float:
     """Return `value` as a native, aligned float32 or float64 array.
 
-    float32 and float64 come back as they are; float16 becomes float32, integers and booleans
-    float64.
+    float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
+    booleans float64.
     """
+    if type(value) is np.ndarray and value.dtype in _KERNEL_DTYPES:
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:
+            return value
     array = _plain(name, value)
+    if array.dtype.name == "bfloat16":  # of ml_dtypes, known by its name alone
+        return array.astype(np.float32)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
         raise TypeError(f"{name} must be float32, float64, float16 or integers, got dtype {array.dtype}")
@@ -92,10 +153,9 @@ def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:
 def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...]) -> Double:
     """Return `value` in float64, of one of `shapes`, each (N,) or (N, T), if any are given.
 
-    Half precision is exact in float64: float16, and bfloat16 of ml_dtypes, known by its name alone.
+    Half precision is exact in float64.
     """
-    array = _plain(name, value)
-    exact = array.astype(np.float32) if array.dtype.name == "bfloat16" else floats(name, array)
+    exact = floats(name, value)
     if shapes and exact.shape not in shapes:
         wanted = " or ".join(f"{'(N, T)' if len(shape) == 2 else '(N,)'} = {shape}" for shape in shapes)
         raise _shape_error(name, wanted, exact.shape)
@@ -164,19 +224,21 @@ def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayL
     return Steps(None, None)
 
 
-def flags(value: ArrayLike, shape: tuple[int, ...] | None = None) -> NDArray[np.bool_]:
+def flags(
+    value: ArrayLike, shape: tuple[int, ...] | None = None, name: str = "mask", axes: str = "(N, T)"
+) -> NDArray[np.bool_]:
     """Return a mask as booleans, of the given shape or of any shape (N, T)."""
-    mask = _plain("mask", value)
+    mask = _plain(name, value)
     if mask.ndim != 2 if shape is None else mask.shape != shape:
-        wanted = "(N, T)" if shape is None else f"(N, T) = {shape}" if len(shape) == 2 else f"{shape}"
-        raise _shape_error("mask", wanted, mask.shape)
+        wanted = axes if shape is None else f"{axes} = {shape}" if len(shape) == 2 else f"{shape}"
+        raise _shape_error(name, wanted, mask.shape)
     if mask.dtype.kind != "b":
         if mask.dtype.kind not in "iuf":
-            raise TypeError(f"mask must be booleans, or numbers 0 and 1, got dtype {mask.dtype}")
+            raise TypeError(f"{name} must be booleans, or numbers 0 and 1, got dtype {mask.dtype}")
         wrong = np.argwhere((mask != 0) & (mask != 1))
         if len(wrong):
             where = ", ".join(map(str, wrong[0]))
-            raise ValueError(f"mask must hold only 0 and 1, got mask[{where}] = {mask[tuple(wrong[0])]}")
+            raise ValueError(f"{name} must hold only 0 and 1, got {name}[{where}] = {mask[tuple(wrong[0])]}")
     return mask.astype(np.bool_, copy=False)
 
 
@@ -187,11 +249,17 @@ def alive(name: str, array: Double, live: NDArray[np.bool_]) -> Double:
     return array
 
 
-def finite(name: str, array: Float, live: Steps | None = None, shape: tuple[int, int] | None = None) -> None:
+def finite(
+    name: str,
+    array: Float,
+    live: Steps | None = None,
+    shape: tuple[int, int] | None = None,
+    time_first: bool = False,
+) -> None:
     """Raise where `array` is not finite; name the first index.
 
     With `live`, only where a step is live, if `array` is (N, T), or any step of the rollout, if it
-    is (N,); `shape` is then (N, T).
+    is (N,); `shape` is then (N, T). With `time_first`, the index is that of the transpose.
     """
     good = np.isfinite(array)
     if good.all():
@@ -204,7 +272,7 @@ def finite(name: str, array: Float, live: Steps | None = None, shape: tuple[int,
     bad = np.argwhere(~good)
     if len(bad):
         index = tuple(int(i) for i in bad[0])
-        where = ", ".join(map(str, index))
+        where = ", ".join(map(str, index[::-1] if time_first else index))
         raise ValueError(f"{name} must be finite{where_live}, got {name}[{where}] = {array[index]}")
 
 
@@ -317,12 +385,7 @@ def threads(value: int | None) -> int | None:
     """Return the number of threads asked for, or None for the default."""
     if value is None:
         return None
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"num_threads must be an integer, got {type(value).__name__}") from None
-    if count < 1:
-        raise ValueError(f"num_threads must be at least 1, got {count}")
+    count = positive_integer("num_threads", value)
     return min(count, 1024)
 
 
@@ -343,12 +406,124 @@ def confidence(value: float) -> float:
     return level
 
 
-def gamma(value: float) -> float:
+def discount(name: str, value: float) -> float:
     """Return a discount factor in [0, 1]."""
-    discount = _number("gamma", value)
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"gamma must lie in 0..1, got {value!r}")
-    return discount
+    factor = value if type(value) is float else _number(name, value)
+    if not 0.0 <= factor <= 1.0:
+        raise ValueError(f"{name} must lie in 0..1, got {value!r}")
+    return factor
+
+
+def scan(
+    arrays: dict[str, ArrayLike],
+    gamma: float | ArrayLike,
+    mask: ArrayLike | None,
+    lengths: ArrayLike | None,
+    terminated: ArrayLike | None,
+    truncated: ArrayLike | None,
+    next_values: ArrayLike | None,
+    bootstrap_value: ArrayLike | None,
+    time_axis: int,
+) -> Scan:
+    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards."""
+    if time_axis not in (-1, 0, 1):
+        raise ValueError(f"time_axis must be -1, 0 or 1, got {time_axis!r}")
+    time_first = time_axis == 0
+    axes = "(T, N)" if time_first else "(N, T)"
+    checked = [floats(name, value) for name, value in arrays.items()]
+    names = list(arrays)
+    rewards = checked[0]
+    given, dtype = rewards.shape, rewards.dtype
+    if len(given) != 2:
+        raise _shape_error(names[0], axes, given)
+    for name, array in zip(names, checked, strict=True):
+        if array.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", array.shape)
+        if array.dtype != dtype:
+            dtype = np.dtype(np.float64)
+    shape = given[::-1] if time_first else given
+    stepwise = np.ndim(gamma) > 0
+    factor = 1.0 if stepwise else discount("gamma", gamma)  # type: ignore[arg-type]
+    gammas = floats("gamma", gamma) if stepwise else None
+    if (truncated is None) != (next_values is None):
+        pair = ("truncated", "next_values")
+        present, missing = pair if next_values is None else pair[::-1]
+        raise ValueError(f"{present} needs {missing}: what lies beyond a truncated step counts by its value")
+    beyond = None if next_values is None else floats("next_values", next_values)
+    tail = None if bootstrap_value is None else floats("bootstrap_value", bootstrap_value)
+    for name, other in (("gamma", gammas), ("next_values", beyond)):
+        if other is not None and other.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", other.shape)
+    if tail is not None and tail.shape != shape[:1]:
+        raise _shape_error("bootstrap_value", f"(N,) = ({shape[0]},)", tail.shape)
+
+    def prepared(array: Float | None) -> Float | None:
+        if array is None:
+            return None
+        array = array.astype(dtype, copy=False)
+        return array.T if time_first else array
+
+    def marks(name: str, value: ArrayLike | None) -> NDArray[np.uint8] | None:
+        if value is None:
+            return None
+        array = flags(value, given, name, axes).view(np.uint8)
+        return array.T if time_first else array
+
+    if mask is not None and lengths is not None:
+        raise ValueError("mask and lengths must not both be given")
+    live = steps(shape, None, lengths) if mask is None else Steps(None, marks("mask", mask))
+    result = Scan(
+        [prepared(array) for array in checked],  # type: ignore[misc]
+        factor,
+        prepared(gammas),
+        live,
+        marks("terminated", terminated),
+        marks("truncated", truncated),
+        prepared(beyond),
+        None if tail is None else np.ascontiguousarray(tail, dtype),
+        names,
+        time_first,
+    )
+    if result.gammas is not None:
+        wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
+        if wrong.any():
+            i, t = (int(k) for k in np.argwhere(wrong)[0])
+            where = f"{t}, {i}" if time_first else f"{i}, {t}"
+            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[i, t]}")
+    return result
+
+
+def ratios(scan: Scan) -> Float:
+    """Return the importance ratios of a scan, its last array: finite and >= 0, 0 where not live."""
+    array = scan.arrays[-1]
+    live = scan.steps.live(array.shape)
+    result: Float = np.where(live, array, array.dtype.type(0))
+    if not np.isfinite(result).all():
+        scan.raise_not_finite()
+    if (result < 0).any():
+        i, t = (int(k) for k in np.argwhere(result < 0)[0])
+        where = f"{t}, {i}" if scan.time_first else f"{i}, {t}"
+        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[i, t]}")
+    return result
+
+
+def bound(name: str, value: float) -> float:
+    """Return an upper bound > 0, which may be infinite."""
+    number = _number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return number
+
+
+def positive_integer(name: str, value: int) -> int:
+    """Return an integer >= 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
 
 
 def choice(name: str, value: Any, options: Sequence[Any]) -> None:

@@ -29,6 +29,8 @@ isa = os.environ.get("RLVAR_ISA") or available_isas[-1]
 _module = load(isa)
 
 reward_to_go = _module.reward_to_go
+gae = _module.gae
+vtrace = _module.vtrace
 covariance = _module.covariance
 gradients = _module.gradients
 moments = _module.moments

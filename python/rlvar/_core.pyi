@@ -17,8 +17,48 @@ eigen_version: str
 def load(isa: str) -> ModuleType: ...
 def default_threads() -> int: ...
 def reward_to_go(
-    rewards: _Float, gamma: float, lengths: _Lengths, mask: _Mask, out: _Float, threads: int | None
-) -> None: ...
+    rewards: _Float,
+    gamma: float,
+    gammas: _Float | None,
+    lengths: _Lengths,
+    mask: _Mask,
+    terminated: _Mask,
+    truncated: _Mask,
+    next_values: _Float | None,
+    bootstrap: _Float | None,
+    out: _Float,
+) -> bool: ...
+def gae(
+    rewards: _Float,
+    values: _Float,
+    lambda_: float,
+    gamma: float,
+    gammas: _Float | None,
+    lengths: _Lengths,
+    mask: _Mask,
+    terminated: _Mask,
+    truncated: _Mask,
+    next_values: _Float | None,
+    bootstrap: _Float | None,
+    advantages: _Float,
+    returns: _Float,
+) -> bool: ...
+def vtrace(
+    rewards: _Float,
+    values: _Float,
+    rho: _Float,
+    cut: _Float,
+    gamma: float,
+    gammas: _Float | None,
+    lengths: _Lengths,
+    mask: _Mask,
+    terminated: _Mask,
+    truncated: _Mask,
+    next_values: _Float | None,
+    bootstrap: _Float | None,
+    targets: _Float,
+    advantages: _Float,
+) -> bool: ...
 def covariance(
     scores: _Float,
     weights: _Double,

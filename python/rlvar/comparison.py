@@ -33,7 +33,8 @@ def _multi(rollouts: Rollouts) -> Double:
     """Weight each step by its return-to-go G[n,t]."""
     if rollouts.rewards.ndim == 1:
         return rollouts.rewards  # one terminal reward: G[n,t] = R[n]
-    return reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
+    to_go: Double = reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
+    return to_go
 
 
 #: Estimators by name: rollouts to weights, (N,) or (N, T).

@@ -1,0 +1,107 @@
+// Small vectors of the machine's width, in the vector types of GCC and Clang.
+//
+// One source for every instruction set: 32 bytes where the module is built for AVX, 16 elsewhere.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "views.hpp"
+
+namespace rlvar {
+
+#ifdef __AVX__
+constexpr index_t kVectorBytes = 32;
+#else
+constexpr index_t kVectorBytes = 16;
+#endif
+
+/// Vector types for element type T: `Vec` of numbers, `Mask` of all-ones or all-zeros integers.
+template <class T>
+struct Lanes {
+  static constexpr index_t width = kVectorBytes / static_cast<index_t>(sizeof(T));
+  using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  typedef T Vec __attribute__((vector_size(kVectorBytes)));
+  // Aliases T alone (memcpy would alias everything, and have the compiler reload it all).
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
+  typedef Int Mask __attribute__((vector_size(kVectorBytes)));
+
+  static Vec fill(T x) { return x - Vec{}; }
+
+  /// p[0] .. p[width - 1].
+  static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  /// p[0], p[stride], ... in the first `count` lanes, 0 in the others.
+  static Vec gather(const T* p, index_t stride, index_t count) {
+    Vec v{};
+    for (index_t i = 0; i < count; ++i) v[i] = p[i * stride];
+    return v;
+  }
+  static void store(Vec v, T* p) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static void scatter(Vec v, T* p, index_t stride, index_t count) {
+    for (index_t i = 0; i < count; ++i) p[i * stride] = v[i];
+  }
+
+  /// All ones where a byte is not 0, zeros elsewhere.
+  static Mask load(const std::uint8_t* p) {
+#ifdef __AVX2__
+    if constexpr (width == 8) {
+      return (Mask)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)) != 0;
+    } else {
+      return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) != 0;
+    }
+#else
+    return gather(p, 1, width);
+#endif
+  }
+  static Mask gather(const std::uint8_t* p, index_t stride, index_t count) {
+    Mask m{};
+    for (index_t i = 0; i < count; ++i) m[i] = p[i * stride];
+    return m != 0;
+  }
+
+  /// Bytes of the first vector's worth at p, as one number: 0 if none is set.
+  static std::uint64_t bits(const std::uint8_t* p) {
+    std::uint64_t b = 0;
+    std::memcpy(&b, p, static_cast<std::size_t>(width));
+    return b;
+  }
+
+  /// Lane i gets lane i + 1, the last one the first of `beyond`.
+  static Vec shift(Vec v, Vec beyond) {
+    return shuffle([](int i) { return i + 1; }, v, beyond, All{});
+  }
+  /// Lane i gets lane i + K of its 16 bytes, a lane of `beyond` where that is past their end.
+  template <int K>
+  static Vec shift_in_half(Vec v, Vec beyond) {
+    constexpr auto from = [](int i) {
+      return i % half + K < half ? i + K : static_cast<int>(width) + i + K - half;
+    };
+    return shuffle(from, v, beyond, All{});
+  }
+  /// The first 16 bytes get the first lane of the second, the second 16 bytes that of `beyond`.
+  static Vec spread_upper(Vec v, Vec beyond) {
+    return shuffle([](int i) { return i < half ? half : static_cast<int>(width); }, v, beyond,
+                   All{});
+  }
+  static constexpr int half = 16 / static_cast<int>(sizeof(T));  // lanes in 16 bytes
+
+ private:
+  using All = std::make_integer_sequence<int, static_cast<int>(width)>;
+
+  template <class From, int... I>
+  static Vec shuffle(From from, Vec v, Vec beyond, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(v, beyond, (From{from}(I))...);
+#else
+    return __builtin_shuffle(v, beyond, Mask{from(I)...});
+#endif
+  }
+};
+
+}  // namespace rlvar

@@ -91,16 +91,13 @@ def gradients(scores, weights=None, mask=None, lengths=None):
     return terms(scores, weights, mask, lengths).sum(axis=1)
 
 
-def pair_moments(g, labels):
-    """Mean over pairs of rollouts with different labels of |g_n - g_m|^2 / 2 and of g_n . g_m."""
-    variance, signal, pairs = 0.0, 0.0, 0
-    for n in range(len(g)):
-        for m in range(len(g)):
-            if labels[n] != labels[m]:
-                variance += 0.5 * np.dot(g[n] - g[m], g[n] - g[m])
-                signal += np.dot(g[n], g[m])
-                pairs += 1
-    return variance / pairs, signal / pairs
+def unit_moments(g, labels):
+    """Variance and squared norm of the mean of units' gradients; a unit is the mean of a label."""
+    labels = np.asarray(labels)
+    units = np.array([g[labels == label].mean(axis=0) for label in dict.fromkeys(labels.tolist())])
+    variance = units.var(axis=0, ddof=1).sum()
+    pairs = [units[u] @ units[v] for u in range(len(units)) for v in range(len(units)) if u != v]
+    return variance, np.mean(pairs)
 
 
 def jackknife_stderr(statistic, labels):

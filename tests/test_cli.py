@@ -98,7 +98,7 @@ def test_a_failed_json_is_said_before_anything_is_claimed(tmp_path, capsys):
 
 def test_unknown_estimators_and_commands(tmp_path, capsys):
     assert main(["report", "--estimators", "magic"]) == 2
-    assert "estimators must be among" in capsys.readouterr().err
+    assert "estimator 'magic': it is none of single, multi" in capsys.readouterr().err
     for arguments in ([], ["dance"], ["report", "--dance"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)

@@ -40,7 +40,7 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
     }
 
     def moment(name, i):
-        return lambda kept: reference.pair_moments(g[name][kept], labels[kept])[i]
+        return lambda kept: reference.unit_moments(g[name][kept], labels[kept])[i]
 
     everything = np.arange(18)
     for name in ("single", "multi"):
@@ -70,18 +70,121 @@ def test_without_groups_the_variance_is_the_sample_variance(rng):
 
 
 def test_dependent_samples_of_a_group_do_not_bias_the_variance():
-    # g = prompt + completion, variances 4 and 1. With 6 prompts of 8, the sample variance that
-    # takes rollouts for independent is low by 4 * 7/47 on average; ours is not.
+    # g = prompt + completion, variances 4 and 1: a group's mean of 8 has 4 + 1/8. Taking rollouts
+    # for independent would say 5/8.
     rng = np.random.default_rng(5)
-    ours, naive = [], []
+    ours = []
     for _ in range(400):
         g = 2 * rng.standard_normal((6, 1)) + rng.standard_normal((6, 8))
         rollouts = rlvar.Rollouts(g.reshape(48, 1, 1), np.ones(48), groups=np.repeat(np.arange(6), 8))
         ours.append(rlvar.compare(rollouts)["single"].variance.value)
-        naive.append(g.var(ddof=1))
-    error = np.std(ours) / np.sqrt(400)
-    assert abs(np.mean(ours) - 5) < 3 * error
-    assert np.mean(naive) < 5 - 3 * error
+    assert abs(np.mean(ours) - 4.125) < 3 * np.std(ours) / np.sqrt(400)
+
+
+def test_leave_one_out_weights_are_measured_by_group(rng):
+    # All groups of two samples of a two-armed bandit with pi = 1/2, S = +-1 and reward 1 or 0:
+    # rloo's A = r_i - r_j, and the mean of a group's two gradients is (r_1 - r_2) (S_1 - S_2) / 2.
+    arms = np.array([[a, b] for a in (0, 1) for b in (0, 1)] * 25)
+    scores = np.where(arms == 1, 1.0, -1.0).reshape(-1, 1, 1)
+    rollouts = rlvar.Rollouts(scores, arms.ravel().astype(float), groups=np.repeat(np.arange(100), 2))
+    result = rlvar.compare(rollouts, ["single", "rloo"])
+    means = (arms[:, 0] - arms[:, 1]) ** 2.0  # 0, 1, 1, 0
+    assert result["rloo"].variance.value == pytest.approx(means.var(ddof=1))
+    assert result["rloo"].unbiased
+    assert "variance of a group's mean" in str(result)
+
+
+CATALOG_WEIGHTS = {
+    "single": lambda r, to_go, alive, labels: r,
+    "multi": lambda r, to_go, alive, labels: to_go,
+    "single-mean": lambda r, to_go, alive, labels: r - r.mean(),
+    "multi-mean": lambda r, to_go, alive, labels: (
+        to_go - to_go.sum(axis=0) / np.maximum(alive.sum(axis=0), 1)
+    ),
+    "rloo": lambda r, to_go, alive, labels: reference.rloo(r, labels),
+    "grpo": lambda r, to_go, alive, labels: reference.grpo(r, labels, eps=1e-6, ddof=1),
+    "dr-grpo": lambda r, to_go, alive, labels: r - np.array([r[labels == label].mean() for label in labels]),
+    "opo": lambda r, to_go, alive, labels: (
+        r - np.array([np.average(r[labels == k], weights=alive.sum(axis=1)[labels == k]) for k in labels])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["lengths", "mask"])
+def test_every_named_estimator_is_its_formula(rng, kind):
+    labels = np.array(GROUPS)
+    options = (
+        {"lengths": rng.integers(1, 8, 18)} if kind == "lengths" else {"mask": rng.random((18, 7)) < 0.7}
+    )
+    rollouts = make_rollouts(rng, groups=labels, values=rng.standard_normal((18, 7)), **options)
+    alive = reference.live_steps((18, 7), **options)
+    to_go, totals = weights_of(rollouts, "multi"), weights_of(rollouts, "single")
+    weights = {name: f(totals, to_go, alive, labels) for name, f in CATALOG_WEIGHTS.items()}
+    centred = weights["dr-grpo"]
+    weights["reinforce++"] = centred / np.sqrt((centred**2).sum() / 17 + 1e-8)
+    weights["gae"] = rlvar.gae(rollouts.rewards, rollouts.values, gamma=1.0, lam=0.95, **options)[0]
+    names = [estimator.name for estimator in rlvar.estimators()]
+    assert set(names) == set(weights)
+    result = rlvar.compare(rollouts, names)
+    own = rlvar.compare(rollouts, {f"own {name}": w for name, w in weights.items()})
+    for name in names:
+        assert own[f"own {name}"].unbiased is None
+        for field in ("variance", "ratio", "signal"):
+            ours, theirs = getattr(result[name], field), getattr(own[f"own {name}"], field)
+            assert ours.value == pytest.approx(theirs.value, rel=1e-9, abs=1e-9)
+
+
+def test_terminal_rewards_serve_every_estimator(rng):
+    terminal = rng.standard_normal(18)
+    lengths = rng.integers(1, 8, 18)
+    scores, values = rng.standard_normal((18, 7, 2)), rng.standard_normal((18, 7))
+    per_step = np.zeros((18, 7))
+    per_step[np.arange(18), lengths - 1] = terminal
+    options = {"lengths": lengths, "values": values, "groups": GROUPS}
+    names = [estimator.name for estimator in rlvar.estimators()]
+    one = rlvar.compare(rlvar.Rollouts(scores, terminal, **options), names)
+    other = rlvar.compare(rlvar.Rollouts(scores, per_step, **options), names)
+    for name in names:
+        assert one[name].variance.value == pytest.approx(other[name].variance.value, rel=1e-12)
+
+
+def test_own_weights_and_functions(rng):
+    rollouts = make_rollouts(rng)
+    result = rlvar.compare(
+        rollouts,
+        {
+            "array": rollouts.rewards,
+            "per rollout": rollouts.rewards[:, 0],
+            "function": lambda r: r.rewards * 2,
+            "multi": lambda r: np.ones(18),
+        },
+        reference="array",
+    )
+    assert result["function"].ratio.value == pytest.approx(4)
+    assert result["multi"].variance.value != rlvar.compare(rollouts)["multi"].variance.value
+    assert [row.unbiased for row in result] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (np.ones((7, 18)), ValueError, r"estimator 'mine': weights must have shape \(N, T\) = \(18, 7\)"),
+        (np.full(18, np.nan), ValueError, r"estimator 'mine': weights must be finite .*weights\[0\] = nan"),
+        (["a"] * 18, TypeError, "estimator 'mine': weights must be float32"),
+        (lambda r: r.nothing, ValueError, "estimator 'mine': 'Rollouts' object has no attribute 'nothing'"),
+        (None, TypeError, "estimator 'mine'"),
+    ],
+)
+def test_bad_weights_of_the_callers_own_are_named(rng, weights, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.compare(make_rollouts(rng), {"mine": weights})
+
+
+def test_what_the_rollouts_lack_is_named(rng):
+    with pytest.raises(ValueError, match="estimator 'rloo': it needs groups"):
+        rlvar.compare(make_rollouts(rng), ["rloo"])
+    with pytest.raises(ValueError, match="estimator 'gae': it needs values"):
+        rlvar.compare(make_rollouts(rng), ["gae"])
 
 
 def test_the_paired_interval_is_narrower_than_that_of_independent_rollouts(rng):
@@ -144,10 +247,10 @@ def test_a_bad_score_is_named(rng):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((["magic"],), {}, ValueError, "estimators must be among single, multi, got 'magic'"),
+        ((["magic"],), {}, ValueError, "estimator 'magic': it is none of single, multi"),
         (("single",), {}, TypeError, "must be a sequence of names, got the string 'single'"),
         (([],), {}, ValueError, "at least one"),
-        ((), {"reference": "magic"}, ValueError, "got 'magic'"),
+        ((), {"reference": "magic"}, ValueError, "estimator 'magic'"),
         ((), {"confidence": 0}, ValueError, "confidence must lie strictly"),
         ((), {"num_threads": -1}, ValueError, "num_threads must be at least 1"),
     ],

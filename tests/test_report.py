@@ -70,12 +70,21 @@ def test_one_estimator_without_variance_is_said():
     )
 
 
+def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    text = " ".join(make_report(rollouts, ["single", "grpo"]).verdict)
+    assert "Grpo has another mean gradient than single-step" in text
+    assert "times as many rollouts" not in text
+
+
 def test_groups_and_ignored_rewards_are_explained(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((12, 5, 3)), np.ones((12, 5)), lengths=[4] * 12, groups=list("aabbccddeeff")
     )
     text = str(make_report(rollouts))
-    assert "Variances here are over pairs of rollouts of different groups" in text
+    assert "A group's mean is the unit here" in text
     assert "12 non-zero rewards lie on steps that are not live and are ignored" in text
 
 

@@ -3,6 +3,7 @@
 from rlvar import datasets
 from rlvar._version import version as __version__
 from rlvar.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
+from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
@@ -16,12 +17,14 @@ __all__ = [
     "ComparisonRow",
     "Decomposition",
     "Estimate",
+    "Estimator",
     "Rollouts",
     "__version__",
     "compare",
     "covariance",
     "datasets",
     "decompose",
+    "estimators",
     "gae",
     "grpo",
     "kl_rewards",

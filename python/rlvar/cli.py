@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlvar import datasets
 from rlvar._version import version
-from rlvar.comparison import ESTIMATORS
+from rlvar.catalog import CATALOG
 from rlvar.report import Report, make_report
 from rlvar.rollouts import load_rollouts
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {', '.join(ESTIMATORS)} (default: single,multi)",
+        help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
     )
     report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
     return parser

@@ -6,46 +6,41 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
+from rlvar.catalog import CATALOG
 from rlvar.estimate import Estimate, jackknife
-from rlvar.returns import reward_to_go
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
+Estimators = Sequence[str] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
 
 
-def _single(rollouts: Rollouts) -> Double:
-    """Weight every step by the whole return R[n]: the sequence is one action."""
-    if rollouts.rewards.ndim == 1:
-        return rollouts.rewards
-    totals: Double = np.where(rollouts.live, rollouts.rewards, 0.0).sum(axis=1)
-    return totals
-
-
-def _multi(rollouts: Rollouts) -> Double:
-    """Weight each step by its return-to-go G[n,t]."""
-    if rollouts.rewards.ndim == 1:
-        return rollouts.rewards  # one terminal reward: G[n,t] = R[n]
-    to_go: Double = reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
-    return to_go
-
-
-#: Estimators by name: rollouts to weights, (N,) or (N, T).
-ESTIMATORS: dict[str, Callable[[Rollouts], Double]] = {"single": _single, "multi": _multi}
-
-
-def estimator_weights(rollouts: Rollouts, name: str) -> Double:
-    """Return the weights (N,) or (N, T) of the estimator called `name`."""
-    if name not in ESTIMATORS:
-        raise ValueError(f"estimators must be among {', '.join(ESTIMATORS)}, got {name!r}")
-    return ESTIMATORS[name](rollouts)
+def estimator_weights(rollouts: Rollouts, estimators: Estimators, name: str) -> Double:
+    """Return the weights (N, T) of one estimator, the caller's own or one known by name."""
+    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+    try:
+        if isinstance(estimators, Mapping) and name in estimators:
+            own = estimators[name]
+            given = own(rollouts) if callable(own) else own
+            if given is None:
+                raise TypeError("weights must be an array, got None")
+            return _check.weights(given, rollouts.shape[:2], live)
+        if name not in CATALOG:
+            raise ValueError(f"it is none of {', '.join(CATALOG)}")
+        for need in CATALOG[name].needs:
+            if getattr(rollouts, need) is None:
+                raise ValueError(f"it needs {need}, which the rollouts do not carry")
+        return _check.weights(CATALOG[name].weights(rollouts), rollouts.shape[:2], live)
+    except Exception as error:  # of a callable, anything
+        kind = type(error) if isinstance(error, (TypeError, ValueError)) else ValueError
+        raise kind(f"estimator {name!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -57,23 +52,28 @@ class ComparisonRow:
     name : str
         Name of the estimator.
     variance : Estimate
-        Variance of one rollout's gradient estimate, summed over coordinates.
+        Variance of one rollout's gradient estimate, summed over coordinates; with groups, of the
+        mean of one group's rollouts.
     ratio : Estimate
-        Variance over that of the reference estimator, from the same rollouts. With equal means it
-        is also the ratio of the rollouts needed for the same precision.
+        Variance over that of the reference estimator, from the same rollouts. For two unbiased
+        estimators it is also the ratio of the rollouts needed for the same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative.
+    unbiased : bool or None
+        Whether its mean is that of "single" by theory (see `estimators`); None for weights of the
+        caller's own.
     """
 
     name: str
     variance: Estimate
     ratio: Estimate
     signal: Estimate
+    unbiased: bool | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         estimates = {key: getattr(self, key).to_dict() for key in ("variance", "ratio", "signal")}
-        return {"name": self.name, **estimates}
+        return {"name": self.name, **estimates, "unbiased": self.unbiased}
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,15 @@ class Comparison:
         Nominal coverage of the intervals.
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
+    grouped : bool
+        Whether the units are groups.
     """
 
     rows: tuple[ComparisonRow, ...]
     reference: str
     confidence: float
     units: int
+    grouped: bool
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -113,7 +116,8 @@ class Comparison:
         return any(row.name == name for row in self.rows)
 
     def __str__(self) -> str:
-        head = ("estimator", "variance of one rollout", f"ratio to {self.reference}", "signal |E g|^2")
+        unit = "variance of a group's mean" if self.grouped else "variance of one rollout"
+        head = ("estimator", unit, f"ratio to {self.reference}", "signal |E g|^2")
         table = [head] + [(row.name, str(row.variance), str(row.ratio), str(row.signal)) for row in self]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
         return "\n".join(
@@ -128,12 +132,13 @@ class Comparison:
             "reference": self.reference,
             "confidence": self.confidence,
             "units": self.units,
+            "grouped": self.grouped,
         }
 
 
 def compare(
     rollouts: Rollouts,
-    estimators: Sequence[str] = ("single", "multi"),
+    estimators: Estimators = ("single", "multi"),
     *,
     reference: str = "single",
     confidence: float = 0.95,
@@ -145,9 +150,9 @@ def compare(
     ----------
     rollouts : Rollouts
         The rollouts. Without groups they are independent; with groups only the groups are.
-    estimators : sequence of str, default ("single", "multi")
-        ``"single"`` weights every step by the whole return, ``"multi"`` by its return-to-go. Both
-        are unbiased, so the one with less variance needs fewer rollouts.
+    estimators : sequence of str, or mapping, default ("single", "multi")
+        Names out of `estimators`, or ``{name: weights}`` with weights of the caller's own, (N,) or
+        (N, T), or a function from the rollouts to them.
     reference : str, default "single"
         The estimator whose variance is the denominator of each ratio.
     confidence : float, default 0.95
@@ -161,22 +166,25 @@ def compare(
 
     Raises
     ------
-    ValueError
-        For an unknown estimator, scores that are not finite, or fewer than two groups.
+    ValueError, TypeError
+        For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
+        shape or not finite (the estimator is named), scores that are not finite, or fewer than two
+        groups.
 
     Notes
     -----
-    Over pairs of rollouts of different units (rollouts, or groups), with P such ordered pairs,
+    The unit is the rollout or, with groups, the group: its gradient :math:`g_u` is the mean over its
+    rollouts, so that their dependence, and that of weights which use the others' rewards, is inside.
+    With U units,
 
     .. math::
 
-        \hat V = \tfrac{1}{2P} \sum_{n,m} |g_n - g_m|^2, \qquad
-        \widehat{|E g|^2} = \tfrac{1}{P} \sum_{n,m} g_n \cdot g_m .
+        \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
+        \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
 
-    Without groups these are the sample variance (ddof 1) and :math:`|\bar g|^2 - \hat V / N`. With
-    groups the dependence inside a group biases neither, which the sample variance would be.
     Intervals come from the jackknife that leaves out one unit at a time; that of a ratio is paired,
-    both variances leaving out the same unit, and is made on the log scale.
+    both variances leaving out the same unit, and is made on the log scale. Means over the whole
+    batch ("single-mean", "multi-mean") tie all units together; that effect, of order 1/U, is left out.
 
     Examples
     --------
@@ -192,15 +200,17 @@ def compare(
     if not estimators:
         raise ValueError("estimators must name at least one estimator")
     names = list(dict.fromkeys([*estimators, reference]))
+    weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
-    gradients = _gradients(rollouts, names, _check.threads(num_threads))
+    gradients = _gradients(rollouts, weights, _check.threads(num_threads))
 
     values, left_out = {}, {}
     for name, g in zip(names, gradients, strict=True):
-        values[name], left_out[name] = _moments(g, units)
+        values[name], left_out[name] = _moments(units.sums(g) / units.sizes[:, None])
     rows = []
     for name in dict.fromkeys(estimators):
+        own = isinstance(estimators, Mapping) and name in estimators
         (variance, signal), (variances, signals) = values[name], left_out[name]
         base, bases = values[reference][0], left_out[reference][0]
         with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
@@ -211,20 +221,17 @@ def compare(
                 jackknife(variance, variances, level, positive=True),
                 jackknife(float(ratio), ratios, level, positive=True),
                 jackknife(signal, signals, level),
+                CATALOG[name].unbiased if name in CATALOG and not own else None,
             )
         )
-    return Comparison(tuple(rows), reference, level, len(units))
+    return Comparison(tuple(rows), reference, level, len(units), rollouts.groups is not None)
 
 
-def _gradients(rollouts: Rollouts, names: list[str], threads: int | None) -> Double:
-    """Return the gradients (E, N, D) of the named estimators, in one pass over the scores."""
-    n, t, d = rollouts.shape
-    weights = np.empty((len(names), n, t))
-    for row, name in zip(weights, names, strict=True):
-        w = estimator_weights(rollouts, name)
-        row[...] = w[:, None] if w.ndim == 1 else w
-    live = _check.steps((n, t), rollouts.mask, rollouts.lengths)
-    result = np.empty((len(names), n, d))
+def _gradients(rollouts: Rollouts, weights: Double, threads: int | None) -> Double:
+    """Return the gradients (E, N, D) of weights (E, N, T), in one pass over the scores."""
+    n, _, d = rollouts.shape
+    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+    result = np.empty((len(weights), n, d))
     _core.gradients(rollouts.scores, weights, *live, result, threads)
     # Their squares must be finite too.
     if not np.abs(result).max() < 1e150:
@@ -232,43 +239,21 @@ def _gradients(rollouts: Rollouts, names: list[str], threads: int | None) -> Dou
     return result
 
 
-def _moments(g: Double, units: _check.Units) -> tuple[tuple[float, float], tuple[Double, Double]]:
-    """Return variance and signal of gradients (N, D), and both with each unit left out (U,).
+def _moments(g: Double) -> tuple[tuple[float, float], tuple[Double, Double]]:
+    """Return variance and signal of units' gradients (U, D), and both with each left out (U,).
 
-    Sums over the ordered pairs of rollouts of different units, P = N^2 - sum_u N_u^2 of them:
-        sum |g_n - g_m|^2 / 2 = N Q - sum_u N_u Q_u - |Y|^2 + sum_u |Y_u|^2
-        sum g_n . g_m         = |S|^2 - sum_u |S_u|^2
-    with Q_u = sum |y|^2, Y_u = sum y and S_u = sum g over unit u, where y are the gradients less
-    their mean (the first sum does not change, and keeps its digits), and Q, Y, S the totals. Each
-    term is a sum over units, so leaving one out is a subtraction.
+    With y = g - mean and Q = sum |y_u|^2: leaving out unit u moves the mean to
+    mean - y_u / (U - 1) and takes |y_u|^2 U / (U - 1) from Q.
     """
-    sizes = units.sizes.astype(np.float64)
-    y = g - g.mean(axis=0)
-    squares, centred, plain = units.sums(np.square(y).sum(axis=1)), units.sums(y), units.sums(g)
-    centred_squares, plain_squares = np.square(centred).sum(axis=1), np.square(plain).sum(axis=1)
-
-    def variance_and_signal(
-        n: Any, q: Any, nq: Any, yy: Any, uyy: Any, ss: Any, uss: Any, nn: Any
-    ) -> tuple[Any, Any]:
-        pairs = n * n - nn
-        return (n * q - nq - yy + uyy) / pairs, (ss - uss) / pairs
-
-    n, q, nq = sizes.sum(), squares.sum(), (sizes * squares).sum()
-    uyy, uss, nn = centred_squares.sum(), plain_squares.sum(), np.square(sizes).sum()
-    total_y, total_s = centred.sum(axis=0), plain.sum(axis=0)
-    yy, ss = total_y @ total_y, total_s @ total_s
-    whole = variance_and_signal(n, q, nq, yy, uyy, ss, uss, nn)
-    if len(units) < 3:  # one unit left is no pair
-        none = np.empty(0)
-        return (float(whole[0]), float(whole[1])), (none, none)
-    without = variance_and_signal(
-        n - sizes,
-        q - squares,
-        nq - sizes * squares,
-        np.square(total_y - centred).sum(axis=1),
-        uyy - centred_squares,
-        np.square(total_s - plain).sum(axis=1),
-        uss - plain_squares,
-        nn - np.square(sizes),
-    )
-    return (float(whole[0]), float(whole[1])), without
+    u = len(g)
+    mean = g.mean(axis=0)
+    y = g - mean
+    y -= y.mean(axis=0)
+    squares = np.square(y).sum(axis=1)
+    variance = squares.sum() / (u - 1)
+    signal = mean @ mean - variance / u
+    if u < 3:  # one unit left has no variance
+        return (float(variance), float(signal)), (np.empty(0), np.empty(0))
+    variances = np.maximum(squares.sum() - squares * (u / (u - 1)), 0.0) / (u - 2)
+    norms = np.square(mean - y / (u - 1)).sum(axis=1)
+    return (float(variance), float(signal)), (variances, norms - variances / (u - 1))

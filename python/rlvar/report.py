@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar.comparison import Comparison, compare, estimator_weights
+from rlvar.catalog import CATALOG
+from rlvar.comparison import Comparison, ComparisonRow, compare, estimator_weights
 from rlvar.estimate import Estimate
 from rlvar.rollouts import Rollouts
 from rlvar.variance import Decomposition, decompose
@@ -43,11 +44,12 @@ class Report:
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
         row_sentences = [
-            _ratio_sentence(row.name, row.ratio, self.comparison.reference)
+            _ratio_sentence(row, self.comparison.reference)
             for row in self.comparison
             if row.name != self.comparison.reference
         ]
-        quietest = min(self.comparison, key=lambda row: row.variance.value).name
+        comparable = [row for row in self.comparison if row.unbiased] or list(self.comparison)
+        quietest = min(comparable, key=lambda row: row.variance.value).name
         parts = self.decompositions[quietest]
         return [*row_sentences, *_source_sentences(quietest, parts, _reach(self.rollouts))]
 
@@ -61,7 +63,7 @@ class Report:
         ]
         if self.rollouts.groups is not None:
             blocks[-1] += (
-                "\n  Variances here are over pairs of rollouts of different groups; below, over all rollouts."
+                "\n  A group's mean is the unit here, its rollouts being dependent; below it is the rollout."
             )
         for name, decomposition in self.decompositions.items():
             blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
@@ -98,7 +100,7 @@ def make_report(
         progress(f"decomposing the variance of {_long(row.name)}")
         decompositions[row.name] = decompose(
             rollouts.scores,
-            estimator_weights(rollouts, row.name),
+            estimator_weights(rollouts, estimators, row.name),
             mask=rollouts.mask,
             lengths=rollouts.lengths,
             groups=rollouts.groups,
@@ -151,15 +153,23 @@ def _rollouts_line(source: str, rollouts: Rollouts) -> str:
     )
 
 
-def _ratio_sentence(name: str, ratio: Estimate, reference: str) -> str:
+def _ratio_sentence(row: ComparisonRow, reference: str) -> str:
     """Say how many times as many rollouts the noisier of the two needs."""
-    this, that = _long(name), _long(reference)
+    ratio, this, that = row.ratio, _long(row.name), _long(reference)
     if math.isnan(ratio.value):
         return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
     if math.isinf(ratio.value):
         return f"{_start(that)} does not vary over these rollouts; {this} does."
     if ratio.value == ratio.low == ratio.high == 1.0:
         return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
+    known = reference in CATALOG and CATALOG[reference].unbiased
+    if not (row.unbiased and known):
+        mean = "may have" if row.unbiased is None else "has"
+        return (
+            f"{_start(this)} {mean} another mean gradient than {that}: that its variance is "
+            f"{_number(ratio.value)} times as large ({_interval(ratio)}) says nothing by itself about the "
+            "rollouts it needs."
+        )
     if ratio.value == 0.0:
         return f"{_start(this)} does not vary over these rollouts; {that} does."
     if ratio.value < 1.0:

@@ -1,0 +1,171 @@
+"""The estimators that can be compared by name.
+
+An estimator of the policy gradient is a choice of weights, g[n] = sum_t w[n,t] S[n,t]: each one here
+is a function from rollouts to weights, a few lines over `returns` and `advantages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlvar import advantages
+from rlvar.returns import gae, reward_to_go
+from rlvar.rollouts import Rollouts
+
+Double = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One of the estimators that `compare` knows by name.
+
+    Attributes
+    ----------
+    name : str
+        What `compare` and the command line call it.
+    formula : str
+        Its weights.
+    needs : tuple of str
+        What the rollouts must carry beside scores and rewards.
+    unbiased : bool
+        Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
+        means over the batch. Variances of estimators with other means do not compare by themselves.
+    weights : callable
+        From `Rollouts` to weights, (N,) or (N, T).
+    """
+
+    name: str
+    formula: str
+    needs: tuple[str, ...]
+    unbiased: bool
+    weights: Callable[[Rollouts], Double]
+
+    def __str__(self) -> str:
+        needs = f"  needs {', '.join(self.needs)}" if self.needs else ""
+        return f"{self.name:<12} {self.formula}{needs}"
+
+
+def _returns(rollouts: Rollouts) -> Double:
+    """Whole return R of each rollout (N,)."""
+    if rollouts.rewards.ndim == 1:
+        return rollouts.rewards
+    totals: Double = np.where(rollouts.live, rollouts.rewards, 0.0).sum(axis=1)
+    return totals
+
+
+def _to_go(rollouts: Rollouts) -> Double:
+    """Return-to-go G of each step, (N, T), or (N,) with one terminal reward: then it is R."""
+    if rollouts.rewards.ndim == 1:
+        return rollouts.rewards
+    result = reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
+    return result.astype(np.float64, copy=False)
+
+
+def _to_go_less_mean(rollouts: Rollouts) -> Double:
+    """G less its mean over the rollouts that are alive at the step."""
+    live = rollouts.live
+    to_go = _to_go(rollouts)
+    to_go = np.where(live, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
+    result: Double = np.where(live, to_go - to_go.sum(axis=0) / np.maximum(live.sum(axis=0), 1), 0.0)
+    return result
+
+
+def _step_rewards(rollouts: Rollouts) -> Double:
+    """Rewards (N, T): a terminal reward lands on the last live step."""
+    if rollouts.rewards.ndim == 2:
+        return rollouts.rewards
+    live = rollouts.live
+    last = live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
+    result = np.zeros(live.shape)
+    result[np.arange(len(live)), last] = rollouts.rewards
+    return result
+
+
+def _gae(rollouts: Rollouts) -> Double:
+    assert rollouts.values is not None  # `needs` has been checked
+    result, _ = gae(
+        _step_rewards(rollouts),
+        rollouts.values,
+        gamma=1.0,
+        lam=0.95,
+        mask=rollouts.mask,
+        lengths=rollouts.lengths,
+    )
+    return result.astype(np.float64, copy=False)
+
+
+def _rloo(rollouts: Rollouts) -> Double:
+    assert rollouts.groups is not None
+    return advantages.rloo(_returns(rollouts), rollouts.groups)
+
+
+def _grpo(rollouts: Rollouts) -> Double:
+    assert rollouts.groups is not None
+    return advantages.grpo(_returns(rollouts), rollouts.groups)
+
+
+def _dr_grpo(rollouts: Rollouts) -> Double:
+    assert rollouts.groups is not None
+    return advantages.grpo(_returns(rollouts), rollouts.groups, scale="none")
+
+
+CATALOG = {
+    estimator.name: estimator
+    for estimator in (
+        Estimator("single", "R: every step by the whole return", (), True, _returns),
+        Estimator("multi", "G_t: each step by its return-to-go", (), True, _to_go),
+        Estimator(
+            "single-mean",
+            "R less its mean over the batch",
+            (),
+            True,
+            lambda rollouts: advantages.reinforce_pp(_returns(rollouts)),
+        ),
+        Estimator("multi-mean", "G_t less its mean over the rollouts alive at t", (), True, _to_go_less_mean),
+        Estimator("rloo", "R less the mean of the others in its group", ("groups",), True, _rloo),
+        Estimator("grpo", "R less its group's mean, over its standard deviation", ("groups",), False, _grpo),
+        Estimator("dr-grpo", "R less its group's mean", ("groups",), False, _dr_grpo),
+        Estimator(
+            "reinforce++",
+            "R less its group's mean, or the batch's without groups, over the batch's deviation",
+            (),
+            False,
+            lambda rollouts: advantages.reinforce_pp(_returns(rollouts), rollouts.groups, whiten=True),
+        ),
+        Estimator(
+            "opo",
+            "R less the mean weighted by length, of its group, or of the batch without groups",
+            (),
+            False,
+            lambda rollouts: advantages.opo(_returns(rollouts), rollouts.live_steps, rollouts.groups),
+        ),
+        Estimator("gae", "generalised advantage, gamma 1, lambda 0.95", ("values",), False, _gae),
+    )
+}
+
+
+def estimators() -> tuple[Estimator, ...]:
+    """List the estimators that `compare` and the command line know by name.
+
+    Returns
+    -------
+    tuple of Estimator
+        Each with its name, its formula and what the rollouts must carry for it.
+
+    See Also
+    --------
+    compare : puts them side by side.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> for estimator in rlvar.estimators()[:2]:
+    ...     print(estimator)
+    single       R: every step by the whole return
+    multi        G_t: each step by its return-to-go
+    """
+    return tuple(CATALOG.values())

@@ -91,6 +91,15 @@ void bind_kernels(py::module_& m) {
 
   using MaybeArray = std::optional<Array>;
 
+  m.def(
+      "all_finite",
+      [](const Array& array) {
+        const auto view = view2(array);
+        py::gil_scoped_release release;
+        return rlvar::all_finite(view);
+      },
+      py::arg("array").noconvert());
+
   // The scans return whether everything that they read was finite.
   m.def(
       "reward_to_go",

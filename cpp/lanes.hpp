@@ -51,9 +51,9 @@ struct Lanes {
   static Mask load(const std::uint8_t* p) {
 #ifdef __AVX2__
     if constexpr (width == 8) {
-      return (Mask)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)) != 0;
+      return (Mask)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)) > 0;
     } else {
-      return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) != 0;
+      return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) > 0;
     }
 #else
     return gather(p, 1, width);
@@ -63,6 +63,21 @@ struct Lanes {
     Mask m{};
     for (index_t i = 0; i < count; ++i) m[i] = p[i * stride];
     return m != 0;
+  }
+
+  /// a where the mask is all ones, 0 where it is zeros.
+  static Vec keep(Mask m, Vec a) { return (Vec)((Mask)a & m); }
+  /// a where the mask is all ones, b where it is zeros (m ? a : b would compare m with 0 first).
+  static Vec select(Mask m, Vec a, Vec b) {
+#ifdef __AVX__
+    if constexpr (sizeof(T) == 4) {
+      return _mm256_blendv_ps(b, a, (__m256)m);
+    } else {
+      return _mm256_blendv_pd(b, a, (__m256d)m);
+    }
+#else
+    return (Vec)(((Mask)a & m) | ((Mask)b & ~m));
+#endif
   }
 
   /// Bytes of the first vector's worth at p, as one number: 0 if none is set.

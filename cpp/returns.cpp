@@ -26,6 +26,10 @@ constexpr index_t kVectorsPerTask = 8;  // where lanes are rows
 
 enum class Kind { kReturns, kGae, kVtrace };
 
+/// Which of the arrays that make a step unlike the others are there. Known to the compiler, what is
+/// not there costs nothing.
+enum class Flags { kNone, kMask, kAny };
+
 /// What the W elements of a block follow one another along.
 enum class Along { kSteps, kRows };
 
@@ -38,7 +42,7 @@ struct Scan {
 
   const Trajectories<T> in;
   const View2<T> first, second;  // outputs
-  const bool flagged;            // some step may not be like the others
+  const Flags flags;
   const T gamma, lambda;
   Vec powers{};       // c^W .. c^1, with c = gamma (kReturns) or gamma lambda (kGae)
   Vec half_powers{};  // c^(W/2) .. c^1 and zeros
@@ -47,7 +51,9 @@ struct Scan {
       : in(trajectories),
         first(first_out),
         second(second_out),
-        flagged(in.steps.mask.data || in.terminated.data || in.truncated.data || in.gammas.data),
+        flags(in.terminated.data || in.truncated.data || in.gammas.data ? Flags::kAny
+              : in.steps.mask.data                                      ? Flags::kMask
+                                                                        : Flags::kNone),
         gamma(static_cast<T>(in.gamma)),
         lambda(static_cast<T>(in.lambda)) {
     const double c = kind == Kind::kGae ? in.gamma * in.lambda : in.gamma;
@@ -74,9 +80,8 @@ struct Scan {
     Line<const std::uint8_t> mask, terminated, truncated;
     Line<T> first, second;
   };
-  /// The lines of row i (along steps) or of step i (along rows); of what is there without flags,
-  /// unless `flags`.
-  template <Along along, bool flags>
+  /// The lines of row i (along steps) or of step i (along rows).
+  template <Along along, Flags flags>
   [[gnu::always_inline]] Lines lines(index_t i) const {
     Lines l{};
     l.rewards = line<along>(in.rewards, i);
@@ -89,9 +94,9 @@ struct Scan {
       l.rho = line<along>(in.rho, i);
       l.cut = line<along>(in.cut, i);
     }
-    if constexpr (flags) {
+    if constexpr (flags != Flags::kNone) l.mask = line<along>(in.steps.mask, i);
+    if constexpr (flags == Flags::kAny) {
       l.gammas = line<along>(in.gammas, i);
-      l.mask = line<along>(in.steps.mask, i);
       l.terminated = line<along>(in.terminated, i);
       l.truncated = line<along>(in.truncated, i);
       l.next_values = line<along>(in.next_values, i);
@@ -144,11 +149,11 @@ struct Scan {
     Vec beyond{};
     if (!quiet && at.truncated.data) {
       stops = get(at.truncated);
-      beyond = stops ? get(at.next_values) : Vec{};
+      beyond = L::keep(stops, get(at.next_values));
     }
     if (!quiet && at.terminated.data) {
       const Mask terminated = get(at.terminated);
-      beyond = terminated ? Vec{} : beyond;
+      beyond = L::keep(~terminated, beyond);
       stops |= terminated;
     }
     if constexpr (kind == Kind::kReturns) {
@@ -163,7 +168,7 @@ struct Scan {
       b.c = lambda * b.g;
     }
     if constexpr (kind == Kind::kVtrace) {
-      b.delta += b.g * (stops ? beyond : next_value);
+      b.delta += b.g * L::select(stops, beyond, next_value);
       b.rho = get(at.rho);
       b.a = b.rho * b.delta;
       b.c = b.g * get(at.cut);
@@ -173,12 +178,12 @@ struct Scan {
         b.a += b.c * beyond;
         b.delta += b.g * beyond;
       }
-      b.c = stops ? Vec{} : b.c;
-      b.g = stops ? Vec{} : b.g;
+      b.c = L::keep(~stops, b.c);
+      b.g = L::keep(~stops, b.g);
     }
     if constexpr (!quiet) {
-      b.a = live ? b.a : Vec{};
-      b.c = live ? b.c : L::fill(T(1));
+      b.a = L::keep(live, b.a);
+      b.c = L::select(live, b.c, L::fill(T(1)));
     }
     return b;
   }
@@ -197,8 +202,8 @@ struct Scan {
       two = b.rho * (b.delta + b.g * next);
     }
     if constexpr (!quiet) {
-      one = live ? one : Vec{};
-      two = live ? two : Vec{};
+      one = L::keep(live, one);
+      two = L::keep(live, two);
     }
     store<full>(one, at.first, i, count);
     if constexpr (kind != Kind::kReturns) store<full>(two, at.second, i, count);
@@ -249,8 +254,8 @@ struct Scan {
         if (!full) next_value[count - 1] = carry.value;
         carry.value = at.values.data[t * at.values.stride];
       } else {
-        Vec value = live ? load<full>(at.values, t, count) : Vec{};
-        Vec pass = live ? Vec{} : L::fill(T(1));
+        Vec value = L::keep(live, load<full>(at.values, t, count));
+        Vec pass = L::keep(~live, L::fill(T(1)));
         solve(value, pass);
         value += pass * carry.value;
         next_value = L::shift(value, L::fill(carry.value));
@@ -280,7 +285,7 @@ struct Scan {
   }
 
   /// Scans row n. Returns whether what arrives at its first step is finite.
-  template <bool unit, bool flags>
+  template <bool unit, Flags flags>
   bool row(index_t n) const {
     const index_t steps = in.rewards.cols, end = in.steps.end(n, steps);
     for (index_t t = end; t < steps; ++t) {
@@ -297,7 +302,7 @@ struct Scan {
     }
     if (!unit) {
       for (; t > 0; t -= W) partial_block(at, t - W, W, carry);
-    } else if (flags) {
+    } else if (flags != Flags::kNone) {
       while (t > 0) {
         for (; t > 0 && is_quiet(at, t - W); t -= W) block<true, true>(at, t - W, W, carry);
         for (; t > 0 && !is_quiet(at, t - W); t -= W) block<true, false>(at, t - W, W, carry);
@@ -308,8 +313,9 @@ struct Scan {
     return std::isfinite(carry.x);
   }
   bool any_row(index_t n, bool unit) const {
-    if (!unit) return row<false, true>(n);
-    return flagged ? row<true, true>(n) : row<true, false>(n);
+    if (!unit) return row<false, Flags::kAny>(n);
+    if (flags == Flags::kAny) return row<true, Flags::kAny>(n);
+    return flags == Flags::kMask ? row<true, Flags::kMask>(n) : row<true, Flags::kNone>(n);
   }
   [[gnu::noinline]] void partial_block(const Lines& at, index_t t, index_t count,
                                        Carry& carry) const {
@@ -333,7 +339,7 @@ struct Scan {
     }
     if constexpr (kind != Kind::kVtrace) std::copy(value, value + vectors, x);
     for (index_t t = steps - 1; t >= 0; --t) {
-      const Lines at = lines<Along::kRows, !quiet>(t);
+      const Lines at = lines<Along::kRows, quiet ? Flags::kNone : Flags::kAny>(t);
       for (index_t v = 0; v < vectors; ++v) {
         const index_t row = n + v * W, lanes = std::min(W, n + count - row);
         Mask live{};
@@ -346,7 +352,7 @@ struct Scan {
         x[v] = b.a + b.c * next;
         finish<full, quiet>(b, at, row, lanes, live, x[v], next);
         if constexpr (kind == Kind::kVtrace) {
-          value[v] = quiet ? b.value : live ? b.value : value[v];
+          value[v] = quiet ? b.value : L::select(live, b.value, value[v]);
         }
       }
     }
@@ -357,7 +363,8 @@ struct Scan {
 
   bool any_rows(index_t n, index_t count) const {
     if (count % W) return rows<false, false>(n, count);
-    return flagged || in.steps.lengths ? rows<true, false>(n, count) : rows<true, true>(n, count);
+    return flags != Flags::kNone || in.steps.lengths ? rows<true, false>(n, count)
+                                                     : rows<true, true>(n, count);
   }
 
   /// Whether every array present has unit stride along `along`.
@@ -403,6 +410,35 @@ bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads) {
 }
 
 template <class T>
+bool all_finite(View2<const T> array) {
+  // x - x is 0, or NaN for what is not finite; 64 sums hide each other's waiting.
+  constexpr index_t kSums = 64;
+  const bool swap = array.row_stride == 1;
+  index_t lines = swap ? array.cols : array.rows, length = swap ? array.rows : array.cols;
+  const index_t stride = swap ? array.row_stride : array.col_stride;
+  const index_t step = swap ? array.col_stride : array.row_stride;
+  if (stride == 1 && step == length) {  // one piece
+    length *= lines;
+    lines = std::min<index_t>(lines, 1);
+  }
+  for (index_t i = 0; i < lines; ++i) {
+    const T* x = array.data + i * step;
+    T sums[kSums] = {};
+    index_t j = 0;
+    if (stride == 1) {
+      for (; j + kSums <= length; j += kSums) {
+        for (index_t k = 0; k < kSums; ++k) sums[k] += x[j + k] - x[j + k];
+      }
+    }
+    for (; j < length; ++j) sums[0] += x[j * stride] - x[j * stride];
+    for (const T sum : sums) {
+      if (sum != T(0)) return false;
+    }
+  }
+  return true;
+}
+
+template <class T>
 bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads) {
   return Scan<T, Kind::kGae>(in, advantages, returns).run(threads);
 }
@@ -413,6 +449,7 @@ bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, in
 }
 
 #define RLVAR_INSTANTIATE(T)                                          \
+  template bool all_finite(View2<const T>);                           \
   template bool reward_to_go(const Trajectories<T>&, View2<T>, int);  \
   template bool gae(const Trajectories<T>&, View2<T>, View2<T>, int); \
   template bool vtrace(const Trajectories<T>&, View2<T>, View2<T>, int);

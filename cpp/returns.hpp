@@ -22,6 +22,10 @@ struct Trajectories {
   double gamma = 1.0, lambda = 1.0;
 };
 
+/// Whether every number of an array is finite, in one pass.
+template <class T>
+bool all_finite(View2<const T> array);
+
 /// out: G = r + gamma G'. Returns false if a live input was not finite (or a sum overflowed).
 template <class T>
 bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads);

@@ -28,6 +28,7 @@ def load(isa):
 isa = os.environ.get("RLVAR_ISA") or available_isas[-1]
 _module = load(isa)
 
+all_finite = _module.all_finite
 reward_to_go = _module.reward_to_go
 gae = _module.gae
 vtrace = _module.vtrace

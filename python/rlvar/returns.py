@@ -64,7 +64,9 @@ def _run(
         first = scan.as_given(scan.arrays[0])
         for out in outs:
             _check.out_array(out, first.shape, first.dtype)
-        scan.raise_not_finite()
+        others = (scan.gammas, scan.next_values, scan.bootstrap)
+        if any(other is not None for other in others) or not all(map(_core.all_finite, scan.arrays)):
+            scan.raise_not_finite()
         results = [scan.as_given(out) for out in outs if out is not None]
         for result in results:
             for i, array in enumerate(scan.arrays):

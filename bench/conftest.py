@@ -9,6 +9,7 @@ from rlvar import _core
 def isa(request, monkeypatch):
     """Time the kernels of each instruction set."""
     module = _core.load(request.param)
-    for kernel in ("reward_to_go", "covariance", "moments", "deletion_losses"):
-        monkeypatch.setattr(_core, kernel, getattr(module, kernel))
+    for name, kernel in vars(module).items():
+        if callable(kernel) and not name.startswith("_") and hasattr(_core, name):
+            monkeypatch.setattr(_core, name, kernel)
     return request.param

@@ -8,35 +8,21 @@ ten times faster than the numpy loop on (256, 4096).
 """
 
 import argparse
-import os
 import sys
-import time
+
+from timing import in_turn, limit_threads
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=15)
 args = parser.parse_args()
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = str(args.threads)  # read when numpy and rlvar are imported
+limit_threads(args.threads)  # read when numpy and rlvar are imported
 
 import numpy as np  # noqa: E402
 
 import cases  # noqa: E402
 import rlvar  # noqa: E402
 from rlvar import _core  # noqa: E402
-
-
-def in_turn(*functions):
-    """Median seconds of each function, run A B A B ... after a warm-up."""
-    times = [[] for _ in functions]
-    for function in functions:
-        function()
-    for _ in range(args.rounds):
-        for function, seconds in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-    return [float(np.median(seconds)) for seconds in times]
 
 
 def row(operation, shape, dtype, peer, ours, theirs):
@@ -61,6 +47,7 @@ def main():
             ours, theirs = in_turn(
                 lambda inputs=inputs: rlvar.covariance(*inputs),
                 lambda inputs=inputs: cases.numpy_covariance(*inputs),
+                rounds=args.rounds,
             )
             row("covariance", shape, dtype, "numpy: scale, centre, X @ X.T", ours, theirs)
             if shape == (256, 512, 64) and theirs < ours:
@@ -71,6 +58,7 @@ def main():
         ours, theirs = in_turn(
             lambda inputs=inputs: rlvar.decompose(*inputs),
             lambda inputs=inputs: cases.numpy_growth(*inputs),
+            rounds=args.rounds,
         )
         row("decompose", shape, np.float32, "numpy: growth curve alone", ours, theirs)
     for shape in cases.RETURNS_SHAPES:
@@ -86,6 +74,7 @@ def main():
             ours, theirs = in_turn(
                 lambda rewards=rewards: rlvar.reward_to_go(rewards, cases.GAMMA),
                 lambda rewards=rewards, function=function: function(rewards),
+                rounds=args.rounds,
             )
             row("reward_to_go", shape, np.float32, peer, ours, theirs)
             if shape == (256, 4096) and peer.startswith("numpy") and theirs < 10 * ours:

@@ -1,0 +1,30 @@
+"""Threads and timing of the scripts that print ratios. Imports no numpy: threads are set before it."""
+
+import os
+import statistics
+import time
+
+
+def limit_threads(threads):
+    """Set the threads of the libraries that are imported after this call."""
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+
+
+def in_turn(*functions, rounds, warm=False):
+    """Median seconds of each function, run A B A B ... after a warm-up.
+
+    `warm`: each timed call comes right after another of the same function, so that the cache holds
+    what it uses, not what the others left there.
+    """
+    times = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(rounds):
+        for function, seconds in zip(functions, times, strict=True):
+            if warm:
+                function()
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]

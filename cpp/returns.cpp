@@ -384,16 +384,18 @@ struct Scan {
     const index_t each = over_rows ? W * kVectorsPerTask : kRowsPerTask;
     threads = static_cast<int>(std::min<index_t>(threads, std::max<index_t>(paying, 1)));
     std::atomic<bool> finite{true};
-    for_each_task(ceil_div(n, each), threads, [&] {
+    const index_t tasks = ceil_div(n, each);
+    for_each_task(tasks, threads, [&] {
       return [&](index_t task) {
-        const index_t begin = task * each, end = std::min(begin + each, n);
+        // From the last row to the first, as from the last step to the first: one stream downwards.
+        const index_t begin = (tasks - 1 - task) * each, end = std::min(begin + each, n);
         bool good = true;
         if (over_rows) {
           const index_t whole = (end - begin) / W * W;
           if (whole) good = any_rows(begin, whole);
           if (begin + whole < end) good = any_rows(begin + whole, end - begin - whole) && good;
         } else {
-          for (index_t i = begin; i < end; ++i) good = any_row(i, unit) && good;
+          for (index_t i = end - 1; i >= begin; --i) good = any_row(i, unit) && good;
         }
         if (!good) finite = false;
       };

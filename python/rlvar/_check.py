@@ -345,7 +345,7 @@ def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable")
-    if not out.flags.aligned or any(stride % out.itemsize for stride in out.strides):
+    if not out.flags.aligned or not all(stride % out.itemsize == 0 for stride in out.strides):
         raise ValueError("out must be aligned")
     return out
 

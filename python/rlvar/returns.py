@@ -70,13 +70,17 @@ def _run(
         results = [scan.as_given(out) for out in outs if out is not None]
         for result in results:
             for i, array in enumerate(scan.arrays):
-                same = result.ctypes.data == array.ctypes.data and result.strides == array.strides
-                if not same and np.may_share_memory(result, array):
+                if np.may_share_memory(result, array) and not _same_memory(result, array):
                     scan.arrays[i] = array.copy()
     if not kernel(*scan.arrays, *own, *scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {scan.arrays[0].dtype}; rescale the rewards")
     return tuple(scan.as_given(result) for result in results)
+
+
+def _same_memory(a: Float, b: Float) -> bool:
+    """Whether two arrays are one, element by element: then a scan may write where it reads."""
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
 
 
 @_documented

@@ -62,6 +62,13 @@ class Scan(NamedTuple):
             self.bootstrap,
         )
 
+    @property
+    def bootstrapped(self) -> NDArray[np.bool_]:
+        """Which steps (N, T) take a next value: those truncated and not terminated."""
+        assert self.truncated is not None
+        cut = self.truncated.view(np.bool_)
+        return cut if self.terminated is None else cut & ~self.terminated.view(np.bool_)
+
     def empty(self) -> Float:
         """Allocate a result (N, T) with the memory order of the caller's arrays."""
         first = self.arrays[0]
@@ -81,7 +88,7 @@ class Scan(NamedTuple):
         if self.gammas is not None:
             finite("gamma", self.gammas, self.steps, shape, self.time_first)
         if self.next_values is not None and self.truncated is not None:
-            read = self.steps.live(shape) & self.truncated.view(np.bool_)
+            read = self.steps.live(shape) & self.bootstrapped
             finite("next_values", self.next_values, Steps(None, read.view(np.uint8)), shape, self.time_first)
         if self.bootstrap is not None:
             finite("bootstrap_value", self.bootstrap)

@@ -398,12 +398,11 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
     tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
     # Each step as a map x -> a + c x of what comes after it.
     a, c = rewards, np.full(shape, scan.gamma, dtype) if scan.gammas is None else scan.gammas
-    if scan.truncated is not None and scan.next_values is not None:
-        cut = scan.truncated != 0
+    if scan.next_values is not None:
+        cut = scan.bootstrapped & live
         a, c = np.where(cut, a + c * np.where(cut, scan.next_values, 0), a), np.where(cut, 0, c)
     if scan.terminated is not None:
-        over = scan.terminated != 0
-        a, c = np.where(over, rewards, a), np.where(over, 0, c)
+        c = np.where(scan.terminated, 0, c)
     # Live steps to the front of their rows, the others behind them as maps that pass x on.
     order = np.argsort(~live, axis=1, kind="stable")
     front = np.take_along_axis(live, order, axis=1)

@@ -53,34 +53,42 @@ def _documented(function: Function) -> Function:
 def _run(
     kernel: Any, scan: _check.Scan, own: tuple[Any, ...], outs: tuple[NDArray[Any] | None, ...]
 ) -> tuple[Float, ...]:
-    """Allocate the results unless given, run the kernel, and turn them into the caller's axes.
+    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes.
 
-    Kernels say whether all that they read was finite, for nothing. That is too late for arrays that
-    the caller gave and that an error must leave as they were: then it is looked up before.
+    Kernels say whether all that they read was finite, for nothing. That is too late for arrays of the
+    caller's, which an error must leave as they were: then it is looked up before.
     """
-    if all(out is None for out in outs):
-        results = [scan.empty() for _ in outs]
-    else:
-        first = scan.as_given(scan.arrays[0])
-        for out in outs:
-            _check.out_array(out, first.shape, first.dtype)
+    given = scan.as_given(scan.arrays[0])
+    for out in outs:
+        if out is not None:
+            _check.out_array(out, given.shape, given.dtype)
+    direct = [out is not None and _may_write_to(out, scan) for out in outs]
+    if any(direct):
         others = (scan.gammas, scan.next_values, scan.bootstrap)
         if any(other is not None for other in others) or not all(map(_core.all_finite, scan.arrays)):
             scan.raise_not_finite()
-        results = [scan.as_given(out) for out in outs if out is not None]
-        for result in results:
-            for i, array in enumerate(scan.arrays):
-                if np.may_share_memory(result, array) and not _same_memory(result, array):
-                    scan.arrays[i] = array.copy()
+    results = [
+        scan.as_given(out) if out is not None and written else scan.empty()
+        for out, written in zip(outs, direct, strict=True)
+    ]
     if not kernel(*scan.arrays, *own, *scan.options, *results):
         scan.raise_not_finite()
-        raise ValueError(f"the result is beyond the range of {scan.arrays[0].dtype}; rescale the rewards")
+        raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
+    for i, (out, written) in enumerate(zip(outs, direct, strict=True)):
+        if out is not None and not written:
+            out[...] = scan.as_given(results[i])
+            results[i] = scan.as_given(out)
     return tuple(scan.as_given(result) for result in results)
 
 
-def _same_memory(a: Float, b: Float) -> bool:
-    """Whether two arrays are one, element by element: then a scan may write where it reads."""
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
+def _may_write_to(out: NDArray[Any], scan: _check.Scan) -> bool:
+    """Whether a kernel may write to `out` while it reads: not where it would overwrite what comes."""
+    here = scan.as_given(out)
+    return out.flags.c_contiguous and not any(
+        np.may_share_memory(here, array)
+        and not (here.ctypes.data == array.ctypes.data and here.strides == array.strides)
+        for array in scan.arrays
+    )
 
 
 @_documented
@@ -397,10 +405,11 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
     live = scan.steps.live(shape)
     tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
     # Each step as a map x -> a + c x of what comes after it.
-    a, c = rewards, np.full(shape, scan.gamma, dtype) if scan.gammas is None else scan.gammas
+    a = np.where(live, rewards, 0)
+    c = np.full(shape, scan.gamma, dtype) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
         cut = scan.bootstrapped & live
-        a, c = np.where(cut, a + c * np.where(cut, scan.next_values, 0), a), np.where(cut, 0, c)
+        a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
     if scan.terminated is not None:
         c = np.where(scan.terminated, 0, c)
     # Live steps to the front of their rows, the others behind them as maps that pass x on.

@@ -17,16 +17,99 @@ def live_steps(shape, mask=None, lengths=None):
     return live
 
 
-def reward_to_go(rewards, gamma=1.0, mask=None, lengths=None):
-    """G[n,t] = sum over live k >= t of gamma^(live steps from t to k) r[n,k]; 0 where not live."""
+def steps_backwards(
+    shape, mask=None, lengths=None, terminated=None, truncated=None, next_values=None, bootstrap_value=None
+):
+    """Yield (n, t, following, end) of each live step t of row n, last first.
+
+    `following` is the next live step; None where the trace stops, with the value `end` after it.
+    """
+    live = live_steps(shape, mask, lengths)
+    for n in range(shape[0]):
+        following, end = None, 0.0 if bootstrap_value is None else float(bootstrap_value[n])
+        for t in reversed(np.flatnonzero(live[n])):
+            if terminated is not None and terminated[n, t]:
+                yield n, t, None, 0.0
+            elif truncated is not None and truncated[n, t]:
+                yield n, t, None, float(next_values[n, t])
+            else:
+                yield n, t, following, end
+            following = t
+
+
+def discounts(gamma, shape):
+    """gamma[n,t], also of a scalar."""
+    return np.broadcast_to(np.asarray(gamma, float), shape)
+
+
+def reward_to_go(rewards, gamma=1.0, **options):
+    """G[t] = r[t] + gamma[t] G[t'] (or the end); 0 where not live, as in all that follow."""
     rewards = np.asarray(rewards, float)
-    live = live_steps(rewards.shape, mask, lengths)
-    result = np.zeros(rewards.shape)
-    for n in range(rewards.shape[0]):
-        steps = np.flatnonzero(live[n])
-        for i, t in enumerate(steps):
-            result[n, t] = sum(gamma ** (j - i) * rewards[n, k] for j, k in enumerate(steps) if j >= i)
+    gamma, result = discounts(gamma, rewards.shape), np.zeros(rewards.shape)
+    for n, t, following, end in steps_backwards(rewards.shape, **options):
+        result[n, t] = rewards[n, t] + gamma[n, t] * (end if following is None else result[n, following])
     return result
+
+
+def gae(rewards, values, *, gamma, lam, **options):
+    """delta[t] = r[t] + gamma[t] V[t'] - V[t], A[t] = delta[t] + gamma[t] lam A[t']; A and A + V."""
+    rewards, values = np.asarray(rewards, float), np.asarray(values, float)
+    gamma = discounts(gamma, rewards.shape)
+    advantages, returns = np.zeros(rewards.shape), np.zeros(rewards.shape)
+    for n, t, following, end in steps_backwards(rewards.shape, **options):
+        value, trace = (end, 0.0) if following is None else (values[n, following], advantages[n, following])
+        delta = rewards[n, t] + gamma[n, t] * value - values[n, t]
+        advantages[n, t] = delta + gamma[n, t] * lam * trace
+        returns[n, t] = advantages[n, t] + values[n, t]
+    return advantages, returns
+
+
+def lambda_returns(rewards, values, *, gamma, lam, **options):
+    """G[t] = r[t] + gamma[t] ((1 - lam) V[t'] + lam G[t']), or r[t] + gamma[t] end."""
+    rewards, values = np.asarray(rewards, float), np.asarray(values, float)
+    gamma, result = discounts(gamma, rewards.shape), np.zeros(rewards.shape)
+    for n, t, following, end in steps_backwards(rewards.shape, **options):
+        if following is not None:
+            end = (1 - lam) * values[n, following] + lam * result[n, following]
+        result[n, t] = rewards[n, t] + gamma[n, t] * end
+    return result
+
+
+def n_step_returns(rewards, values, n, *, gamma, **options):
+    """n rewards from t on, discounted, and the value of the step they lead to, or the end before."""
+    rewards, values = np.asarray(rewards, float), np.asarray(values, float)
+    gamma, result = discounts(gamma, rewards.shape), np.zeros(rewards.shape)
+    way = {(row, t): onward for row, t, *onward in steps_backwards(rewards.shape, **options)}
+    for row, start in way:
+        t, discount = start, 1.0
+        for _ in range(n):
+            following, end = way[row, t]
+            result[row, start] += discount * rewards[row, t]
+            discount *= gamma[row, t]
+            if following is None:
+                result[row, start] += discount * end
+                break
+            t = following
+        else:
+            result[row, start] += discount * values[row, t]
+    return result
+
+
+def vtrace(rewards, values, rho, *, gamma, lam=1.0, rho_clip=1.0, c_clip=1.0, **options):
+    """x[t] = rho[t] delta[t] + gamma[t] c[t] x[t'], rho and c = lam rho clipped; two results:
+
+    vs[t] = V[t] + x[t] and the advantages rho[t] (r[t] + gamma[t] vs[t'] - V[t]).
+    """
+    rewards, values, rho = (np.asarray(array, float) for array in (rewards, values, rho))
+    gamma = discounts(gamma, rewards.shape)
+    vs, advantages = np.zeros(rewards.shape), np.zeros(rewards.shape)
+    for n, t, following, end in steps_backwards(rewards.shape, **options):
+        weight, c = min(rho_clip, rho[n, t]), lam * min(c_clip, rho[n, t])
+        value, target = (end, end) if following is None else (values[n, following], vs[n, following])
+        delta = rewards[n, t] + gamma[n, t] * value - values[n, t]
+        vs[n, t] = values[n, t] + weight * delta + gamma[n, t] * c * (target - value)
+        advantages[n, t] = weight * (rewards[n, t] + gamma[n, t] * target - values[n, t])
+    return vs, advantages
 
 
 def terms(scores, weights=None, mask=None, lengths=None):

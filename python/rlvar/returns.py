@@ -122,8 +122,8 @@ def reward_to_go(
         Discount factor in [0, 1] in units of one live step, or one for each step; a 0 cuts there.
     %(options)s
     out : ndarray, shape (N, T), optional
-        Where the result goes, of the result's dtype, any strides. It may be `rewards` itself, and is
-        untouched if an error is raised.
+        Where the result goes, of the result's dtype, any strides. It may be `rewards` itself. An error
+        leaves it untouched, but for sums beyond the range of its dtype, which show only in it.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def gae(
         Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go less the value.
     %(options)s
     out : pair of ndarray, shape (N, T), optional
-        Where advantages and returns go; untouched if an error is raised.
+        Where advantages and returns go, as for `reward_to_go`.
 
     Returns
     -------
@@ -392,7 +392,8 @@ def n_step_returns(
     count = _check.positive_integer("n", n)
     scan.raise_not_finite()
     result = scan.empty()
-    result[...] = _n_steps(scan, count)
+    with np.errstate(all="ignore"):  # what is out of range is an error below
+        result[...] = _n_steps(scan, count)
     if not np.isfinite(result).all():
         raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the rewards")
     return scan.as_given(result)

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from rlvar import _core
+
+settings.register_profile("rlvar", deadline=None)  # tests never assert a time
+settings.load_profile("rlvar")
 
 KERNELS = ("reward_to_go", "gae", "vtrace", "covariance", "gradients", "moments", "deletion_losses")
 

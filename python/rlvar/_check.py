@@ -458,6 +458,8 @@ def scan(
         raise ValueError(f"{present} needs {missing}: what lies beyond a truncated step counts by its value")
     beyond = None if next_values is None else floats("next_values", next_values)
     tail = None if bootstrap_value is None else floats("bootstrap_value", bootstrap_value)
+    if beyond is not None and beyond.dtype != dtype:
+        dtype = np.dtype(np.float64)
     for name, other in (("gamma", gammas), ("next_values", beyond)):
         if other is not None and other.shape != given:
             raise _shape_error(name, f"{axes} = {given}", other.shape)

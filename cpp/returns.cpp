@@ -188,10 +188,11 @@ struct Scan {
     return b;
   }
 
-  /// Writes the outputs of a block from its x and that of each step's next live step.
+  /// Writes the outputs of a block from its x and that of each step's next live step. Returns 0 in
+  /// each lane, or NaN where an output is not finite.
   template <bool full, bool quiet>
-  [[gnu::always_inline]] void finish(const Block& b, const Lines& at, index_t i, index_t count,
-                                     Mask live, Vec x, Vec next) const {
+  [[gnu::always_inline]] Vec finish(const Block& b, const Lines& at, index_t i, index_t count,
+                                    Mask live, Vec x, Vec next) const {
     Vec one = x, two{};
     if constexpr (kind == Kind::kGae) {
       one = b.delta + b.g * next;
@@ -207,6 +208,7 @@ struct Scan {
     }
     store<full>(one, at.first, i, count);
     if constexpr (kind != Kind::kReturns) store<full>(two, at.second, i, count);
+    return one * T(0) + two * T(0);
   }
 
   // ---- Lanes are steps of one row. ----
@@ -237,6 +239,7 @@ struct Scan {
   /// What passes from a block to the one before it.
   struct Carry {
     T x, value;  // of the next live step
+    Vec watch;   // 0, or NaN if an output was not finite
   };
 
   /// Scans steps [t, t + count) of a row.
@@ -270,7 +273,7 @@ struct Scan {
       solve(b.a, b.c);
     }
     const Vec x = b.a + b.c * carry.x, next = L::shift(x, L::fill(carry.x));
-    finish<full, quiet>(b, at, t, count, live, x, next);
+    carry.watch += finish<full, quiet>(b, at, t, count, live, x, next);
     carry.x = b.a[0] + b.c[0] * carry.x;
   }
 
@@ -284,7 +287,13 @@ struct Scan {
     return unusual == 0 && !at.gammas.data;
   }
 
-  /// Scans row n. Returns whether what arrives at its first step is finite.
+  static bool is_zero(const Vec& v) {
+    bool zero = true;
+    for (index_t i = 0; i < W; ++i) zero = zero && v[i] == T(0);
+    return zero;
+  }
+
+  /// Scans row n. Returns whether its outputs are finite, and so what it read.
   template <bool unit, Flags flags>
   bool row(index_t n) const {
     const index_t steps = in.rewards.cols, end = in.steps.end(n, steps);
@@ -292,7 +301,7 @@ struct Scan {
       first(n, t) = T(0);
       if constexpr (kind != Kind::kReturns) second(n, t) = T(0);
     }
-    Carry carry{T(0), in.bootstrap ? in.bootstrap[n] : T(0)};
+    Carry carry{T(0), in.bootstrap ? in.bootstrap[n] : T(0), Vec{}};
     if constexpr (kind != Kind::kVtrace) carry.x = carry.value;
     const Lines at = lines<Along::kSteps, flags>(n);
     index_t t = end;
@@ -310,7 +319,7 @@ struct Scan {
     } else {
       for (; t > 0; t -= W) block<true, true>(at, t - W, W, carry);
     }
-    return std::isfinite(carry.x);
+    return is_zero(carry.watch);
   }
   bool any_row(index_t n, bool unit) const {
     if (!unit) return row<false, Flags::kAny>(n);
@@ -331,7 +340,7 @@ struct Scan {
   template <bool full, bool quiet>
   bool rows(index_t n, index_t count) const {
     const index_t steps = in.rewards.cols, vectors = ceil_div(count, W);
-    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {};
+    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {}, watch[kVectorsPerTask] = {};
     Mask end[kVectorsPerTask] = {};
     for (index_t i = 0; i < count; ++i) {
       end[i / W][i % W] = static_cast<typename L::Int>(in.steps.end(n + i, steps));
@@ -350,14 +359,14 @@ struct Scan {
         const Block b = recurrence<full, quiet>(at, row, lanes, live, value[v]);
         const Vec next = x[v];
         x[v] = b.a + b.c * next;
-        finish<full, quiet>(b, at, row, lanes, live, x[v], next);
+        watch[v] += finish<full, quiet>(b, at, row, lanes, live, x[v], next);
         if constexpr (kind == Kind::kVtrace) {
           value[v] = quiet ? b.value : L::select(live, b.value, value[v]);
         }
       }
     }
     bool finite = true;
-    for (index_t i = 0; i < count; ++i) finite = finite && std::isfinite(x[i / W][i % W]);
+    for (index_t v = 0; v < vectors; ++v) finite = finite && is_zero(watch[v]);
     return finite;
   }
 

@@ -567,3 +567,29 @@ def test_bad_rewards_and_groups_are_named(advantages, rewards, groups, error, me
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_rewards_of_any_size_keep_their_advantages():
+    for size in (1e200, 1e-150, 1.0):
+        np.testing.assert_allclose(rlvar.grpo([size, -size], [0, 0], eps=0.0), [0.5**0.5, -(0.5**0.5)])
+        np.testing.assert_allclose(rlvar.whiten([size, -size], eps=0.0), [0.5**0.5, -(0.5**0.5)])
+    with pytest.raises(ValueError, match="beyond the range of float64"):
+        rlvar.rloo([1e308, -1e308], [0, 0])
+
+
+def test_scalar_tensors_are_labels_by_value():
+    class Tensor:  # hashes by identity, as torch's
+        def __init__(self, value):
+            self.value = value
+
+        def item(self):
+            return self.value
+
+    labels = [Tensor(0), Tensor(0), Tensor(1), Tensor(1)]
+    np.testing.assert_array_equal(rlvar.rloo([1.0, 2.0, 3.0, 5.0], labels), [-1.0, 1.0, -2.0, 2.0])
+
+
+@pytest.mark.parametrize("groups", [0, {1, 2}, iter([1, 2])])
+def test_groups_must_be_a_sequence(groups):
+    with pytest.raises(TypeError, match="groups must be a sequence of labels"):
+        rlvar.rloo([1.0, 2.0], groups)

@@ -171,13 +171,37 @@ def test_own_weights_and_functions(rng):
         (np.ones((7, 18)), ValueError, r"estimator 'mine': weights must have shape \(N, T\) = \(18, 7\)"),
         (np.full(18, np.nan), ValueError, r"estimator 'mine': weights must be finite .*weights\[0\] = nan"),
         (["a"] * 18, TypeError, "estimator 'mine': weights must be float32"),
-        (lambda r: r.nothing, ValueError, "estimator 'mine': 'Rollouts' object has no attribute 'nothing'"),
+        (lambda r: r.nothing, ValueError, "estimator 'mine': AttributeError: 'Rollouts' object has"),
         (None, TypeError, "estimator 'mine'"),
     ],
 )
 def test_bad_weights_of_the_callers_own_are_named(rng, weights, error, message):
     with pytest.raises(error, match=message):
         rlvar.compare(make_rollouts(rng), {"mine": weights})
+
+
+def test_errors_of_any_kind_keep_the_name_and_their_cause(rng):
+    class OddError(ValueError):
+        def __init__(self, one, two):
+            super().__init__(one, two)
+
+    def odd(rollouts):
+        raise OddError(1, 2)
+
+    with pytest.raises(ValueError, match=r"estimator 'mine': OddError: \(1, 2\)") as caught:
+        rlvar.compare(make_rollouts(rng), {"mine": odd})
+    assert isinstance(caught.value.__cause__, OddError)
+
+
+def test_rloo_refuses_singletons_which_would_shrink_its_mean(rng):
+    rollouts = make_rollouts(rng, groups=[0, 0, 1, *range(2, 17)])
+    with pytest.raises(ValueError, match=r"estimator 'rloo': groups must hold two scored rewards"):
+        rlvar.compare(rollouts, ["rloo"])
+
+
+def test_what_estimators_lists_can_be_compared(rng):
+    rollouts = make_rollouts(rng)
+    assert rlvar.compare(rollouts, rlvar.estimators()[:2]) == rlvar.compare(rollouts)
 
 
 def test_what_the_rollouts_lack_is_named(rng):

@@ -75,8 +75,19 @@ def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
     text = " ".join(make_report(rollouts, ["single", "grpo"]).verdict)
-    assert "Grpo has another mean gradient than single-step" in text
+    assert "The mean gradient of GRPO is not that of single-step" in text
     assert "times as many rollouts" not in text
+
+
+def test_many_estimators_are_told_in_few_sentences(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    report = make_report(rollouts, ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"])
+    text = " ".join(report.verdict)
+    assert "The mean gradient of GRPO, Dr. GRPO and OPO is not that of single-step" in text
+    assert "groups as" in text
+    assert str(report).count("Growth of the variance") <= 2
 
 
 def test_groups_and_ignored_rewards_are_explained(rng):

@@ -777,6 +777,24 @@ def test_out_is_untouched_when_an_error_is_raised(change):
     np.testing.assert_array_equal(in_place, case.rewards)
 
 
+def test_sums_that_leave_the_range_and_come_back_are_errors(isa):
+    big = np.float32(3e38)
+    for rewards in ([[-big, big, big]], [[0.0] * 9 + [-big, big, big] + [0.0] * 9]):
+        rewards = np.array(rewards, np.float32)
+        for array in (rewards, np.asfortranarray(np.repeat(rewards, 9, axis=0))):
+            with pytest.raises(ValueError, match="beyond the range of float32"):
+                rlvar.reward_to_go(array)
+    for lam in (0.0, 1.0):
+        with pytest.raises(ValueError, match="beyond the range of float32"):
+            rlvar.gae(np.array([[big, 0]], "f4"), np.array([[-big, 0]], "f4"), gamma=1.0, lam=lam)
+
+
+def test_outs_of_gae_may_not_be_one():
+    out = np.empty((2, 3))
+    with pytest.raises(ValueError, match="two arrays that share no memory"):
+        rlvar.gae(np.ones((2, 3)), np.ones((2, 3)), gamma=1.0, lam=1.0, out=(out, out))
+
+
 @pytest.mark.parametrize(
     ("out", "error"),
     [

@@ -122,6 +122,8 @@ def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array: {error}") from None
+    except (TypeError, RuntimeError) as error:  # tensors that numpy cannot see
+        raise TypeError(f"{name} cannot be read as an array: {error}") from None
     if array.dtype.kind == "O":
         raise TypeError(f"{name} must be an array of real numbers, got dtype object")
     return array
@@ -145,7 +147,9 @@ def floats(name: str, value: ArrayLike) -> Float:
         return array.astype(np.float32)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
-        raise TypeError(f"{name} must be float32, float64, float16 or integers, got dtype {array.dtype}")
+        raise TypeError(
+            f"{name} must be float32, float64, half precision, integers or booleans, got dtype {array.dtype}"
+        )
     target = np.dtype(np.float32 if kind == "f" and size < 8 else np.float64)
     strided = array.flags.aligned and all(stride % target.itemsize == 0 for stride in array.strides)
     if array.dtype != target or not array.dtype.isnative or not strided:
@@ -376,11 +380,15 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
         if array.ndim != 1:
             raise _shape_error("groups", f"(N,) = ({n},)", array.shape)
         groups = array.tolist()
+    if isinstance(groups, (set, frozenset)) or not hasattr(groups, "__len__"):
+        raise TypeError(f"groups must be a sequence of labels, got {type(groups).__name__}")
     if len(groups) != n:
         raise _shape_error("groups", f"(N,) = ({n},)", (len(groups),))
     seen: dict[Hashable, int] = {}
     try:
-        labels = np.array([seen.setdefault(label, len(seen)) for label in groups], dtype=np.int64)
+        # Scalar tensors hash by identity too: .item() is what they hold.
+        plain = (label.item() if hasattr(label, "item") else label for label in groups)
+        labels = np.array([seen.setdefault(label, len(seen)) for label in plain], dtype=np.int64)
     except TypeError:
         raise TypeError("groups must hold hashable labels") from None
     if any(label != label for label in seen):
@@ -517,10 +525,10 @@ def ratios(scan: Scan) -> Float:
 
 
 def bound(name: str, value: float) -> float:
-    """Return an upper bound > 0, which may be infinite."""
+    """Return an upper bound >= 0, which may be infinite."""
     number = _number(name, value)
-    if not number > 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
+    if not number >= 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
     return number
 
 
@@ -533,6 +541,12 @@ def positive_integer(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
+
+
+def in_range(values: Double) -> None:
+    """Raise if a result computed from finite rewards is not finite."""
+    if not np.isfinite(values).all():
+        raise ValueError("the result is beyond the range of float64; rescale the rewards")
 
 
 def choice(name: str, value: Any, options: Sequence[Any]) -> None:

@@ -42,10 +42,11 @@ class _Scored(NamedTuple):
         """Return the rewards less the mean, or weighted mean, of their group."""
         origin = np.zeros(self.labels.max(initial=-1) + 1)
         origin[self.labels] = self.rewards  # any of the group's; the last assigned stays
-        shifted = self.rewards - origin[self.labels]
         totals = np.bincount(self.labels, weights)
-        sums = np.bincount(self.labels, shifted if weights is None else shifted * weights)
-        result: Double = shifted - (sums / np.where(totals > 0, totals, 1))[self.labels]
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is out of range
+            shifted = self.rewards - origin[self.labels]
+            sums = np.bincount(self.labels, shifted if weights is None else shifted * weights)
+            result: Double = shifted - (sums / np.where(totals > 0, totals, 1))[self.labels]
         return result
 
     def sizes(self) -> NDArray[np.int64]:
@@ -55,8 +56,10 @@ class _Scored(NamedTuple):
 
     def spread(self, ddof: int) -> Double:
         """Return the standard deviation of the group of each reward, 0 for a singleton."""
-        squares = np.bincount(self.labels, np.square(self.centred()))[self.labels]
-        result: Double = np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
+        centred = self.centred()
+        scale = _scale(centred)
+        squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
+        result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
         return result
 
     def finish(self, advantages: Double, singleton: str = "zero") -> Double:
@@ -64,6 +67,7 @@ class _Scored(NamedTuple):
         alone = self.sizes() == 1
         if singleton == "raise":
             _check.every_group(~alone, self.rows, "groups must hold two scored rewards, got one")
+        _check.in_range(advantages)
         result = np.zeros(len(self.rows))
         result[self.rows] = np.where(alone, self.rewards, advantages) if singleton == "raw" else advantages
         return result
@@ -78,8 +82,16 @@ def _scored(rewards: ArrayLike, groups: Groups | None) -> _Scored:
 
 def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
     """Divide centred values by sqrt(variance + eps), unless that is 0."""
-    scale = np.sqrt(np.square(centred).sum() / freedom + eps)
-    return centred / scale if scale > 0 else centred
+    unit = _scale(centred)
+    _check.in_range(centred)
+    deviation = unit * np.sqrt(np.square(centred / unit).sum() / freedom + eps / unit / unit)
+    return centred / deviation if deviation > 0 else centred
+
+
+def _scale(values: Double) -> float:
+    """Return a power of two near the largest value, so that no square is out of range."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return 2.0 ** np.clip(np.frexp(largest)[1], -500, 500) if 0.0 < largest < np.inf else 1.0
 
 
 def rloo(rewards: ArrayLike, groups: Groups, *, singleton: str = "zero") -> Double:
@@ -98,8 +110,9 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: str = "zero") -> Doub
         Label of each sequence's group, such as its prompt, in any order, groups of any sizes.
     singleton : {"zero", "raw", "raise"}, default "zero"
         Advantage of a reward that is the only scored one of its group, so that it has no baseline: 0,
-        as in TRL and SkyRL; the reward as it is, as in verl; or an error. With "raw" such samples
-        keep the estimate unbiased, but their variance swamps that of those with a baseline.
+        as in TRL and SkyRL, which drops the sample from the gradient and shrinks its mean; the reward
+        as it is, as in verl; or an error. With "raw" such samples keep the estimate unbiased, but
+        their variance swamps that of those with a baseline.
 
     Returns
     -------
@@ -287,6 +300,11 @@ def reinforce_pp(
     -----
     UserWarning
         If rewards are NaN, with their number.
+
+    Notes
+    -----
+    Whitening here counts each sequence once. To count each step once, as verl does, whiten the steps:
+    ``whiten(to_steps(reinforce_pp(rewards, groups), mask), mask)``.
 
     References
     ----------

@@ -100,7 +100,8 @@ def _gae(rollouts: Rollouts) -> Double:
 
 def _rloo(rollouts: Rollouts) -> Double:
     assert rollouts.groups is not None
-    return advantages.rloo(_returns(rollouts), rollouts.groups)
+    # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
+    return advantages.rloo(_returns(rollouts), rollouts.groups, singleton="raise")
 
 
 def _grpo(rollouts: Rollouts) -> Double:
@@ -143,7 +144,13 @@ CATALOG = {
             False,
             lambda rollouts: advantages.opo(_returns(rollouts), rollouts.live_steps, rollouts.groups),
         ),
-        Estimator("gae", "generalised advantage, gamma 1, lambda 0.95", ("values",), False, _gae),
+        Estimator(
+            "gae",
+            "generalised advantage, gamma 1, lambda 0.95, rows end in terminal states",
+            ("values",),
+            False,
+            _gae,
+        ),
     )
 }
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar.catalog import CATALOG
+from rlvar.catalog import CATALOG, Estimator
 from rlvar.estimate import Estimate, jackknife
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
-Estimators = Sequence[str] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
+Estimators = Sequence[str | Estimator] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
 
 
 def estimator_weights(rollouts: Rollouts, estimators: Estimators, name: str) -> Double:
@@ -39,8 +39,9 @@ def estimator_weights(rollouts: Rollouts, estimators: Estimators, name: str) -> 
                 raise ValueError(f"it needs {need}, which the rollouts do not carry")
         return _check.weights(CATALOG[name].weights(rollouts), rollouts.shape[:2], live)
     except Exception as error:  # of a callable, anything
-        kind = type(error) if isinstance(error, (TypeError, ValueError)) else ValueError
-        raise kind(f"estimator {name!r}: {error}") from error
+        if type(error) in (TypeError, ValueError):
+            raise type(error)(f"estimator {name!r}: {error}") from error
+        raise ValueError(f"estimator {name!r}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,8 @@ def compare(
     rollouts : Rollouts
         The rollouts. Without groups they are independent; with groups only the groups are.
     estimators : sequence of str, or mapping, default ("single", "multi")
-        Names out of `estimators`, or ``{name: weights}`` with weights of the caller's own, (N,) or
-        (N, T), or a function from the rollouts to them.
+        Names out of `estimators`, or what it lists; or ``{name: weights}`` with weights of the
+        caller's own, (N,) or (N, T), or a function from the rollouts to them.
     reference : str, default "single"
         The estimator whose variance is the denominator of each ratio.
     confidence : float, default 0.95
@@ -168,8 +169,8 @@ def compare(
     ------
     ValueError, TypeError
         For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
-        shape or not finite (the estimator is named), scores that are not finite, or fewer than two
-        groups.
+        shape or not finite, a function of the caller's that raises (the estimator is named, the error
+        is the cause), scores that are not finite, or fewer than two groups.
 
     Notes
     -----
@@ -199,7 +200,9 @@ def compare(
         raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
     if not estimators:
         raise ValueError("estimators must name at least one estimator")
-    names = list(dict.fromkeys([*estimators, reference]))
+    own = set(estimators) if isinstance(estimators, Mapping) else set()
+    asked = list(dict.fromkeys(item.name if isinstance(item, Estimator) else item for item in estimators))
+    names = list(dict.fromkeys([*asked, reference]))
     weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
@@ -209,8 +212,7 @@ def compare(
     for name, g in zip(names, gradients, strict=True):
         values[name], left_out[name] = _moments(units.sums(g) / units.sizes[:, None])
     rows = []
-    for name in dict.fromkeys(estimators):
-        own = isinstance(estimators, Mapping) and name in estimators
+    for name in asked:
         (variance, signal), (variances, signals) = values[name], left_out[name]
         base, bases = values[reference][0], left_out[reference][0]
         with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
@@ -221,7 +223,7 @@ def compare(
                 jackknife(variance, variances, level, positive=True),
                 jackknife(float(ratio), ratios, level, positive=True),
                 jackknife(signal, signals, level),
-                CATALOG[name].unbiased if name in CATALOG and not own else None,
+                CATALOG[name].unbiased if name not in own else None,
             )
         )
     return Comparison(tuple(rows), reference, level, len(units), rollouts.groups is not None)

@@ -16,7 +16,16 @@ from rlvar.estimate import Estimate
 from rlvar.rollouts import Rollouts
 from rlvar.variance import Decomposition, decompose
 
-_LONG_NAMES = {"single": "single-step", "multi": "multi-step"}
+_LONG_NAMES = {
+    "single": "single-step",
+    "multi": "multi-step",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dr-grpo": "Dr. GRPO",
+    "reinforce++": "REINFORCE++",
+    "opo": "OPO",
+    "gae": "GAE",
+}
 _BARS = " ▁▂▃▄▅▆▇█"
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
 
@@ -43,19 +52,30 @@ class Report:
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
-        row_sentences = [
-            _ratio_sentence(row, self.comparison.reference)
-            for row in self.comparison
-            if row.name != self.comparison.reference
-        ]
-        comparable = [row for row in self.comparison if row.unbiased] or list(self.comparison)
-        quietest = min(comparable, key=lambda row: row.variance.value).name
+        reference, grouped = self.comparison.reference, self.comparison.grouped
+        others = [row for row in self.comparison if row.name != reference]
+        apart = [row for row in others if not _same_mean(row, reference)]
+        sentences = [_ratio_sentence(row, reference, grouped) for row in others if row not in apart]
+        if apart:
+            names = " and ".join(
+                [", ".join(_long(row.name) for row in apart[:-1]), _long(apart[-1].name)][len(apart) == 1 :]
+            )
+            sentences.append(
+                f"The mean gradient of {names} is not that of {_long(reference)}, or not known to be: the "
+                f"ratio of variances says nothing by itself about the {_unit(grouped)} needed."
+            )
+        quietest = self._quietest()
         parts = self.decompositions[quietest]
-        return [*row_sentences, *_source_sentences(quietest, parts, _reach(self.rollouts))]
+        return [*sentences, *_source_sentences(quietest, parts, _reach(self.rollouts))]
+
+    def _quietest(self) -> str:
+        """Name the estimator of least variance among those with the policy gradient's mean."""
+        comparable = [row for row in self.comparison if row.unbiased] or list(self.comparison)
+        return min(comparable, key=lambda row: row.variance.value).name
 
     def __str__(self) -> str:
         confidence = f"{self.comparison.confidence:.0%}"
-        units = "rollouts" if self.rollouts.groups is None else "groups"
+        units = _unit(self.comparison.grouped)
         blocks = [
             _rollouts_line(self.source, self.rollouts),
             f"Estimators ({confidence} intervals: jackknife over {self.comparison.units} {units})\n"
@@ -69,7 +89,8 @@ class Report:
             blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
         blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
         for name, decomposition in self.decompositions.items():
-            if decomposition.total_variance.value > 0:
+            drawn = name in (self.comparison.reference, self._quietest())
+            if drawn and decomposition.total_variance.value > 0:
                 blocks.append(_chart(name, decomposition.growth[: _reach(self.rollouts)]))
         return "\n\n".join(blocks)
 
@@ -153,8 +174,17 @@ def _rollouts_line(source: str, rollouts: Rollouts) -> str:
     )
 
 
-def _ratio_sentence(row: ComparisonRow, reference: str) -> str:
-    """Say how many times as many rollouts the noisier of the two needs."""
+def _same_mean(row: ComparisonRow, reference: str) -> bool:
+    """Whether theory says that an estimator has the mean of the reference."""
+    return bool(row.unbiased) and reference in CATALOG and CATALOG[reference].unbiased
+
+
+def _unit(grouped: bool) -> str:
+    return "groups" if grouped else "rollouts"
+
+
+def _ratio_sentence(row: ComparisonRow, reference: str, grouped: bool) -> str:
+    """Say how many times as many rollouts the noisier of two estimators with one mean needs."""
     ratio, this, that = row.ratio, _long(row.name), _long(reference)
     if math.isnan(ratio.value):
         return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
@@ -162,20 +192,14 @@ def _ratio_sentence(row: ComparisonRow, reference: str) -> str:
         return f"{_start(that)} does not vary over these rollouts; {this} does."
     if ratio.value == ratio.low == ratio.high == 1.0:
         return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
-    known = reference in CATALOG and CATALOG[reference].unbiased
-    if not (row.unbiased and known):
-        mean = "may have" if row.unbiased is None else "has"
-        return (
-            f"{_start(this)} {mean} another mean gradient than {that}: that its variance is "
-            f"{_number(ratio.value)} times as large ({_interval(ratio)}) says nothing by itself about the "
-            "rollouts it needs."
-        )
     if ratio.value == 0.0:
         return f"{_start(this)} does not vary over these rollouts; {that} does."
     if ratio.value < 1.0:
         this, that = that, this
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, 1 / ratio.low, ratio.confidence)
-    claim = f"{this} needs {_number(ratio.value)} times as many rollouts as {that} for the same precision"
+    claim = (
+        f"{this} needs {_number(ratio.value)} times as many {_unit(grouped)} as {that} for the same precision"
+    )
     if ratio.low <= 1.0:
         return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
     return f"{_start(claim)} ({_interval(ratio)})."

@@ -32,7 +32,7 @@ _OPTIONS = """mask : array_like of bool, shape (N, T), optional
         Value of the state after each truncated step; read there only. Goes with `truncated`.
     bootstrap_value : array_like, shape (N,), optional
         Value of the state after the last live step of each row, 0 by default.
-    time_axis : {-1, 0}, default -1
+    time_axis : {-1, 0, 1}, default -1
         Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
 
 _RAISES = """ValueError
@@ -123,7 +123,8 @@ def reward_to_go(
     %(options)s
     out : ndarray, shape (N, T), optional
         Where the result goes, of the result's dtype, any strides. It may be `rewards` itself. An error
-        leaves it untouched, but for sums beyond the range of its dtype, which show only in it.
+        leaves it untouched, unless it is that finite rewards add up to a result out of range: that
+        shows only once it has been written.
 
     Returns
     -------
@@ -211,7 +212,8 @@ def gae(
     Returns
     -------
     advantages, returns : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live; float32 unless an input is float64.
+        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
+        (or are half precision), else float64. Factors and bootstrap values take that dtype.
 
     Raises
     ------
@@ -530,4 +532,6 @@ def _pair(out: Any) -> tuple[Any, Any]:
         return None, None
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise TypeError("out must be a pair of arrays: advantages, returns")
+    if all(isinstance(array, np.ndarray) for array in out) and np.shares_memory(*out):
+        raise ValueError("out must be two arrays that share no memory")
     return out[0], out[1]

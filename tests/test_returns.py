@@ -789,6 +789,19 @@ def test_sums_that_leave_the_range_and_come_back_are_errors(isa):
             rlvar.gae(np.array([[big, 0]], "f4"), np.array([[-big, 0]], "f4"), gamma=1.0, lam=lam)
 
 
+@pytest.mark.parametrize("name", ["gamma", "next_values"])
+def test_out_may_overlap_what_else_is_read(rng, name):
+    # Contiguous, and half a row from the argument: written where it lies, it would overwrite it.
+    buffer = rng.random(60)
+    argument, out = buffer[10:50].reshape(2, 20), buffer[:40].reshape(2, 20)
+    rewards = rng.standard_normal((2, 20))
+    options = {"gamma": 0.9, name: argument}
+    if name == "next_values":
+        options["truncated"] = rng.random((2, 20)) < 0.5
+    expected = rlvar.reward_to_go(rewards, **options)
+    np.testing.assert_array_equal(rlvar.reward_to_go(rewards, **options, out=out), expected)
+
+
 def test_outs_of_gae_may_not_be_one():
     out = np.empty((2, 3))
     with pytest.raises(ValueError, match="two arrays that share no memory"):

@@ -63,6 +63,12 @@ class Scan(NamedTuple):
         )
 
     @property
+    def inputs(self) -> list[Float]:
+        """Every array of numbers that the kernels read."""
+        others = (self.gammas, self.next_values, self.bootstrap)
+        return [*self.arrays, *(other for other in others if other is not None)]
+
+    @property
     def bootstrapped(self) -> NDArray[np.bool_]:
         """Which steps (N, T) take a next value: those truncated and not terminated."""
         assert self.truncated is not None
@@ -280,11 +286,15 @@ def finite(
         where_live = " in live steps"
         alive = live.live(shape or array.shape)
         good |= ~(alive if array.ndim == 2 else alive.any(axis=1))
-    bad = np.argwhere(~good)
-    if len(bad):
-        index = tuple(int(i) for i in bad[0])
-        where = ", ".join(map(str, index[::-1] if time_first else index))
+    if not good.all():
+        index, where = _first(~good, time_first)
         raise ValueError(f"{name} must be finite{where_live}, got {name}[{where}] = {array[index]}")
+
+
+def _first(bad: NDArray[np.bool_], time_first: bool) -> tuple[tuple[int, ...], str]:
+    """Return the first index where `bad`, and as the caller has it who gave the transpose."""
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    return index, ", ".join(map(str, index[::-1] if time_first else index))
 
 
 def raise_not_finite(array: Float, live: Steps) -> NoReturn:
@@ -504,9 +514,8 @@ def scan(
     if result.gammas is not None:
         wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
         if wrong.any():
-            i, t = (int(k) for k in np.argwhere(wrong)[0])
-            where = f"{t}, {i}" if time_first else f"{i}, {t}"
-            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[i, t]}")
+            index, where = _first(wrong, time_first)
+            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[index]}")
     return result
 
 
@@ -518,9 +527,8 @@ def ratios(scan: Scan) -> Float:
     if not np.isfinite(result).all():
         scan.raise_not_finite()
     if (result < 0).any():
-        i, t = (int(k) for k in np.argwhere(result < 0)[0])
-        where = f"{t}, {i}" if scan.time_first else f"{i}, {t}"
-        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[i, t]}")
+        index, where = _first(result < 0, scan.time_first)
+        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
     return result
 
 

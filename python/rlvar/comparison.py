@@ -203,10 +203,11 @@ def compare(
     own = set(estimators) if isinstance(estimators, Mapping) else set()
     asked = list(dict.fromkeys(item.name if isinstance(item, Estimator) else item for item in estimators))
     names = list(dict.fromkeys([*asked, reference]))
-    weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
-    gradients = _gradients(rollouts, weights, _check.threads(num_threads))
+    threads = _check.threads(num_threads)
+    weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
+    gradients = _gradients(rollouts, weights, threads)
 
     values, left_out = {}, {}
     for name, g in zip(names, gradients, strict=True):

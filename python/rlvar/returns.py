@@ -63,10 +63,9 @@ def _run(
         if out is not None:
             _check.out_array(out, given.shape, given.dtype)
     direct = [out is not None and _may_write_to(out, scan) for out in outs]
-    if any(direct):
-        others = (scan.gammas, scan.next_values, scan.bootstrap)
-        if any(other is not None for other in others) or not all(map(_core.all_finite, scan.arrays)):
-            scan.raise_not_finite()
+    plain = len(scan.inputs) == len(scan.arrays)
+    if any(direct) and not (plain and all(map(_core.all_finite, scan.arrays))):
+        scan.raise_not_finite()
     results = [
         scan.as_given(out) if out is not None and written else scan.empty()
         for out, written in zip(outs, direct, strict=True)
@@ -87,7 +86,7 @@ def _may_write_to(out: NDArray[Any], scan: _check.Scan) -> bool:
     return out.flags.c_contiguous and not any(
         np.may_share_memory(here, array)
         and not (here.ctypes.data == array.ctypes.data and here.strides == array.strides)
-        for array in scan.arrays
+        for array in scan.inputs
     )
 
 

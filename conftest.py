@@ -1,4 +1,4 @@
-"""pytest -m is not needed here: `pytest bench` runs every timing, each result checked."""
+"""The fixture that tests and benchmarks share."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlvar import _core
 
 @pytest.fixture(params=_core.available_isas)
 def isa(request, monkeypatch):
-    """Time the kernels of each instruction set."""
+    """Run once with the kernels of each instruction set that this machine has."""
     module = _core.load(request.param)
     for name, kernel in vars(module).items():
         if callable(kernel) and not name.startswith("_") and hasattr(_core, name):

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cpu.hpp"
+#include "means.hpp"
 #include "moments.hpp"
 #include "pairwise.hpp"
 #include "parallel.hpp"
@@ -162,20 +163,23 @@ void bind_kernels(py::module_& m) {
       py::arg("targets").noconvert(), py::arg("advantages").noconvert());
 
   m.def(
-      "covariance",
+      "comoments",
       [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         double normaliser, Doubles out, std::optional<int> threads) {
-        const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        const auto result =
-            View2<double>({out.mutable_data(), out.shape(0), out.shape(1), out.shape(1), 1});
+         index_t block, Strided sums, std::optional<Strided> mean, std::optional<Strided> tail,
+         std::optional<int> threads) {
+        auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
+        terms.block = block;
+        const auto result = mutable_view2(sums);
+        const auto mean_view = mean ? mutable_view2(*mean) : View2<double>();
+        const auto tail_view = tail ? mutable_view2(*tail) : View2<double>();
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::covariance(terms, normaliser, result, count);
+        rlvar::comoments(terms, result, mean_view, tail_view, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("normaliser"), py::arg("out").noconvert(),
-      py::arg("threads"));
+      py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("sums").noconvert(),
+      py::arg("mean").noconvert(), py::arg("tail").noconvert(), py::arg("threads"));
 
   m.def(
       "gradients",
@@ -198,52 +202,77 @@ void bind_kernels(py::module_& m) {
       py::arg("mask"), py::arg("out").noconvert(), py::arg("threads"));
 
   m.def(
-      "moments",
+      "means",
       [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         Strided mean, Doubles step_squares, Doubles growth_squares, std::optional<int> threads) {
+         Strided mean, std::optional<int> threads) {
         const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        const auto mean_view = mutable_view2(mean);
-        double* step = step_squares.mutable_data();
-        double* growth = growth_squares.mutable_data();
+        const auto result = mutable_view2(mean);
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::moments(terms, mean_view, step, growth, count);
+        rlvar::means(terms, result, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(),
-      py::arg("step_squares").noconvert(), py::arg("growth_squares").noconvert(),
-      py::arg("threads"));
+      py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(), py::arg("threads"));
 
   m.def(
-      "deletion_losses",
+      "unit_squares",
       [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const Strided& mean, const Int64s& members,
-         const Int64s& offsets, Strided step_loss, Strided growth_loss,
+         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
+         const Strided& mean, const Int64s& members, const Int64s& offsets, Strided step,
+         Strided growth, std::optional<Strided> step_sum, std::optional<Strided> growth_sum,
          std::optional<int> threads) {
-        const auto terms = terms_of(scores, weights, lengths, mask, std::nullopt);
+        const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
         const auto mean_view = view2(mean);
         const std::int64_t* member = members.data();
         const std::int64_t* offset = offsets.data();
         const index_t units = offsets.shape(0) - 1;
-        const auto step = mutable_view2(step_loss);
-        const auto growth = mutable_view2(growth_loss);
+        const rlvar::UnitSquares out{step.mutable_data(), growth.mutable_data(),
+                                     step_sum ? step_sum->mutable_data() : nullptr,
+                                     growth_sum ? growth_sum->mutable_data() : nullptr};
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::deletion_losses(terms, mean_view, member, offset, units, step, growth, count);
+        rlvar::unit_squares(terms, mean_view, member, offset, units, out, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("mean").noconvert(), py::arg("members").noconvert(),
-      py::arg("offsets").noconvert(), py::arg("step_loss").noconvert(),
-      py::arg("growth_loss").noconvert(), py::arg("threads"));
+      py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(),
+      py::arg("members").noconvert(), py::arg("offsets").noconvert(), py::arg("step").noconvert(),
+      py::arg("growth").noconvert(), py::arg("step_sum").noconvert(),
+      py::arg("growth_sum").noconvert(), py::arg("threads"));
 }
 
 }  // namespace
 
+/// Raises what Ctrl-C, or another signal's handler in Python, asks for.
+void raise_signals() {
+  py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 PYBIND11_MODULE(RLVAR_MODULE, m) {
   rlvar::install_fork_guard();
+  rlvar::check_interrupt = &raise_signals;
   bind_kernels<float>(m);
   bind_kernels<double>(m);
+  m.def(
+      "add_product",
+      [](const Strided& x, double factor, Strided sums, std::optional<int> threads) {
+        const auto in = view2(x);
+        const auto result = mutable_view2(sums);
+        const int count = threads_or_default(threads);
+        py::gil_scoped_release release;
+        rlvar::add_product(in, factor, result, count);
+      },
+      py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
+  m.def(
+      "symmetric",
+      [](Strided sums, double divisor, std::optional<int> threads) {
+        const auto result = mutable_view2(sums);
+        const int count = threads_or_default(threads);
+        py::gil_scoped_release release;
+        rlvar::symmetric(result, divisor, count);
+      },
+      py::arg("sums").noconvert(), py::arg("divisor"), py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
 #ifdef _OPENMP

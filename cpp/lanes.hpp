@@ -22,6 +22,13 @@ constexpr index_t kVectorBytes = 32;
 constexpr index_t kVectorBytes = 16;
 #endif
 
+/// Whether a * b + c is one operation with one rounding.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 /// Vector types for element type T: `Vec` of numbers, `Mask` of all-ones or all-zeros integers.
 template <class T>
 struct Lanes {
@@ -106,7 +113,28 @@ struct Lanes {
   }
   static constexpr int half = 16 / static_cast<int>(sizeof(T));  // lanes in 16 bytes
 
+  /// Rows become columns: lane j of v[i] changes places with lane i of v[j].
+  ///
+  /// Blocks of half the lanes change places across the diagonal, then blocks of a quarter, ...
+  static void transpose(Vec (&v)[kVectorBytes / sizeof(T)]) {
+    if constexpr (width == 8) swap_blocks<4>(v);
+    if constexpr (width >= 4) swap_blocks<2>(v);
+    swap_blocks<1>(v);
+  }
+
  private:
+  template <int Size>
+  static void swap_blocks(Vec (&v)[kVectorBytes / sizeof(T)]) {
+    constexpr int lanes = static_cast<int>(width);
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes; ++i) {
+      if (i & Size) continue;
+      const Vec a = v[i], b = v[i + Size];
+      v[i] = shuffle([](int l) { return l & Size ? lanes + l - Size : l; }, a, b, All{});
+      v[i + Size] = shuffle([](int l) { return l & Size ? lanes + l : l + Size; }, a, b, All{});
+    }
+  }
+
   using All = std::make_integer_sequence<int, static_cast<int>(width)>;
 
   template <class From, int... I>
@@ -118,5 +146,34 @@ struct Lanes {
 #endif
   }
 };
+
+/// Half a vector of float32, and the same numbers as a vector of float64. (GCC makes several
+/// instructions of the generic forms where there is one.)
+typedef float HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+#ifdef __AVX__
+inline HalfVec lower_half(Lanes<float>::Vec v) { return _mm256_castps256_ps128(v); }
+inline HalfVec upper_half(Lanes<float>::Vec v) { return _mm256_extractf128_ps(v, 1); }
+inline Lanes<double>::Vec to_doubles(HalfVec v) { return _mm256_cvtps_pd(v); }
+#else
+inline HalfVec lower_half(Lanes<float>::Vec v) { return HalfVec{v[0], v[1]}; }
+inline HalfVec upper_half(Lanes<float>::Vec v) { return HalfVec{v[2], v[3]}; }
+inline Lanes<double>::Vec to_doubles(HalfVec v) {
+  return __builtin_convertvector(v, Lanes<double>::Vec);
+}
+#endif
+
+/// p[0], p[1], ... as float64.
+inline Lanes<double>::Vec load_doubles(const double* p) { return Lanes<double>::load(p); }
+inline Lanes<double>::Vec load_doubles(const float* p) {
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4)));
+  return to_doubles(*reinterpret_cast<const Unaligned*>(p));
+}
+
+/// Sum of the lanes.
+inline double sum_of(Lanes<double>::Vec v) {
+  double total = v[0];
+  for (index_t l = 1; l < Lanes<double>::width; ++l) total += v[l];
+  return total;
+}
 
 }  // namespace rlvar

@@ -1,7 +1,7 @@
 // Moments of a policy gradient that need no T x T matrix: O(N T D) each.
 #pragma once
 
-#include "views.hpp"
+#include "terms.hpp"
 
 namespace rlvar {
 
@@ -12,26 +12,19 @@ template <class T>
 void gradients(View3<const T> scores, View3<const double> weights, const Steps& steps, double* out,
                int threads);
 
-/// One pass over the scores. With H[n,k] = sum of the first k terms of rollout n:
-///   mean[t,d]        = sum_n p[n] X[n,t,d] / sum_n p[n]
-///   step_squares[t]  = sum_d sum_n p[n] (X[n,t,d] - mean[t,d])^2
-///   growth_squares[k] = sum_d sum_n p[n] (H[n,k,d] - mean of H[.,k,d])^2
+/// What the variance of the terms and of their running sums is made of, by unit of rollouts, in one
+/// pass, given the mean of the terms (T, D). With y[n,t] = X[n,t] - mean[t] and h[n,t] its running
+/// sum over t,
+///   step[u,t] = sum over n in u of p[n] |y[n,t]|^2,     growth[u,t] = the same of h,
+///   step_sum[u,t] = |sum over n in u of y[n,t]|^2,      growth_sum[u,t] = the same of h.
 ///
-/// mean (T, D), step_squares (T,), growth_squares (T,), float64.
+/// Unit u holds the rollouts members[offsets[u]] .. members[offsets[u+1] - 1]. All results are
+/// (U, T), C-contiguous; the last two may be null.
+struct UnitSquares {
+  double *step, *growth, *step_sum, *growth_sum;
+};
 template <class T>
-void moments(const Terms<T>& terms, View2<double> mean, double* step_squares,
-             double* growth_squares, int threads);
-
-/// What deleting one unit (rollout or group) takes from the sums of squares, for each unit u, in
-/// one pass, given the mean of the terms (T, D):
-///   sum over n in u of |y[n]|^2 + |sum over n in u of y[n]|^2 / (N - size of u)
-/// with y[n] = X[n,t] - mean[t] in step_loss[u,t] and the running sum of y in growth_loss[u,t].
-/// Exact: it is the sum of squares about the mean of all, less that of the rest about their own.
-///
-/// Unit u holds the rollouts members[offsets[u]] .. members[offsets[u+1] - 1].
-template <class T>
-void deletion_losses(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
-                     const std::int64_t* offsets, index_t units, View2<double> step_loss,
-                     View2<double> growth_loss, int threads);
+void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
+                  const std::int64_t* offsets, index_t units, const UnitSquares& out, int threads);
 
 }  // namespace rlvar

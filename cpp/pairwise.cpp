@@ -1,258 +1,452 @@
-// Arithmetic: N*D*T*(T+1) flops (the symmetric half of sum_n X_n X_n^T), in Eigen's products.
-// Bytes: the scores are read once for the mean and ceil(T / 512) times for the products.
+// Arithmetic: sum_n D*L_n*(L_n+1) flops for rollouts of lengths L_n, the symmetric half of
+// sum_n X_n X_n^T. Bytes: the scores are read once for the means and once for the products.
 //
-// Written as matrices, C = A A^T with A = [X_1 - m | X_2 - m | ...] of shape (T, N*D). Panels of A,
-// 256 columns wide, are packed one at a time: weighting, masking, centring and sample weights all
-// happen in the packing, so A never exists. Rows are cut into tiles of 512 and samples into blocks,
-// both fixed by the shape; (block, tile pair) is the unit of work. Blocks have accumulators of
-// their own, summed in order at the end.
+// Written as matrices, sums = A A^T with A = [Y_1 | Y_2 | ...] of shape (T, N*D), Y = X - c with c
+// the mean of a step over the rollouts that reach it. A never exists: panels of 256 columns are
+// packed (weighted, masked, centred and transposed on the way), multiplied, forgotten. Panels come
+// in batches, packed by all threads, then multiplied by all: a task is one tile of 96 x 96 sums.
+// Where T is small there are few tiles, and several accumulators, the lanes, take panels in turn.
+// The batches and the lanes follow from the shape of the data alone.
+//
+// Raggedness: rollouts are taken longest first, so that the panels' heights shrink and padding is
+// never multiplied. A padded step has X = 0 and Y = 0, not Y = -m; `add_ragged_part` mends that.
 //
 // Digits: terms are formed, centred and scaled in float64, then rounded to the products' type, so
-// that a mean far above the spread costs none. float32 products run over 1024 columns and are then
-// added to float64 sums. The scale, a power of two, keeps squares inside float32's range.
+// that a mean far above the spread costs none. float32 products run over at most 256 columns and
+// are added to float64 sums. The scale, a power of two, keeps squares inside float32's range.
 #include "pairwise.hpp"
 
-#include <Eigen/Core>
 #include <cmath>
-#include <type_traits>
+#include <numeric>
 
+#include "means.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 
 namespace rlvar {
 
 namespace {
 
-constexpr index_t kPanel = 256;    // columns packed at a time
-constexpr index_t kFlush = 4;      // panels between two additions of float32 products to the sums
-constexpr index_t kTile = 512;     // rows of one tile of C
-constexpr index_t kMeanRows = 16;  // steps in one task of the mean
 constexpr index_t kMiB = 1 << 20;
-constexpr index_t kMeanBytes = 16 * kMiB;   // the mean, (T, coordinates at a time) float64
-constexpr index_t kSumsBytes = 24 * kMiB;   // accumulators of all sample blocks
-constexpr index_t kExtraBytes = 60 * kMiB;  // everything
-constexpr index_t kMaxBlocks = 16;
-constexpr index_t kBlockColumns = 2048;  // fewer columns than this are not worth a block
+constexpr index_t kMeanBytes = 12 * kMiB;   // means and tails of the coordinates at hand
+constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
+constexpr index_t kLaneBytes = 16 * kMiB;   // accumulators beside the result
+constexpr index_t kBatchBytes = 2 * kMiB;   // panels packed at a time, if one is not larger
+constexpr index_t kPackGroups = 8;          // row groups packed by one task
+constexpr index_t kTasks = 32;              // tiles times lanes: enough to keep the threads busy
+constexpr index_t kAhead = 16;              // rows between the one packed and the one prefetched
+constexpr index_t kRaggedRows = 16;         // rows of one task of the ragged part
 
-template <class T>
-using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using SumsMap = Eigen::Map<RowMajor<double>, 0, Eigen::OuterStride<>>;
-
-/// Terms of a range of coordinates, with what their packing needs.
-template <class T>
-struct Centred {
-  const Terms<T>& terms;
-  index_t d0, d1;            // coordinates [d0, d1)
-  View2<const double> mean;  // (T, d1 - d0)
-  double scale;
+struct alignas(64) CacheLine {
+  unsigned char bytes[64];
 };
 
-/// mean[t,d] = sum_n p[n] X[n,t,d0+d] / total for t in [t0, t1). Returns the largest |X|.
-///
-/// Sums differences to the first rollout's terms, whose rounding is that of the spread: terms that
-/// are all equal get exactly their value.
+/// What turns terms into columns of A: coordinates [d0, d0 + width) of the rollouts in `order`.
 template <class T>
-double mean_of_steps(const Terms<T>& terms, double total, index_t d0, View2<double> mean,
-                     index_t t0, index_t t1) {
-  const index_t width = mean.cols;
-  std::vector<double> origins = zeros((t1 - t0) * width), largest = zeros(width);
-  double* peak = largest.data();
-  std::fill(&mean(t0, 0), &mean(t0, 0) + (t1 - t0) * width, 0.0);
-  for (index_t n = 0; n < terms.scores.n; ++n) {
-    const double p = terms.probability(n);
-    for (index_t t = t0; t < t1; ++t) {
-      double* origin = origins.data() + (t - t0) * width;
-      double* sum = &mean(t, 0);
-      if (!terms.live(n, t)) {
-        for (index_t d = 0; d < width; ++d) sum[d] -= p * origin[d];
-        continue;
-      }
-      const T* s = terms.scores.row(n, t) + d0;
-      const double w = terms.weights(n, t);
-      if (n == 0) {
-        for (index_t d = 0; d < width; ++d) origin[d] = w * static_cast<double>(s[d]);
-      }
-      for (index_t d = 0; d < width; ++d) {
-        const double x = w * static_cast<double>(s[d]);
-        sum[d] += p * (x - origin[d]);
-        peak[d] = std::max(peak[d], std::abs(x));
-      }
-    }
+struct Columns {
+  const Terms<T>& terms;
+  const Indices& order;  // by falling end
+  const Indices& ends;
+  index_t d0, width;
+  View2<const double> centre;  // (T, width)
+  double scale;
+  std::vector<float> upper, lower;  // scale * centre in two float32 parts, where `in_float` is used
+
+  index_t count() const { return terms.scores.n * width; }
+  /// Rows of A that are not all zero from column c on.
+  index_t rows_from(index_t c) const { return end(order[static_cast<std::size_t>(c / width)]); }
+  index_t end(index_t n) const { return ends[static_cast<std::size_t>(n)]; }
+};
+
+/// Whether columns are formed by `centre_in_float`.
+template <class T, class P>
+constexpr bool in_float = kFused && std::is_same_v<T, float> && std::is_same_v<P, float>;
+
+template <class T>
+void split_centre(Columns<T>& a) {
+  const std::size_t size = static_cast<std::size_t>(a.centre.rows * a.width);
+  a.upper.resize(size);
+  a.lower.resize(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    const double c = a.centre.data[i] * a.scale;
+    a.upper[i] = static_cast<float>(c);
+    a.lower[i] = static_cast<float>(c - static_cast<double>(a.upper[i]));
   }
-  for (index_t t = t0; t < t1; ++t) {
-    const double* origin = origins.data() + (t - t0) * width;
-    for (index_t d = 0; d < width; ++d) mean(t, d) = origin[d] + mean(t, d) / total;
-  }
-  return *std::max_element(peak, peak + width);
 }
 
-/// The mean of all steps. Returns the largest |X|, 0 if that is not finite.
-template <class T>
-double mean_terms(const Terms<T>& terms, double total, index_t d0, View2<double> mean,
-                  int threads) {
-  const index_t tasks = ceil_div(mean.rows, kMeanRows);
-  std::vector<double> largest = zeros(tasks);
-  for_each_task(tasks, threads, [&] {
-    return [&](index_t task) {
-      const index_t t0 = task * kMeanRows, t1 = std::min(t0 + kMeanRows, mean.rows);
-      largest.data()[task] = mean_of_steps(terms, total, d0, mean, t0, t1);
-    };
-  });
-  const double peak = *std::max_element(largest.begin(), largest.end());
-  return std::isfinite(peak) ? peak : 0.0;
+/// x = factor (w s - c) in float32. With w and c in two parts each, and the fused operation
+/// rounding once, what is lost is 2^-24 of the result and 2^-48 of the terms.
+inline void centre_in_float(const float* __restrict s, double w, const float* __restrict upper,
+                            const float* __restrict lower, index_t count, float factor,
+                            float* __restrict x) {
+  const float high = static_cast<float>(w), low = static_cast<float>(w - static_cast<double>(high));
+  for (index_t k = 0; k < count; ++k) {
+    x[k] = factor * (__builtin_fmaf(high, s[k], -upper[k]) + __builtin_fmaf(low, s[k], -lower[k]));
+  }
 }
 
-/// panel[t - t0, :] = columns [c0, c1) of rows [t0, t1) of A. Column c holds coordinate
-/// d0 + c % (d1 - d0) of sample c / (d1 - d0).
+/// Asks for numbers that are needed soon: rows of one rollout are too short for the hardware to see
+/// them as a stream.
 template <class T>
-void pack(const Centred<T>& a, index_t t0, index_t t1, index_t c0, index_t c1, RowMajor<T>& panel) {
-  const index_t width = a.d1 - a.d0;
-  for (index_t c = c0; c < c1;) {
-    const index_t n = c / width, d = c % width;
-    const index_t count = std::min(width - d, c1 - c);
-    const double factor = a.scale * std::sqrt(a.terms.probability(n));
-    for (index_t t = t0; t < t1; ++t) {
-      const double* m = &a.mean(t, d);
-      T* x = &panel(t - t0, c - c0);
-      if (a.terms.live(n, t)) {
-        const T* s = a.terms.scores.row(n, t) + a.d0 + d;
-        const double w = a.terms.weights(n, t);
-        for (index_t k = 0; k < count; ++k) {
-          x[k] = static_cast<T>((w * static_cast<double>(s[k]) - m[k]) * factor);
-        }
+void prefetch(const T* x, index_t count) {
+  constexpr index_t line = 64 / static_cast<index_t>(sizeof(T));
+  for (index_t k = 0; k < count; k += line) __builtin_prefetch(x + k);
+}
+
+/// One group of rows, as many as a vector has lanes, kPanel columns each.
+template <class P>
+using Rows = P[Panel<P>::lanes][kPanel];
+
+/// rows[r][c + k] = A's row q0 + r < q1, columns k = 0 .. count - 1 of rollout n from coordinate d
+/// on.
+template <class T, class P>
+void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d, index_t count,
+               index_t c, Rows<P>& rows) {
+  const Terms<T>& terms = a.terms;
+  const double root = std::sqrt(terms.probability(n)), factor = a.scale * root;
+  for (index_t q = q0; q < q1; ++q) {
+    const double* m = &a.centre(q, d);
+    P* x = &rows[q - q0][c];
+    if (terms.block > 1) {
+      double row[kPanel];
+      load_row(terms, n, q, a.d0 + d, count, row);
+      for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>((row[k] - m[k]) * factor);
+    } else if (!terms.steps.unmasked(n, q)) {
+      for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>(-m[k] * factor);
+    } else {
+      const T* s = terms.scores.row(n, q) + a.d0 + d;
+      const double w = terms.weights(n, q);
+      prefetch(s + kAhead * terms.scores.t_stride, count);
+      if constexpr (in_float<T, P>) {
+        const index_t at = q * a.width + d;
+        centre_in_float(s, w * a.scale, a.upper.data() + at, a.lower.data() + at, count,
+                        static_cast<float>(root), x);
       } else {
-        for (index_t k = 0; k < count; ++k) x[k] = static_cast<T>(-m[k] * factor);
+        for (index_t k = 0; k < count; ++k) {
+          x[k] = static_cast<P>((w * static_cast<double>(s[k]) - m[k]) * factor);
+        }
       }
     }
+  }
+}
+
+/// Packs row group g of columns [c0, c0 + panel.columns) of A.
+template <class T, class P>
+void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
+  constexpr index_t lanes = Panel<P>::lanes;
+  using L = Lanes<P>;
+  alignas(64) Rows<P> rows;
+  const index_t q0 = g * lanes;
+  for (index_t c = 0; c < panel.columns;) {
+    const index_t n = a.order[static_cast<std::size_t>((c0 + c) / a.width)];
+    const index_t d = (c0 + c) % a.width, count = std::min(a.width - d, panel.columns - c);
+    const index_t q1 = std::clamp(a.end(n), q0, q0 + lanes);
+    form_rows(a, n, q0, q1, d, count, c, rows);
+    for (index_t q = q1; q < q0 + lanes; ++q) std::fill_n(&rows[q - q0][c], count, P(0));
     c += count;
   }
-}
-
-/// Adds left right^T (its lower half where left is right) to a tile of float64 sums.
-template <class Left, class Right, class Sums>
-void add_product(const Left& left, const Right& right, bool diagonal, Sums&& sums) {
-  if (diagonal) {
-    sums.template selfadjointView<Eigen::Lower>().rankUpdate(left);
-  } else {
-    sums.noalias() += left * right.transpose();
+  P* out = panel.group(g);
+  for (index_t k = 0; k < panel.columns; k += lanes) {
+    typename L::Vec v[lanes];
+    for (index_t r = 0; r < lanes; ++r) v[r] = L::load(&rows[r][k]);
+    L::transpose(v);
+    for (index_t r = 0; r < lanes; ++r) L::store(v[r], out + (k + r) * lanes);
   }
 }
 
-/// Computes one tile of the sums over columns [c0, c1) of A.
-template <class T>
-struct TileWorker {
-  RowMajor<T> left, right, product;
+/// The tiles of the lower half, counted row by row.
+struct Tiles {
+  index_t count, pairs;
 
-  explicit TileWorker(index_t rows, bool several)
-      : left(rows, kPanel),
-        right(several ? rows : 0, kPanel),
-        product(std::is_same_v<T, float> ? rows : 0, rows) {}
-
-  static index_t bytes(index_t rows) {
-    // Eigen's own packed copies of the two operands come on top of ours.
-    return static_cast<index_t>(sizeof(T)) * (4 * rows * kPanel + rows * rows);
+  explicit Tiles(index_t rows) : count(ceil_div(rows, kTile)), pairs(count * (count + 1) / 2) {}
+  /// First row and first column of a tile.
+  static std::pair<index_t, index_t> corner(index_t pair) {
+    index_t i = static_cast<index_t>((std::sqrt(8.0 * static_cast<double>(pair) + 1.0) - 1.0) / 2);
+    while (i * (i + 1) / 2 > pair) --i;
+    while ((i + 1) * (i + 2) / 2 <= pair) ++i;
+    return {i * kTile, (pair - i * (i + 1) / 2) * kTile};
   }
+};
 
-  void operator()(const Centred<T>& a, index_t i0, index_t i1, index_t j0, index_t j1, index_t c0,
-                  index_t c1, SumsMap sums) {
-    const bool diagonal = i0 == j0;
-    const index_t rows = i1 - i0, cols = j1 - j0;
-    index_t pending = 0;
-    for (index_t c = c0; c < c1; c += kPanel) {
-      const index_t width = std::min(kPanel, c1 - c);
-      pack(a, i0, i1, c, c + width, left);
-      if (!diagonal) pack(a, j0, j1, c, c + width, right);
-      const auto l = left.block(0, 0, rows, width);
-      const auto r = diagonal ? left.block(0, 0, cols, width) : right.block(0, 0, cols, width);
-      if constexpr (std::is_same_v<T, double>) {
-        add_product(l, r, diagonal, sums);
-      } else {
-        auto tile = product.block(0, 0, rows, cols);
-        if (pending == 0) tile.setZero();
-        add_product(l, r, diagonal, tile);
-        if (++pending == kFlush || c + kPanel >= c1) {
-          for (index_t i = 0; i < rows; ++i) {
-            const index_t filled = diagonal ? i + 1 : cols;
-            sums.row(i).head(filled) += tile.row(i).head(filled).template cast<double>();
-          }
-          pending = 0;
-        }
+/// Accumulators (T, T) that take panels in turn; the first is the result.
+struct LaneSums {
+  index_t count;
+  std::vector<double> extra;
+  View2<double> first;
+
+  /// As many as keep threads busy, if there are panels for them and memory.
+  LaneSums(View2<double> sums, index_t panels)
+      : count(std::clamp<index_t>(std::min({kTasks / Tiles(sums.rows).pairs, panels / 4,
+                                            kLaneBytes / (sums.rows * sums.rows * 8)}),
+                                  1, 16)),
+        extra(zeros((count - 1) * sums.rows * sums.rows)),
+        first(sums) {}
+  View2<double> operator[](index_t lane) {
+    return lane == 0 ? first
+                     : contiguous(extra.data() + (lane - 1) * first.rows * first.rows, first.rows,
+                                  first.rows);
+  }
+  void merge() {
+    for (index_t i = 0; i < first.rows; ++i) {
+      for (index_t lane = 1; lane < count; ++lane) {
+        const double* from = &(*this)[lane](i, 0);
+        double* to = &first(i, 0);
+        for (index_t j = 0; j <= i; ++j) to[j] += from[j];
       }
     }
   }
 };
 
-/// out = (sum of the blocks' sums, in order) / normaliser / scale^2, the upper half mirrored from
-/// the lower. The blocks' sums follow one another, T*T apart; out may be the first of them.
-void finish(const double* sums, index_t blocks, double normaliser, double scale,
-            View2<double> out) {
-  const index_t size = out.rows;
-  constexpr index_t edge = 64;  // mirror by squares that fit the cache
-  for (index_t i0 = 0; i0 < size; i0 += edge) {
-    for (index_t j0 = 0; j0 <= i0; j0 += edge) {
-      for (index_t i = i0; i < std::min(i0 + edge, size); ++i) {
-        for (index_t j = j0; j < std::min(j0 + edge, i + 1); ++j) {
-          double total = 0.0;
-          for (index_t b = 0; b < blocks; ++b) total += sums[(b * size + i) * size + j];
-          total = total / normaliser / scale / scale;
-          out(i, j) = total;
-          out(j, i) = total;
+/// sums += factor * A A^T / scale^2, products in P.
+template <class P, class T>
+void add_products(const Columns<T>& a, double factor, LaneSums& sums, int threads) {
+  const index_t rows = a.rows_from(0);
+  if (rows == 0) return;
+  const Tiles tiles(rows);
+  const index_t panels = ceil_div(a.count(), kPanel);
+  const index_t panel_size = Panel<P>::size(rows);
+  const index_t panel_bytes = panel_size * static_cast<index_t>(sizeof(P));
+  const index_t batch =
+      ceil_div(std::min(panels, std::max(sums.count, kBatchBytes / panel_bytes)), sums.count) *
+      sums.count;
+  std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * panel_bytes, 64)));
+  const auto panel = [&](index_t index) {
+    const index_t columns = std::min(kPanel, a.count() - index * kPanel);
+    return Panel<P>{reinterpret_cast<P*>(memory.data()) + index % batch * panel_size, columns};
+  };
+  factor = factor / a.scale / a.scale;
+  for (index_t first = 0; first < panels; first += batch) {
+    const index_t count = std::min(batch, panels - first);
+    const index_t packs = ceil_div(Panel<P>::groups(rows), kPackGroups);
+    for_each_task(count * packs, threads, [&] {
+      return [&](index_t task) {
+        const index_t index = first + task / packs, c = index * kPanel;
+        const index_t groups = Panel<P>::groups(a.rows_from(c));
+        const index_t g0 = task % packs * kPackGroups;
+        for (index_t g = g0; g < std::min(g0 + kPackGroups, groups); ++g) {
+          pack(a, g, c, panel(index));
         }
+      };
+    });
+    for_each_task(tiles.pairs * sums.count, threads, [&] {
+      return [&](index_t task) {
+        const auto [i0, j0] = Tiles::corner(task / sums.count);
+        const index_t lane = task % sums.count;
+        for (index_t index = first + lane; index < first + count; index += sums.count) {
+          const index_t height = a.rows_from(index * kPanel);
+          if (i0 >= height) break;  // heights fall
+          tile_product(panel(index), i0, j0, height, factor, sums[lane]);
+        }
+      };
+    });
+  }
+}
+
+/// out[r] = x[r, :] . y for as many rows of x, `width` long each, as a vector has lanes.
+void dots(const double* x, const double* y, index_t width, double* out) {
+  using L = Lanes<double>;
+  typename L::Vec sums[L::width] = {}, others[L::width] = {};
+  index_t d = 0;
+  for (; d + 2 * L::width <= width; d += 2 * L::width) {
+    const auto y0 = L::load(y + d), y1 = L::load(y + d + L::width);
+#pragma GCC unroll 4
+    for (index_t r = 0; r < L::width; ++r) {
+      sums[r] += L::load(x + r * width + d) * y0;
+      others[r] += L::load(x + r * width + d + L::width) * y1;
+    }
+  }
+#pragma GCC unroll 4
+  for (index_t r = 0; r < L::width; ++r) sums[r] += others[r];
+  L::transpose(sums);
+#pragma GCC unroll 4
+  for (index_t r = 1; r < L::width; ++r) sums[0] += sums[r];
+  L::store(sums[0], out);
+  for (; d < width; ++d) {
+    for (index_t r = 0; r < L::width; ++r) out[r] += x[r * width + d] * y[d];
+  }
+}
+
+/// What centring by the means over the live rollouts leaves out.
+///
+/// With c[i] that mean, P[i] the weight of the rollouts that reach row i and P that of all, a row's
+/// mean is c[i] P[i] / P, and for i <= j, since a rollout that reaches j reaches i,
+///   sum_n p (X_i - m_i)(X_j - m_j) = sum_n p Y_i Y_j + H[i,j] c[j],
+///   H[i,j] = P[j] u[i] - sum over n with i < end[n] <= j of p Y_i,    u[i] = (1 - P[i] / P) c[i].
+/// As j grows, each rollout that ends takes p (u[i] + Y_i) from H, or p u[i] beyond its end. O(N T
+/// D) for that, and T^2 D flops for the products with c.
+template <class T>
+void add_ragged_part(const Columns<T>& a, const double* weight, double total, View2<double> sums,
+                     int threads) {
+  const index_t longest = a.rows_from(0), samples = a.terms.scores.n, width = a.width;
+  const index_t shortest = a.end(a.order.back());
+  if (shortest == longest && longest == sums.rows) return;
+  for_each_task(ceil_div(longest, kRaggedRows), threads, [&] {
+    return [&, h = zeros(kRaggedRows * width), x = zeros(width)](index_t task) mutable {
+      const index_t i0 = task * kRaggedRows, i1 = std::min(i0 + kRaggedRows, longest);
+      const index_t j0 = std::max(i0, shortest);
+      index_t next = samples - 1;  // order[next] is the shortest rollout that goes on
+      const auto ended = [&](index_t j) {
+        return next >= 0 && a.end(a.order[static_cast<std::size_t>(next)]) <= j;
+      };
+      while (ended(i0)) --next;
+      for (index_t i = i0; i < i1; ++i) {
+        const double reached = weight[i0] * (1.0 - weight[i] / total);
+        for (index_t d = 0; d < width; ++d) h[(i - i0) * width + d] = reached * a.centre(i, d);
+      }
+      for (index_t j = j0; j < longest; ++j) {
+        for (; ended(j); --next) {
+          const index_t n = a.order[static_cast<std::size_t>(next)];
+          const double p = a.terms.probability(n);
+          for (index_t i = i0; i < i1; ++i) {
+            const double* c = &a.centre(i, 0);
+            double* to = h.data() + (i - i0) * width;
+            const double reaching = weight[i] / total;
+            if (i >= a.end(n)) {
+              for (index_t d = 0; d < width; ++d) to[d] -= p * (1.0 - reaching) * c[d];
+            } else if (a.terms.block == 1 && a.terms.steps.unmasked(n, i)) {
+              const T* s = a.terms.scores.row(n, i) + a.d0;
+              const double w = a.terms.weights(n, i);
+              prefetch(s + kAhead * a.terms.scores.t_stride, width);
+              for (index_t d = 0; d < width; ++d) {
+                to[d] -= p * (w * static_cast<double>(s[d]) - reaching * c[d]);
+              }
+            } else {
+              load_row(a.terms, n, i, a.d0, width, x.data());
+              for (index_t d = 0; d < width; ++d) to[d] -= p * (x[d] - reaching * c[d]);
+            }
+          }
+        }
+        double products[kRaggedRows];
+        const index_t upper = std::min(i1, j + 1) - i0;
+        for (index_t i = 0; i < upper; i += Lanes<double>::width) {
+          dots(h.data() + i * width, &a.centre(j, 0), width, products + i);
+        }
+        for (index_t i = 0; i < upper; ++i) sums(j, i0 + i) += products[i];
+      }
+    };
+  });
+}
+
+/// Adds the comoments of the terms, products in P, to sums.
+template <class P, class T>
+void add_comoments(const Terms<T>& terms, View2<double> sums, View2<double> mean,
+                   View2<double> tail, int threads) {
+  const index_t rows = terms.rows(), coords = terms.scores.d;
+  const double total = terms.total_probability();
+  const Indices ends = terms.ends(), order = by_falling(ends);
+  const index_t chunk = std::clamp<index_t>(kMeanBytes / (16 * rows), 1, coords);
+  std::vector<double> means = zeros(rows * chunk), tails = zeros(rows * chunk),
+                      weight = zeros(rows);
+  LaneSums lanes(sums, ceil_div(terms.scores.n * coords, kPanel));
+
+  for (index_t d0 = 0; d0 < coords; d0 += chunk) {
+    const index_t width = std::min(chunk, coords - d0);
+    const LiveMeans live{contiguous(means.data(), rows, width),
+                         contiguous(tails.data(), rows, width), weight.data()};
+    const double peak = live_means(terms, ends, order, d0, live, threads);
+    const bool scaled = sizeof(P) == 4 && peak > 0.0;
+    const double scale = scaled ? std::ldexp(1.0, std::min(-std::ilogb(peak), 1000)) : 1.0;
+    Columns<T> a{terms, order, ends, d0, width, contiguous<const double>(means.data(), rows, width),
+                 scale, {},    {}};
+    if (in_float<T, P>) split_centre(a);
+    add_products<P>(a, 1.0, lanes, threads);
+    add_ragged_part(a, weight.data(), total, sums, threads);
+    for (index_t q = 0; mean.data && q < rows; ++q) {
+      const bool whole = weight.data()[q] == total;
+      const double share = weight.data()[q] / total;
+      for (index_t d = 0; d < width; ++d) {
+        mean(q, d0 + d) = whole ? live.mean(q, d) : live.mean(q, d) * share;
+        tail(q, d0 + d) = whole ? live.tail(q, d) : 0.0;
       }
     }
   }
+  lanes.merge();
+}
+
+/// Rows are sums of steps: adds up coordinates [d0, d0 + width) once, for the means and the
+/// products.
+template <class T>
+void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, View2<double> sums,
+                         View2<double> mean, View2<double> tail, int threads) {
+  const index_t samples = terms.scores.n, rows = terms.rows();
+  std::vector<double> blocks = zeros(samples * rows * width);
+  for_each_task(samples, threads, [&] {
+    return [&](index_t n) {
+      for (index_t q = 0; q < rows; ++q) {
+        load_row(terms, n, q, d0, width, blocks.data() + (n * rows + q) * width);
+      }
+    };
+  });
+  const Indices ends = terms.ends();
+  const std::vector<std::int64_t> lengths(ends.begin(), ends.end());
+  const double one = 1.0;
+  Terms<double> summed;
+  summed.scores = {blocks.data(), samples, rows, width, rows * width, width};
+  summed.weights = {&one, samples, rows, 0, 0};
+  summed.steps.lengths = lengths.data();
+  summed.sample_weight = terms.sample_weight;
+  const auto slice = [&](View2<double> m) {
+    return m.data ? View2<double>{&m(0, d0), rows, width, m.row_stride, m.col_stride} : m;
+  };
+  add_comoments<T>(summed, sums, slice(mean), slice(tail), threads);
 }
 
 }  // namespace
 
 template <class T>
-void covariance(const Terms<T>& terms, double normaliser, View2<double> out, int threads) {
-  const index_t samples = terms.scores.n, steps = terms.scores.t, coords = terms.scores.d;
-  double total = 0.0;
-  for (index_t n = 0; n < samples; ++n) total += terms.probability(n);
-
-  // The cut of the work, from the shape alone.
-  const index_t step_bytes = steps * static_cast<index_t>(sizeof(double));
-  const index_t chunk = std::clamp<index_t>(kMeanBytes / step_bytes, 1, coords);
-  const index_t blocks = std::clamp<index_t>(
-      std::min({kSumsBytes / (step_bytes * steps), samples * chunk / kBlockColumns, kMaxBlocks}), 1,
-      samples);
-  const index_t tile = std::min(kTile, steps), tiles = ceil_div(steps, tile);
-  const index_t pairs = tiles * (tiles + 1) / 2;
-
-  std::vector<double> mean = zeros(steps * chunk);
-  std::vector<double> extra = zeros(blocks > 1 ? blocks * steps * steps : 0);
-  double* sums = blocks > 1 ? extra.data() : out.data;
-  std::fill(out.data, out.data + steps * steps, 0.0);
-  const index_t spare = kExtraBytes - static_cast<index_t>((mean.size() + extra.size()) * 8);
-  const index_t fitting = std::max<index_t>(1, spare / TileWorker<T>::bytes(tile));
-  const int workers = static_cast<int>(std::min<index_t>(threads, fitting));
-
-  double scale = 0.0;  // of the first chunk that is not all zero
-  for (index_t d0 = 0; d0 < coords; d0 += chunk) {
-    const index_t d1 = std::min(d0 + chunk, coords), width = d1 - d0;
-    const auto m = contiguous(mean.data(), steps, width);
-    const double peak = mean_terms(terms, total, d0, m, threads);
-    if (scale == 0.0 && peak > 0.0) scale = std::ldexp(1.0, std::min(-std::ilogb(peak), 1000));
-    const Centred<T> a{terms, d0, d1, contiguous<const double>(mean.data(), steps, width),
-                       scale == 0.0 ? 1.0 : scale};
-    for_each_task(blocks * pairs, workers, [&] {
-      return [&, worker = TileWorker<T>(tile, tiles > 1)](index_t task) mutable {
-        const index_t block = task / pairs;
-        index_t j = task % pairs, i = 0;  // tile pair j <= i, counted row by row
-        while (j > i) j -= ++i;
-        const index_t i0 = i * tile, i1 = std::min(i0 + tile, steps);
-        const index_t j0 = j * tile, j1 = std::min(j0 + tile, steps);
-        const index_t n0 = samples * block / blocks, n1 = samples * (block + 1) / blocks;
-        SumsMap target(sums + (block * steps + i0) * steps + j0, i1 - i0, j1 - j0,
-                       Eigen::OuterStride<>(steps));
-        worker(a, i0, i1, j0, j1, n0 * width, n1 * width, target);
-      };
-    });
+void comoments(const Terms<T>& terms, View2<double> sums, View2<double> mean, View2<double> tail,
+               int threads) {
+  for_each_task(sums.rows, threads,
+                [&] { return [&](index_t i) { std::fill_n(&sums(i, 0), sums.rows, 0.0); }; });
+  const index_t coords = terms.scores.d;
+  const index_t fitting = kBlockBytes / (terms.scores.n * terms.rows() * 8);
+  if (terms.block > 1 && fitting >= std::min<index_t>(coords, 64)) {
+    for (index_t d0 = 0; d0 < coords; d0 += fitting) {
+      const index_t width = std::min(fitting, coords - d0);
+      add_block_comoments(terms, d0, width, sums, mean, tail, threads);
+    }
+  } else {
+    add_comoments<T>(terms, sums, mean, tail, threads);
   }
-  finish(sums, blocks, normaliser, scale == 0.0 ? 1.0 : scale, out);
 }
 
-template void covariance(const Terms<float>&, double, View2<double>, int);
-template void covariance(const Terms<double>&, double, View2<double>, int);
+void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {
+  const double one = 1.0;
+  const std::vector<double> zero = zeros(x.cols);
+  const Indices order{0}, ends{x.rows};
+  const Terms<double> terms{
+      {x.data, 1, x.rows, x.cols, 0, x.row_stride}, {&one, 1, x.rows, 0, 0}, {}, nullptr, 1};
+  LaneSums lanes(sums, ceil_div(x.cols, kPanel));
+  const Columns<double> a{terms, order, ends, 0, x.cols, {zero.data(), x.rows, x.cols, 0, 1},
+                          1.0,   {},    {}};
+  add_products<double>(a, factor, lanes, threads);
+  lanes.merge();
+}
+
+void symmetric(View2<double> sums, double divisor, int threads) {
+  constexpr index_t edge = 8;  // squares of as many cache lines
+  for_each_task(ceil_div(sums.rows, kTile), threads, [&] {
+    return [&](index_t task) {
+      for (index_t i0 = task * kTile; i0 < std::min((task + 1) * kTile, sums.rows); i0 += edge) {
+        const index_t i1 = std::min(i0 + edge, sums.rows);
+        for (index_t j0 = 0; j0 <= i0; j0 += edge) {
+          const index_t j1 = std::min(j0 + edge, sums.rows);
+          double square[edge][edge] = {};
+          for (index_t i = i0; i < i1; ++i) {
+            for (index_t j = j0; j < std::min(j1, i + 1); ++j) {
+              square[j - j0][i - i0] = sums(i, j) = sums(i, j) / divisor;
+            }
+          }
+          for (index_t j = j0; j < j1; ++j) {
+            for (index_t i = std::max(i0, j); i < i1; ++i) sums(j, i) = square[j - j0][i - i0];
+          }
+        }
+      }
+    };
+  });
+}
+
+template void comoments(const Terms<float>&, View2<double>, View2<double>, View2<double>, int);
+template void comoments(const Terms<double>&, View2<double>, View2<double>, View2<double>, int);
 
 }  // namespace rlvar

@@ -6,10 +6,14 @@
 //
 // Fork guard: libgomp's thread pool does not survive fork(), and a child that enters a parallel
 // region hangs. A child of fork() runs its tasks serially.
+//
+// Interrupts: between its tasks the calling thread looks, a few times a second, whether the user
+// wants to stop. Kernels that are not to be left half done write to memory of their own.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
 
 #ifdef _OPENMP
@@ -32,6 +36,19 @@ inline void install_fork_guard() {
 #endif
 }
 
+/// Throws if the program is to be interrupted; set by the module.
+inline void (*check_interrupt)() = nullptr;
+
+/// Calls check_interrupt, at most ten times a second on each thread.
+inline void poll_interrupt() {
+  using Clock = std::chrono::steady_clock;
+  thread_local Clock::time_point next{};
+  const auto now = Clock::now();
+  if (check_interrupt == nullptr || now < next) return;
+  next = now + std::chrono::milliseconds(100);
+  check_interrupt();
+}
+
 /// Threads used unless the caller asks for a number: OpenMP's own default (OMP_NUM_THREADS).
 inline int default_threads() {
 #ifdef _OPENMP
@@ -42,14 +59,18 @@ inline int default_threads() {
 }
 
 /// Runs worker(i) for each i in [0, tasks). make_worker() is called once on each thread: scratch
-/// memory lives in the worker. The first exception stops the hand-out and is rethrown here.
+/// memory lives in the worker. The first exception, an interrupt too, stops the hand-out and is
+/// rethrown here.
 template <class MakeWorker>
 void for_each_task(index_t tasks, int threads, MakeWorker&& make_worker) {
   const index_t useful = std::min<index_t>(threads, tasks);
   if (useful <= 1 || forked_child) {
     if (tasks <= 0) return;
     auto worker = make_worker();
-    for (index_t i = 0; i < tasks; ++i) worker(i);
+    for (index_t i = 0; i < tasks; ++i) {
+      if (i > 0) poll_interrupt();
+      worker(i);
+    }
     return;
   }
 #ifdef _OPENMP
@@ -59,7 +80,11 @@ void for_each_task(index_t tasks, int threads, MakeWorker&& make_worker) {
   {
     try {
       auto worker = make_worker();
-      for (index_t i; (i = next.fetch_add(1)) < tasks;) worker(i);
+      const bool caller = omp_get_thread_num() == 0;
+      for (index_t i; (i = next.fetch_add(1)) < tasks;) {
+        if (caller) poll_interrupt();
+        worker(i);
+      }
     } catch (...) {
       next = tasks;
 #pragma omp critical

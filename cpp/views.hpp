@@ -58,19 +58,4 @@ struct Steps {
   bool unmasked(index_t n, index_t t) const { return !mask.data || mask(n, t) != 0; }
 };
 
-/// The terms X[n,t,:] = weights[n,t] * scores[n,t,:], zero on steps that are not live.
-/// Never materialised: each kernel forms the rows it needs.
-template <class T>
-struct Terms {
-  View3<const T> scores;                  // (N, T, D)
-  View2<const double> weights;            // (N, T)
-  Steps steps;                            // live steps
-  const double* sample_weight = nullptr;  // (N,), or null for ones
-
-  bool live(index_t n, index_t t) const {
-    return t < steps.end(n, scores.t) && steps.unmasked(n, t);
-  }
-  double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
-};
-
 }  // namespace rlvar

@@ -60,39 +60,44 @@ def vtrace(
     targets: _Float,
     advantages: _Float,
 ) -> bool: ...
-def covariance(
+def comoments(
     scores: _Float,
     weights: _Double,
     lengths: _Lengths,
     mask: _Mask,
     sample_weight: _Double | None,
-    normaliser: float,
-    out: _Double,
+    block: int,
+    sums: _Double,
+    mean: _Double | None,
+    tail: _Double | None,
     threads: int | None,
 ) -> None: ...
+def add_product(x: _Double, factor: float, sums: _Double, threads: int | None) -> None: ...
+def symmetric(sums: _Double, divisor: float, threads: int | None) -> None: ...
 def gradients(
     scores: _Float, weights: _Double, lengths: _Lengths, mask: _Mask, out: _Double, threads: int | None
 ) -> None: ...
-def moments(
+def means(
     scores: _Float,
     weights: _Double,
     lengths: _Lengths,
     mask: _Mask,
     sample_weight: _Double | None,
     mean: _Double,
-    step_squares: _Double,
-    growth_squares: _Double,
     threads: int | None,
 ) -> None: ...
-def deletion_losses(
+def unit_squares(
     scores: _Float,
     weights: _Double,
     lengths: _Lengths,
     mask: _Mask,
+    sample_weight: _Double | None,
     mean: _Double,
     members: NDArray[np.int64],
     offsets: NDArray[np.int64],
-    step_loss: _Double,
-    growth_loss: _Double,
+    step: _Double,
+    growth: _Double,
+    step_sum: _Double | None,
+    growth_sum: _Double | None,
     threads: int | None,
 ) -> None: ...

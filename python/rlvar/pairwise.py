@@ -87,7 +87,8 @@ def covariance(
     if out is not None:
         _check.out_array(out, (t, t), np.dtype(np.float64))
     result = np.empty((t, t))
-    _core.covariance(array, w, *live, p, normaliser, result, threads)
+    _core.comoments(array, w, *live, p, 1, result, None, None, threads)
+    _core.symmetric(result, normaliser, threads)
     if not np.isfinite(result.diagonal()).all():
         _check.raise_not_finite(array, live)
     if out is None:

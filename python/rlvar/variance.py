@@ -197,8 +197,16 @@ def decompose(
     level = _check.confidence(confidence)
     source = _Source(array, w, live, p, ddof, normaliser, _check.threads(num_threads))
 
-    mean, step_squares, growth_squares = np.empty((t, d)), np.empty(t), np.empty(t)
-    _core.moments(array, w, *live, p, mean, step_squares, growth_squares, source.threads)
+    mean = np.empty((t, d))
+    _core.means(array, w, *live, p, mean, source.threads)
+    steps, growths = (np.empty((len(units), t)) for _ in range(2))
+    # Of units of several rollouts, also the squared sums, which the jackknife needs.
+    single = len(units) == n
+    step_sums, growth_sums = (None if single else np.empty((len(units), t)) for _ in range(2))
+    _core.unit_squares(
+        array, w, *live, p, mean, *units, steps, growths, step_sums, growth_sums, source.threads
+    )
+    step_squares, growth_squares = steps.sum(axis=0), growths.sum(axis=0)
     if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
         _check.raise_not_finite(array, live)
 
@@ -206,12 +214,12 @@ def decompose(
     values = _summaries(step_squares, growth_squares, normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
     if p is None and len(units) >= 3 and n - ddof > units.sizes.max():
-        shape = (len(units), t)
-        step_loss, growth_loss = np.empty(shape), np.empty(shape)
-        _core.deletion_losses(array, w, *live, mean, *units, step_loss, growth_loss, source.threads)
+        # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
+        # the mean: those of the rest about their own mean are left.
+        rest = (n - units.sizes)[:, None]
         left_out = _summaries(
-            step_squares - step_loss,
-            growth_squares - growth_loss,
+            step_squares - (steps + (steps if step_sums is None else step_sums) / rest),
+            growth_squares - (growths + (growths if growth_sums is None else growth_sums) / rest),
             (n - ddof - units.sizes).astype(np.float64),
             growth_range,
         )

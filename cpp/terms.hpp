@@ -1,0 +1,88 @@
+// The terms of a policy gradient, never materialised: each kernel forms the rows that it needs.
+#pragma once
+
+#include <numeric>
+
+#include "views.hpp"
+
+namespace rlvar {
+
+using Indices = std::vector<index_t>;
+
+/// The terms X[n,t,:] = weights[n,t] * scores[n,t,:], zero on steps that are not live. Row q of a
+/// rollout is the sum of `block` consecutive terms; mostly, block = 1 and rows are steps.
+template <class T>
+struct Terms {
+  View3<const T> scores;                  // (N, T, D)
+  View2<const double> weights;            // (N, T)
+  Steps steps;                            // live steps
+  const double* sample_weight = nullptr;  // (N,), or null for ones
+  index_t block = 1;
+
+  index_t rows() const { return ceil_div(scores.t, block); }
+  bool live(index_t n, index_t t) const {
+    return t < steps.end(n, scores.t) && steps.unmasked(n, t);
+  }
+  double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
+  double total_probability() const {
+    double total = 0.0;
+    for (index_t n = 0; n < scores.n; ++n) total += probability(n);
+    return total;
+  }
+  /// One past the last row of rollout n that holds a live step.
+  index_t end(index_t n) const {
+    index_t last = steps.end(n, scores.t);
+    while (last > 0 && !steps.unmasked(n, last - 1)) --last;
+    return ceil_div(last, block);
+  }
+  Indices ends() const {
+    Indices result(static_cast<std::size_t>(scores.n));
+    for (index_t n = 0; n < scores.n; ++n) result[static_cast<std::size_t>(n)] = end(n);
+    return result;
+  }
+};
+
+/// All rollouts, those with the largest end first.
+inline Indices by_falling(const Indices& ends) {
+  Indices order(ends.size());
+  std::iota(order.begin(), order.end(), index_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) {
+    return ends[static_cast<std::size_t>(a)] > ends[static_cast<std::size_t>(b)];
+  });
+  return order;
+}
+
+/// x += w s for steps t to t + Count - 1 of rollout n, all live.
+template <int Count, class T>
+void add_steps(const Terms<T>& terms, index_t n, index_t t, index_t d0, index_t width, double* x) {
+  const T* s[Count];
+  double w[Count];
+  for (int k = 0; k < Count; ++k) {
+    s[k] = terms.scores.row(n, t + k) + d0;
+    w[k] = terms.weights(n, t + k);
+  }
+  for (index_t d = 0; d < width; ++d) {
+    double sum = x[d];
+    for (int k = 0; k < Count; ++k) sum += w[k] * static_cast<double>(s[k][d]);
+    x[d] = sum;
+  }
+}
+
+/// x = coordinates [d0, d0 + width) of row q of rollout n.
+template <class T>
+void load_row(const Terms<T>& terms, index_t n, index_t q, index_t d0, index_t width, double* x) {
+  std::fill(x, x + width, 0.0);
+  const index_t end = std::min((q + 1) * terms.block, terms.scores.t);
+  for (index_t t = q * terms.block; t < end;) {
+    index_t live = 0;
+    while (live < 4 && t + live < end && terms.live(n, t + live)) ++live;
+    if (live == 4) {
+      add_steps<4>(terms, n, t, d0, width, x);
+    } else {
+      for (index_t k = 0; k < live; ++k) add_steps<1>(terms, n, t + k, d0, width, x);
+    }
+    t += std::max<index_t>(live, 1);
+  }
+}
+
+}  // namespace rlvar

@@ -11,17 +11,19 @@ def limit_threads(threads):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 
-def in_turn(*functions, rounds, warm=False):
+def in_turn(*functions, rounds, warm=False, pause=0.0):
     """Median seconds of each function, run A B A B ... after a warm-up.
 
     `warm`: each timed call comes right after another of the same function, so that the cache holds
-    what it uses, not what the others left there.
+    what it uses, not what the others left there. `pause`: seconds before each, in which the threads of
+    the libraries that ran before it go to sleep.
     """
     times = [[] for _ in functions]
     for function in functions:
         function()
     for _ in range(rounds):
         for function, seconds in zip(functions, times, strict=True):
+            time.sleep(pause)
             if warm:
                 function()
             start = time.perf_counter()

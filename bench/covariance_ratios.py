@@ -14,7 +14,7 @@ import operator
 import sys
 from typing import NamedTuple
 
-from timing import in_turn, limit_threads
+from timing import in_turn, keep_memory, limit_threads
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--threads", type=int, default=1)
@@ -22,6 +22,7 @@ parser.add_argument("--rounds", type=int, default=15)
 parser.add_argument("--shapes", choices=["full", "small"], default="full")
 args = parser.parse_args()
 limit_threads(args.threads)  # read when numpy, rlvar and the peers are imported
+keep_memory()
 
 import numpy as np  # noqa: E402
 

@@ -1,5 +1,6 @@
 """Threads and timing of the scripts that print ratios. Imports no numpy: threads are set before it."""
 
+import ctypes
 import os
 import statistics
 import time
@@ -9,6 +10,17 @@ def limit_threads(threads):
     """Set the threads of the libraries that are imported after this call."""
     for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+
+
+def keep_memory():
+    """Where the C library is glibc: hand what is freed to the next call, not back to the system.
+
+    Else whoever makes a large temporary pays for its pages at every call, a time that varies fivefold.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: nothing from mmap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def in_turn(*functions, rounds, warm=False, pause=0.0):

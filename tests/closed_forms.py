@@ -1,9 +1,140 @@
-"""Variances with a closed form. Imports the standard library and numpy; never rlvar."""
+"""Variances with a closed form. Imports the standard library and numpy; never rlvar.
+
+Matrices are C[i,j] = sum_d Cov(X_id, X_jd) of the terms X_i = w_i S_i: the single-step estimator has
+w_i = R, the multi-step one w_i = G_i. He_k are the Hermite polynomials of probability theory, with
+E[He_j(z) He_k(z)] = k! [j = k] for z ~ N(0, 1): He_1 = z, He_2 = z^2 - 1.
+"""
 
 import itertools
 import math
 
 import numpy as np
+from numpy.polynomial import Polynomial, hermite_e
+
+
+def product_measure(values, probabilities, copies):
+    """All tuples of independent draws from `values` (N, copies), and their probabilities (N,)."""
+    draws = np.array(list(itertools.product(range(len(values)), repeat=copies)))
+    return np.asarray(values)[draws], np.asarray(probabilities)[draws].prod(axis=1)
+
+
+def normals(copies, nodes):
+    """Gauss-Hermite quadrature: exact for a degree up to 2 nodes - 1 in each standard normal."""
+    z, p = hermite_e.hermegauss(nodes)
+    return product_measure(z, p / p.sum(), copies)
+
+
+def gaussian_bandit(reward, mu, sigma):
+    """Mean and variance of R s for a ~ N(mu, sigma^2); best constant baseline, variance it leaves.
+
+    The reward is a polynomial in a of degree 2 or more (coefficients, lowest first). With
+    a = mu + sigma z, s = z / sigma and R = sum_k c_k He_k(z). As z He_k = He_{k+1} + k He_{k-1},
+
+        R z = sum_k d_k He_k,  d_k = c_{k-1} + (k+1) c_{k+1},
+        E[R s] = d_0 / sigma = c_1 / sigma,  Var(R s) = sum_{k>0} k! d_k^2 / sigma^2.
+
+    A baseline b takes b from c_0, which is in d_1 = c_0 + 2 c_2 alone. The best is therefore
+    b* = c_0 + 2 c_2 = E[R z^2] = E[R s^2] / E[s^2]; any other adds (b - b*)^2 / sigma^2, the mean reward
+    c_0 for one 4 c_2^2 / sigma^2. For R = a^2: c = (mu^2 + sigma^2, 2 mu sigma, sigma^2),
+    b* = mu^2 + 3 sigma^2 and Var(R s) = mu^4 / sigma^2 + 14 mu^2 + 15 sigma^2.
+    """
+    c = hermite_e.poly2herme(Polynomial(reward)(Polynomial([mu, sigma])).coef)
+    d = hermite_e.hermemulx(c)
+    squares = [math.factorial(k) * d[k] ** 2 / sigma**2 for k in range(len(d))]
+    return c[1] / sigma, sum(squares[1:]), c[0] + 2 * c[2], sum(squares[2:])
+
+
+def gaussian_sequences(steps, mu, sigma, offset, slope):
+    """C of both estimators for a_t ~ N(mu, sigma^2) that share mu, r_t = offset + slope a_t.
+
+    With a_t = mu + sigma z_t: S_t = z_t / sigma and r_t = m + b z_t, m = offset + slope mu,
+    b = slope sigma. In orthogonal polynomials, t = 1..T and n_t = T - t + 1,
+
+        single: sigma X_i = T m z_i + b + b He_2(z_i) + b sum_{k != i} z_i z_k,
+        multi:  sigma X_i = n_i m z_i + b + b He_2(z_i) + b sum_{k > i} z_i z_k,
+
+    with squared norms 1, 2 and 1 of z_i, He_2(z_i) and z_i z_k. X_i and X_j share, beside the constant,
+    only z_i z_j in the first case and nothing in the second:
+
+        sigma^2 C_single = (T^2 m^2 + T b^2) I + b^2 11',  total T^3 m^2 + 2 T^2 b^2,
+        sigma^2 C_multi = diag(n_i^2 m^2 + (n_i + 1) b^2).
+    """
+    m, b = offset + slope * mu, slope * sigma
+    n = steps - np.arange(steps)
+    single = (steps**2 * m**2 + steps * b**2) * np.eye(steps) + b**2
+    return single / sigma**2, np.diag(n**2 * m**2 + (n + 1) * b**2) / sigma**2
+
+
+def lq_rollouts(normals, x0, k, sigma, tau, cost):
+    """Scores (N, 2, 1) and rewards (N, 2) of x' = x + a + tau e, a = k x + sigma z; z, e, z, e (N, 4).
+
+    The score is that of k, (a - k x) x / sigma^2; the reward of a step is -(x'^2 + cost a^2).
+    """
+    x, scores, rewards = x0, [], []
+    for z, e in (normals[:, :2].T, normals[:, 2:].T):
+        a = k * x + sigma * z
+        scores.append((a - k * x) * x / sigma**2)
+        x = x + a + tau * e
+        rewards.append(-(x**2 + cost * a**2))
+    return np.stack(scores, axis=1)[:, :, None], np.stack(rewards, axis=1)
+
+
+def lq_gradient(x0, k, sigma, tau, cost):
+    """Derivative of the expected return of `lq_rollouts` with respect to k.
+
+    The second moments are m_0 = x0^2, m_{t+1} = (1+k)^2 m_t + sigma^2 + tau^2, E a_t^2 = k^2 m_t + sigma^2:
+
+        J = -(m_1 + m_2 + cost (k^2 m_0 + k^2 m_1 + 2 sigma^2)),
+        m_1' = 2 (1+k) m_0,  m_2' = 2 (1+k) m_1 + (1+k)^2 m_1'.
+    """
+    m0 = x0**2
+    m1, slope1 = (1 + k) ** 2 * m0 + sigma**2 + tau**2, 2 * (1 + k) * m0
+    slope2 = 2 * (1 + k) * m1 + (1 + k) ** 2 * slope1
+    return -(slope1 + slope2 + cost * (2 * k * (m0 + m1) + k**2 * slope1))
+
+
+def isserlis(*forms):
+    """E of a product of affine forms m + l . xi of standard normals xi, each given as (m, *l).
+
+    The first form gives its mean or is paired with another one (Isserlis' theorem):
+    E[f_1 ... f_n] = m_1 E[f_2 ... f_n] + sum_{j>1} (l_1 . l_j) E[all but f_1 and f_j].
+    """
+    if not forms:
+        return 1.0
+    first, *rest = forms
+    result = first[0] * isserlis(*rest) if first[0] else 0.0
+    for j, other in enumerate(rest):
+        if pairing := first[1:] @ other[1:]:
+            result += pairing * isserlis(*rest[:j], *rest[j + 1 :])
+    return result
+
+
+def lq_covariances(x0, k, sigma, tau, cost):
+    """C of both estimators for `lq_rollouts`.
+
+    States and actions are affine in the normals (z_0, e_0, z_1, e_1), the rewards sums of their
+    squares, and S_t = z_t x_t / sigma. So E X_i and E X_i X_j are sums of moments of 4 and 8 affine
+    forms, which `isserlis` writes out.
+    """
+    one, z0, e0, z1, e1 = np.eye(5)
+    a0 = k * x0 * one + sigma * z0
+    x1 = x0 * one + a0 + tau * e0
+    a1 = k * x1 + sigma * z1
+    x2 = x1 + a1 + tau * e1
+    scores = ((z0, x0 * one), (z1, x1))
+    first, second = [(-1.0, x1), (-cost, a0)], [(-1.0, x2), (-cost, a1)]
+    result = []
+    for weights in ((first + second, first + second), (first + second, second)):
+        mean, square = np.zeros(2), np.zeros((2, 2))
+        for i in range(2):
+            mean[i] = sum(c * isserlis(*scores[i], f, f) for c, f in weights[i]) / sigma
+            for j in range(2):
+                square[i, j] = sum(
+                    c * d * isserlis(*scores[i], *scores[j], f, f, g, g)
+                    for (c, f), (d, g) in itertools.product(weights[i], weights[j])
+                )
+        result.append(square / sigma**2 - np.outer(mean, mean))
+    return result
 
 
 def bernoulli_variances(steps, p):
@@ -50,7 +181,7 @@ class EnumeratedPolicy:
     def __init__(self, vocabulary, steps, seed):
         rng = np.random.default_rng(seed)
         theta = rng.standard_normal((vocabulary + 1, vocabulary))
-        pi = np.exp(theta) / np.exp(theta).sum(axis=1, keepdims=True)
+        self.pi = pi = np.exp(theta) / np.exp(theta).sum(axis=1, keepdims=True)
         self.sequences = list(itertools.product(range(vocabulary), repeat=steps))
         self.scores = np.zeros((len(self.sequences), steps, *theta.shape))
         self.probabilities = np.ones(len(self.sequences))

@@ -1,0 +1,78 @@
+"""Exact variances against their closed forms: enumerated actions, or quadrature nodes, as rollouts."""
+
+import numpy as np
+import pytest
+
+import closed_forms
+import rlvar
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+
+def assert_close(actual, exact, scale=0.0):
+    """Equal to 1e-12 of the largest entry, or of `scale`."""
+    scale = max(scale, np.abs(exact).max())
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-12 * scale)
+
+
+def assert_decomposed(exact, scores, weights, probabilities, **options):
+    """Return the decomposition, all of whose variances must follow from the matrix `exact`."""
+    parts = rlvar.decompose(scores, weights, sample_weight=probabilities, ddof=0, **options)
+    t, total = len(exact), exact.sum()
+    assert_close(parts.covariance, exact)
+    assert_close(parts.total_variance.value, total)
+    assert_close(parts.variance_terms.value, exact.trace())
+    assert_close(parts.covariance_terms.value, total - exact.trace(), scale=total)
+    assert_close(parts.step_variance, exact.diagonal())
+    assert_close(parts.growth, [exact[:k, :k].sum() for k in range(1, t + 1)])
+    assert_close(parts.lag_profile, [exact.trace(k) for k in range(t)])
+    return parts
+
+
+def both_weights(rewards, **options):
+    """Weights of the single- and of the multi-step estimator, from rewards (N, T) that are 0 if padded."""
+    return rewards.sum(axis=1), rlvar.reward_to_go(rewards, **options)
+
+
+@pytest.mark.parametrize("reward", [(1.0, -2.0, 0.5), (0.0, 0.0, 1.0), (3.0, 1.0, -1.0, 0.7, 0.2)])
+@pytest.mark.parametrize(("mu", "sigma"), [(0.8, 0.5), (-2.0, 3.0)])
+def test_gaussian_bandit_with_a_polynomial_reward_has_its_variance_and_best_baseline(reward, mu, sigma):
+    z, p = closed_forms.normals(1, nodes=len(reward) + 1)
+    scores = z[:, :, None] / sigma
+    rewards = np.polynomial.Polynomial(reward)(mu + sigma * z[:, 0])
+    mean, variance, best, left = closed_forms.gaussian_bandit(reward, mu, sigma)
+    squares = p * scores[:, 0, 0] ** 2
+    assert_close(squares @ rewards / squares.sum(), best)
+    for baseline, exact in ((0.0, variance), (best, left), (best + 0.7, left + (0.7 / sigma) ** 2)):
+        parts = assert_decomposed(np.array([[exact]]), scores, rewards - baseline, p)
+        assert_close(parts.mean, [[mean]])
+    if reward == (0.0, 0.0, 1.0):
+        assert_close([mean, best], [2 * mu, mu**2 + 3 * sigma**2])
+        assert_close(variance, mu**4 / sigma**2 + 14 * mu**2 + 15 * sigma**2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("parameters", [(0.8, 0.5, 0.0, 1.0), (-2.0, 3.0, 1.5, 0.4)])
+def test_gaussian_sequences_correlate_all_pairs_of_single_steps_and_no_multi_steps(steps, parameters):
+    mu, sigma, offset, slope = parameters
+    z, p = closed_forms.normals(steps, nodes=3)
+    rewards = offset + slope * (mu + sigma * z)
+    exact = closed_forms.gaussian_sequences(steps, *parameters)
+    single, multi = (
+        assert_decomposed(matrix, z[:, :, None] / sigma, weights, p)
+        for matrix, weights in zip(exact, both_weights(rewards), strict=True)
+    )
+    m = offset + slope * mu
+    assert_close(single.total_variance.value, steps**3 * (m / sigma) ** 2 + 2 * steps**2 * slope**2)
+    assert_close(single.mean, np.full((steps, 1), slope))
+    assert_close(multi.mean, np.full((steps, 1), slope))
+
+
+@pytest.mark.parametrize("parameters", [(1.0, -0.5, 0.4, 0.0, 0.1), (-1.5, 0.2, 0.7, 0.9, 2.0)])
+def test_two_linear_quadratic_steps_have_the_gradient_of_the_expected_return(parameters):
+    z, p = closed_forms.normals(4, nodes=4)
+    scores, rewards = closed_forms.lq_rollouts(z, *parameters)
+    exact = closed_forms.lq_covariances(*parameters)
+    for matrix, weights in zip(exact, both_weights(rewards), strict=True):
+        parts = assert_decomposed(matrix, scores, weights, p)
+        assert_close(parts.mean.sum(), closed_forms.lq_gradient(*parameters))

@@ -169,6 +169,36 @@ def bernoulli_rollouts(tokens, p):
     return (tokens - p)[:, :, None], tokens
 
 
+def all_correct_covariance(steps, p):
+    """C for T Bernoulli(p) tokens of one logit and a terminal reward R = 1 if all of them are 1.
+
+    The reward is not 0 only where every score y_t - p is 1 - p: X_i = (1-p) R for all i, so
+
+        C[i,j] = (1-p)^2 Var(R) = (1-p)^2 p^T (1 - p^T),
+
+    V(k) = k^2 C[0,0]: quadratic growth, with covariance and variance terms as T-1 to 1. Had each token
+    a logit of its own, the covariances would be between different coordinates, and C the diagonal.
+    """
+    return np.full((steps, steps), (1 - p) ** 2 * p**steps * (1 - p**steps))
+
+
+def length_covariances(length_probabilities, score_variance):
+    """C of both estimators for a reward of 1 a step up to a random length L, 1..T.
+
+    Scores are independent of each other and of L, with mean 0 and variance v. Hence no X_i = w_i S_i
+    with w_i a function of L is correlated with another. w_i = L or L - i + 1 for i <= L, else 0:
+
+        single: C[i,i] = v E[L^2; L >= i],          total v E[L^3],
+        multi:  C[i,i] = v E[(L - i + 1)^2; L >= i], total v E[L (L+1) (2L+1) / 6].
+
+    With L = T the ratio is 6 T^2 / ((T+1) (2T+1)), which tends to 3.
+    """
+    length = np.arange(1, len(length_probabilities) + 1)
+    i = length[:, None]
+    alive = score_variance * np.where(length >= i, length_probabilities, 0.0)
+    return np.diag((alive * length**2).sum(axis=1)), np.diag((alive * (length - i + 1) ** 2).sum(axis=1))
+
+
 class EnumeratedPolicy:
     """A softmax policy over V tokens whose logits depend on the previous token; all V^T sequences.
 

@@ -34,6 +34,10 @@ def both_weights(rewards, **options):
     return rewards.sum(axis=1), rlvar.reward_to_go(rewards, **options)
 
 
+def bernoulli_tokens(steps, p):
+    return closed_forms.product_measure((0, 1), (1 - p, p), steps)
+
+
 @pytest.mark.parametrize("reward", [(1.0, -2.0, 0.5), (0.0, 0.0, 1.0), (3.0, 1.0, -1.0, 0.7, 0.2)])
 @pytest.mark.parametrize(("mu", "sigma"), [(0.8, 0.5), (-2.0, 3.0)])
 def test_gaussian_bandit_with_a_polynomial_reward_has_its_variance_and_best_baseline(reward, mu, sigma):
@@ -76,3 +80,57 @@ def test_two_linear_quadratic_steps_have_the_gradient_of_the_expected_return(par
     for matrix, weights in zip(exact, both_weights(rewards), strict=True):
         parts = assert_decomposed(matrix, scores, weights, p)
         assert_close(parts.mean.sum(), closed_forms.lq_gradient(*parameters))
+
+
+@pytest.mark.parametrize("steps", range(1, 11))
+@pytest.mark.parametrize("p", [0.3, 0.9])
+def test_all_correct_reward_makes_every_covariance_equal(steps, p):
+    tokens, probabilities = bernoulli_tokens(steps, p)
+    scores, _ = closed_forms.bernoulli_rollouts(tokens, p)
+    exact = closed_forms.all_correct_covariance(steps, p)
+    parts = assert_decomposed(exact, scores, tokens.all(axis=1), probabilities)
+    if steps > 1:
+        assert parts.growth_exponent.value == pytest.approx(2, rel=1e-12)
+        ratio = parts.covariance_terms.value / parts.variance_terms.value
+        assert ratio == pytest.approx(steps - 1, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_all_correct_reward_grows_linearly_if_each_token_has_its_own_logit(steps):
+    tokens, probabilities = bernoulli_tokens(steps, 0.6)
+    scores = (tokens - 0.6)[:, :, None] * np.eye(steps)
+    exact = np.diag(closed_forms.all_correct_covariance(steps, 0.6).diagonal())
+    parts = assert_decomposed(exact, scores, tokens.all(axis=1), probabilities)
+    assert parts.growth_exponent.value == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_constant_reward_gives_cubes_against_square_pyramids(steps):
+    p = 0.3
+    v = p * (1 - p)
+    tokens, probabilities = bernoulli_tokens(steps, p)
+    scores, _ = closed_forms.bernoulli_rollouts(tokens, p)
+    exact = closed_forms.length_covariances(np.eye(steps)[-1], v)
+    single, multi = (
+        assert_decomposed(matrix, scores, weights, probabilities).total_variance.value
+        for matrix, weights in zip(exact, both_weights(np.ones(tokens.shape)), strict=True)
+    )
+    assert_close(single, v * steps**3)
+    assert_close(multi, v * steps * (steps + 1) * (2 * steps + 1) / 6)
+
+
+def test_lengths_independent_of_the_policy_give_no_covariance_terms():
+    p, of_length = 0.3, np.array([0.1, 0.0, 0.4, 0.3, 0.2])
+    v, length = p * (1 - p), np.arange(1, 6)
+    tokens, probabilities = bernoulli_tokens(5, p)
+    scores, _ = closed_forms.bernoulli_rollouts(np.tile(tokens, (5, 1)), p)
+    lengths, probabilities = np.repeat(length, 32), np.outer(of_length, probabilities).ravel()
+    padding = np.arange(5) >= lengths[:, None]
+    scores[padding] = np.nan
+    exact = closed_forms.length_covariances(of_length, v)
+    single, multi = (
+        assert_decomposed(matrix, scores, weights, probabilities, lengths=lengths).total_variance.value
+        for matrix, weights in zip(exact, both_weights(1.0 - padding, lengths=lengths), strict=True)
+    )
+    assert_close(single, v * (of_length @ length**3))
+    assert_close(multi, v * (of_length @ (length * (length + 1) * (2 * length + 1))) / 6)

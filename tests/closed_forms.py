@@ -244,3 +244,20 @@ class EnumeratedPolicy:
                 for i in range(steps)
             ]
         )
+
+    def given_prefix(self, values, steps):
+        """E[values | the first `steps` tokens] for each sequence; a prefix's are next to each other."""
+        p, x = (a.reshape(self.pi.shape[1] ** steps, -1) for a in (self.probabilities, values))
+        return np.repeat((p * x).sum(axis=1) / p.sum(axis=1), p.shape[1])
+
+    def fisher_information(self):
+        """Trace of E[S_t S_t'] for each step.
+
+        Given the previous token, S = onehot - pi has E|S|^2 = sum_a pi_a (1 - 2 pi_a + |pi|^2)
+        = 1 - |pi|^2; the previous tokens are a Markov chain.
+        """
+        previous, result = np.eye(len(self.pi))[-1], []
+        for _ in range(self.scores.shape[1]):
+            result.append(previous @ (1 - np.square(self.pi).sum(axis=1)))
+            previous = np.append(previous @ self.pi, 0.0)
+        return np.array(result)

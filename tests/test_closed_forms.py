@@ -9,6 +9,11 @@ import rlvar
 pytestmark = pytest.mark.usefixtures("isa")
 
 
+@pytest.fixture(scope="module")
+def policy():
+    return closed_forms.EnumeratedPolicy(vocabulary=3, steps=3, seed=1)
+
+
 def assert_close(actual, exact, scale=0.0):
     """Equal to 1e-12 of the largest entry, or of `scale`."""
     scale = max(scale, np.abs(exact).max())
@@ -134,3 +139,49 @@ def test_lengths_independent_of_the_policy_give_no_covariance_terms():
     )
     assert_close(single, v * (of_length @ length**3))
     assert_close(multi, v * (of_length @ (length * (length + 1) * (2 * length + 1))) / 6)
+
+
+def test_scores_are_martingale_differences_with_the_fisher_informations_as_variances(policy):
+    assert_decomposed(np.diag(policy.fisher_information()), policy.scores, None, policy.probabilities)
+
+
+def test_subtracting_any_function_of_the_prefix_keeps_the_mean_of_every_step(policy, rng):
+    noise = rng.standard_normal(policy.rewards.shape)
+    causal = np.stack([policy.given_prefix(noise[:, t], t) for t in range(3)], axis=1)
+    to_go = rlvar.reward_to_go(policy.rewards)
+    before, after = (
+        assert_decomposed(policy.covariance(w), policy.scores, w, policy.probabilities)
+        for w in (to_go, to_go - causal)
+    )
+    assert_close(after.mean, before.mean)
+    assert np.abs(after.step_variance - before.step_variance).max() > 0.1
+
+
+def test_the_best_causal_baseline_is_the_mean_of_the_weight_by_squared_score(policy):
+    """With b = E[w |S|^2 | prefix] / E[|S|^2 | prefix] it takes E[b^2 |S|^2] from C[t,t], by Pythagoras."""
+    norms = np.square(policy.scores).sum(axis=2)
+    for weights in (rlvar.reward_to_go(policy.rewards), policy.rewards.sum(axis=1, keepdims=True)):
+        weighted = norms * weights
+        best = np.stack(
+            [policy.given_prefix(weighted[:, t], t) / policy.given_prefix(norms[:, t], t) for t in range(3)],
+            axis=1,
+        )
+        options = {"sample_weight": policy.probabilities, "ddof": 0}
+        before, after = (
+            rlvar.decompose(policy.scores, w, **options).step_variance
+            for w in (np.broadcast_to(weights, norms.shape), weights - best)
+        )
+        assert_close(before - after, policy.probabilities @ (norms * best**2))
+
+
+def test_averaging_out_the_future_lowers_the_variance_of_every_step_but_the_last(policy):
+    """Rao-Blackwell: with Q_t = E[G_t | prefix, action], C[t,t] falls by E[(G_t - Q_t)^2 |S_t|^2]."""
+    to_go = rlvar.reward_to_go(policy.rewards)
+    q = np.stack([policy.given_prefix(to_go[:, t], t + 1) for t in range(3)], axis=1)
+    before, after = (
+        assert_decomposed(policy.covariance(w), policy.scores, w, policy.probabilities) for w in (to_go, q)
+    )
+    assert_close(after.mean, before.mean)
+    fall = policy.probabilities @ ((to_go - q) ** 2 * np.square(policy.scores).sum(axis=2))
+    assert_close(before.step_variance - after.step_variance, fall)
+    assert (fall[:-1] > 0.01).all()

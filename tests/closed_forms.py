@@ -199,6 +199,31 @@ def length_covariances(length_probabilities, score_variance):
     return np.diag((alive * length**2).sum(axis=1)), np.diag((alive * (length - i + 1) ** 2).sum(axis=1))
 
 
+def rloo_moments(probabilities, rewards, scores, group):
+    """Leave-one-out gradient of K samples: mean (D,), variance were they independent, and what it lacks.
+
+    A sample has reward R and score s (D,), E s = 0; q = R - E R, G = E[R s] = E[q s]. The gradient
+    g = 1/K sum_k A_k s_k, A_k = q_k - sum_{j != k} q_j / (K-1), as E R cancels. Samples are
+    independent and E q = E s = 0: an expectation is 0 if a sample enters by one q or one s alone. Thus
+    E[A_k s_k] = G (unbiased), and
+
+        E |A_k s_k|^2 = E[q^2 |s|^2] + Var(R) E|s|^2 / (K-1),
+        E A_j s_j . A_k s_k = E q_j q_k s_j . s_k + E (-q_k) (-q_j) s_j . s_k / (K-1)^2
+                            = |G|^2 + |G|^2 / (K-1)^2,
+
+    Var(g) = (E[q^2 |s|^2] - |G|^2 + Var(R) E|s|^2 / (K-1)) / K  +  |G|^2 / (K (K-1)).
+
+    The first part is what independent samples with these advantages would have: too small, unless
+    G = 0, as each of the K (K-1) covariances of A_j s_j and A_k s_k is |G|^2 / (K-1)^2.
+    """
+    q = rewards - probabilities @ rewards
+    norms = np.square(scores).sum(axis=1)
+    mean = (probabilities * q) @ scores
+    spread = (probabilities @ q**2) * (probabilities @ norms) / (group - 1)
+    independent = (probabilities @ (q**2 * norms) - mean @ mean + spread) / group
+    return mean, independent, mean @ mean / (group * (group - 1))
+
+
 class EnumeratedPolicy:
     """A softmax policy over V tokens whose logits depend on the previous token; all V^T sequences.
 

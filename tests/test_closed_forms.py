@@ -185,3 +185,45 @@ def test_averaging_out_the_future_lowers_the_variance_of_every_step_but_the_last
     fall = policy.probabilities @ ((to_go - q) ** 2 * np.square(policy.scores).sum(axis=2))
     assert_close(before.step_variance - after.step_variance, fall)
     assert (fall[:-1] > 0.01).all()
+
+
+@pytest.mark.parametrize("group", [2, 3])
+@pytest.mark.parametrize(("vocabulary", "steps"), [(3, 1), (2, 2)])
+def test_leave_one_out_is_unbiased_and_noisier_than_independent_samples(vocabulary, steps, group):
+    """The K samples of a group stand as the K steps of one rollout, whose gradient is their mean."""
+    policy = closed_forms.EnumeratedPolicy(vocabulary, steps, seed=2)
+    scores, rewards = policy.scores.sum(axis=1), policy.rewards.sum(axis=1)
+    mean, independent, dependence = closed_forms.rloo_moments(policy.probabilities, rewards, scores, group)
+    draws, probabilities = closed_forms.product_measure(range(len(rewards)), policy.probabilities, group)
+    labels = np.repeat(np.arange(len(draws)), group)
+    weights = rlvar.rloo(rewards[draws].ravel(), labels).reshape(draws.shape) / group
+    exact = np.full((group, group), dependence / (group * (group - 1)))
+    np.fill_diagonal(exact, independent / group)
+    parts = assert_decomposed(exact, scores[draws], weights, probabilities)
+    assert_close(parts.mean, np.tile(mean / group, (group, 1)))
+    assert parts.total_variance.value > 1.01 * parts.variance_terms.value
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_compare_reproduces_leave_one_out_on_all_groups_of_equally_likely_outcomes(group):
+    """Actions of probability 1/2, 1/4, 1/4 are four outcomes, two the same: every tuple is as likely."""
+    outcomes = np.array([0, 0, 1, 2])
+    scores = (np.eye(3) - [0.5, 0.25, 0.25])[outcomes]
+    rewards = np.array([1.0, -0.5, 3.0])[outcomes]
+    p = np.full(4, 0.25)
+    mean, independent, dependence = closed_forms.rloo_moments(p, rewards, scores, group)
+    draws, _ = closed_forms.product_measure(range(4), p, group)
+    units, members = len(draws), draws.ravel()
+    labels = np.repeat(np.arange(units), group)
+    rollouts = rlvar.Rollouts(scores[members][:, None], rewards[members], groups=labels)
+    result = rlvar.compare(rollouts, ["single", "rloo", "dr-grpo"])
+    single = (p @ (rewards**2 * np.square(scores).sum(axis=1)) - mean @ mean) / group
+    for name, variance, shrunk in (
+        ("single", single, 1.0),
+        ("rloo", independent + dependence, 1.0),
+        ("dr-grpo", independent + dependence, (group - 1) / group),
+    ):
+        exact = shrunk**2 * variance * units / (units - 1)  # compare takes the units for a sample
+        assert_close(result[name].variance.value, exact)
+        assert_close(result[name].ratio.value, shrunk**2 * variance / single)
+        assert_close(result[name].signal.value, shrunk**2 * (mean @ mean) - exact / units)

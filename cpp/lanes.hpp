@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -85,6 +86,12 @@ struct Lanes {
 #else
     return (Vec)(((Mask)a & m) | ((Mask)b & ~m));
 #endif
+  }
+
+  /// The larger of a and |b| in each lane; a where b is NaN.
+  static Vec larger(Vec a, Vec b) {
+    const Vec magnitude = (Vec)((Mask)b & std::numeric_limits<Int>::max());
+    return select(magnitude > a, magnitude, a);
   }
 
   /// Bytes of the first vector's worth at p, as one number: 0 if none is set.
@@ -169,11 +176,16 @@ inline Lanes<double>::Vec load_doubles(const float* p) {
   return to_doubles(*reinterpret_cast<const Unaligned*>(p));
 }
 
-/// Sum of the lanes.
+/// Sum and maximum of the lanes.
 inline double sum_of(Lanes<double>::Vec v) {
   double total = v[0];
   for (index_t l = 1; l < Lanes<double>::width; ++l) total += v[l];
   return total;
+}
+inline double max_of(Lanes<double>::Vec v) {
+  double result = v[0];
+  for (index_t l = 1; l < Lanes<double>::width; ++l) result = std::max(result, v[l]);
+  return result;
 }
 
 }  // namespace rlvar

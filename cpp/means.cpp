@@ -6,9 +6,8 @@
 #include "means.hpp"
 
 #include <cmath>
-#include <cstring>
-#include <type_traits>
 
+#include "lanes.hpp"
 #include "parallel.hpp"
 
 namespace rlvar {
@@ -16,27 +15,13 @@ namespace rlvar {
 namespace {
 
 constexpr index_t kTaskCoords = 512;    // at most so many coordinates in one task
-constexpr index_t kTaskNumbers = 4096;  // means of one task: with their origins, in the L2 cache
+constexpr index_t kTaskNumbers = 8192;  // means of one task: with their origins, in the L2 cache
 constexpr index_t kTogether = 4;        // rollouts
-
-/// max |x| of numbers whose magnitude orders like their bits.
-template <class T>
-double largest(const T* x, index_t count) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Bits bits = 0;
-  for (index_t i = 0; i < count; ++i) {
-    Bits b;
-    std::memcpy(&b, x + i, sizeof b);
-    bits = std::max<Bits>(bits, b & std::numeric_limits<Bits>::max());
-  }
-  T result;
-  std::memcpy(&result, &bits, sizeof result);
-  return static_cast<double>(result);
-}
 
 /// One task: rows [q0, q1), coordinates [d0, d0 + width), whose means lie at column `column`.
 template <class T>
 struct MeanTask {
+  using L = Lanes<double>;
   const Terms<T>& terms;
   const Indices& ends;
   const Indices& order;
@@ -48,56 +33,69 @@ struct MeanTask {
   index_t end(index_t n) const { return ends[static_cast<std::size_t>(n)]; }
   double* origin(index_t q) { return origins.data() + (q - q0) * width; }
 
-  void add(index_t n, index_t q, double weight_before) {
-    const double p = terms.probability(n);
-    double* x = row.data();
-    load_row(terms, n, q, d0, width, x);
-    peak = std::max(peak, largest(x, width));
-    double *o = origin(q), *sum = &out.mean(q, column);
-    if (weight_before == 0.0) {
-      std::copy(x, x + width, o);
-    } else {
-      for (index_t d = 0; d < width; ++d) sum[d] += p * (x[d] - o[d]);
+  /// Adds p (w s - origin) for Count rows s to the sum of row q.
+  template <int Count, class S>
+  void add(const S* const* s, const double* w, const double* p, index_t q) {
+    const double* o = origin(q);
+    double* sum = &out.mean(q, column);
+    L::Vec largest = L::fill(peak);
+    index_t d = 0;
+    for (; d + L::width <= width; d += L::width) {
+      const auto from = L::load(o + d);
+      auto total = L::load(sum + d);
+#pragma GCC unroll 4
+      for (int k = 0; k < Count; ++k) {
+        const auto y = w[k] * load_doubles(s[k] + d) - from;
+        total += p[k] * y;
+        largest = L::larger(largest, y);
+      }
+      L::store(total, sum + d);
+    }
+    peak = max_of(largest);
+    for (; d < width; ++d) {
+      for (int k = 0; k < Count; ++k) {
+        const double y = w[k] * static_cast<double>(s[k][d]) - o[d];
+        sum[d] += p[k] * y;
+        peak = std::max(peak, std::abs(y));
+      }
     }
   }
 
-  /// Four rollouts that are live at step q.
-  void add_four(const index_t* rollouts, index_t q) {
+  /// Adds the `count` rollouts, all of which reach row q.
+  void add_rollouts(const index_t* rollouts, index_t count, index_t q) {
     const T* s[kTogether];
     double w[kTogether], p[kTogether];
-    for (index_t k = 0; k < kTogether; ++k) {
+    bool steps = terms.block == 1;
+    for (index_t k = 0; k < count; ++k) {
       const index_t n = rollouts[k];
+      steps = steps && terms.live(n, q);
       s[k] = terms.scores.row(n, q) + d0;
       w[k] = terms.weights(n, q);
       p[k] = terms.probability(n);
-      peak = std::max(peak, std::abs(w[k]) * largest(s[k], width));
     }
-    const double* o = origin(q);
-    double* sum = &out.mean(q, column);
-    for (index_t d = 0; d < width; ++d) {
-      sum[d] += (p[0] * (w[0] * static_cast<double>(s[0][d]) - o[d]) +
-                 p[1] * (w[1] * static_cast<double>(s[1][d]) - o[d])) +
-                (p[2] * (w[2] * static_cast<double>(s[2][d]) - o[d]) +
-                 p[3] * (w[3] * static_cast<double>(s[3][d]) - o[d]));
+    if (steps && count == kTogether) return add<kTogether>(s, w, p, q);
+    for (index_t k = 0; k < count; ++k) {
+      const double *x = row.data(), one = 1.0;
+      load_row(terms, rollouts[k], q, d0, width, row.data());
+      add<1>(&x, &one, p + k, q);
     }
   }
 
   void run() {
     std::vector<double> weight = zeros(q1 - q0);
-    for (index_t q = q0; q < q1; ++q)
+    for (index_t q = q0; q < q1; ++q) {
       std::fill(&out.mean(q, column), &out.mean(q, column) + width, 0.0);
+    }
     for (index_t first = 0; first < terms.scores.n; first += kTogether) {
-      const index_t count = std::min(kTogether, terms.scores.n - first);
       const index_t* rollouts = order.data() + first;
-      for (index_t q = q0; q < std::min(q1, end(rollouts[0])); ++q) {
+      index_t count = std::min(kTogether, terms.scores.n - first);
+      for (index_t q = q0; q < q1; ++q) {
+        while (count > 0 && end(rollouts[count - 1]) <= q) --count;
+        if (count == 0) break;
         double& before = weight.data()[q - q0];
-        bool four = terms.block == 1 && count == kTogether && before != 0.0;
-        for (index_t k = 0; four && k < count; ++k) four = terms.live(rollouts[k], q);
-        if (four) add_four(rollouts, q);
-        for (index_t k = 0; k < count && q < end(rollouts[k]); ++k) {
-          if (!four) add(rollouts[k], q, before);
-          before += terms.probability(rollouts[k]);
-        }
+        if (before == 0.0) load_row(terms, rollouts[0], q, d0, width, origin(q));
+        add_rollouts(rollouts, count, q);
+        for (index_t k = 0; k < count; ++k) before += terms.probability(rollouts[k]);
       }
     }
     for (index_t q = q0; q < q1; ++q) {

@@ -91,12 +91,12 @@ void squares_of_units(const Terms<T>& terms, View2<const double> mean, const std
           for (index_t t = t0; t < t1; ++t) {
             double* y_sum = sums.data() + 2 * (t - t0) * width;
             const double* m = &mean(t, d0);
+            const T* x = terms.scores.row(n, t) + d0;
+            prefetch_steps(x, terms.scores.t_stride, width);
             const auto [y, g] =
                 terms.live(n, t)
-                    ? advance<true, Sums>(terms.scores.row(n, t) + d0, terms.weights(n, t), m,
-                                          width, h, y_sum, y_sum + width)
-                    : advance<false, Sums>(static_cast<const T*>(nullptr), 0.0, m, width, h, y_sum,
-                                           y_sum + width);
+                    ? advance<true, Sums>(x, terms.weights(n, t), m, width, h, y_sum, y_sum + width)
+                    : advance<false, Sums>(x, 0.0, m, width, h, y_sum, y_sum + width);
             out.step[u * steps + t] += p * y;
             out.growth[u * steps + t] += p * g;
           }

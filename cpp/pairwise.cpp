@@ -34,7 +34,6 @@ constexpr index_t kLaneBytes = 16 * kMiB;   // accumulators beside the result
 constexpr index_t kBatchBytes = 2 * kMiB;   // panels packed at a time, if one is not larger
 constexpr index_t kPackGroups = 8;          // row groups packed by one task
 constexpr index_t kTasks = 32;              // tiles times lanes: enough to keep the threads busy
-constexpr index_t kAhead = 16;              // rows between the one packed and the one prefetched
 constexpr index_t kRaggedRows = 16;         // rows of one task of the ragged part
 
 struct alignas(64) CacheLine {
@@ -85,14 +84,6 @@ inline void centre_in_float(const float* __restrict s, double w, const float* __
   }
 }
 
-/// Asks for numbers that are needed soon: rows of one rollout are too short for the hardware to see
-/// them as a stream.
-template <class T>
-void prefetch(const T* x, index_t count) {
-  constexpr index_t line = 64 / static_cast<index_t>(sizeof(T));
-  for (index_t k = 0; k < count; k += line) __builtin_prefetch(x + k);
-}
-
 /// One group of rows, as many as a vector has lanes, kPanel columns each.
 template <class P>
 using Rows = P[Panel<P>::lanes][kPanel];
@@ -116,7 +107,7 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
     } else {
       const T* s = terms.scores.row(n, q) + a.d0 + d;
       const double w = terms.weights(n, q);
-      prefetch(s + kAhead * terms.scores.t_stride, count);
+      prefetch_steps(s, terms.scores.t_stride, count);
       if constexpr (in_float<T, P>) {
         const index_t at = q * a.width + d;
         centre_in_float(s, w * a.scale, a.upper.data() + at, a.lower.data() + at, count,
@@ -306,7 +297,7 @@ void add_ragged_part(const Columns<T>& a, const double* weight, double total, Vi
             } else if (a.terms.block == 1 && a.terms.steps.unmasked(n, i)) {
               const T* s = a.terms.scores.row(n, i) + a.d0;
               const double w = a.terms.weights(n, i);
-              prefetch(s + kAhead * a.terms.scores.t_stride, width);
+              prefetch_steps(s, a.terms.scores.t_stride, width);
               for (index_t d = 0; d < width; ++d) {
                 to[d] -= p * (w * static_cast<double>(s[d]) - reaching * c[d]);
               }

@@ -199,28 +199,29 @@ def decompose(
 
     mean = np.empty((t, d))
     _core.means(array, w, *live, p, mean, source.threads)
-    steps, growths = (np.empty((len(units), t)) for _ in range(2))
-    # Of units of several rollouts, also the squared sums, which the jackknife needs.
-    single = len(units) == n
-    step_sums, growth_sums = (None if single else np.empty((len(units), t)) for _ in range(2))
-    _core.unit_squares(
-        array, w, *live, p, mean, *units, steps, growths, step_sums, growth_sums, source.threads
-    )
+    shape, single = (len(units), t), len(units) == n
+    steps, growths = np.empty(shape), np.empty(shape)
+    # Squared sums over a unit; of a unit of one rollout, its squares.
+    step_sums, growth_sums = (steps, growths) if single else (np.empty(shape), np.empty(shape))
+    sums = (None, None) if single else (step_sums, growth_sums)
+    _core.unit_squares(array, w, *live, p, mean, *units, steps, growths, *sums, source.threads)
     step_squares, growth_squares = steps.sum(axis=0), growths.sum(axis=0)
     if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
         _check.raise_not_finite(array, live)
 
     first, last = growth_range = _growth_range(live, (n, t))
-    values = _summaries(step_squares, growth_squares, normaliser, growth_range)
+    values = _summaries(step_squares.sum(), growth_squares.copy(), normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
     if p is None and len(units) >= 3 and n - ddof > units.sizes.max():
         # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
         # the mean: those of the rest about their own mean are left.
-        rest = (n - units.sizes)[:, None]
+        rest = n - units.sizes
+        step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
+        growths += growth_sums / rest[:, None]
         left_out = _summaries(
-            step_squares - (steps + (steps if step_sums is None else step_sums) / rest),
-            growth_squares - (growths + (growths if growth_sums is None else growth_sums) / rest),
-            (n - ddof - units.sizes).astype(np.float64),
+            step_squares.sum() - step_losses,
+            np.subtract(growth_squares, growths, out=growths),
+            (rest - ddof).astype(np.float64),
             growth_range,
         )
     total, variance, covariance, exponent = (
@@ -251,9 +252,12 @@ def _growth_range(live: _check.Steps, shape: tuple[int, int]) -> tuple[int, int]
 def _summaries(
     step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
 ) -> Double:
-    """Return total, variance terms, covariance terms and growth exponent from (..., T) squares."""
+    """Return total, variance terms, covariance terms and growth exponent.
+
+    From sums of squares: of all steps (...), and of the running sums (..., T), which are overwritten.
+    """
     total = growth_squares[..., -1] / normaliser
-    variance = step_squares.sum(axis=-1) / normaliser
+    variance = step_squares / normaliser
     first, last = growth_range
     log_k = np.log(np.arange(first, last + 1))
     log_k -= log_k.mean()
@@ -261,7 +265,7 @@ def _summaries(
     if last == first or not (growth > 0).all():
         exponent = np.full_like(total, np.nan)
     else:
-        exponent = np.log(growth) @ log_k / (log_k @ log_k)
+        exponent = np.log(growth, out=growth) @ log_k / (log_k @ log_k)
     return np.stack([total, variance, total - variance, exponent])
 
 

@@ -13,6 +13,7 @@
 #include "pairwise.hpp"
 #include "parallel.hpp"
 #include "returns.hpp"
+#include "shared.hpp"
 
 namespace py = pybind11;
 
@@ -59,6 +60,12 @@ rlvar::Terms<T> terms_of(const py::array_t<T>& scores, const Strided& weights,
                          const std::optional<Doubles>& sample_weight) {
   return {view3(scores), view2(weights), steps_of(lengths, mask),
           sample_weight ? sample_weight->data() : nullptr};
+}
+
+/// Weights (E, N, T), C-contiguous.
+View3<const double> weight_sets(const Doubles& weights) {
+  const index_t n = weights.shape(1), t = weights.shape(2);
+  return {weights.data(), weights.shape(0), n, t, n * t, t};
 }
 
 template <class T>
@@ -182,16 +189,30 @@ void bind_kernels(py::module_& m) {
       py::arg("mean").noconvert(), py::arg("tail").noconvert(), py::arg("threads"));
 
   m.def(
+      "shared_moments",
+      [](const Array& scores, const Doubles& weights, const std::optional<Int64s>& lengths,
+         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
+         Doubles sums, std::optional<int> threads) {
+        const rlvar::Terms<T> terms{view3(scores),
+                                    {},
+                                    steps_of(lengths, mask),
+                                    sample_weight ? sample_weight->data() : nullptr,
+                                    1};
+        const auto sets = weight_sets(weights);
+        double* result = sums.mutable_data();
+        const int count = threads_or_default(threads);
+        py::gil_scoped_release release;
+        rlvar::shared_moments(terms, sets, result, count);
+      },
+      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
+      py::arg("mask"), py::arg("sample_weight"), py::arg("sums").noconvert(), py::arg("threads"));
+
+  m.def(
       "gradients",
       [](const Array& scores, const Doubles& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, Doubles out, std::optional<int> threads) {
         const auto in = view3(scores);
-        const View3<const double> sets{weights.data(),
-                                       weights.shape(0),
-                                       weights.shape(1),
-                                       weights.shape(2),
-                                       weights.shape(1) * weights.shape(2),
-                                       weights.shape(2)};
+        const auto sets = weight_sets(weights);
         const auto steps = steps_of(lengths, mask);
         double* result = out.mutable_data();
         const int count = threads_or_default(threads);

@@ -27,18 +27,9 @@ namespace rlvar {
 
 namespace {
 
-constexpr index_t kMiB = 1 << 20;
 constexpr index_t kMeanBytes = 12 * kMiB;   // means and tails of the coordinates at hand
 constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
-constexpr index_t kLaneBytes = 16 * kMiB;   // accumulators beside the result
-constexpr index_t kBatchBytes = 2 * kMiB;   // panels packed at a time, if one is not larger
-constexpr index_t kPackGroups = 8;          // row groups packed by one task
-constexpr index_t kTasks = 32;              // tiles times lanes: enough to keep the threads busy
 constexpr index_t kRaggedRows = 16;         // rows of one task of the ragged part
-
-struct alignas(64) CacheLine {
-  unsigned char bytes[64];
-};
 
 /// What turns terms into columns of A: coordinates [d0, d0 + width) of the rollouts in `order`.
 template <class T>
@@ -84,10 +75,6 @@ inline void centre_in_float(const float* __restrict s, double w, const float* __
   }
 }
 
-/// One group of rows, as many as a vector has lanes, kPanel columns each.
-template <class P>
-using Rows = P[Panel<P>::lanes][kPanel];
-
 /// rows[r][c + k] = A's row q0 + r < q1, columns k = 0 .. count - 1 of rollout n from coordinate d
 /// on.
 template <class T, class P>
@@ -125,7 +112,6 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
 template <class T, class P>
 void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
   constexpr index_t lanes = Panel<P>::lanes;
-  using L = Lanes<P>;
   alignas(64) Rows<P> rows;
   const index_t q0 = g * lanes;
   for (index_t c = 0; c < panel.columns;) {
@@ -136,28 +122,8 @@ void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
     for (index_t q = q1; q < q0 + lanes; ++q) std::fill_n(&rows[q - q0][c], count, P(0));
     c += count;
   }
-  P* out = panel.group(g);
-  for (index_t k = 0; k < panel.columns; k += lanes) {
-    typename L::Vec v[lanes];
-    for (index_t r = 0; r < lanes; ++r) v[r] = L::load(&rows[r][k]);
-    L::transpose(v);
-    for (index_t r = 0; r < lanes; ++r) L::store(v[r], out + (k + r) * lanes);
-  }
+  store_group(rows, g, panel);
 }
-
-/// The tiles of the lower half, counted row by row.
-struct Tiles {
-  index_t count, pairs;
-
-  explicit Tiles(index_t rows) : count(ceil_div(rows, kTile)), pairs(count * (count + 1) / 2) {}
-  /// First row and first column of a tile.
-  static std::pair<index_t, index_t> corner(index_t pair) {
-    index_t i = static_cast<index_t>((std::sqrt(8.0 * static_cast<double>(pair) + 1.0) - 1.0) / 2);
-    while (i * (i + 1) / 2 > pair) --i;
-    while ((i + 1) * (i + 2) / 2 <= pair) ++i;
-    return {i * kTile, (pair - i * (i + 1) / 2) * kTile};
-  }
-};
 
 /// Accumulators (T, T) that take panels in turn; the first is the result.
 struct LaneSums {
@@ -226,7 +192,7 @@ void add_products(const Columns<T>& a, double factor, LaneSums& sums, int thread
         for (index_t index = first + lane; index < first + count; index += sums.count) {
           const index_t height = a.rows_from(index * kPanel);
           if (i0 >= height) break;  // heights fall
-          tile_product(panel(index), i0, j0, height, factor, sums[lane]);
+          tile_product(panel(index), i0, j0, height, factor, sums[lane].from(i0, j0));
         }
       };
     });
@@ -335,8 +301,7 @@ void add_comoments(const Terms<T>& terms, View2<double> sums, View2<double> mean
     const LiveMeans live{contiguous(means.data(), rows, width),
                          contiguous(tails.data(), rows, width), weight.data()};
     const double peak = live_means(terms, ends, order, d0, live, threads);
-    const bool scaled = sizeof(P) == 4 && peak > 0.0;
-    const double scale = scaled ? std::ldexp(1.0, std::min(-std::ilogb(peak), 1000)) : 1.0;
+    const double scale = scale_of<P>(peak);
     Columns<T> a{terms, order, ends, d0, width, contiguous<const double>(means.data(), rows, width),
                  scale, {},    {}};
     if (in_float<T, P>) split_centre(a);

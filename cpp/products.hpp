@@ -10,9 +10,18 @@
 // At the end its sums, whatever their type, are added to float64: 4 x 3W numbers, 3 % of the time.
 #pragma once
 
+#include <cmath>
+#include <utility>
+
 #include "lanes.hpp"
 
 namespace rlvar {
+
+constexpr index_t kMiB = 1 << 20;
+constexpr index_t kLaneBytes = 16 * kMiB;  // accumulators beside the result
+constexpr index_t kBatchBytes = 2 * kMiB;  // panels packed at a time, if one is not larger
+constexpr index_t kPackGroups = 8;         // row groups packed by one task
+constexpr index_t kTasks = 32;             // tiles times lanes: enough to keep the threads busy
 
 constexpr index_t kPanel = 256;  // columns of a panel
 constexpr index_t kTile = 96;    // rows of a tile, a multiple of 3 W for every W: fits the L2 cache
@@ -29,6 +38,57 @@ struct Panel {
   static index_t size(index_t rows) { return groups(rows) * lanes * kPanel; }
   T* group(index_t g) const { return data + g * lanes * kPanel; }
 };
+
+/// Memory of panels comes in these.
+struct alignas(64) CacheLine {
+  unsigned char bytes[64];
+};
+
+/// One group of rows, as many as a vector has lanes, kPanel columns each.
+template <class P>
+using Rows = P[Panel<P>::lanes][kPanel];
+
+/// Packs row group g.
+template <class T>
+void store_group(const Rows<T>& rows, index_t g, const Panel<T>& panel) {
+  using L = Lanes<T>;
+  T* out = panel.group(g);
+  for (index_t k = 0; k < panel.columns; k += L::width) {
+    typename L::Vec v[L::width];
+    for (index_t r = 0; r < L::width; ++r) v[r] = L::load(&rows[r][k]);
+    L::transpose(v);
+    for (index_t r = 0; r < L::width; ++r) L::store(v[r], out + (k + r) * L::width);
+  }
+}
+
+/// The tiles of the lower half, counted row by row.
+struct Tiles {
+  index_t count, pairs;
+
+  explicit Tiles(index_t rows) : count(ceil_div(rows, kTile)), pairs(count * (count + 1) / 2) {}
+  /// First row and first column of a tile.
+  static std::pair<index_t, index_t> corner(index_t pair) {
+    index_t i = static_cast<index_t>((std::sqrt(8.0 * static_cast<double>(pair) + 1.0) - 1.0) / 2);
+    while (i * (i + 1) / 2 > pair) --i;
+    while ((i + 1) * (i + 2) / 2 <= pair) ++i;
+    return {i * kTile, (pair - i * (i + 1) / 2) * kTile};
+  }
+};
+
+/// Accumulators of `results` matrices each, so that there are tasks for many threads also where
+/// there are few tiles: no more than `most`, or than memory allows.
+inline index_t lanes_for(index_t rows, index_t results, index_t most) {
+  const index_t fitting = kLaneBytes / (results * rows * rows * 8);
+  return std::clamp<index_t>(std::min({kTasks / Tiles(rows).pairs, most, fitting}), 1, 16);
+}
+
+/// The power of two that takes numbers up to `peak` to the order of 1, where products are float32:
+/// their squares stay in range. 1 for float64.
+template <class T>
+double scale_of(double peak) {
+  if (sizeof(T) == 8 || !(peak > 0.0) || !std::isfinite(peak)) return 1.0;
+  return std::ldexp(1.0, std::min(-std::ilogb(peak), 1000));
+}
 
 /// c[0..W) += factor * v, in float64.
 inline void add_scaled(Lanes<double>::Vec v, double factor, double* c) {
@@ -89,26 +149,27 @@ void group_product(const Panel<T>& panel, index_t i, index_t j, index_t count, d
   }
 }
 
-/// sums[i, j] += factor * (A A^T)[i, j] for i in the tile of rows from i0 on, j in that from j0 on,
-/// both below `rows`, and j <= i (a few j > i in the diagonal's groups are written too).
+/// tile += factor * A A^T, for the tile of rows i from i0 on and columns j from j0 on, both below
+/// `rows`, and j <= i (a few j > i in the diagonal's groups are written too). `tile` starts at
+/// (i0, j0) and goes on at least to the end of the tile, or to the end of A's rows.
 template <class T>
 void tile_product(const Panel<T>& panel, index_t i0, index_t j0, index_t rows, double factor,
-                  View2<double> sums) {
+                  View2<double> tile) {
   constexpr index_t lanes = Panel<T>::lanes;
   const index_t i_end = Panel<T>::groups(std::min(i0 + kTile, rows));
   const index_t j_end = Panel<T>::groups(std::min(j0 + kTile, rows));
   for (index_t j = j0 / lanes; j < j_end; j += 3) {
     for (index_t i = std::max(i0 / lanes, j); i < i_end; ++i) {
       const index_t count = std::min<index_t>({3, j_end - j, i - j + 1});
-      const index_t row = i * lanes, column = j * lanes;
-      if (row + lanes <= sums.rows) {
-        group_product(panel, i, j, count, factor, &sums(row, column), sums.row_stride);
+      const index_t row = i * lanes - i0, column = j * lanes - j0;
+      if (row + lanes <= tile.rows) {
+        group_product(panel, i, j, count, factor, &tile(row, column), tile.row_stride);
       } else {  // the last group has fewer rows
         double square[lanes][3 * lanes] = {};
         group_product(panel, i, j, count, factor, &square[0][0], 3 * lanes);
-        for (index_t r = row; r < sums.rows; ++r) {
-          for (index_t c = column; c < std::min(column + count * lanes, sums.rows); ++c) {
-            sums(r, c) += square[r - row][c - column];
+        for (index_t r = row; r < tile.rows; ++r) {
+          for (index_t c = column; c < std::min(column + count * lanes, tile.cols); ++c) {
+            tile(r, c) += square[r - row][c - column];
           }
         }
       }

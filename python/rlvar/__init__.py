@@ -2,6 +2,7 @@
 
 from rlvar import datasets
 from rlvar._version import version as __version__
+from rlvar.accumulator import CovarianceAccumulator, Totals
 from rlvar.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
@@ -15,10 +16,12 @@ from rlvar.variance import Decomposition, decompose
 __all__ = [
     "Comparison",
     "ComparisonRow",
+    "CovarianceAccumulator",
     "Decomposition",
     "Estimate",
     "Estimator",
     "Rollouts",
+    "Totals",
     "__version__",
     "compare",
     "covariance",

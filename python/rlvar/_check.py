@@ -197,14 +197,14 @@ def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     return array, scored
 
 
-def scores(value: ArrayLike) -> Float:
-    """Return scores (N, T, D) with a contiguous last axis, N >= 2, T >= 1, D >= 1."""
+def scores(value: ArrayLike, rollouts: int = 2) -> Float:
+    """Return scores (N, T, D) with a contiguous last axis, N >= `rollouts`, T >= 1, D >= 1."""
     array = floats("scores", value)
     if array.ndim != 3:
         raise _shape_error("scores", "(N, T, D)", array.shape)
     n, t, d = array.shape
-    if n < 2:
-        raise ValueError(f"scores must hold at least N = 2 rollouts, got shape {array.shape}")
+    if n < rollouts:
+        raise ValueError(f"scores must hold at least N = {rollouts} rollouts, got shape {array.shape}")
     if t < 1 or d < 1:
         raise ValueError(f"scores must have T >= 1 steps and D >= 1 coordinates, got shape {array.shape}")
     if d > 1 and array.strides[2] != array.itemsize:
@@ -219,6 +219,16 @@ def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: 
     array = doubles(name, value, shape, shape[:1])
     finite(name, array, live, shape)
     return np.broadcast_to(array[:, None], shape) if array.ndim == 1 else array
+
+
+def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double:
+    """Return E sets of weights as a float64 (E, N, T) array, C-contiguous."""
+    array = doubles("weights", value)
+    if array.ndim != 3 or array.shape[1:] != shape or not len(array):
+        raise _shape_error("weights", f"(E, N, T) = (E, {shape[0]}, {shape[1]}) with E >= 1", array.shape)
+    for one in array:
+        finite("weights", one, live, shape)
+    return np.ascontiguousarray(array)
 
 
 def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
@@ -338,21 +348,20 @@ def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
 
 
 def normaliser(weight: Double | None, n: int, ddof: int) -> float:
-    """Return what sums of squares are divided by: N - ddof, or numpy.cov's form for aweights.
+    """Return what sums of squares are divided by: N - ddof, or numpy.cov's form for aweights."""
+    if weight is None:
+        return divisor(float(n), float(n), ddof)
+    return divisor(float(weight.sum()), float(np.square(weight).sum()), ddof)
 
-    With sample weights p that is v1 - ddof * v2 / v1, where v1 = sum(p) and v2 = sum(p**2).
-    """
+
+def divisor(v1: float, v2: float, ddof: int) -> float:
+    """Return v1 - ddof * v2 / v1, where v1 = sum(p) and v2 = sum(p**2) of the sample weights p."""
     if isinstance(ddof, bool) or not isinstance(ddof, (int, np.integer)) or ddof < 0:
         raise ValueError(f"ddof must be a non-negative integer, got {ddof!r}")
-    if weight is None:
-        v1 = v2 = float(n)
-    else:
-        v1, v2 = float(weight.sum()), float(np.square(weight).sum())
-    result = v1 - ddof * v2 / v1
+    result = v1 - ddof * v2 / v1 if v1 > 0 else 0.0
     if result <= 0:
-        raise ValueError(
-            f"ddof must leave degrees of freedom, got ddof = {ddof} for {v1**2 / v2:.6g} samples"
-        )
+        count = v1**2 / v2 if v2 > 0 else 0.0
+        raise ValueError(f"ddof must leave degrees of freedom, got ddof = {ddof} for {count:.6g} samples")
     return result
 
 

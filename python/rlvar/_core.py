@@ -33,6 +33,7 @@ reward_to_go = _module.reward_to_go
 gae = _module.gae
 vtrace = _module.vtrace
 comoments = _module.comoments
+shared_moments = _module.shared_moments
 add_product = _module.add_product
 symmetric = _module.symmetric
 gradients = _module.gradients

@@ -72,6 +72,15 @@ def comoments(
     tail: _Double | None,
     threads: int | None,
 ) -> None: ...
+def shared_moments(
+    scores: _Float,
+    weights: _Double,
+    lengths: _Lengths,
+    mask: _Mask,
+    sample_weight: _Double | None,
+    sums: _Double,
+    threads: int | None,
+) -> None: ...
 def add_product(x: _Double, factor: float, sums: _Double, threads: int | None) -> None: ...
 def symmetric(sums: _Double, divisor: float, threads: int | None) -> None: ...
 def gradients(

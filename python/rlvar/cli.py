@@ -1,4 +1,4 @@
-"""The command line: ``rlvar report [FILE]``."""
+"""The command line: ``rlvar report [FILE]``, ``rlvar covariance FILE``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from rlvar import datasets
 from rlvar._version import version
+from rlvar.accumulator import CovarianceAccumulator
 from rlvar.catalog import CATALOG
+from rlvar.comparison import estimator_weights
 from rlvar.report import Report, make_report
 from rlvar.rollouts import load_rollouts
 
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            report = _report(args)
+            report = args.run(args)
         for warning in caught:
             print(f"rlvar: warning: {warning.message}", file=sys.stderr)
         print(_drawable(str(report)), flush=True)
@@ -65,6 +67,24 @@ def _parser() -> argparse.ArgumentParser:
         help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
     )
     report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
+    report.set_defaults(run=_report)
+    covariance = commands.add_parser(
+        "covariance",
+        help="stream rollouts into the covariance of the step terms of one estimator",
+        description="Stream rollouts, which may be larger than memory, into the covariance of the step terms "
+        "of one estimator; print its totals and write a CovarianceAccumulator.",
+    )
+    covariance.add_argument("file", metavar="FILE", help="as for report; a directory is read block by block")
+    covariance.add_argument(
+        "--estimator", default="multi", metavar="A", help="one of those of report (default: multi)"
+    )
+    covariance.add_argument(
+        "--block-size", type=int, default=1, metavar="B", help="sum so many consecutive steps (default: 1)"
+    )
+    covariance.add_argument(
+        "--out", type=Path, required=True, metavar="OUT", help="where to save the accumulator (.npz)"
+    )
+    covariance.set_defaults(run=_covariance)
     return parser
 
 
@@ -87,6 +107,32 @@ def _report(args: argparse.Namespace) -> Report:
     finally:
         progress("")
     return report
+
+
+def _covariance(args: argparse.Namespace) -> str:
+    progress = _progress()
+    try:
+        progress("reading rollouts")
+        rollouts = load_rollouts(args.file)
+        accumulator = CovarianceAccumulator(block_size=args.block_size)
+        accumulator.update_from(
+            rollouts.scores,
+            estimator_weights(rollouts, (), args.estimator),
+            mask=rollouts.mask,
+            lengths=rollouts.lengths,
+            progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),
+        )
+        totals = accumulator.totals()
+        accumulator.save(args.out)
+    finally:
+        progress("")
+    return (
+        f"{args.file}: {args.estimator}, {accumulator.count} rollouts\n"
+        f"total variance    {totals.total_variance:.6g}\n"
+        f"variance terms    {totals.variance_terms:.6g}\n"
+        f"covariance terms  {totals.covariance_terms:.6g}\n"
+        f"saved to {args.out}"
+    )
 
 
 def _progress() -> Callable[[str], None]:

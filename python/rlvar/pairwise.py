@@ -16,6 +16,7 @@ def covariance(
     lengths: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ddof: int = 1,
+    block_size: int = 1,
     num_threads: int | None = None,
     out: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
@@ -33,8 +34,9 @@ def covariance(
         Gradient of the log-probability of each step's action, in D coordinates. float32 and
         float64 are used without a copy if the last axis is contiguous; read-only and memory-mapped
         arrays too.
-    weights : array_like, shape (N, T) or (N,), optional
-        What the estimator multiplies each score by, ones by default.
+    weights : array_like, shape (N, T), (N,) or (E, N, T), optional
+        What the estimator multiplies each score by, ones by default. With E sets of weights, of E
+        estimators, there are E results; where D is large they share most of the work.
     mask : array_like of bool, shape (N, T), optional
         Live steps; terms of other steps are 0, and what lies there is never read.
     lengths : array_like of int, shape (N,), optional
@@ -44,16 +46,20 @@ def covariance(
         the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
     ddof : int, default 1
         Delta degrees of freedom.
+    block_size : int, default 1
+        Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
+        of all entries stays the total variance, and the cost falls by about ``block_size**2``.
     num_threads : int, optional
         Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says. The result is
         bit-identical for any number.
-    out : ndarray, shape (T, T), float64, optional
-        Where the result goes. It is untouched if an error is raised.
+    out : ndarray, float64, optional
+        Where the result goes, of its shape. It is untouched if an error is raised.
 
     Returns
     -------
-    ndarray, shape (T, T), float64
-        Symmetric and positive semi-definite (up to rounding), in squared units of the terms.
+    ndarray, shape (B, B) or (E, B, B), float64
+        B = ceil(T / block_size), so T by default. Symmetric and positive semi-definite (up to
+        rounding), in squared units of the terms.
 
     Raises
     ------
@@ -65,9 +71,16 @@ def covariance(
 
     Notes
     -----
-    Costs N·D·T·(T+1) floating-point operations. Terms are centred in float64 before anything is
-    squared; products of float32 scores then run in float32 over short panels and are summed in
-    float64, with an error near 1e-7 of the largest diagonal entry.
+    Costs D·L·(L+1) floating-point operations for a rollout of length L; padding is never multiplied.
+    Terms are centred before anything is squared; products of float32 scores then run in float32 over
+    short panels and are summed in float64, with an error near 1e-7 of the largest diagonal entry.
+    Memory beside the result is below 64 MiB and two matrices of its size, for any N and any number
+    of threads. Ctrl-C stops the computation within a fraction of a second.
+
+    See Also
+    --------
+    CovarianceAccumulator : in micro-batches, for data larger than memory or spread over processes.
+    decompose : totals and growth without the matrix.
 
     Examples
     --------
@@ -80,18 +93,60 @@ def covariance(
     array = _check.scores(scores)
     n, t, _ = array.shape
     live = _check.steps((n, t), mask, lengths)
-    w = _check.weights(weights, (n, t), live)
+    several = np.ndim(weights) == 3  # type: ignore[arg-type]
+    w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
     p = _check.sample_weight(sample_weight, n)
     normaliser = _check.normaliser(p, n, ddof)
+    block = min(_check.positive_integer("block_size", block_size), t)
     threads = _check.threads(num_threads)
+    shape = (*w.shape[:-2], -(-t // block), -(-t // block))
     if out is not None:
-        _check.out_array(out, (t, t), np.dtype(np.float64))
-    result = np.empty((t, t))
-    _core.comoments(array, w, *live, p, 1, result, None, None, threads)
-    _core.symmetric(result, normaliser, threads)
-    if not np.isfinite(result.diagonal()).all():
-        _check.raise_not_finite(array, live)
+        _check.out_array(out, shape, np.dtype(np.float64))
+    result = np.empty(shape)
+    matrices = result if several else result[None]
+    if several and block == 1 and _sharing_pays(len(w), array.shape[2]):
+        _shared_comoments(array, w, live, p, matrices, threads)
+    else:
+        for one, matrix in zip(w if several else w[None], matrices, strict=True):
+            _core.comoments(array, one, *live, p, block, matrix, None, None, threads)
+    for matrix in matrices:
+        if not np.isfinite(matrix.diagonal()).all():
+            _check.raise_not_finite(array, live)
+        _core.symmetric(matrix, normaliser, threads)
     if out is None:
         return result
     out[...] = result
     return out
+
+
+def _sharing_pays(sets: int, coordinates: int) -> bool:
+    """Whether one product of a rollout's scores, weighted E times, is less work than E products.
+
+    One set's share of a product costs what some 20 coordinates cost in the product itself.
+    """
+    return coordinates + 20 * sets < sets * coordinates
+
+
+def _shared_comoments(
+    scores: _check.Float,
+    weights: _check.Double,
+    live: _check.Steps,
+    sample_weight: _check.Double | None,
+    sums: _check.Double,
+    threads: int | None,
+) -> None:
+    """Compute the comoments (E, T, T) of E sets of weights (E, N, T) from shared products.
+
+    Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
+    far above spread, a set is computed by itself.
+    """
+    total = float(len(scores) if sample_weight is None else sample_weight.sum())
+    tolerated = 4.0 if scores.dtype == np.float32 else 100.0
+    mean = np.empty(scores.shape[1:])
+    _core.shared_moments(scores, weights, *live, sample_weight, sums, threads)
+    for w, matrix in zip(weights, sums, strict=True):
+        before = matrix.diagonal().max()
+        _core.means(scores, w, *live, sample_weight, mean, threads)
+        _core.add_product(mean, -total, matrix, threads)
+        if not before <= tolerated * matrix.diagonal().max():
+            _core.comoments(scores, w, *live, sample_weight, 1, matrix, None, None, threads)

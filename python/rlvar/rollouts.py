@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 import zlib
@@ -137,7 +138,8 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     path : path-like
         An .npz file with arrays ``scores`` and ``rewards``, and optionally ``lengths`` or ``mask``,
         ``values`` and ``groups``; or a directory with ``scores.npy``, ``rewards.npy`` and so on,
-        whose scores stay on disk until they are used.
+        whose scores stay on disk until they are used. So do those of an .npz file without
+        compression, where they happen to be aligned: the first array of `numpy.savez` in float32 is.
 
     Returns
     -------
@@ -196,9 +198,13 @@ def _open_directory(path: Path) -> tuple[set[str], Callable[[str], Any]]:
 
 
 def _open_npz(path: Path) -> tuple[set[str], Callable[[str], Any]]:
-    """Return the names of the arrays and how to read one."""
+    """Return the names of the arrays and how to read one, or map it if that is the scores."""
 
     def read(key: str) -> Any:
+        if key == "scores":
+            mapped = _map_member(path, f"{key}.npy")
+            if mapped is not None:
+                return mapped
         with path.open("rb") as file:
             return np.load(file, allow_pickle=False)[key]
 
@@ -208,3 +214,35 @@ def _open_npz(path: Path) -> tuple[set[str], Callable[[str], Any]]:
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is not an .npz file: {error}") from None
     return {name.removesuffix(".npy") for name in members}, read
+
+
+def _map_member(path: Path, name: str) -> NDArray[Any] | None:
+    """Map an array inside an .npz file; None if it is compressed, not aligned or not plain numbers."""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        if name not in archive.namelist():
+            return None
+        member = archive.getinfo(name)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            return None
+        # The local header's own lengths of name and extra field: 30 bytes come before them.
+        file.seek(member.header_offset)
+        header = file.read(30)
+        file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
+        start = file.tell()
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            return None
+        shape, fortran, dtype = read_header(file)
+        offset = file.tell()
+        size = dtype.itemsize * math.prod(shape)
+        whole = 0 < size <= member.file_size - (offset - start)
+        if dtype.hasobject or offset % dtype.alignment or not whole:
+            return None
+        result: NDArray[Any] = np.memmap(
+            str(path), dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
+        )
+        return result

@@ -203,8 +203,10 @@ def decompose(
     steps, growths = np.empty(shape), np.empty(shape)
     # Squared sums over a unit; of a unit of one rollout, its squares.
     step_sums, growth_sums = (steps, growths) if single else (np.empty(shape), np.empty(shape))
-    sums = (None, None) if single else (step_sums, growth_sums)
-    _core.unit_squares(array, w, *live, p, mean, *units, steps, growths, *sums, source.threads)
+    wanted: tuple[Double | None, Double | None] = (None, None) if single else (step_sums, growth_sums)
+    _core.unit_squares(
+        array, w, *live, p, mean, units.members, units.offsets, steps, growths, *wanted, source.threads
+    )
     step_squares, growth_squares = steps.sum(axis=0), growths.sum(axis=0)
     if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
         _check.raise_not_finite(array, live)

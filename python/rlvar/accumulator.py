@@ -1,0 +1,449 @@
+"""The covariance of step terms in micro-batches: streamed, merged, saved.
+
+What is kept of the rollouts so far is their weight W, the mean m (B, D) of the terms and the sums
+M (B, B) of the products of their deviations from it, over coordinates. Two such parts merge into
+the same of all their rollouts (Chan, Golub & LeVeque 1979):
+
+    delta = m_b - m_a,   M = M_a + M_b + W_a W_b / (W_a + W_b) delta delta^T,
+    m = m_a + delta W_b / (W_a + W_b).
+
+The mean is kept in two float64 parts, m + tail: deltas keep their digits where a mean is far above the
+spread.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check, _core
+
+Double = NDArray[np.float64]
+
+_FORMAT = "rlvar.CovarianceAccumulator"
+_VERSION = 1
+_UPDATE_BYTES = 1 << 26  # scores of one update of a stream
+
+
+class Totals(NamedTuple):
+    """The total variance and its two parts; the parts add up to it."""
+
+    total_variance: float
+    variance_terms: float
+    covariance_terms: float
+
+
+class _State(NamedTuple):
+    """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
+
+    rollouts: int
+    weight: float  # sum of their sample weights
+    square_weight: float  # and of the squares
+    sums: Double  # (B, B): its lower half counts
+    mean: Double  # (B, D)
+    tail: Double  # (B, D)
+
+
+class CovarianceAccumulator:
+    """The covariance of step terms, in micro-batches of any size.
+
+    Batches and merges in any grouping agree with one call of `covariance`, to rounding. Accumulators
+    pickle, so that processes can reduce shards and send what they have. Batches may be padded to
+    different T: the terms of missing steps are 0.
+
+    Parameters
+    ----------
+    block_size : int, default 1
+        As in `covariance`.
+    num_threads : int, optional
+        As in `covariance`.
+
+    Attributes
+    ----------
+    count : int
+        Rollouts so far.
+    mean : ndarray, shape (B, D)
+        Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
+    block_size : int
+        As given.
+
+    Notes
+    -----
+    Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance`
+    costs, and D·B·(B+1) operations for the merge: batches of some 16 rollouts or more make that
+    small. `sample_weight` are not rescaled, since those of different batches count against each
+    other. An update that fails, or is interrupted, leaves the accumulator as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> scores, weights = rng.standard_normal((100, 5, 3)), rng.standard_normal(100)
+    >>> first, second = rlvar.CovarianceAccumulator(), rlvar.CovarianceAccumulator()
+    >>> for batch in range(0, 60, 20):
+    ...     first.update(scores[batch : batch + 20], weights[batch : batch + 20])
+    >>> second.update(scores[60:], weights[60:])
+    >>> whole = first + second
+    >>> whole.count
+    100
+    >>> bool(np.allclose(whole.covariance(), rlvar.covariance(scores, weights), rtol=1e-12))
+    True
+    """
+
+    def __init__(self, *, block_size: int = 1, num_threads: int | None = None) -> None:
+        self._block_size = _check.positive_integer("block_size", block_size)
+        self._threads = _check.threads(num_threads)
+        self._state: _State | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Consecutive terms that are summed before anything else."""
+        return self._block_size
+
+    @property
+    def count(self) -> int:
+        """Rollouts so far."""
+        return 0 if self._state is None else self._state.rollouts
+
+    @property
+    def mean(self) -> Double:
+        """Mean of each term (B, D)."""
+        return self._some().mean.copy()
+
+    def __repr__(self) -> str:
+        size = "" if self._state is None else ", B={}, D={}".format(*self._state.mean.shape)
+        return f"CovarianceAccumulator(count={self.count}, block_size={self.block_size}{size})"
+
+    def update(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        """Take in a micro-batch of rollouts.
+
+        Parameters
+        ----------
+        scores : array_like, shape (N, T, D)
+            As in `covariance`; N may be 1, or 0.
+        weights : array_like, shape (N, T) or (N,), optional
+            As in `covariance`.
+        mask, lengths : optional
+            As in `covariance`.
+        sample_weight : array_like, shape (N,), optional
+            As in `covariance`, not rescaled; ones by default.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `covariance`; also for a D that differs from that of earlier batches.
+        """
+        state = self._measured(scores, weights, mask, lengths, sample_weight)
+        if state is not None:
+            self._state = _merged(self._state, state, self._threads)
+
+    def update_from(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        rollouts_per_update: int | None = None,
+        progress: bool | Callable[[int, int], object] = False,
+    ) -> None:
+        """Take in rollouts that are larger than memory, a block of rollouts at a time.
+
+        Parameters
+        ----------
+        scores, weights, mask, lengths, sample_weight
+            As in `update`; `scores` is best memory-mapped: each block is read from disk once.
+        rollouts_per_update : int, optional
+            Rollouts of one block; by default 64 MiB of scores, and at least 16.
+        progress : bool or callable, default False
+            Whether to show a progress bar (it needs tqdm, ``pip install 'rlvar[progress]'``), or a
+            function of the rollouts done and of their number.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `update`; the accumulator is then as it was before the first block.
+        ImportError
+            For a progress bar without tqdm.
+        """
+        if not isinstance(scores, np.ndarray):
+            scores = _check.scores(scores, rollouts=0)
+        if scores.ndim != 3:
+            _check.scores(scores, rollouts=0)  # raises
+        n = len(scores)
+        live = _check.steps(scores.shape[:2], mask, lengths)
+        w = None if weights is None else _check.doubles("weights", weights, scores.shape[:2], (n,))
+        p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
+        if rollouts_per_update is None:
+            per_rollout = max(1, scores[:1].nbytes)
+            size = max(16, _UPDATE_BYTES // per_rollout)
+        else:
+            size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
+        whole = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
+        with ExitStack() as stack:
+            report = _reporter(progress, n, stack)
+            for start in range(0, n, size):
+                part = slice(start, start + size)
+                try:
+                    whole.update(
+                        scores[part],
+                        None if w is None else w[part],
+                        mask=None if live.mask is None else live.mask[part].view(np.bool_),
+                        lengths=None if live.lengths is None else live.lengths[part],
+                        sample_weight=None if p is None else p[part],
+                    )
+                except ValueError as error:
+                    if start == 0:
+                        raise
+                    raise ValueError(f"in the block of rollouts from {start} on: {error}") from None
+                report(min(start + size, n), n)
+        self.merge(whole)
+
+    def merge(self, other: CovarianceAccumulator) -> None:
+        """Take in all rollouts of another accumulator, which stays as it is.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no accumulator.
+        ValueError
+            If its block_size or its D is another one.
+        """
+        if not isinstance(other, CovarianceAccumulator):
+            raise TypeError(f"other must be a CovarianceAccumulator, got {type(other).__name__}")
+        if other.block_size != self.block_size:
+            raise ValueError(f"block_size must be {self.block_size}, as here, got {other.block_size}")
+        if other._state is None:
+            return
+        if self._state is not None and self._state.mean.shape[1] != other._state.mean.shape[1]:
+            mine, theirs = self._state.mean.shape[1], other._state.mean.shape[1]
+            raise ValueError(f"other must have D = {mine} coordinates, as here, got {theirs}")
+        fresh = other._state._replace(sums=other._state.sums.copy())
+        self._state = _merged(self._state, fresh, self._threads)
+
+    def __add__(self, other: CovarianceAccumulator) -> CovarianceAccumulator:
+        """Return a new accumulator of the rollouts of both."""
+        if not isinstance(other, CovarianceAccumulator):
+            return NotImplemented
+        result = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
+        result._state = self._state
+        result.merge(other)
+        return result
+
+    def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
+        """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
+
+        Parameters
+        ----------
+        ddof : int, default 1
+            Delta degrees of freedom.
+        out : ndarray, shape (B, B), float64, optional
+            Where the result goes.
+
+        Returns
+        -------
+        ndarray, shape (B, B), float64
+
+        Raises
+        ------
+        ValueError
+            Before the first update, or with no degrees of freedom left.
+        """
+        state = self._some()
+        divisor = _check.divisor(state.weight, state.square_weight, ddof)
+        if out is not None:
+            _check.out_array(out, state.sums.shape, np.dtype(np.float64))
+        result = state.sums.copy()
+        _core.symmetric(result, divisor, self._threads)
+        if out is None:
+            return result
+        out[...] = result
+        return out
+
+    def growth(self, *, ddof: int = 1) -> Double:
+        """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
+        state = self._some()
+        divisor = _check.divisor(state.weight, state.square_weight, ddof)
+        added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(state.sums)]
+        result: Double = np.cumsum(added) / divisor
+        return result
+
+    def totals(self, *, ddof: int = 1) -> Totals:
+        """Return the total variance, its variance terms and its covariance terms."""
+        total = float(self.growth(ddof=ddof)[-1])
+        state = self._some()
+        variance = float(state.sums.trace()) / _check.divisor(state.weight, state.square_weight, ddof)
+        return Totals(total, variance, total - variance)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the accumulator to an .npz file, at once or not at all.
+
+        The file is written beside `path` under another name, then renamed.
+        """
+        path = Path(path)
+        fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
+        if self._state is not None:
+            fields |= self._state._asdict()
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with part.open("xb") as file:
+                np.savez(file, **fields)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, num_threads: int | None = None) -> CovarianceAccumulator:
+        """Read an accumulator that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is truncated, damaged, something else, or of a later version.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as archive:
+                    fields = {name: archive[name] for name in archive.files}
+                if fields.pop("format").item() != _FORMAT:
+                    raise ValueError("another format")
+                version = int(fields.pop("version"))
+                block_size = int(fields.pop("block_size"))
+                state = None
+                if version == _VERSION and fields:
+                    numbers = {name: fields[name].item() for name in ("rollouts", "weight", "square_weight")}
+                    state = _State(**numbers, **{name: fields[name] for name in ("sums", "mean", "tail")})
+                    _validate(state)
+            except (ValueError, KeyError, AttributeError, TypeError, EOFError, OSError) as error:
+                raise _unreadable(path, error) from None
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+                raise _unreadable(path, error) from None
+        if version != _VERSION:
+            raise ValueError(f"{path} is of version {version}, this rlvar reads version {_VERSION}")
+        result = cls(block_size=block_size, num_threads=num_threads)
+        result._state = state
+        return result
+
+    def _some(self) -> _State:
+        if self._state is None:
+            raise ValueError("the accumulator holds no rollouts yet: update it first")
+        return self._state
+
+    def _measured(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None,
+        mask: ArrayLike | None,
+        lengths: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+    ) -> _State | None:
+        """Return the moments of one batch, or None if it is empty."""
+        array = _check.scores(scores, rollouts=0)
+        n, t, d = array.shape
+        if self._state is not None and self._state.mean.shape[1] != d:
+            raise ValueError(
+                f"scores must have D = {self._state.mean.shape[1]} coordinates, as before, got {d}"
+            )
+        live = _check.steps((n, t), mask, lengths)
+        w = _check.weights(weights, (n, t), live)
+        p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
+        weight, square_weight = (n, n) if p is None else (math.fsum(p), math.fsum(p * p))
+        if n == 0 or weight == 0:
+            return None
+        blocks = -(-t // self.block_size)
+        sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
+        _core.comoments(array, w, *live, p, min(self.block_size, t), sums, mean, tail, self._threads)
+        if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
+            _check.raise_not_finite(array, live)
+        return _State(n, float(weight), float(square_weight), sums, mean, tail)
+
+
+def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
+    """Return the moments of both; `b` is used up."""
+    if a is None:
+        return b
+    rows = max(len(a.mean), len(b.mean))
+    a, b = _padded(a, rows), _padded(b, rows)
+    total = a.weight + b.weight
+    delta = (b.mean - a.mean) + (b.tail - a.tail)
+    sums = b.sums
+    sums += a.sums
+    _core.add_product(delta, a.weight / total * b.weight, sums, threads)
+    if not np.isfinite(sums.diagonal()).all():
+        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    shift = delta * (b.weight / total)
+    mean = a.mean + shift
+    # What rounding took from the sum (Knuth's two-sum), and the old tail.
+    back = mean - a.mean
+    tail = a.tail + ((a.mean - (mean - back)) + (shift - back))
+    return _State(a.rollouts + b.rollouts, total, a.square_weight + b.square_weight, sums, mean, tail)
+
+
+def _padded(state: _State, rows: int) -> _State:
+    """Return the moments with terms of 0 for the rows that they lack."""
+    missing = rows - len(state.mean)
+    if missing == 0:
+        return state
+    below = ((0, missing), (0, 0))
+    return state._replace(
+        sums=np.pad(state.sums, ((0, missing), (0, missing))),
+        mean=np.pad(state.mean, below),
+        tail=np.pad(state.tail, below),
+    )
+
+
+def _validate(state: _State) -> None:
+    """Raise unless this can be the state of an accumulator."""
+    b, d = state.mean.shape
+    for name, array, shape in zip(("sums", "mean", "tail"), state[3:], ((b, b), (b, d), (b, d)), strict=True):
+        if array.shape != shape or array.dtype != np.float64:
+            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}")
+    sane = state.rollouts >= 1 and state.weight > 0 and state.square_weight > 0
+    if not (sane and np.isfinite(state.mean).all() and np.isfinite(state.sums.diagonal()).all()):
+        raise ValueError("its numbers make no sense")
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a saved CovarianceAccumulator, or it is damaged: {error}")
+
+
+def _reporter(
+    progress: bool | Callable[[int, int], object], total: int, stack: ExitStack
+) -> Callable[[int, int], object]:
+    """Return what to call with the rollouts done and their number."""
+    if callable(progress):
+        return progress
+    if not progress:
+        return lambda done, total: None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError("a progress bar needs tqdm: pip install 'rlvar[progress]'") from None
+    bar = stack.enter_context(tqdm(total=total, unit=" rollouts"))
+    return lambda done, total: bar.update(done - bar.n)

@@ -151,6 +151,16 @@ def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None
     return result / normaliser(n, sample_weight, ddof)
 
 
+def blocks(matrix, size):
+    """Entries of a (T, T) matrix summed over blocks of `size` rows and columns."""
+    count = -(-len(matrix) // size)
+    result = np.zeros((count, count))
+    for i in range(len(matrix)):
+        for j in range(len(matrix)):
+            result[i // size, j // size] += matrix[i, j]
+    return result
+
+
 def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
     """V(k) = trace of the covariance of the sum of the first k terms, k = 1..T."""
     n, t, _ = scores.shape

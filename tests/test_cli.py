@@ -140,3 +140,33 @@ def test_progress_shows_on_a_terminal_only(tmp_path):
     os.close(controller)
     assert "decomposing the variance of multi-step ..." in shown
     assert shown.endswith("\r\x1b[K")
+
+
+def test_covariance_streams_a_folder_into_an_accumulator(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    scores, rewards = rng.standard_normal((90, 12, 3)), rng.standard_normal((90, 12))
+    lengths = rng.integers(1, 13, 90)
+    for name, array in (("scores", scores), ("rewards", rewards), ("lengths", lengths)):
+        np.save(tmp_path / f"{name}.npy", array)
+    out = tmp_path / "out.npz"
+    command = ["covariance", str(tmp_path), "--estimator", "single", "--block-size", "2", "--out", str(out)]
+    assert main(command) == 0
+    whole = np.where(np.arange(12) < lengths[:, None], rewards, 0).sum(axis=1)
+    expected = rlvar.covariance(scores, whole, lengths=lengths, block_size=2)
+    result = rlvar.CovarianceAccumulator.load(out)
+    np.testing.assert_allclose(result.covariance(), expected, rtol=0, atol=1e-12 * expected.max())
+    assert f"total variance    {expected.sum():.6g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--estimator", "best"], "estimator 'best': it is none of single, multi"),
+        (["--block-size", "0"], "block_size must be at least 1, got 0"),
+    ],
+)
+def test_covariance_refuses_in_one_line(tmp_path, capsys, options, message):
+    command = ["covariance", write(tmp_path / "r.npz"), "--out", str(tmp_path / "out.npz"), *options]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()

@@ -1,9 +1,11 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import reference
 import rlvar
@@ -29,8 +31,20 @@ def test_matches_the_definition(case):
     np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
 
 
-# One block; several sample blocks; tiles; more coordinates than a panel; more than a chunk.
+def flat_covariance(scores, weights, **options):
+    """The same by one matrix product in float64."""
+    n, t, _ = scores.shape
+    live = reference.live_steps((n, t), **options)
+    x = scores * np.where(live, weights, 0.0)[:, :, None]
+    x -= x.mean(axis=0)
+    flat = x.transpose(1, 0, 2).reshape(t, -1)
+    return flat @ flat.T / (n - 1)
+
+
+# One panel; several lanes; several tiles; more coordinates than a panel; more than a chunk.
 SHAPES = [(2, 1, 1), (9, 5, 3), (300, 12, 16), (20, 530, 7), (5, 3, 700), (3, 2, 1_100_000)]
+# Around the sizes of a vector, of the micro-kernel's columns, and of a tile.
+SHAPES += [(5, t, 6) for t in (2, 4, 7, 8, 9, 15, 17, 23, 24, 25, 31, 95, 96, 97, 104, 193)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -42,11 +56,8 @@ def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, dtype, shape):
     lengths = rng.integers(0, t + 1, n)
     mask = rng.random((n, t)) < 0.7
     for options in ({}, {"lengths": lengths}, {"mask": mask}):
-        live = reference.live_steps((n, t), **options)
-        x = scores * np.where(live, weights, 0.0)[:, :, None]
-        x -= x.mean(axis=0)
-        flat = x.transpose(1, 0, 2).reshape(t, -1)
-        assert_close(rlvar.covariance(scores, weights, **options), flat @ flat.T / (n - 1), dtype)
+        expected = flat_covariance(scores, weights, **options)
+        assert_close(rlvar.covariance(scores, weights, **options), expected, dtype)
 
 
 def test_agrees_with_numpy_cov(rng):
@@ -63,9 +74,115 @@ def test_agrees_with_numpy_cov(rng):
 def test_bits_do_not_depend_on_the_number_of_threads(isa, rng, shape, dtype):
     scores = rng.standard_normal(shape, dtype)
     weights = rng.standard_normal(shape[:2])
-    one = rlvar.covariance(scores, weights, num_threads=1)
-    for threads in (2, 3, 8):
-        np.testing.assert_array_equal(rlvar.covariance(scores, weights, num_threads=threads), one)
+    lengths = rng.integers(1, shape[1] + 1, shape[0])
+    sets = rng.standard_normal((2, *shape[:2]))
+    for options in ({"weights": weights}, {"lengths": lengths}, {"block_size": 3}, {"weights": sets}):
+        one = rlvar.covariance(scores, num_threads=1, **options)
+        for threads in (2, 3, 8):
+            np.testing.assert_array_equal(rlvar.covariance(scores, num_threads=threads, **options), one)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_errors_stay_small_over_many_columns(isa, rng, dtype):
+    scores = rng.standard_normal((40, 30, 3000)).astype(dtype)
+    weights = rng.standard_normal((40, 30))
+    scale = (scores * weights[:, :, None]).var(axis=0, ddof=1).sum(axis=1).max()
+    error = np.abs(rlvar.covariance(scores, weights) - flat_covariance(scores, weights)).max()
+    assert error < scale * (3e-7 if dtype is np.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_of_the_rollouts_does_not_matter(isa, rng, dtype):
+    scores = rng.standard_normal((60, 40, 5)).astype(dtype) + dtype(3)
+    weights, p = rng.standard_normal((60, 40)), rng.random(60)
+    lengths = rng.integers(0, 41, 60)
+    one = rlvar.covariance(scores, weights, lengths=lengths, sample_weight=p)
+    shuffled = rng.permutation(60)
+    other = rlvar.covariance(
+        scores[shuffled], weights[shuffled], lengths=lengths[shuffled], sample_weight=p[shuffled]
+    )
+    assert_close(other, one, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_padding_and_a_large_mean_together_cost_no_digits(isa, rng, dtype):
+    # All rollouts reach step 10; beyond, the step from the mean to the padding's 0 is the spread.
+    scores = (1e4 + rng.standard_normal((50, 20, 4))).astype(dtype)
+    lengths = rng.integers(10, 21, 50)
+    result = rlvar.covariance(scores, lengths=lengths)
+    exact = flat_covariance(scores.astype(np.longdouble), np.ones((50, 20)), lengths=lengths)
+    assert_close(result, exact.astype(float), dtype)
+    spread = reference.covariance(scores[:, :10].astype(np.float64) - 1e4)
+    assert_close(result[:10, :10], spread, dtype)
+
+
+def test_lengths_and_their_mask_agree_to_the_bit(rng):
+    scores = rng.standard_normal((30, 25, 6), np.float32)
+    lengths = rng.integers(0, 26, 30)
+    mask = reference.live_steps((30, 25), lengths=lengths)
+    np.testing.assert_array_equal(
+        rlvar.covariance(scores, lengths=lengths), rlvar.covariance(scores, mask=mask)
+    )
+
+
+@given(case=strategies.terms(), size=st.integers(1, 8))
+def test_blocks_are_sums_of_the_matrix(case, size):
+    scores, weights, options = case
+    result = rlvar.covariance(scores, weights, block_size=size, **options)
+    matrix = reference.covariance(scores, weights, **options)
+    x = reference.terms(scores, weights, options.get("mask"), options.get("lengths"))
+    atol = ACCURACY[scores.dtype] * np.abs(matrix).sum() + 1e-27 * float((x**2).sum())
+    np.testing.assert_allclose(result, reference.blocks(matrix, size), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(9, 50, 70), (6, 1000, 3), (6000, 20, 40)])
+def test_blocks_keep_the_total_variance(isa, rng, shape, dtype):
+    scores = rng.standard_normal(shape, dtype)
+    weights = rng.standard_normal(shape[:2])
+    for options in ({}, {"lengths": rng.integers(0, shape[1] + 1, shape[0])}):
+        matrix = rlvar.covariance(scores, weights, **options)
+        for size in (2, 7, shape[1], 10**9):
+            result = rlvar.covariance(scores, weights, block_size=size, **options)
+            assert_close(
+                result,
+                np.add.reduceat(
+                    np.add.reduceat(matrix, np.arange(0, shape[1], size), 0), np.arange(0, shape[1], size), 1
+                ),
+                np.float32,
+            )
+            assert result.sum() == pytest.approx(matrix.sum(), rel=1e-6 if dtype is np.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(30, 20, 90), (100, 110, 40), (3, 5, 600), (9, 6, 2)])
+def test_several_sets_of_weights_give_what_each_gives_alone(isa, rng, shape, dtype):
+    scores = rng.standard_normal(shape, dtype)
+    sets = rng.standard_normal((4, *shape[:2]))
+    sets[1] = 0
+    lengths = rng.integers(0, shape[1] + 1, shape[0])
+    mask = rng.random(shape[:2]) < 0.7
+    junk = np.where(mask, sets, np.nan)
+    for weights, options in (
+        (sets, {}),
+        (sets, {"lengths": lengths, "sample_weight": rng.random(shape[0])}),
+        (junk, {"mask": mask}),
+    ):
+        results = rlvar.covariance(scores, weights, **options)
+        assert results.shape == (4, shape[1], shape[1])
+        for result, w in zip(results, weights, strict=True):
+            assert_close(result, rlvar.covariance(scores, w, **options), dtype)
+    blocks = rlvar.covariance(scores, sets, block_size=4)
+    np.testing.assert_array_equal(blocks[2], rlvar.covariance(scores, sets[2], block_size=4))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_several_sets_share_only_where_no_digits_are_lost(isa, rng, dtype):
+    scores = (1e5 + rng.standard_normal((60, 9, 200))).astype(dtype)
+    sets = np.stack([np.ones((60, 9)), rng.standard_normal((60, 9))])
+    results = rlvar.covariance(scores, sets)
+    assert_close(results[0], reference.covariance(scores.astype(np.float64) - 1e5), dtype)
+    assert_close(results[1], rlvar.covariance(scores, sets[1]), dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -212,6 +329,10 @@ GOOD = np.ones((4, 3, 2))
         (GOOD, {"ddof": 4}, ValueError, "ddof must leave degrees of freedom"),
         (GOOD, {"ddof": 1.5}, ValueError, "ddof must be a non-negative integer, got 1.5"),
         (GOOD, {"ddof": -1}, ValueError, "ddof must be a non-negative integer"),
+        (GOOD, {"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
+        (GOOD, {"weights": np.ones((2, 3, 4))}, ValueError, r"weights must have shape \(E, N, T\)"),
+        (GOOD, {"weights": np.ones((0, 4, 3))}, ValueError, r"with E >= 1, got \(0, 4, 3\)"),
+        (GOOD, {"weights": [[[1] * 3] * 3 + [[1, np.nan, 1]]]}, ValueError, r"got weights\[3, 1\] = nan"),
         (GOOD, {"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
         (GOOD, {"num_threads": 1.5}, TypeError, "num_threads must be an integer, got float"),
         (GOOD, {"out": np.empty((2, 2))}, ValueError, r"out must have shape \(3, 3\)"),
@@ -222,26 +343,91 @@ def test_bad_arguments_are_named(scores, options, error, message):
         rlvar.covariance(scores, **options)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_score_is_named_whatever_is_computed(rng, bad):
+    scores = rng.standard_normal((6, 4, 30))
+    scores[4, 2, 1] = bad
+    for options in ({"block_size": 2}, {"weights": np.ones((9, 6, 4))}):
+        with pytest.raises(ValueError, match=r"got scores\[4, 2, 1\] = "):
+            rlvar.covariance(scores, **options)
+
+
 MEMORY_PROBE = """
-import resource, sys
+import json, resource, sys
 import numpy as np, rlvar
-n, t, d, threads = map(int, sys.argv[1:])
-scores = np.empty((n, t, d), np.float32)
-np.random.default_rng(0).standard_normal(scores.shape, np.float32, out=scores)
+n, t, d, threads = map(int, sys.argv[1:5])
+options = json.loads(sys.argv[5])
+scores = np.empty((n, t, d), sys.argv[6])
+for rollout in scores:
+    rollout[:] = np.random.default_rng(0).standard_normal(rollout.shape, scores.dtype)
 weights = np.ones((n, t))
 rlvar.covariance(scores[:2, :2], num_threads=threads)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rlvar.covariance(scores, weights, num_threads=threads)
+rlvar.covariance(scores, weights, num_threads=threads, **options)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 @pytest.mark.parametrize(
-    "shape", [(256, 512, 64), (40_000, 32, 32), (8, 1500, 64), (16, 16, 100_000)], ids=str
+    ("shape", "dtype", "options"),
+    [
+        ((256, 512, 64), "f4", {}),
+        ((40_000, 32, 32), "f4", {}),
+        ((8, 1500, 64), "f4", {}),
+        ((16, 16, 100_000), "f4", {}),
+        ((2, 4000, 128), "f8", {"lengths": [4000, 3000]}),
+        ((512, 512, 64), "f4", {"block_size": 2}),
+        ((3000, 64, 64), "f8", {"block_size": 2}),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("threads", [1, 8])
-def test_extra_memory_stays_below_64_mib_and_two_matrices(shape, threads):
-    command = [sys.executable, "-c", MEMORY_PROBE, *map(str, shape), str(threads)]
+def test_extra_memory_stays_below_64_mib_and_two_matrices(shape, dtype, options, threads):
+    command = [sys.executable, "-c", MEMORY_PROBE, *map(str, shape), str(threads), json.dumps(options), dtype]
     extra = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
-    assert extra < 64 * 2**20 + 2 * shape[1] ** 2 * 8
+    size = -(-shape[1] // options.get("block_size", 1))
+    assert extra < 64 * 2**20 + 2 * size**2 * 8
+
+
+INTERRUPT_PROBE = """
+import os, signal, sys, threading, time
+import numpy as np, rlvar
+threads = int(sys.argv[1])
+scores = np.random.default_rng(0).standard_normal((64, 4096, 256), np.float32)  # some 5 seconds' work
+accumulator = rlvar.CovarianceAccumulator(num_threads=threads)
+accumulator.update(scores[:2, :8])
+before = accumulator.covariance()
+out = np.full((4096, 4096), 7.0)
+
+
+def interrupt():
+    global sent
+    sent = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def covariance():
+    rlvar.covariance(scores, out=out, num_threads=threads)
+
+
+def update():
+    accumulator.update(scores)
+
+
+for compute in (covariance, update):
+    threading.Timer(0.3, interrupt).start()
+    try:
+        compute()
+        sys.exit("not interrupted")
+    except KeyboardInterrupt:
+        print(time.monotonic() - sent)
+assert (out == 7).all() and accumulator.count == 2 and (accumulator.covariance() == before).all()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_stops_a_long_computation_and_leaves_nothing_half_done(threads):
+    command = [sys.executable, "-c", INTERRUPT_PROBE, str(threads)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert max(map(float, result.stdout.split())) < 1.0  # what the documentation promises

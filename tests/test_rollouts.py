@@ -127,3 +127,17 @@ def test_nan_is_no_label():
 
 def test_a_rollout_without_live_steps_may_have_any_reward():
     assert len(rlvar.Rollouts(SCORES, [np.nan, 1, 1, 1], lengths=[0, 3, 3, 3])) == 4
+
+
+def test_aligned_scores_of_an_uncompressed_npz_stay_on_disk(tmp_path):
+    scores = SCORES.astype(np.float32)
+    plain = rlvar.load_rollouts(save(tmp_path / "plain.npz", scores=scores, rewards=REWARDS))
+    assert isinstance(plain.scores.base, np.memmap)
+    np.savez_compressed(tmp_path / "small.npz", scores=scores, rewards=REWARDS)
+    packed = rlvar.load_rollouts(tmp_path / "small.npz")
+    assert not isinstance(packed.scores.base, np.memmap)
+    fortran = rlvar.load_rollouts(
+        save(tmp_path / "fortran.npz", scores=np.asfortranarray(scores), rewards=REWARDS)
+    )
+    for rollouts in (plain, packed, fortran):
+        np.testing.assert_array_equal(rollouts.scores, scores)

@@ -190,6 +190,7 @@ class CovarianceAccumulator:
             scores = _check.scores(scores, rollouts=0)
         if scores.ndim != 3:
             _check.scores(scores, rollouts=0)  # raises
+        self._refuse_other_coordinates("scores", scores.shape[2])
         n = len(scores)
         live = _check.steps(scores.shape[:2], mask, lengths)
         w = None if weights is None else _check.doubles("weights", weights, scores.shape[:2], (n,))
@@ -235,9 +236,7 @@ class CovarianceAccumulator:
             raise ValueError(f"block_size must be {self.block_size}, as here, got {other.block_size}")
         if other._state is None:
             return
-        if self._state is not None and self._state.mean.shape[1] != other._state.mean.shape[1]:
-            mine, theirs = self._state.mean.shape[1], other._state.mean.shape[1]
-            raise ValueError(f"other must have D = {mine} coordinates, as here, got {theirs}")
+        self._refuse_other_coordinates("other", other._state.mean.shape[1])
         fresh = other._state._replace(sums=other._state.sums.copy())
         self._state = _merged(self._state, fresh, self._threads)
 
@@ -355,6 +354,11 @@ class CovarianceAccumulator:
             raise ValueError("the accumulator holds no rollouts yet: update it first")
         return self._state
 
+    def _refuse_other_coordinates(self, name: str, d: int) -> None:
+        if self._state is not None and self._state.mean.shape[1] != d:
+            wanted = self._state.mean.shape[1]
+            raise ValueError(f"{name} must have D = {wanted} coordinates, as before, got {d}")
+
     def _measured(
         self,
         scores: ArrayLike,
@@ -366,10 +370,7 @@ class CovarianceAccumulator:
         """Return the moments of one batch, or None if it is empty."""
         array = _check.scores(scores, rollouts=0)
         n, t, d = array.shape
-        if self._state is not None and self._state.mean.shape[1] != d:
-            raise ValueError(
-                f"scores must have D = {self._state.mean.shape[1]} coordinates, as before, got {d}"
-            )
+        self._refuse_other_coordinates("scores", d)
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)

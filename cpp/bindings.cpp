@@ -173,20 +173,21 @@ void bind_kernels(py::module_& m) {
       "comoments",
       [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         index_t block, Strided sums, std::optional<Strided> mean, std::optional<Strided> tail,
-         std::optional<int> threads) {
+         index_t block, double divisor, Strided out, std::optional<Strided> mean,
+         std::optional<Strided> tail, std::optional<int> threads) {
         auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
         terms.block = block;
-        const auto result = mutable_view2(sums);
+        const auto result = mutable_view2(out);
         const auto mean_view = mean ? mutable_view2(*mean) : View2<double>();
         const auto tail_view = tail ? mutable_view2(*tail) : View2<double>();
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::comoments(terms, result, mean_view, tail_view, count);
+        rlvar::comoments(terms, divisor, result, mean_view, tail_view, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("sums").noconvert(),
-      py::arg("mean").noconvert(), py::arg("tail").noconvert(), py::arg("threads"));
+      py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("divisor"),
+      py::arg("out").noconvert(), py::arg("mean").noconvert(), py::arg("tail").noconvert(),
+      py::arg("threads"));
 
   m.def(
       "shared_moments",
@@ -285,15 +286,6 @@ PYBIND11_MODULE(RLVAR_MODULE, m) {
         rlvar::add_product(in, factor, result, count);
       },
       py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
-  m.def(
-      "symmetric",
-      [](Strided sums, double divisor, std::optional<int> threads) {
-        const auto result = mutable_view2(sums);
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::symmetric(result, divisor, count);
-      },
-      py::arg("sums").noconvert(), py::arg("divisor"), py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
 #ifdef _OPENMP

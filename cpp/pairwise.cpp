@@ -17,7 +17,9 @@
 #include "pairwise.hpp"
 
 #include <cmath>
-#include <numeric>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "means.hpp"
 #include "parallel.hpp"
@@ -125,47 +127,74 @@ void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
   store_group(rows, g, panel);
 }
 
-/// Accumulators (T, T) that take panels in turn; the first is the result.
-struct LaneSums {
-  index_t count;
-  std::vector<double> extra;
-  View2<double> first;
+/// Accumulators of the lower half of a matrix, tile by tile: rows of a whole matrix would share few
+/// sets of the cache. `lanes` accumulators take panels in turn.
+class TileSums {
+  struct Free {
+    void operator()(double* p) const { std::free(p); }
+  };
+  index_t rows_, lanes_;
+  std::unique_ptr<double, Free> data_;  // (lanes, pairs of tiles, kTile, kTile)
 
-  /// As many as keep threads busy, if there are panels for them and memory.
-  LaneSums(View2<double> sums, index_t panels)
-      : count(std::clamp<index_t>(std::min({kTasks / Tiles(sums.rows).pairs, panels / 4,
-                                            kLaneBytes / (sums.rows * sums.rows * 8)}),
-                                  1, 16)),
-        extra(zeros((count - 1) * sums.rows * sums.rows)),
-        first(sums) {}
-  View2<double> operator[](index_t lane) {
-    return lane == 0 ? first
-                     : contiguous(extra.data() + (lane - 1) * first.rows * first.rows, first.rows,
-                                  first.rows);
+ public:
+  static constexpr index_t size = kTile * kTile;  // of a tile
+  const Tiles tiles;
+
+  /// As many lanes as keep threads busy, if there are panels for them and memory.
+  TileSums(index_t rows, index_t panels)
+      : rows_(rows), lanes_(lanes_for(rows, 1, panels / 4)), tiles(rows) {
+    // Zeros that the system hands out as they are first touched, by the thread that does.
+    const auto count = static_cast<std::size_t>(lanes_ * tiles.pairs * size);
+    data_.reset(static_cast<double*>(std::calloc(count, sizeof(double))));
+    if (!data_) throw std::bad_alloc();
   }
-  void merge() {
-    for (index_t i = 0; i < first.rows; ++i) {
-      for (index_t lane = 1; lane < count; ++lane) {
-        const double* from = &(*this)[lane](i, 0);
-        double* to = &first(i, 0);
-        for (index_t j = 0; j <= i; ++j) to[j] += from[j];
-      }
-    }
+  index_t lanes() const { return lanes_; }
+  double* tile(index_t lane, index_t pair) {
+    return data_.get() + (lane * tiles.pairs + pair) * size;
+  }
+
+  /// out = (out, if `add`, + the lanes' sums) / divisor, both halves of it.
+  void store(View2<double> out, bool add, double divisor, int threads) {
+    constexpr index_t edge = 8;  // squares of as many cache lines
+    for_each_task(tiles.pairs, threads, [&] {
+      return [&](index_t pair) {
+        const auto [i0, j0] = Tiles::corner(pair);
+        double* sums = tile(0, pair);
+        for (index_t lane = 1; lane < lanes_; ++lane) {
+          const double* other = tile(lane, pair);
+          for (index_t k = 0; k < size; ++k) sums[k] += other[k];
+        }
+        for (index_t i = i0; i < std::min(i0 + kTile, rows_); i += edge) {
+          for (index_t j = j0; j < std::min(j0 + kTile, i + edge); j += edge) {
+            const index_t i_end = std::min(i + edge, rows_), j_end = std::min(j + edge, rows_);
+            double square[edge][edge] = {};
+            for (index_t r = i; r < i_end; ++r) {
+              for (index_t c = j; c < std::min(j_end, r + 1); ++c) {
+                const double sum = sums[(r - i0) * kTile + c - j0] + (add ? out(r, c) : 0.0);
+                square[c - j][r - i] = out(r, c) = sum / divisor;
+              }
+            }
+            for (index_t c = j; c < j_end; ++c) {
+              for (index_t r = std::max(i, c); r < i_end; ++r) out(c, r) = square[c - j][r - i];
+            }
+          }
+        }
+      };
+    });
   }
 };
 
 /// sums += factor * A A^T / scale^2, products in P.
 template <class P, class T>
-void add_products(const Columns<T>& a, double factor, LaneSums& sums, int threads) {
+void add_products(const Columns<T>& a, double factor, TileSums& sums, int threads) {
   const index_t rows = a.rows_from(0);
   if (rows == 0) return;
   const Tiles tiles(rows);
-  const index_t panels = ceil_div(a.count(), kPanel);
+  const index_t panels = ceil_div(a.count(), kPanel), lanes = sums.lanes();
   const index_t panel_size = Panel<P>::size(rows);
   const index_t panel_bytes = panel_size * static_cast<index_t>(sizeof(P));
   const index_t batch =
-      ceil_div(std::min(panels, std::max(sums.count, kBatchBytes / panel_bytes)), sums.count) *
-      sums.count;
+      ceil_div(std::min(panels, std::max(lanes, kBatchBytes / panel_bytes)), lanes) * lanes;
   std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * panel_bytes, 64)));
   const auto panel = [&](index_t index) {
     const index_t columns = std::min(kPanel, a.count() - index * kPanel);
@@ -185,41 +214,44 @@ void add_products(const Columns<T>& a, double factor, LaneSums& sums, int thread
         }
       };
     });
-    for_each_task(tiles.pairs * sums.count, threads, [&] {
+    for_each_task(tiles.pairs * lanes, threads, [&] {
       return [&](index_t task) {
-        const auto [i0, j0] = Tiles::corner(task / sums.count);
-        const index_t lane = task % sums.count;
-        for (index_t index = first + lane; index < first + count; index += sums.count) {
+        const index_t pair = task / lanes, lane = task % lanes;
+        const auto [i0, j0] = Tiles::corner(pair);
+        for (index_t index = first + lane; index < first + count; index += lanes) {
           const index_t height = a.rows_from(index * kPanel);
           if (i0 >= height) break;  // heights fall
-          tile_product(panel(index), i0, j0, height, factor, sums[lane].from(i0, j0));
+          tile_product(panel(index), i0, j0, height, factor, sums.tile(lane, pair));
         }
       };
     });
   }
 }
 
-/// out[r] = x[r, :] . y for as many rows of x, `width` long each, as a vector has lanes.
-void dots(const double* x, const double* y, index_t width, double* out) {
+/// out[v][r] = x[r, :] . y[v] for as many rows of x, `width` long each, as a vector has lanes.
+template <int Vectors>
+void dots(const double* x, const double* const* y, index_t width, double* const* out) {
   using L = Lanes<double>;
-  typename L::Vec sums[L::width] = {}, others[L::width] = {};
+  constexpr int rows = static_cast<int>(L::width);
+  typename L::Vec sums[Vectors][rows] = {};
   index_t d = 0;
-  for (; d + 2 * L::width <= width; d += 2 * L::width) {
-    const auto y0 = L::load(y + d), y1 = L::load(y + d + L::width);
+  for (; d + rows <= width; d += rows) {
 #pragma GCC unroll 4
-    for (index_t r = 0; r < L::width; ++r) {
-      sums[r] += L::load(x + r * width + d) * y0;
-      others[r] += L::load(x + r * width + d + L::width) * y1;
+    for (int r = 0; r < rows; ++r) {
+      const auto left = L::load(x + r * width + d);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[v][r] += left * L::load(y[v] + d);
     }
   }
 #pragma GCC unroll 4
-  for (index_t r = 0; r < L::width; ++r) sums[r] += others[r];
-  L::transpose(sums);
+  for (int v = 0; v < Vectors; ++v) {
+    L::transpose(sums[v]);
 #pragma GCC unroll 4
-  for (index_t r = 1; r < L::width; ++r) sums[0] += sums[r];
-  L::store(sums[0], out);
-  for (; d < width; ++d) {
-    for (index_t r = 0; r < L::width; ++r) out[r] += x[r * width + d] * y[d];
+    for (int r = 1; r < rows; ++r) sums[v][0] += sums[v][r];
+    L::store(sums[v][0], out[v]);
+    for (index_t k = d; k < width; ++k) {
+      for (int r = 0; r < rows; ++r) out[v][r] += x[r * width + k] * y[v][k];
+    }
   }
 }
 
@@ -234,9 +266,9 @@ void dots(const double* x, const double* y, index_t width, double* out) {
 template <class T>
 void add_ragged_part(const Columns<T>& a, const double* weight, double total, View2<double> sums,
                      int threads) {
+  using L = Lanes<double>;
   const index_t longest = a.rows_from(0), samples = a.terms.scores.n, width = a.width;
   const index_t shortest = a.end(a.order.back());
-  if (shortest == longest && longest == sums.rows) return;
   for_each_task(ceil_div(longest, kRaggedRows), threads, [&] {
     return [&, h = zeros(kRaggedRows * width), x = zeros(width)](index_t task) mutable {
       const index_t i0 = task * kRaggedRows, i1 = std::min(i0 + kRaggedRows, longest);
@@ -262,68 +294,92 @@ void add_ragged_part(const Columns<T>& a, const double* weight, double total, Vi
               for (index_t d = 0; d < width; ++d) to[d] -= p * (1.0 - reaching) * c[d];
             } else if (a.terms.block == 1 && a.terms.steps.unmasked(n, i)) {
               const T* s = a.terms.scores.row(n, i) + a.d0;
-              const double w = a.terms.weights(n, i);
+              const double w = p * a.terms.weights(n, i), share = p * reaching;
               prefetch_steps(s, a.terms.scores.t_stride, width);
-              for (index_t d = 0; d < width; ++d) {
-                to[d] -= p * (w * static_cast<double>(s[d]) - reaching * c[d]);
+              index_t d = 0;
+              for (; d + L::width <= width; d += L::width) {
+                const auto y = w * load_doubles(s + d) - share * L::load(c + d);
+                L::store(L::load(to + d) - y, to + d);
               }
+              for (; d < width; ++d) to[d] -= w * static_cast<double>(s[d]) - share * c[d];
             } else {
               load_row(a.terms, n, i, a.d0, width, x.data());
               for (index_t d = 0; d < width; ++d) to[d] -= p * (x[d] - reaching * c[d]);
             }
           }
         }
-        double products[kRaggedRows];
-        const index_t upper = std::min(i1, j + 1) - i0;
-        for (index_t i = 0; i < upper; i += Lanes<double>::width) {
-          dots(h.data() + i * width, &a.centre(j, 0), width, products + i);
+        // Two at a time where no rollout ends between them: they share what is read of h.
+        const bool two = j + 1 < longest && !ended(j + 1);
+        const double* c[2] = {&a.centre(j, 0), two ? &a.centre(j + 1, 0) : nullptr};
+        double products[2][kRaggedRows];
+        for (index_t i = 0; i < i1 - i0; i += L::width) {
+          double* to[2] = {products[0] + i, products[1] + i};
+          two ? dots<2>(h.data() + i * width, c, width, to)
+              : dots<1>(h.data() + i * width, c, width, to);
         }
-        for (index_t i = 0; i < upper; ++i) sums(j, i0 + i) += products[i];
+        for (index_t k = 0; k <= index_t(two); ++k) {
+          for (index_t i = i0; i < std::min(i1, j + k + 1); ++i) {
+            sums(j + k, i) += products[k][i - i0];
+          }
+        }
+        j += index_t(two);
       }
     };
   });
 }
 
-/// Adds the comoments of the terms, products in P, to sums.
+/// The sums of the comoments: of products in `tiles`, of the ragged part in the lower half of
+/// `rest`.
+struct Comoments {
+  TileSums& tiles;
+  View2<double> rest;
+  View2<double> mean, tail;
+  bool ragged;  // whether some rollout does not reach the last row
+};
+
+/// Adds the comoments of the terms, products in P.
 template <class P, class T>
-void add_comoments(const Terms<T>& terms, View2<double> sums, View2<double> mean,
-                   View2<double> tail, int threads) {
+void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
   const index_t rows = terms.rows(), coords = terms.scores.d;
   const double total = terms.total_probability();
   const Indices ends = terms.ends(), order = by_falling(ends);
   const index_t chunk = std::clamp<index_t>(kMeanBytes / (16 * rows), 1, coords);
   std::vector<double> means = zeros(rows * chunk), tails = zeros(rows * chunk),
                       weight = zeros(rows);
-  LaneSums lanes(sums, ceil_div(terms.scores.n * coords, kPanel));
 
   for (index_t d0 = 0; d0 < coords; d0 += chunk) {
     const index_t width = std::min(chunk, coords - d0);
     const LiveMeans live{contiguous(means.data(), rows, width),
                          contiguous(tails.data(), rows, width), weight.data()};
     const double peak = live_means(terms, ends, order, d0, live, threads);
-    const double scale = scale_of<P>(peak);
-    Columns<T> a{terms, order, ends, d0, width, contiguous<const double>(means.data(), rows, width),
-                 scale, {},    {}};
-    if (in_float<T, P>) split_centre(a);
-    add_products<P>(a, 1.0, lanes, threads);
-    add_ragged_part(a, weight.data(), total, sums, threads);
-    for (index_t q = 0; mean.data && q < rows; ++q) {
+    for (index_t q = 0; out.mean.data && q < rows; ++q) {
       const bool whole = weight.data()[q] == total;
       const double share = weight.data()[q] / total;
       for (index_t d = 0; d < width; ++d) {
-        mean(q, d0 + d) = whole ? live.mean(q, d) : live.mean(q, d) * share;
-        tail(q, d0 + d) = whole ? live.tail(q, d) : 0.0;
+        out.mean(q, d0 + d) = whole ? live.mean(q, d) : live.mean(q, d) * share;
+        out.tail(q, d0 + d) = whole ? live.tail(q, d) : 0.0;
       }
     }
+    Columns<T> a{terms,
+                 order,
+                 ends,
+                 d0,
+                 width,
+                 contiguous<const double>(means.data(), rows, width),
+                 scale_of<P>(peak),
+                 {},
+                 {}};
+    if (in_float<T, P>) split_centre(a);
+    add_products<P>(a, 1.0, out.tiles, threads);
+    if (out.ragged) add_ragged_part(a, weight.data(), total, out.rest, threads);
   }
-  lanes.merge();
 }
 
 /// Rows are sums of steps: adds up coordinates [d0, d0 + width) once, for the means and the
 /// products.
 template <class T>
-void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, View2<double> sums,
-                         View2<double> mean, View2<double> tail, int threads) {
+void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, const Comoments& out,
+                         int threads) {
   const index_t samples = terms.scores.n, rows = terms.rows();
   std::vector<double> blocks = zeros(samples * rows * width);
   for_each_task(samples, threads, [&] {
@@ -344,26 +400,31 @@ void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, View2
   const auto slice = [&](View2<double> m) {
     return m.data ? View2<double>{&m(0, d0), rows, width, m.row_stride, m.col_stride} : m;
   };
-  add_comoments<T>(summed, sums, slice(mean), slice(tail), threads);
+  add_comoments<T>(summed, {out.tiles, out.rest, slice(out.mean), slice(out.tail), out.ragged},
+                   threads);
 }
 
 }  // namespace
 
 template <class T>
-void comoments(const Terms<T>& terms, View2<double> sums, View2<double> mean, View2<double> tail,
-               int threads) {
-  for_each_task(sums.rows, threads,
-                [&] { return [&](index_t i) { std::fill_n(&sums(i, 0), sums.rows, 0.0); }; });
-  const index_t coords = terms.scores.d;
-  const index_t fitting = kBlockBytes / (terms.scores.n * terms.rows() * 8);
+void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
+               View2<double> tail, int threads) {
+  const index_t coords = terms.scores.d, rows = terms.rows();
+  TileSums tiles(rows, ceil_div(terms.scores.n * coords, kPanel));
+  const Indices ends = terms.ends();
+  const bool ragged = *std::min_element(ends.begin(), ends.end()) < rows;
+  for_each_task(ragged ? rows : 0, threads,
+                [&] { return [&](index_t i) { std::fill_n(&out(i, 0), rows, 0.0); }; });
+  const Comoments sums{tiles, out, mean, tail, ragged};
+  const index_t fitting = kBlockBytes / (terms.scores.n * rows * 8);
   if (terms.block > 1 && fitting >= std::min<index_t>(coords, 64)) {
     for (index_t d0 = 0; d0 < coords; d0 += fitting) {
-      const index_t width = std::min(fitting, coords - d0);
-      add_block_comoments(terms, d0, width, sums, mean, tail, threads);
+      add_block_comoments(terms, d0, std::min(fitting, coords - d0), sums, threads);
     }
   } else {
-    add_comoments<T>(terms, sums, mean, tail, threads);
+    add_comoments<T>(terms, sums, threads);
   }
+  tiles.store(out, ragged, divisor, threads);
 }
 
 void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {
@@ -372,37 +433,16 @@ void add_product(View2<const double> x, double factor, View2<double> sums, int t
   const Indices order{0}, ends{x.rows};
   const Terms<double> terms{
       {x.data, 1, x.rows, x.cols, 0, x.row_stride}, {&one, 1, x.rows, 0, 0}, {}, nullptr, 1};
-  LaneSums lanes(sums, ceil_div(x.cols, kPanel));
-  const Columns<double> a{terms, order, ends, 0, x.cols, {zero.data(), x.rows, x.cols, 0, 1},
-                          1.0,   {},    {}};
-  add_products<double>(a, factor, lanes, threads);
-  lanes.merge();
+  const View2<const double> centre{zero.data(), x.rows, x.cols, 0, 1};
+  TileSums tiles(x.rows, ceil_div(x.cols, kPanel));
+  add_products<double>(Columns<double>{terms, order, ends, 0, x.cols, centre, 1.0, {}, {}}, factor,
+                       tiles, threads);
+  tiles.store(sums, true, 1.0, threads);
 }
 
-void symmetric(View2<double> sums, double divisor, int threads) {
-  constexpr index_t edge = 8;  // squares of as many cache lines
-  for_each_task(ceil_div(sums.rows, kTile), threads, [&] {
-    return [&](index_t task) {
-      for (index_t i0 = task * kTile; i0 < std::min((task + 1) * kTile, sums.rows); i0 += edge) {
-        const index_t i1 = std::min(i0 + edge, sums.rows);
-        for (index_t j0 = 0; j0 <= i0; j0 += edge) {
-          const index_t j1 = std::min(j0 + edge, sums.rows);
-          double square[edge][edge] = {};
-          for (index_t i = i0; i < i1; ++i) {
-            for (index_t j = j0; j < std::min(j1, i + 1); ++j) {
-              square[j - j0][i - i0] = sums(i, j) = sums(i, j) / divisor;
-            }
-          }
-          for (index_t j = j0; j < j1; ++j) {
-            for (index_t i = std::max(i0, j); i < i1; ++i) sums(j, i) = square[j - j0][i - i0];
-          }
-        }
-      }
-    };
-  });
-}
-
-template void comoments(const Terms<float>&, View2<double>, View2<double>, View2<double>, int);
-template void comoments(const Terms<double>&, View2<double>, View2<double>, View2<double>, int);
+template void comoments(const Terms<float>&, double, View2<double>, View2<double>, View2<double>,
+                        int);
+template void comoments(const Terms<double>&, double, View2<double>, View2<double>, View2<double>,
+                        int);
 
 }  // namespace rlvar

@@ -100,17 +100,17 @@ inline void add_scaled(Lanes<float>::Vec v, double factor, double* c) {
   add_scaled(to_doubles(upper_half(v)), factor, c + Lanes<double>::width);
 }
 
-/// c[r, :] += factor * sum_k a[k, r] b[k, :] for Rows rows and Vectors vectors of columns; rows of
-/// c are `stride` apart.
+/// c[r, :] += factor * sum_k a[k, r] b[k, :] for Rows rows and Vectors vectors of columns, inside a
+/// tile. Not inlined: GCC then keeps every sum in its register.
 template <class T, int Rows, int Vectors>
-void micro_product(const T* a, const T* b, index_t columns, double factor, double* c,
-                   index_t stride) {
+[[gnu::noinline]] void micro_product(const T* a, const T* b, index_t columns, double factor,
+                                     double* c) {
   using L = Lanes<T>;
   typename L::Vec sums[Rows][Vectors] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {  // on their way while the sums are made
 #pragma GCC unroll 8
-    for (index_t j = 0; j < Vectors * L::width; j += 8) __builtin_prefetch(c + r * stride + j, 1);
+    for (index_t j = 0; j < Vectors * L::width; j += 8) __builtin_prefetch(c + r * kTile + j, 1);
   }
   for (index_t k = 0; k < columns; ++k) {
     typename L::Vec right[Vectors];
@@ -128,51 +128,39 @@ void micro_product(const T* a, const T* b, index_t columns, double factor, doubl
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) add_scaled(sums[r][v], factor, c + r * stride + v * L::width);
+    for (int v = 0; v < Vectors; ++v) add_scaled(sums[r][v], factor, c + r * kTile + v * L::width);
   }
 }
 
 /// Row group `i` by the `count` (1 to 3) column groups from `j` on.
 template <class T>
 void group_product(const Panel<T>& panel, index_t i, index_t j, index_t count, double factor,
-                   double* c, index_t stride) {
+                   double* c) {
   constexpr int lanes = Panel<T>::lanes, rows = std::min(lanes, 4);
   const T* b = panel.group(j);
   const T* a = panel.group(i);
-  if (count == 1) return micro_product<T, lanes, 1>(a, b, panel.columns, factor, c, stride);
+  if (count == 1) return micro_product<T, lanes, 1>(a, b, panel.columns, factor, c);
   for (int r = 0; r < lanes; r += rows) {
     if (count == 2) {
-      micro_product<T, rows, 2>(a + r, b, panel.columns, factor, c + r * stride, stride);
+      micro_product<T, rows, 2>(a + r, b, panel.columns, factor, c + r * kTile);
     } else {
-      micro_product<T, rows, 3>(a + r, b, panel.columns, factor, c + r * stride, stride);
+      micro_product<T, rows, 3>(a + r, b, panel.columns, factor, c + r * kTile);
     }
   }
 }
 
-/// tile += factor * A A^T, for the tile of rows i from i0 on and columns j from j0 on, both below
-/// `rows`, and j <= i (a few j > i in the diagonal's groups are written too). `tile` starts at
-/// (i0, j0) and goes on at least to the end of the tile, or to the end of A's rows.
+/// tile (kTile, kTile) += factor * A A^T in rows i from i0 on and columns j from j0 on, both below
+/// `rows` or a little beyond, and j <= i or a little beyond.
 template <class T>
 void tile_product(const Panel<T>& panel, index_t i0, index_t j0, index_t rows, double factor,
-                  View2<double> tile) {
+                  double* tile) {
   constexpr index_t lanes = Panel<T>::lanes;
   const index_t i_end = Panel<T>::groups(std::min(i0 + kTile, rows));
   const index_t j_end = Panel<T>::groups(std::min(j0 + kTile, rows));
   for (index_t j = j0 / lanes; j < j_end; j += 3) {
     for (index_t i = std::max(i0 / lanes, j); i < i_end; ++i) {
       const index_t count = std::min<index_t>({3, j_end - j, i - j + 1});
-      const index_t row = i * lanes - i0, column = j * lanes - j0;
-      if (row + lanes <= tile.rows) {
-        group_product(panel, i, j, count, factor, &tile(row, column), tile.row_stride);
-      } else {  // the last group has fewer rows
-        double square[lanes][3 * lanes] = {};
-        group_product(panel, i, j, count, factor, &square[0][0], 3 * lanes);
-        for (index_t r = row; r < tile.rows; ++r) {
-          for (index_t c = column; c < std::min(column + count * lanes, tile.cols); ++c) {
-            tile(r, c) += square[r - row][c - column];
-          }
-        }
-      }
+      group_product(panel, i, j, count, factor, tile + (i * lanes - i0) * kTile + j * lanes - j0);
     }
   }
 }

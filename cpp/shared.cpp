@@ -120,7 +120,6 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
       return [&, product = zeros(kTile * kTile)](index_t task) mutable {
         const auto [i0, j0] = Tiles::corner(task / lanes);
         const index_t lane = task % lanes;
-        const auto tile = contiguous(product.data(), kTile, kTile);
         for (index_t slot = lane; slot < count; slot += lanes) {
           const index_t n = order[static_cast<std::size_t>(first + slot)], end = end_of(n);
           if (i0 >= end) break;
@@ -128,7 +127,7 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
           const double factor = terms.probability(n) / scale / scale;
           std::fill(product.begin(), product.end(), 0.0);
           for (index_t k = 0; k < panels; ++k) {
-            tile_product(panel(slot, k), i0, j0, end, factor, tile);
+            tile_product(panel(slot, k), i0, j0, end, factor, product.data());
           }
           add_weighted(contiguous<const double>(product.data(), kTile, kTile), weights, terms.steps,
                        n, i0, j0, end, lane_sums(lane), rows);

@@ -35,7 +35,6 @@ vtrace = _module.vtrace
 comoments = _module.comoments
 shared_moments = _module.shared_moments
 add_product = _module.add_product
-symmetric = _module.symmetric
 gradients = _module.gradients
 means = _module.means
 unit_squares = _module.unit_squares

@@ -67,7 +67,8 @@ def comoments(
     mask: _Mask,
     sample_weight: _Double | None,
     block: int,
-    sums: _Double,
+    divisor: float,
+    out: _Double,
     mean: _Double | None,
     tail: _Double | None,
     threads: int | None,
@@ -82,7 +83,6 @@ def shared_moments(
     threads: int | None,
 ) -> None: ...
 def add_product(x: _Double, factor: float, sums: _Double, threads: int | None) -> None: ...
-def symmetric(sums: _Double, divisor: float, threads: int | None) -> None: ...
 def gradients(
     scores: _Float, weights: _Double, lengths: _Lengths, mask: _Mask, out: _Double, threads: int | None
 ) -> None: ...

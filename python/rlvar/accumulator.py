@@ -50,7 +50,7 @@ class _State(NamedTuple):
     rollouts: int
     weight: float  # sum of their sample weights
     square_weight: float  # and of the squares
-    sums: Double  # (B, B): its lower half counts
+    sums: Double  # (B, B)
     mean: Double  # (B, D)
     tail: Double  # (B, D)
 
@@ -272,12 +272,8 @@ class CovarianceAccumulator:
         divisor = _check.divisor(state.weight, state.square_weight, ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
-        result = state.sums.copy()
-        _core.symmetric(result, divisor, self._threads)
-        if out is None:
-            return result
-        out[...] = result
-        return out
+        result: Double = np.divide(state.sums, divisor, out=out)
+        return result
 
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
@@ -379,7 +375,8 @@ class CovarianceAccumulator:
             return None
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
-        _core.comoments(array, w, *live, p, min(self.block_size, t), sums, mean, tail, self._threads)
+        block = min(self.block_size, t)
+        _core.comoments(array, w, *live, p, block, 1.0, sums, mean, tail, self._threads)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(array, live)
         return _State(n, float(weight), float(square_weight), sums, mean, tail)

@@ -105,14 +105,13 @@ def covariance(
     result = np.empty(shape)
     matrices = result if several else result[None]
     if several and block == 1 and _sharing_pays(len(w), array.shape[2]):
-        _shared_comoments(array, w, live, p, matrices, threads)
+        _covariances(array, w, live, p, normaliser, matrices, threads)
     else:
         for one, matrix in zip(w if several else w[None], matrices, strict=True):
-            _core.comoments(array, one, *live, p, block, matrix, None, None, threads)
+            _core.comoments(array, one, *live, p, block, normaliser, matrix, None, None, threads)
     for matrix in matrices:
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(array, live)
-        _core.symmetric(matrix, normaliser, threads)
     if out is None:
         return result
     out[...] = result
@@ -127,15 +126,16 @@ def _sharing_pays(sets: int, coordinates: int) -> bool:
     return coordinates + 20 * sets < sets * coordinates
 
 
-def _shared_comoments(
+def _covariances(
     scores: _check.Float,
     weights: _check.Double,
     live: _check.Steps,
     sample_weight: _check.Double | None,
-    sums: _check.Double,
+    normaliser: float,
+    matrices: _check.Double,
     threads: int | None,
 ) -> None:
-    """Compute the comoments (E, T, T) of E sets of weights (E, N, T) from shared products.
+    """Compute the covariances (E, T, T) of E sets of weights (E, N, T) from shared products.
 
     Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
     far above spread, a set is computed by itself.
@@ -143,10 +143,12 @@ def _shared_comoments(
     total = float(len(scores) if sample_weight is None else sample_weight.sum())
     tolerated = 4.0 if scores.dtype == np.float32 else 100.0
     mean = np.empty(scores.shape[1:])
-    _core.shared_moments(scores, weights, *live, sample_weight, sums, threads)
-    for w, matrix in zip(weights, sums, strict=True):
+    _core.shared_moments(scores, weights, *live, sample_weight, matrices, threads)
+    for w, matrix in zip(weights, matrices, strict=True):
         before = matrix.diagonal().max()
         _core.means(scores, w, *live, sample_weight, mean, threads)
         _core.add_product(mean, -total, matrix, threads)
-        if not before <= tolerated * matrix.diagonal().max():
-            _core.comoments(scores, w, *live, sample_weight, 1, matrix, None, None, threads)
+        if before <= tolerated * matrix.diagonal().max():
+            matrix /= normaliser
+        else:
+            _core.comoments(scores, w, *live, sample_weight, 1, normaliser, matrix, None, None, threads)

@@ -1,4 +1,4 @@
-"""What examples of the covariance in shards share: cutting, reducing, and the command line."""
+"""What covariance_processes.py and covariance_ray.py share: shards of rollouts, and the command line."""
 
 from __future__ import annotations
 

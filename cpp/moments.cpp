@@ -117,6 +117,7 @@ template <class T>
 void gradients(View3<const T> scores, View3<const double> weights, const Steps& steps, double* out,
                int threads) {
   const index_t sets = weights.n, samples = scores.n, coords = scores.d;
+  threads = threads_for(0.3 * static_cast<double>(sets * samples * scores.t * coords), threads);
   for_each_task(samples, threads, [&] {
     return [&](index_t n) {
       for (index_t e = 0; e < sets; ++e) {
@@ -139,6 +140,7 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
 template <class T>
 void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
                   const std::int64_t* offsets, index_t units, const UnitSquares& out, int threads) {
+  threads = threads_for(terms.pass(), threads);
   // Tasks of whole units, with a few rollouts each.
   Indices cuts{0};
   for (index_t u = 1; u <= units; ++u) {

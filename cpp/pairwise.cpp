@@ -29,8 +29,11 @@ namespace rlvar {
 
 namespace {
 
-constexpr index_t kMeanBytes = 12 * kMiB;   // means and tails of the coordinates at hand
+constexpr index_t kMeanBytes = kMiB;  // means and tails of the coordinates at hand, if these
+constexpr index_t kCoords = 256;      // are not fewer than this, and at most
+constexpr index_t kMostMeanBytes = 12 * kMiB;
 constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
+constexpr index_t kShort = 4;               // as many rows or fewer are multiplied without panels
 constexpr index_t kRaggedRows = 16;         // rows of one task of the ragged part
 
 /// What turns terms into columns of A: coordinates [d0, d0 + width) of the rollouts in `order`.
@@ -84,6 +87,21 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
                index_t c, Rows<P>& rows) {
   const Terms<T>& terms = a.terms;
   const double root = std::sqrt(terms.probability(n)), factor = a.scale * root;
+  if (terms.narrow(count)) {
+    with_width(count, [&](auto constant) {
+      for (index_t q = q0; q < q1; ++q) {
+        const T* s = terms.scores.row(n, q) + a.d0 + d;
+        const double* m = &a.centre(q, d);
+        const double w = terms.weights(n, q);
+        const bool live = terms.steps.unmasked(n, q);
+        P* x = &rows[q - q0][c];
+        for (int k = 0; k < decltype(constant)::value; ++k) {
+          x[k] = static_cast<P>(((live ? w * static_cast<double>(s[k]) : 0.0) - m[k]) * factor);
+        }
+      }
+    });
+    return;
+  }
   for (index_t q = q0; q < q1; ++q) {
     const double* m = &a.centre(q, d);
     P* x = &rows[q - q0][c];
@@ -116,9 +134,10 @@ void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
   constexpr index_t lanes = Panel<P>::lanes;
   alignas(64) Rows<P> rows;
   const index_t q0 = g * lanes;
-  for (index_t c = 0; c < panel.columns;) {
-    const index_t n = a.order[static_cast<std::size_t>((c0 + c) / a.width)];
-    const index_t d = (c0 + c) % a.width, count = std::min(a.width - d, panel.columns - c);
+  std::size_t i = static_cast<std::size_t>(c0 / a.width);
+  index_t d = c0 % a.width;
+  for (index_t c = 0; c < panel.columns; ++i, d = 0) {
+    const index_t n = a.order[i], count = std::min(a.width - d, panel.columns - c);
     const index_t q1 = std::clamp(a.end(n), q0, q0 + lanes);
     form_rows(a, n, q0, q1, d, count, c, rows);
     for (index_t q = q1; q < q0 + lanes; ++q) std::fill_n(&rows[q - q0][c], count, P(0));
@@ -166,16 +185,35 @@ class TileSums {
         }
         for (index_t i = i0; i < std::min(i0 + kTile, rows_); i += edge) {
           for (index_t j = j0; j < std::min(j0 + kTile, i + edge); j += edge) {
-            const index_t i_end = std::min(i + edge, rows_), j_end = std::min(j + edge, rows_);
-            double square[edge][edge] = {};
-            for (index_t r = i; r < i_end; ++r) {
-              for (index_t c = j; c < std::min(j_end, r + 1); ++c) {
-                const double sum = sums[(r - i0) * kTile + c - j0] + (add ? out(r, c) : 0.0);
-                square[c - j][r - i] = out(r, c) = sum / divisor;
+            const double* from = sums + (i - i0) * kTile + j - j0;
+            const index_t below = rows_ - i, right = rows_ - j;
+            double square[edge][edge];
+            for (index_t r = 0; r < edge; ++r) {
+              for (index_t c = 0; c < edge; ++c) square[r][c] = from[r * kTile + c];
+            }
+            const auto part = out.from(i, j);
+            for (index_t r = 0; add && r < std::min(edge, below); ++r) {
+              for (index_t c = 0; c < std::min({edge, right, i + r - j + 1}); ++c) {
+                square[r][c] += part(r, c);
               }
             }
-            for (index_t c = j; c < j_end; ++c) {
-              for (index_t r = std::max(i, c); r < i_end; ++r) out(c, r) = square[c - j][r - i];
+            for (index_t r = 0; r < edge; ++r) {
+              for (index_t c = 0; c < edge; ++c) square[r][c] /= divisor;
+            }
+            if (i > j && below >= edge) {
+              for (index_t r = 0; r < edge; ++r) {
+                for (index_t c = 0; c < edge; ++c) (&part(r, 0))[c] = square[r][c];
+              }
+              const auto mirror = out.from(j, i);
+              for (index_t c = 0; c < edge; ++c) {
+                for (index_t r = 0; r < edge; ++r) (&mirror(c, 0))[r] = square[r][c];
+              }
+            } else {  // the diagonal, or the end of the matrix
+              for (index_t r = 0; r < std::min(edge, below); ++r) {
+                for (index_t c = 0; c < std::min({edge, right, i + r - j + 1}); ++c) {
+                  part(r, c) = out(j + c, i + r) = square[r][c];
+                }
+              }
             }
           }
         }
@@ -225,6 +263,65 @@ void add_products(const Columns<T>& a, double factor, TileSums& sums, int thread
         }
       };
     });
+  }
+}
+
+/// The same where there are so few rows that panels would be mostly empty: the products of rows
+/// pairwise, in float64, along the coordinates. Memory-bound.
+template <int Height, class T>
+void add_short_products(const Columns<T>& a, TileSums& sums, int threads) {
+  using L = Lanes<double>;
+  const Terms<T>& terms = a.terms;
+  const index_t samples = terms.scores.n;
+  const index_t blocks = std::clamp<index_t>(samples * a.width / 16384, 1, 16);
+  std::vector<double> parts = zeros(blocks * Height * Height);
+  for_each_task(blocks, threads, [&] {
+    return [&](index_t block) {
+      double* part = parts.data() + block * Height * Height;
+      for (index_t i = samples * block / blocks; i < samples * (block + 1) / blocks; ++i) {
+        const index_t n = a.order[static_cast<std::size_t>(i)];
+        const T* s[Height];
+        double w[Height], reach[Height];  // 0 on padded rows, whose Y is 0
+        for (index_t q = 0; q < Height; ++q) {
+          reach[q] = q < a.end(n) ? 1.0 : 0.0;
+          // A step that is not live adds 0 times the centre, whatever lies there.
+          w[q] = q < a.end(n) && terms.steps.unmasked(n, q) ? terms.weights(n, q) : 0.0;
+          s[q] = w[q] == 0.0 ? nullptr : terms.scores.row(n, q) + a.d0;
+        }
+        typename L::Vec products[Height][Height] = {};
+        double rest[Height][Height] = {};
+        index_t d = 0;
+        for (; d + L::width <= a.width; d += L::width) {
+          typename L::Vec y[Height];
+          for (int q = 0; q < Height; ++q) {
+            y[q] = -reach[q] * L::load(&a.centre(q, d));
+            if (s[q]) y[q] += w[q] * load_doubles(s[q] + d);
+            for (int j = 0; j <= q; ++j) products[q][j] += y[q] * y[j];
+          }
+        }
+        for (; d < a.width; ++d) {
+          double y[Height];
+          for (int q = 0; q < Height; ++q) {
+            y[q] = -reach[q] * a.centre(q, d);
+            if (s[q]) y[q] += w[q] * static_cast<double>(s[q][d]);
+            for (int j = 0; j <= q; ++j) rest[q][j] += y[q] * y[j];
+          }
+        }
+        const double p = terms.probability(n);
+        for (int q = 0; q < Height; ++q) {
+          for (int j = 0; j <= q; ++j) {
+            part[q * Height + j] += p * (sum_of(products[q][j]) + rest[q][j]);
+          }
+        }
+      }
+    };
+  });
+  for (index_t block = 0; block < blocks; ++block) {
+    for (index_t q = 0; q < Height; ++q) {
+      for (index_t j = 0; j <= q; ++j) {
+        sums.tile(0, 0)[q * kTile + j] += parts.data()[(block * Height + q) * Height + j];
+      }
+    }
   }
 }
 
@@ -343,7 +440,9 @@ void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
   const index_t rows = terms.rows(), coords = terms.scores.d;
   const double total = terms.total_probability();
   const Indices ends = terms.ends(), order = by_falling(ends);
-  const index_t chunk = std::clamp<index_t>(kMeanBytes / (16 * rows), 1, coords);
+  const index_t chunk = std::clamp<index_t>(
+      std::min(std::max(kMeanBytes / (16 * rows), kCoords), kMostMeanBytes / (16 * rows)), 1,
+      coords);
   std::vector<double> means = zeros(rows * chunk), tails = zeros(rows * chunk),
                       weight = zeros(rows);
 
@@ -370,7 +469,13 @@ void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
                  {},
                  {}};
     if (in_float<T, P>) split_centre(a);
-    add_products<P>(a, 1.0, out.tiles, threads);
+    if (rows <= kShort && terms.block == 1) {
+      with_width(rows, [&](auto height) {
+        if constexpr (height <= kShort) add_short_products<height>(a, out.tiles, threads);
+      });
+    } else {
+      add_products<P>(a, 1.0, out.tiles, threads);
+    }
     if (out.ragged) add_ragged_part(a, weight.data(), total, out.rest, threads);
   }
 }
@@ -410,6 +515,7 @@ template <class T>
 void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
                View2<double> tail, int threads) {
   const index_t coords = terms.scores.d, rows = terms.rows();
+  threads = threads_for(terms.pass() * (2.0 + static_cast<double>(rows) / 16.0), threads);
   TileSums tiles(rows, ceil_div(terms.scores.n * coords, kPanel));
   const Indices ends = terms.ends();
   const bool ragged = *std::min_element(ends.begin(), ends.end()) < rows;

@@ -58,6 +58,11 @@ inline int default_threads() {
 #endif
 }
 
+/// At most one thread for each 100 microseconds of work: waking a thread costs some of them.
+inline int threads_for(double nanoseconds, int threads) {
+  return static_cast<int>(std::clamp(nanoseconds / 1e5, 1.0, static_cast<double>(threads)));
+}
+
 /// Runs worker(i) for each i in [0, tasks). make_worker() is called once on each thread: scratch
 /// memory lives in the worker. The first exception, an interrupt too, stops the hand-out and is
 /// rethrown here.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <numeric>
+#include <type_traits>
 
 #include "lanes.hpp"
 
@@ -11,10 +12,10 @@ namespace rlvar {
 /// too short for the hardware to see them as a stream. Never faults, wherever that may be.
 template <class T>
 void prefetch_steps(const T* x, index_t step_stride, index_t count) {
-  constexpr index_t size = static_cast<index_t>(sizeof(T));
-  const index_t ahead = std::min<index_t>(16, 8192 / (count * size));
-  if (ahead == 0) return;
-  for (index_t k = 0; k < count; k += 64 / size) __builtin_prefetch(x + ahead * step_stride + k);
+  constexpr index_t line = 64 / static_cast<index_t>(sizeof(T));
+  if (count < line || count > 128 * line) return;
+  const index_t ahead = count <= 8 * line ? 16 : count <= 32 * line ? 4 : 1;
+  for (index_t k = 0; k < count; k += line) __builtin_prefetch(x + ahead * step_stride + k);
 }
 
 using Indices = std::vector<index_t>;
@@ -33,6 +34,8 @@ struct Terms {
   bool live(index_t n, index_t t) const {
     return t < steps.end(n, scores.t) && steps.unmasked(n, t);
   }
+  /// Whether rows of `width` coordinates are so short that they are formed all at once.
+  bool narrow(index_t width) const { return width <= 8 && block == 1; }
   double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
   double total_probability() const {
     double total = 0.0;
@@ -45,6 +48,8 @@ struct Terms {
     while (last > 0 && !steps.unmasked(n, last - 1)) --last;
     return ceil_div(last, block);
   }
+  /// Nanoseconds, roughly, of one pass over the scores.
+  double pass() const { return 0.3 * static_cast<double>(scores.n * scores.t * scores.d); }
   Indices ends() const {
     Indices result(static_cast<std::size_t>(scores.n));
     for (index_t n = 0; n < scores.n; ++n) result[static_cast<std::size_t>(n)] = end(n);
@@ -100,6 +105,45 @@ void load_row(const Terms<T>& terms, index_t n, index_t q, index_t d0, index_t w
     }
     t += std::max<index_t>(live, 1);
   }
+}
+
+/// Calls f with a constant equal to `width`, 1 to 8: loops over it are then unrolled.
+template <class F>
+void with_width(index_t width, F&& f) {
+  switch (width) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    case 7:
+      return f(std::integral_constant<int, 7>());
+    case 8:
+      return f(std::integral_constant<int, 8>());
+  }
+}
+
+/// x[q - q0, :] = coordinates [d0, d0 + width) of rows q0 to q1 - 1 of rollout n, where they are
+/// narrow.
+template <class T>
+void load_narrow_rows(const Terms<T>& terms, index_t n, index_t q0, index_t q1, index_t d0,
+                      index_t width, double* x) {
+  with_width(width, [&](auto constant) {
+    constexpr int count = decltype(constant)::value;
+    for (index_t q = q0; q < q1; ++q, x += count) {
+      const T* s = terms.scores.row(n, q) + d0;
+      const double w = terms.weights(n, q);
+      const bool live = terms.live(n, q);
+      for (int d = 0; d < count; ++d) x[d] = live ? w * static_cast<double>(s[d]) : 0.0;
+    }
+  });
 }
 
 }  // namespace rlvar

@@ -90,6 +90,18 @@ def test_sample_weights_of_batches_count_against_each_other(rng):
     np.testing.assert_allclose(result.covariance(ddof=0), exact, rtol=1e-11, atol=1e-14)
 
 
+def test_a_batch_without_weight_is_checked_and_counted(rng):
+    scores, p = rng.standard_normal((20, 5, 3)), np.r_[np.zeros(12), rng.random(8)]
+    result = accumulated(scores, cuts=(4, 8, 12), sample_weight=p)
+    assert result.count == 20
+    np.testing.assert_allclose(result.covariance(), rlvar.covariance(scores, sample_weight=p), rtol=1e-11)
+    scores[2, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"scores\[2, 0, 0\] = nan"):
+        accumulated(scores, cuts=(4,), sample_weight=p)
+    with pytest.raises(ValueError, match="ddof must leave degrees of freedom"):
+        accumulated(np.ones((4, 2, 1)), sample_weight=np.zeros(4)).covariance()
+
+
 def test_growth_totals_and_mean_are_those_of_decompose(rng):
     scores, weights = rng.standard_normal((50, 12, 4)), rng.standard_normal((50, 12))
     lengths = rng.integers(0, 13, 50)
@@ -122,6 +134,7 @@ def test_merging_leaves_the_other_as_it_was_and_plus_leaves_both(rng):
     a.merge(b)
     np.testing.assert_array_equal(b.covariance(), before[1])
     np.testing.assert_array_equal(a.covariance(), both.covariance())
+    np.testing.assert_array_equal(sum([b]).covariance(), before[1])
     a.merge(a)  # itself: every rollout twice
     assert a.count == 32
     np.testing.assert_allclose(a.covariance(ddof=0), both.covariance(ddof=0), rtol=1e-12)
@@ -131,7 +144,7 @@ def test_empty_accumulators_and_batches_change_nothing(rng):
     a = accumulated(rng.standard_normal((8, 4, 2)))
     before = a.covariance()
     a.update(np.empty((0, 4, 2)))
-    a.update(np.ones((3, 4, 2)), sample_weight=np.zeros(3))
+    a.update_from(np.empty((0, 4, 2)))
     a.merge(rlvar.CovarianceAccumulator())
     for result in (a, a + rlvar.CovarianceAccumulator(), rlvar.CovarianceAccumulator() + a):
         np.testing.assert_array_equal(result.covariance(), before)
@@ -289,6 +302,8 @@ def test_saving_is_at_once_or_not_at_all(tmp_path, monkeypatch):
         file.write(b"half of it")
         raise OSError("no space left on device")
 
+    with pytest.raises(FileNotFoundError, match="none"):
+        accumulated(GOOD).save(tmp_path / "none" / "part.npz")
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no space left"):
         accumulated(2 * GOOD).save(path)
@@ -322,12 +337,12 @@ def test_a_stream_of_mapped_scores_is_one_call(tmp_path):
     np.testing.assert_array_equal(masked.covariance(), result.covariance())
 
 
-def test_a_stream_names_the_block_of_a_bad_score_and_changes_nothing(tmp_path):
+def test_a_stream_names_the_bad_score_and_changes_nothing(tmp_path):
     scores, weights, _ = write_folder(tmp_path)
     scores = scores.copy()
     scores[37, 2, 1] = np.nan
     result = accumulated(scores[:10], weights[:10])
-    with pytest.raises(ValueError, match=r"in the block of rollouts from 32 on: .*scores\[5, 2, 1\] = nan"):
+    with pytest.raises(ValueError, match=r"got scores\[37, 2, 1\] = nan"):
         result.update_from(scores, weights, rollouts_per_update=16)
     assert result.count == 10
 

@@ -307,8 +307,10 @@ def _first(bad: NDArray[np.bool_], time_first: bool) -> tuple[tuple[int, ...], s
     return index, ", ".join(map(str, index[::-1] if time_first else index))
 
 
-def raise_not_finite(array: Float, live: Steps) -> NoReturn:
+def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
     """Explain a result that is not finite: name the first bad live score, or else the overflow.
+
+    Rollouts count from `first`.
 
     Kernels do not look for NaN; it shows in what they return. This slow search runs only then.
     """
@@ -318,7 +320,7 @@ def raise_not_finite(array: Float, live: Steps) -> NoReturn:
         if not good.all():
             t, d = (int(i) for i in np.argwhere(~good)[0])
             raise ValueError(
-                f"scores must be finite in live steps, got scores[{n}, {t}, {d}] = {rollout[t, d]}"
+                f"scores must be finite in live steps, got scores[{first + n}, {t}, {d}] = {rollout[t, d]}"
             )
     raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
 

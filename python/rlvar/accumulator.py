@@ -13,6 +13,7 @@ spread.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import uuid
@@ -67,7 +68,7 @@ class CovarianceAccumulator:
     block_size : int, default 1
         As in `covariance`.
     num_threads : int, optional
-        As in `covariance`.
+        As in `covariance`. Not pickled: the process that unpickles chooses by itself.
 
     Attributes
     ----------
@@ -188,12 +189,11 @@ class CovarianceAccumulator:
         """
         if not isinstance(scores, np.ndarray):
             scores = _check.scores(scores, rollouts=0)
-        if scores.ndim != 3:
-            _check.scores(scores, rollouts=0)  # raises
+        _check.scores(scores[:0] if scores.ndim == 3 else scores, rollouts=0)
         self._refuse_other_coordinates("scores", scores.shape[2])
-        n = len(scores)
-        live = _check.steps(scores.shape[:2], mask, lengths)
-        w = None if weights is None else _check.doubles("weights", weights, scores.shape[:2], (n,))
+        n, t, _ = scores.shape
+        live = _check.steps((n, t), mask, lengths)
+        w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         if rollouts_per_update is None:
             per_rollout = max(1, scores[:1].nbytes)
@@ -205,18 +205,16 @@ class CovarianceAccumulator:
             report = _reporter(progress, n, stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
-                try:
-                    whole.update(
-                        scores[part],
-                        None if w is None else w[part],
-                        mask=None if live.mask is None else live.mask[part].view(np.bool_),
-                        lengths=None if live.lengths is None else live.lengths[part],
-                        sample_weight=None if p is None else p[part],
-                    )
-                except ValueError as error:
-                    if start == 0:
-                        raise
-                    raise ValueError(f"in the block of rollouts from {start} on: {error}") from None
+                state = whole._measured(
+                    scores[part],
+                    w[part],
+                    None if live.mask is None else live.mask[part].view(np.bool_),
+                    None if live.lengths is None else live.lengths[part],
+                    None if p is None else p[part],
+                    first=start,
+                )
+                if state is not None:
+                    whole._state = _merged(whole._state, state, self._threads)
                 report(min(start + size, n), n)
         self.merge(whole)
 
@@ -248,6 +246,13 @@ class CovarianceAccumulator:
         result._state = self._state
         result.merge(other)
         return result
+
+    def __radd__(self, other: int) -> CovarianceAccumulator:
+        """Let `sum` of accumulators start from its 0."""
+        return self if other == 0 else NotImplemented
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_threads": None}
 
     def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
         """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
@@ -296,6 +301,8 @@ class CovarianceAccumulator:
         The file is written beside `path` under another name, then renamed.
         """
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
         if self._state is not None:
             fields |= self._state._asdict()
@@ -362,8 +369,9 @@ class CovarianceAccumulator:
         mask: ArrayLike | None,
         lengths: ArrayLike | None,
         sample_weight: ArrayLike | None,
+        first: int = 0,
     ) -> _State | None:
-        """Return the moments of one batch, or None if it is empty."""
+        """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
         array = _check.scores(scores, rollouts=0)
         n, t, d = array.shape
         self._refuse_other_coordinates("scores", d)
@@ -371,14 +379,14 @@ class CovarianceAccumulator:
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         weight, square_weight = (n, n) if p is None else (math.fsum(p), math.fsum(p * p))
-        if n == 0 or weight == 0:
+        if n == 0:
             return None
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
         block = min(self.block_size, t)
         _core.comoments(array, w, *live, p, block, 1.0, sums, mean, tail, self._threads)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
-            _check.raise_not_finite(array, live)
+            _check.raise_not_finite(array, live, first)
         return _State(n, float(weight), float(square_weight), sums, mean, tail)
 
 
@@ -392,10 +400,11 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     delta = (b.mean - a.mean) + (b.tail - a.tail)
     sums = b.sums
     sums += a.sums
-    _core.add_product(delta, a.weight / total * b.weight, sums, threads)
+    share = b.weight / total if total > 0 else 0.0
+    _core.add_product(delta, a.weight * share, sums, threads)
     if not np.isfinite(sums.diagonal()).all():
         raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
-    shift = delta * (b.weight / total)
+    shift = delta * share
     mean = a.mean + shift
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
     back = mean - a.mean
@@ -422,7 +431,7 @@ def _validate(state: _State) -> None:
     for name, array, shape in zip(("sums", "mean", "tail"), state[3:], ((b, b), (b, d), (b, d)), strict=True):
         if array.shape != shape or array.dtype != np.float64:
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}")
-    sane = state.rollouts >= 1 and state.weight > 0 and state.square_weight > 0
+    sane = state.rollouts >= 1 and state.weight >= 0 and state.square_weight >= 0
     if not (sane and np.isfinite(state.mean).all() and np.isfinite(state.sums.diagonal()).all()):
         raise ValueError("its numbers make no sense")
 

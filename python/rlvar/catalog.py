@@ -7,7 +7,7 @@ is a function from rollouts to weights, a few lines over `returns` and `advantag
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,26 @@ class Estimator:
     unbiased : bool
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
         means over the batch. Variances of estimators with other means do not compare by themselves.
-    weights : callable
-        From `Rollouts` to weights, (N,) or (N, T).
     """
 
     name: str
     formula: str
     needs: tuple[str, ...]
     unbiased: bool
-    weights: Callable[[Rollouts], Double]
+    _weights: Callable[[Rollouts], Double] = field(repr=False)
+
+    def weights(self, rollouts: Rollouts) -> Double:
+        """Return its weights for some rollouts, shape (N,) or (N, T).
+
+        Raises
+        ------
+        ValueError
+            If the rollouts do not carry what it needs.
+        """
+        for need in self.needs:
+            if getattr(rollouts, need) is None:
+                raise ValueError(f"it needs {need}, which the rollouts do not carry")
+        return self._weights(rollouts)
 
     def __str__(self) -> str:
         needs = f"  needs {', '.join(self.needs)}" if self.needs else ""

@@ -110,6 +110,8 @@ def _report(args: argparse.Namespace) -> Report:
 
 
 def _covariance(args: argparse.Namespace) -> str:
+    if not args.out.parent.is_dir():  # before the work, not after it
+        raise ValueError(f"{args.out.parent}: no such folder")
     progress = _progress()
     try:
         progress("reading rollouts")

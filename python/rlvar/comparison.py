@@ -34,9 +34,6 @@ def estimator_weights(rollouts: Rollouts, estimators: Estimators, name: str) -> 
             return _check.weights(given, rollouts.shape[:2], live)
         if name not in CATALOG:
             raise ValueError(f"it is none of {', '.join(CATALOG)}")
-        for need in CATALOG[name].needs:
-            if getattr(rollouts, need) is None:
-                raise ValueError(f"it needs {need}, which the rollouts do not carry")
         return _check.weights(CATALOG[name].weights(rollouts), rollouts.shape[:2], live)
     except Exception as error:  # of a callable, anything
         if type(error) in (TypeError, ValueError):

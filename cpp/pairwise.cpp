@@ -11,19 +11,20 @@
 // Raggedness: rollouts are taken longest first, so that the panels' heights shrink and padding is
 // never multiplied. A padded step has X = 0 and Y = 0, not Y = -m; `add_ragged_part` mends that.
 //
-// Digits: terms are formed, centred and scaled in float64, then rounded to the products' type, so
-// that a mean far above the spread costs none. float32 products run over at most 256 columns and
-// are added to float64 sums. The scale, a power of two, keeps squares inside float32's range.
+// Digits: terms are centred before they are rounded to the products' type (columns.hpp), so that a
+// mean far above the spread costs none. float32 products run over at most 256 columns and are added
+// to float64 sums.
 #include "pairwise.hpp"
 
+#include <Eigen/Core>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
+#include "columns.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
-#include "products.hpp"
 
 namespace rlvar {
 
@@ -35,116 +36,6 @@ constexpr index_t kMostMeanBytes = 12 * kMiB;
 constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
 constexpr index_t kShort = 4;               // as many rows or fewer are multiplied without panels
 constexpr index_t kRaggedRows = 16;         // rows of one task of the ragged part
-
-/// What turns terms into columns of A: coordinates [d0, d0 + width) of the rollouts in `order`.
-template <class T>
-struct Columns {
-  const Terms<T>& terms;
-  const Indices& order;  // by falling end
-  const Indices& ends;
-  index_t d0, width;
-  View2<const double> centre;  // (T, width)
-  double scale;
-  std::vector<float> upper, lower;  // scale * centre in two float32 parts, where `in_float` is used
-
-  index_t count() const { return terms.scores.n * width; }
-  /// Rows of A that are not all zero from column c on.
-  index_t rows_from(index_t c) const { return end(order[static_cast<std::size_t>(c / width)]); }
-  index_t end(index_t n) const { return ends[static_cast<std::size_t>(n)]; }
-};
-
-/// Whether columns are formed by `centre_in_float`.
-template <class T, class P>
-constexpr bool in_float = kFused && std::is_same_v<T, float> && std::is_same_v<P, float>;
-
-template <class T>
-void split_centre(Columns<T>& a) {
-  const std::size_t size = static_cast<std::size_t>(a.centre.rows * a.width);
-  a.upper.resize(size);
-  a.lower.resize(size);
-  for (std::size_t i = 0; i < size; ++i) {
-    const double c = a.centre.data[i] * a.scale;
-    a.upper[i] = static_cast<float>(c);
-    a.lower[i] = static_cast<float>(c - static_cast<double>(a.upper[i]));
-  }
-}
-
-/// x = factor (w s - c) in float32. With w and c in two parts each, and the fused operation
-/// rounding once, what is lost is 2^-24 of the result and 2^-48 of the terms.
-inline void centre_in_float(const float* __restrict s, double w, const float* __restrict upper,
-                            const float* __restrict lower, index_t count, float factor,
-                            float* __restrict x) {
-  const float high = static_cast<float>(w), low = static_cast<float>(w - static_cast<double>(high));
-  for (index_t k = 0; k < count; ++k) {
-    x[k] = factor * (__builtin_fmaf(high, s[k], -upper[k]) + __builtin_fmaf(low, s[k], -lower[k]));
-  }
-}
-
-/// rows[r][c + k] = A's row q0 + r < q1, columns k = 0 .. count - 1 of rollout n from coordinate d
-/// on.
-template <class T, class P>
-void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d, index_t count,
-               index_t c, Rows<P>& rows) {
-  const Terms<T>& terms = a.terms;
-  const double root = std::sqrt(terms.probability(n)), factor = a.scale * root;
-  if (terms.narrow(count)) {
-    with_width(count, [&](auto constant) {
-      for (index_t q = q0; q < q1; ++q) {
-        const T* s = terms.scores.row(n, q) + a.d0 + d;
-        const double* m = &a.centre(q, d);
-        const double w = terms.weights(n, q);
-        const bool live = terms.steps.unmasked(n, q);
-        P* x = &rows[q - q0][c];
-        for (int k = 0; k < decltype(constant)::value; ++k) {
-          x[k] = static_cast<P>(((live ? w * static_cast<double>(s[k]) : 0.0) - m[k]) * factor);
-        }
-      }
-    });
-    return;
-  }
-  for (index_t q = q0; q < q1; ++q) {
-    const double* m = &a.centre(q, d);
-    P* x = &rows[q - q0][c];
-    if (terms.block > 1) {
-      double row[kPanel];
-      load_row(terms, n, q, a.d0 + d, count, row);
-      for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>((row[k] - m[k]) * factor);
-    } else if (!terms.steps.unmasked(n, q)) {
-      for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>(-m[k] * factor);
-    } else {
-      const T* s = terms.scores.row(n, q) + a.d0 + d;
-      const double w = terms.weights(n, q);
-      prefetch_steps(s, terms.scores.t_stride, count);
-      if constexpr (in_float<T, P>) {
-        const index_t at = q * a.width + d;
-        centre_in_float(s, w * a.scale, a.upper.data() + at, a.lower.data() + at, count,
-                        static_cast<float>(root), x);
-      } else {
-        for (index_t k = 0; k < count; ++k) {
-          x[k] = static_cast<P>((w * static_cast<double>(s[k]) - m[k]) * factor);
-        }
-      }
-    }
-  }
-}
-
-/// Packs row group g of columns [c0, c0 + panel.columns) of A.
-template <class T, class P>
-void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
-  constexpr index_t lanes = Panel<P>::lanes;
-  alignas(64) Rows<P> rows;
-  const index_t q0 = g * lanes;
-  std::size_t i = static_cast<std::size_t>(c0 / a.width);
-  index_t d = c0 % a.width;
-  for (index_t c = 0; c < panel.columns; ++i, d = 0) {
-    const index_t n = a.order[i], count = std::min(a.width - d, panel.columns - c);
-    const index_t q1 = std::clamp(a.end(n), q0, q0 + lanes);
-    form_rows(a, n, q0, q1, d, count, c, rows);
-    for (index_t q = q1; q < q0 + lanes; ++q) std::fill_n(&rows[q - q0][c], count, P(0));
-    c += count;
-  }
-  store_group(rows, g, panel);
-}
 
 /// Accumulators of the lower half of a matrix, tile by tile: rows of a whole matrix would share few
 /// sets of the cache. `lanes` accumulators take panels in turn.
@@ -222,9 +113,9 @@ class TileSums {
   }
 };
 
-/// sums += factor * A A^T / scale^2, products in P.
+/// sums += A A^T / scale^2, products in P.
 template <class P, class T>
-void add_products(const Columns<T>& a, double factor, TileSums& sums, int threads) {
+void add_products(const Columns<T>& a, TileSums& sums, int threads) {
   const index_t rows = a.rows_from(0);
   if (rows == 0) return;
   const Tiles tiles(rows);
@@ -238,7 +129,7 @@ void add_products(const Columns<T>& a, double factor, TileSums& sums, int thread
     const index_t columns = std::min(kPanel, a.count() - index * kPanel);
     return Panel<P>{reinterpret_cast<P*>(memory.data()) + index % batch * panel_size, columns};
   };
-  factor = factor / a.scale / a.scale;
+  const double factor = 1.0 / a.scale / a.scale;
   for (index_t first = 0; first < panels; first += batch) {
     const index_t count = std::min(batch, panels - first);
     const index_t packs = ceil_div(Panel<P>::groups(rows), kPackGroups);
@@ -474,7 +365,7 @@ void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
         if constexpr (height <= kShort) add_short_products<height>(a, out.tiles, threads);
       });
     } else {
-      add_products<P>(a, 1.0, out.tiles, threads);
+      add_products<P>(a, out.tiles, threads);
     }
     if (out.ragged) add_ragged_part(a, weight.data(), total, out.rest, threads);
   }
@@ -534,16 +425,21 @@ void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<d
 }
 
 void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {
-  const double one = 1.0;
-  const std::vector<double> zero = zeros(x.cols);
-  const Indices order{0}, ends{x.rows};
-  const Terms<double> terms{
-      {x.data, 1, x.rows, x.cols, 0, x.row_stride}, {&one, 1, x.rows, 0, 0}, {}, nullptr, 1};
-  const View2<const double> centre{zero.data(), x.rows, x.cols, 0, 1};
-  TileSums tiles(x.rows, ceil_div(x.cols, kPanel));
-  add_products<double>(Columns<double>{terms, order, ends, 0, x.cols, centre, 1.0, {}, {}}, factor,
-                       tiles, threads);
-  tiles.store(sums, true, 1.0, threads);
+  using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> all(x.data, x.rows, x.cols,
+                                                              Eigen::OuterStride<>(x.row_stride));
+  for_each_task(Tiles(x.rows).pairs, threads, [&] {
+    return [&, product = Matrix()](index_t pair) mutable {
+      const auto [i0, j0] = Tiles::corner(pair);
+      const index_t height = std::min(kTile, x.rows - i0), width = std::min(kTile, x.rows - j0);
+      product.noalias() = all.middleRows(i0, height) * all.middleRows(j0, width).transpose();
+      for (index_t i = i0; i < i0 + height; ++i) {
+        for (index_t j = j0; j < std::min(j0 + width, i + 1); ++j) {
+          sums(j, i) = sums(i, j) += factor * product(i - i0, j - j0);
+        }
+      }
+    };
+  });
 }
 
 template void comoments(const Terms<float>&, double, View2<double>, View2<double>, View2<double>,

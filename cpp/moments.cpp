@@ -63,6 +63,49 @@ double squared_norm(const double* x, index_t width) {
   return total;
 }
 
+/// out[e,n,:] += sum over Count steps from t on of weights[e,n,t] scores[n,t,:], for every set e.
+/// Each number of the scores is loaded once, and each gradient once for Count steps.
+template <int Count, class T>
+void add_gradients(View3<const T> scores, View3<const double> weights, index_t n, index_t t,
+                   double* out) {
+  using L = Lanes<double>;
+  const index_t coords = scores.d;
+  const T* s[Count];
+  for (int k = 0; k < Count; ++k) {
+    s[k] = scores.row(n, t + k);
+    prefetch_steps(s[k], scores.t_stride, coords);
+  }
+  index_t d = 0;
+  for (; d + 2 * L::width <= coords; d += 2 * L::width) {
+    typename L::Vec x[Count][2];
+#pragma GCC unroll 4
+    for (int k = 0; k < Count; ++k) {
+      x[k][0] = load_doubles(s[k] + d);
+      x[k][1] = load_doubles(s[k] + d + L::width);
+    }
+    for (index_t e = 0; e < weights.n; ++e) {
+      const double* w = weights.row(e, n) + t;
+      double* g = out + (e * scores.n + n) * coords + d;
+      auto g0 = L::load(g), g1 = L::load(g + L::width);
+#pragma GCC unroll 4
+      for (int k = 0; k < Count; ++k) {
+        g0 += w[k] * x[k][0];
+        g1 += w[k] * x[k][1];
+      }
+      L::store(g0, g);
+      L::store(g1, g + L::width);
+    }
+  }
+  for (; d < coords; ++d) {
+    for (index_t e = 0; e < weights.n; ++e) {
+      const double* w = weights.row(e, n) + t;
+      for (int k = 0; k < Count; ++k) {
+        out[(e * scores.n + n) * coords + d] += w[k] * static_cast<double>(s[k][d]);
+      }
+    }
+  }
+}
+
 /// The units [u0, u1).
 template <bool Sums, class T>
 void squares_of_units(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
@@ -120,18 +163,17 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
   threads = threads_for(0.3 * static_cast<double>(sets * samples * scores.t * coords), threads);
   for_each_task(samples, threads, [&] {
     return [&](index_t n) {
-      for (index_t e = 0; e < sets; ++e) {
-        double* g = out + (e * samples + n) * coords;
-        std::fill(g, g + coords, 0.0);
-      }
-      for (index_t t = 0; t < std::min(steps.end(n, scores.t), scores.t); ++t) {
-        if (!steps.unmasked(n, t)) continue;
-        const T* s = scores.row(n, t);
-        for (index_t e = 0; e < sets; ++e) {
-          const double w = *(weights.row(e, n) + t);
-          double* g = out + (e * samples + n) * coords;
-          for (index_t d = 0; d < coords; ++d) g[d] += w * static_cast<double>(s[d]);
+      for (index_t e = 0; e < sets; ++e) std::fill_n(out + (e * samples + n) * coords, coords, 0.0);
+      const index_t end = std::min(steps.end(n, scores.t), scores.t);
+      for (index_t t = 0; t < end;) {
+        index_t live = 0;
+        while (live < 4 && t + live < end && steps.unmasked(n, t + live)) ++live;
+        if (live == 4) {
+          add_gradients<4>(scores, weights, n, t, out);
+        } else {
+          for (index_t k = 0; k < live; ++k) add_gradients<1>(scores, weights, n, t + k, out);
         }
+        t += std::max<index_t>(live, 1);
       }
     };
   });

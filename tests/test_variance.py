@@ -49,6 +49,27 @@ def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, shape, dtype):
             np.testing.assert_allclose(squares, expected, rtol=1e-12, atol=1e-12 * expected.max())
 
 
+def test_lag_correlations_are_those_of_the_matrix(rng):
+    scores, weights = rng.standard_normal((40, 9, 2)), rng.standard_normal((40, 9))
+    lengths = rng.integers(1, 8, 40)  # nobody reaches the last two steps
+    result = rlvar.decompose(scores, weights, lengths=lengths)
+    matrix = reference.covariance(scores, weights, lengths=lengths)
+    deviation = np.sqrt(matrix.diagonal())
+    bound = reference.lag_profile(np.outer(deviation, deviation))
+    np.testing.assert_allclose(
+        result.lag_correlation[:7], reference.lag_profile(matrix)[:7] / bound[:7], rtol=1e-9
+    )
+    assert np.isnan(result.lag_correlation[7:]).all()
+    assert result.lag_correlation[0] == pytest.approx(1)
+    assert result.alive.tolist() == [(lengths > t).sum() for t in range(9)]
+
+
+def test_a_rollout_is_alive_until_its_last_live_step():
+    mask = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    assert rlvar.decompose(np.ones((3, 4, 1)), mask=mask).alive.tolist() == [2, 2, 1, 0]
+    assert rlvar.decompose(np.ones((3, 4, 1))).alive.tolist() == [3, 3, 3, 3]
+
+
 def test_growth_ends_at_the_total(rng):
     result = rlvar.decompose(rng.standard_normal((30, 6, 2)), rng.standard_normal((30, 6)))
     assert result.growth[-1] == result.total_variance.value

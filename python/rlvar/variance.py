@@ -60,8 +60,13 @@ class Decomposition:
         The variance terms one by one.
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
+    alive : ndarray of int, shape (T,)
+        Number of rollouts that reach each step: what later values of the curves rest on.
     lag_profile : ndarray, shape (T,)
         ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
+    lag_correlation : ndarray, shape (T,)
+        ``lag_profile[k]`` over the sum of sqrt(C[t, t] C[t+k, t+k]): between -1 and 1, 1 at lag 0;
+        NaN where no step has any variance.
     mean : ndarray, shape (T, D)
         Mean of each term.
     covariance : ndarray, shape (T, T)
@@ -76,6 +81,7 @@ class Decomposition:
     growth_exponent: Estimate
     step_variance: Double
     growth: Double
+    alive: NDArray[np.int64]
     mean: Double
     growth_range: tuple[int, int]
     _source: _Source = field(repr=False, compare=False)
@@ -96,6 +102,18 @@ class Decomposition:
     @cached_property
     def lag_profile(self) -> Double:
         return _lag_profile(self._source, self.mean)
+
+    @cached_property
+    def lag_correlation(self) -> Double:
+        deviation = np.sqrt(self.step_variance)
+        size = _transform_size(len(deviation))
+        spectrum = np.fft.rfft(deviation, size)
+        bound = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(deviation)]
+        # Rounding of the transform, where the steps that far apart have no variance.
+        bound[bound < 1e-12 * bound[0]] = 0.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
+        return ratio
 
     @property
     def covariance_share(self) -> float:
@@ -123,7 +141,9 @@ class Decomposition:
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
         estimates = ("total_variance", "variance_terms", "covariance_terms", "growth_exponent")
-        arrays = ["step_variance", "growth", "lag_profile", "mean"] + ["covariance"] * covariance
+        arrays = ["step_variance", "growth", "alive", "lag_profile", "lag_correlation", "mean"] + [
+            "covariance"
+        ] * covariance
         return {
             **{name: getattr(self, name).to_dict() for name in estimates},
             **{name: to_json(getattr(self, name)) for name in arrays},
@@ -211,7 +231,8 @@ def decompose(
     if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
         _check.raise_not_finite(array, live)
 
-    first, last = growth_range = _growth_range(live, (n, t))
+    ends = _ends(live, (n, t))
+    first, last = growth_range = _growth_range(ends)
     values = _summaries(step_squares.sum(), growth_squares.copy(), normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
     if p is None and len(units) >= 3 and n - ddof > units.sizes.max():
@@ -237,16 +258,24 @@ def decompose(
         growth_exponent=exponent,
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
+        alive=(ends[:, None] > np.arange(t)).sum(axis=0),
         mean=mean,
         growth_range=(first, last),
         _source=source,
     )
 
 
-def _growth_range(live: _check.Steps, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the upper half of the steps that at least half of the rollouts reach."""
+def _ends(live: _check.Steps, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Return one past the last live step of each rollout (N,)."""
+    if live.mask is None:
+        return np.full(shape[0], shape[1]) if live.lengths is None else live.lengths
     alive = live.live(shape)
-    ends = np.where(alive.any(axis=1), shape[1] - np.argmax(alive[:, ::-1], axis=1), 0)
+    ends: NDArray[np.int64] = np.where(alive.any(axis=1), shape[1] - np.argmax(alive[:, ::-1], axis=1), 0)
+    return ends
+
+
+def _growth_range(ends: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the upper half of the steps that at least half of the rollouts reach."""
     last = max(1, int(np.sort(ends)[len(ends) // 2]))
     return (last + 1) // 2, last
 
@@ -271,6 +300,11 @@ def _summaries(
     return np.stack([total, variance, total - variance, exponent])
 
 
+def _transform_size(steps: int) -> int:
+    """Return a size of which the circular autocorrelation of `steps` numbers is the linear one."""
+    return 1 << (2 * steps - 1).bit_length()
+
+
 def _lag_profile(s: _Source, mean: Double) -> Double:
     """Sum of C[t, t+k] over t, for all k, by FFT: autocorrelation of each centred series.
 
@@ -278,7 +312,7 @@ def _lag_profile(s: _Source, mean: Double) -> Double:
     of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
     """
     n, t, d = s.scores.shape
-    size = 1 << (2 * t - 1).bit_length()
+    size = _transform_size(t)
     chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
     alive = s.live.live((n, t))
     power = np.zeros(size // 2 + 1)

@@ -8,6 +8,7 @@ from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
+from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.pairwise import covariance
 from rlvar.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 from rlvar.rollouts import Rollouts, load_rollouts
@@ -20,6 +21,7 @@ __all__ = [
     "Decomposition",
     "Estimate",
     "Estimator",
+    "OnPolicyTest",
     "Rollouts",
     "Totals",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
     "lambda_returns",
     "load_rollouts",
     "n_step_returns",
+    "on_policy_test",
     "opo",
     "reinforce_pp",
     "reward_to_go",

@@ -1,0 +1,223 @@
+import json
+
+import numpy as np
+import pytest
+
+import closed_forms
+import reference
+import rlvar
+from rlvar import _check, onpolicy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return closed_forms.EnumeratedPolicy(vocabulary=3, steps=6, seed=3)
+
+
+def moments(scores):
+    """|sum_t S_t|^2 and sum_t |S_t|^2 of each rollout."""
+    n, t, _ = scores.shape
+    return onpolicy._second_moments(scores, _check.steps((n, t)), _check.units(None, n), None)
+
+
+def sequence_probabilities(policy, pi):
+    """Probabilities of the sequences of `policy` under another table pi of next-token probabilities."""
+    start = pi.shape[1]
+    return np.array(
+        [np.prod([pi[a, b] for a, b in zip((start, *s), s, strict=False)]) for s in policy.sequences]
+    )
+
+
+def tempered(pi, temperature):
+    result = pi ** (1 / temperature)
+    return result / result.sum(axis=1, keepdims=True)
+
+
+def top_k(pi, k):
+    result = np.where(pi >= np.sort(pi, axis=1)[:, -k, None], pi, 0.0)
+    return result / result.sum(axis=1, keepdims=True)
+
+
+def stale(pi):
+    result = pi * np.exp(0.7 * np.random.default_rng(1).standard_normal(pi.shape))
+    return result / result.sum(axis=1, keepdims=True)
+
+
+def sample(policy, pi, n, seed=3):
+    """Scores under `policy` of n rollouts that were sampled with pi."""
+    p = sequence_probabilities(policy, pi)
+    return policy.scores[np.random.default_rng(seed).choice(len(p), size=n, p=p / p.sum())]
+
+
+def test_the_statistic_is_0_in_expectation_under_the_policy_that_scored(isa, policy):
+    sums, squares = moments(policy.scores)
+    trace = policy.expectation(squares)
+    assert trace == pytest.approx(policy.fisher_information().sum(), rel=1e-12)
+    assert policy.expectation(sums - squares) == pytest.approx(0, abs=1e-13 * trace)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_rollout_that_ends_by_its_past_keeps_the_expectation_0(policy, steps):
+    # A sequence ends after its first token 0, or by a limit on its length.
+    ends = [min(s[:steps].index(0) + 1 if 0 in s[:steps] else steps, 4) for s in policy.sequences]
+    scores = np.where((np.arange(6) < np.array(ends)[:, None])[:, :, None], policy.scores, 0.0)
+    sums, squares = moments(scores)
+    assert policy.expectation(sums - squares) == pytest.approx(0, abs=1e-13)
+
+
+def test_rollouts_of_the_policy_pass(policy):
+    result = rlvar.on_policy_test(sample(policy, policy.pi, 10000))
+    assert result.on_policy is True
+    assert result.ratio.low < 0 < result.ratio.high
+    assert result.trace.low < policy.fisher_information().sum() < result.trace.high
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda pi: tempered(pi, 0.7),
+        lambda pi: tempered(pi, 1.4),
+        lambda pi: top_k(pi, 2),
+        stale,
+    ],
+    ids=["temperature 0.7", "temperature 1.4", "top 2", "stale"],
+)
+def test_rollouts_of_another_policy_fail_at_the_ratio_of_its_expectations(policy, other):
+    pi = other(policy.pi)
+    result = rlvar.on_policy_test(sample(policy, pi, 10000))
+    assert result.on_policy is False
+    assert "not sampled from the policy" in str(result)
+    p = sequence_probabilities(policy, pi)
+    sums, squares = moments(policy.scores)
+    exact = p @ (sums - squares) / (p @ squares)
+    assert abs(result.ratio.value - exact) < 4 * result.ratio.stderr
+
+
+def test_rollouts_of_another_policy_pass_if_no_two_steps_share_a_parameter(policy):
+    # What the docstring says of its power.
+    scores = np.einsum("ntd,ts->ntsd", sample(policy, tempered(policy.pi, 0.7), 100), np.eye(6))
+    assert rlvar.on_policy_test(scores.reshape(100, 6, -1)).ratio.value == pytest.approx(0, abs=1e-12)
+
+
+def test_intervals_cover_0_as_often_as_they_say(policy):
+    wrong = sum(
+        not rlvar.on_policy_test(sample(policy, policy.pi, 200, seed)).on_policy for seed in range(400)
+    )
+    assert 0.02 < wrong / 400 < 0.09
+
+
+def by_definition(scores, mask, labels):
+    """The ratio, off-diagonal sum and trace in plain loops."""
+    live = [[s for s, alive in zip(*pair, strict=True) if alive] for pair in zip(scores, mask, strict=True)]
+    off = np.array([sum(x[i] @ x[j] for i in range(len(x)) for j in range(len(x)) if i != j) for x in live])
+    trace = np.array([sum(s @ s for s in x) for x in live], float)
+    statistics = (
+        lambda kept: off[kept].sum() / trace[kept].sum(),
+        lambda kept: off[kept].mean(),
+        lambda kept: trace[kept].mean(),
+    )
+    everything = np.arange(len(live))
+    return [(f(everything), reference.jackknife_stderr(f, labels)) for f in statistics]
+
+
+@pytest.mark.parametrize("groups", [None, list("aabbbcccddaabbeeff")])
+@pytest.mark.parametrize("kind", ["all", "lengths", "mask"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_number_matches_its_definition(isa, rng, groups, kind, dtype):
+    scores = rng.standard_normal((18, 7, 5)).astype(dtype)
+    options = {
+        "all": {},
+        "lengths": {"lengths": rng.integers(0, 8, 18)},
+        "mask": {"mask": rng.random((18, 7)) < 0.6},
+    }[kind]
+    mask = reference.live_steps((18, 7), **options)
+    expected = by_definition(scores.astype(float), mask, np.array(groups or np.arange(18)))
+    result = rlvar.on_policy_test(scores, groups=groups, **options)
+    for estimate, (value, stderr) in zip(
+        (result.ratio, result.off_diagonal, result.trace), expected, strict=True
+    ):
+        assert estimate.value == pytest.approx(value, rel=1e-10)
+        assert estimate.stderr == pytest.approx(stderr, rel=1e-8)
+    assert result.units == (6 if groups else 18)
+
+
+def test_junk_in_dead_steps_changes_nothing(rng):
+    scores, mask = rng.standard_normal((12, 6, 3)), rng.random((12, 6)) < 0.6
+    junk = np.where(mask[:, :, None], scores, np.nan)
+    assert rlvar.on_policy_test(junk, mask=mask) == rlvar.on_policy_test(scores, mask=mask)
+
+
+def test_the_order_of_rollouts_does_not_matter(rng):
+    scores, groups = rng.standard_normal((20, 6, 3)), rng.integers(0, 6, 20)
+    order = rng.permutation(20)
+    for options, permuted in (({}, {}), ({"groups": groups}, {"groups": groups[order]})):
+        one = rlvar.on_policy_test(scores, **options).ratio
+        other = rlvar.on_policy_test(scores[order], **permuted).ratio
+        assert (one.value, one.stderr) == pytest.approx((other.value, other.stderr), rel=1e-12)
+
+
+def test_the_scale_of_scores_does_not_matter(rng):
+    scores = rng.standard_normal((20, 6, 3))
+    assert rlvar.on_policy_test(scores * 2.0**40).ratio == rlvar.on_policy_test(scores).ratio
+
+
+def test_one_step_has_nothing_off_the_diagonal(isa, rng):
+    result = rlvar.on_policy_test(rng.standard_normal((10, 1, 37)))
+    assert result.ratio == rlvar.Estimate(0.0, 0.0, 0.0, 0.0)
+    assert result.on_policy is True
+
+
+def test_equal_steps_reach_the_largest_ratio():
+    # |T s|^2 = T^2 |s|^2: a ratio of T - 1.
+    result = rlvar.on_policy_test(np.ones((5, 8, 2)))
+    assert (result.ratio.value, result.ratio.low) == (7, 7)
+    assert result.on_policy is False
+
+
+def test_no_scores_but_0_give_no_verdict():
+    result = rlvar.on_policy_test(np.zeros((5, 3, 2)))
+    assert np.isnan(result.ratio.value)
+    assert result.on_policy is None
+    assert "no verdict" in str(result)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(rng):
+    scores = rng.standard_normal((300, 9, 4))
+    one = rlvar.on_policy_test(scores, num_threads=1)
+    for threads in (2, 5):
+        assert rlvar.on_policy_test(scores, num_threads=threads) == one
+
+
+def test_printable_and_json_ready(rng):
+    result = rlvar.on_policy_test(rng.standard_normal((10, 4, 2)), confidence=0.9)
+    assert str(result).startswith("ratio  ")
+    fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert fields["ratio"]["value"] == result.ratio.value
+    assert fields["ratio"]["confidence"] == 0.9
+    assert fields["on_policy"] is result.on_policy
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_bad_score_is_named(rng, bad):
+    scores = rng.standard_normal((6, 4, 3))
+    scores[2, 3, 1] = scores[4, 0, 0] = bad
+    with pytest.raises(ValueError, match=rf"got scores\[2, 3, 1\] = {bad}"):
+        rlvar.on_policy_test(scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "error", "message"),
+    [
+        (np.ones((4, 3)), {}, ValueError, r"scores must have shape \(N, T, D\), got \(4, 3\)"),
+        (np.ones((1, 3, 2)), {}, ValueError, "at least N = 2"),
+        (np.full((4, 3, 2), 1e200), {}, ValueError, "beyond the range of float64"),
+        (np.ones((4, 3, 2)), {"groups": ["a"] * 4}, ValueError, "at least two different labels"),
+        (np.ones((4, 3, 2)), {"lengths": [1, 2, 3, 4]}, ValueError, r"got lengths\[3\] = 4"),
+        (np.ones((4, 3, 2)), {"mask": np.ones((3, 4), bool)}, ValueError, "mask must have shape"),
+        (np.ones((4, 3, 2)), {"confidence": 1}, ValueError, "confidence must lie strictly"),
+        (np.ones((4, 3, 2)), {"num_threads": 0}, ValueError, "num_threads must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(scores, options, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.on_policy_test(scores, **options)

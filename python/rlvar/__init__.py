@@ -10,6 +10,7 @@ from rlvar.config import show_config
 from rlvar.estimate import Estimate
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.pairwise import covariance
+from rlvar.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 from rlvar.rollouts import Rollouts, load_rollouts
 from rlvar.variance import Decomposition, decompose
@@ -22,6 +23,8 @@ __all__ = [
     "Estimate",
     "Estimator",
     "OnPolicyTest",
+    "Plan",
+    "PromptComponents",
     "Rollouts",
     "Totals",
     "__version__",
@@ -38,6 +41,8 @@ __all__ = [
     "n_step_returns",
     "on_policy_test",
     "opo",
+    "plan",
+    "prompt_components",
     "reinforce_pp",
     "reward_to_go",
     "rloo",

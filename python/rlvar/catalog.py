@@ -34,6 +34,9 @@ class Estimator:
     unbiased : bool
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
         means over the batch. Variances of estimators with other means do not compare by themselves.
+    per_rollout : bool, default False
+        Whether a rollout's weights depend on that rollout alone, so that the gradients of independent
+        rollouts, such as the completions of one prompt, are independent. `prompt_components` needs it.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Estimator:
     needs: tuple[str, ...]
     unbiased: bool
     _weights: Callable[[Rollouts], Double] = field(repr=False)
+    per_rollout: bool = False
 
     def weights(self, rollouts: Rollouts) -> Double:
         """Return its weights for some rollouts, shape (N,) or (N, T).
@@ -128,8 +132,8 @@ def _dr_grpo(rollouts: Rollouts) -> Double:
 CATALOG = {
     estimator.name: estimator
     for estimator in (
-        Estimator("single", "R: every step by the whole return", (), True, _returns),
-        Estimator("multi", "G_t: each step by its return-to-go", (), True, _to_go),
+        Estimator("single", "R: every step by the whole return", (), True, _returns, per_rollout=True),
+        Estimator("multi", "G_t: each step by its return-to-go", (), True, _to_go, per_rollout=True),
         Estimator(
             "single-mean",
             "R less its mean over the batch",
@@ -161,6 +165,7 @@ CATALOG = {
             ("values",),
             False,
             _gae,
+            per_rollout=True,
         ),
     )
 }

@@ -1,0 +1,327 @@
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+import closed_forms
+import reference
+import rlvar
+
+
+def make_rollouts(rng, sizes, t=4, d=3, **options):
+    """Rollouts whose groups are mixed up, with a mean and a spread of each prompt's own."""
+    groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    n = len(groups)
+    scores = rng.standard_normal((n, t, d)) + rng.standard_normal((len(sizes), t, d))[groups]
+    return rlvar.Rollouts(scores, rng.standard_normal((n, t)), groups=groups, **options)
+
+
+def of_gradients(g, groups):
+    """Rollouts whose gradients are g (N, D)."""
+    return rlvar.Rollouts(np.asarray(g, float)[:, None], np.ones(len(g)), groups=groups)
+
+
+def anova(g, labels):
+    """Within and between by their definition."""
+    names = np.unique(labels)
+    sizes = np.array([(labels == name).sum() for name in names])
+    n, u = len(g), len(names)
+    means = np.array([g[labels == name].mean(axis=0) for name in names])
+    within = sum(((g[labels == a] - m) ** 2).sum() for a, m in zip(names, means, strict=True)) / (n - u)
+    spread = (sizes[:, None] * (means - g.mean(axis=0)) ** 2).sum() / (u - 1)
+    return within, (spread - within) / ((n - (sizes**2).sum() / n) / (u - 1))
+
+
+SIZES = [3, 1, 5, 2, 2, 4]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, [4] * 5])
+@pytest.mark.parametrize("estimator", ["single", "multi", "gae"])
+def test_every_number_matches_its_definition(isa, rng, sizes, estimator):
+    n = sum(sizes)
+    options = {"mask": rng.random((n, 4)) < 0.8} if estimator == "multi" else {}
+    rollouts = make_rollouts(rng, sizes, values=rng.standard_normal((n, 4)), **options)
+    weights = {
+        "single": lambda: rollouts.rewards.sum(axis=1),
+        "multi": lambda: reference.reward_to_go(rollouts.rewards, **options),
+        "gae": lambda: rlvar.gae(rollouts.rewards, rollouts.values, gamma=1.0, lam=0.95)[0],
+    }[estimator]()
+    g = reference.gradients(rollouts.scores, weights, **options)
+    parts = rlvar.prompt_components(rollouts, estimator)
+
+    def statistic(a, b):
+        return lambda kept: np.array([a, b]) @ anova(g[kept], rollouts.groups[kept])
+
+    everything = np.arange(n)
+    for estimate, f in (
+        (parts.within, statistic(1, 0)),
+        (parts.between, statistic(0, 1)),
+        (parts.total, statistic(1, 1)),
+        (parts.variance(7, 3), statistic(1 / 21, 1 / 7)),
+    ):
+        assert estimate.value == pytest.approx(f(everything), rel=1e-10)
+        assert estimate.stderr == pytest.approx(reference.jackknife_stderr(f, rollouts.groups), rel=1e-8)
+    assert parts.groups == len(sizes)
+    np.testing.assert_array_equal(parts.sizes, np.bincount(rollouts.groups))
+    assert parts.estimator == estimator
+
+
+def test_sums_of_squares_within_and_between_add_up_to_the_total(rng):
+    p, k = 6, 4
+    rollouts = make_rollouts(rng, [k] * p)
+    parts = rlvar.prompt_components(rollouts)
+    g = reference.gradients(rollouts.scores, rollouts.rewards.sum(axis=1))
+    within = p * (k - 1) * parts.within.value
+    between = (p - 1) * (parts.within.value + k * parts.between.value)
+    assert within + between == pytest.approx(((g - g.mean(axis=0)) ** 2).sum(), rel=1e-12)
+
+
+def test_the_variance_of_a_group_mean_is_that_of_compare(rng):
+    rollouts = make_rollouts(rng, [4] * 6)
+    theirs, ours = (
+        rlvar.compare(rollouts)["single"].variance,
+        rlvar.prompt_components(rollouts).variance(1, 4),
+    )
+    assert (ours.value, ours.stderr) == pytest.approx((theirs.value, theirs.stderr), rel=1e-10)
+
+
+def test_one_completion_of_each_prompt_has_the_variance_of_a_random_rollout(rng):
+    parts = rlvar.prompt_components(make_rollouts(rng, SIZES))
+    assert parts.variance(1, 1) == parts.total
+    assert parts.total.value == pytest.approx(parts.within.value + parts.between.value, rel=1e-15)
+    assert parts.variance(10, 1).value == pytest.approx(parts.total.value / 10, rel=1e-15)
+
+
+# Three prompts with three equally likely completions each: gradients (prompt, completion, D).
+TWO_LEVELS = np.array(
+    [[[1.0, 0], [0, 2], [5, 1]], [[-3, 1], [-3, 1], [-3, 4]], [[0.5, 0], [0, 0.5], [-0.5, -7]]]
+)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 2), (1, 3)])
+def test_components_are_unbiased_over_all_data_sets_of_a_two_level_distribution(sizes):
+    means = TWO_LEVELS.mean(axis=1)
+    within = ((TWO_LEVELS - means[:, None]) ** 2).sum() / 9
+    between = ((means - means.mean(axis=0)) ** 2).sum() / 3
+    everything = TWO_LEVELS.reshape(9, 2)
+    total = ((everything - everything.mean(axis=0)) ** 2).sum() / 9
+    groups = np.repeat([0, 1], sizes)
+    found = []
+    for prompts in itertools.product(range(3), repeat=2):
+        for completions in itertools.product(range(3), repeat=sum(sizes)):
+            parts = rlvar.prompt_components(
+                of_gradients(TWO_LEVELS[np.array(prompts)[groups], completions], groups)
+            )
+            found.append((parts.within.value, parts.between.value, parts.total.value))
+    np.testing.assert_allclose(np.mean(found, axis=0), (within, between, total), rtol=1e-12)
+    assert min(np.array(found)[:, 1]) < 0  # not clipped
+
+
+def test_the_variance_of_a_batch_is_that_of_all_its_draws():
+    # Two prompts with two completions each, out of three with three: 9 * 81 batches.
+    means = TWO_LEVELS.mean(axis=1)
+    within = ((TWO_LEVELS - means[:, None]) ** 2).sum() / 9
+    between = ((means - means.mean(axis=0)) ** 2).sum() / 3
+    batches = np.array(
+        [
+            TWO_LEVELS[np.repeat(prompts, 2), completions].mean(axis=0)
+            for prompts in itertools.product(range(3), repeat=2)
+            for completions in itertools.product(range(3), repeat=4)
+        ]
+    )
+    assert batches.var(axis=0).sum() == pytest.approx(between / 2 + within / 4, rel=1e-12)
+
+
+def test_completions_of_an_enumerated_policy_are_split_as_their_probabilities_say():
+    # A prompt is the first token, a completion the rest.
+    policy = closed_forms.EnumeratedPolicy(vocabulary=3, steps=3, seed=1)
+    g = np.einsum("nt,ntd->nd", policy.rewards, policy.scores)
+    mean = np.array([policy.given_prefix(column, 1) for column in g.T]).T
+    within = policy.expectation(((g - mean) ** 2).sum(axis=1))
+    between = policy.expectation(((mean - policy.probabilities @ g) ** 2).sum(axis=1))
+    rng = np.random.default_rng(4)
+    first = np.array([s[0] for s in policy.sequences])
+    prompts = first[rng.choice(27, size=2000, p=policy.probabilities)]
+    chosen = []
+    for token in prompts:
+        p = np.where(first == token, policy.probabilities, 0)
+        chosen.extend(rng.choice(27, size=3, p=p / p.sum()))
+    parts = rlvar.prompt_components(of_gradients(g[chosen], np.repeat(np.arange(2000), 3)))
+    assert parts.within.low < within < parts.within.high
+    assert parts.between.low < between < parts.between.high
+
+
+def test_a_common_mean_costs_no_digits(rng):
+    g, groups = rng.standard_normal((40, 3)), np.repeat(np.arange(10), 4)
+    near, far = (rlvar.prompt_components(of_gradients(x, groups)) for x in (g, g + 1e7))
+    for name in ("within", "between"):
+        assert getattr(far, name).value == pytest.approx(getattr(near, name).value, rel=1e-6)
+        assert getattr(far, name).stderr == pytest.approx(getattr(near, name).stderr, rel=1e-6)
+
+
+def test_the_order_of_rollouts_does_not_matter(rng):
+    g, groups, order = rng.standard_normal((17, 3)), np.repeat(np.arange(6), SIZES), rng.permutation(17)
+    one, other = (rlvar.prompt_components(of_gradients(g[i], groups[i])) for i in (np.arange(17), order))
+    for name in ("within", "between", "total"):
+        for field in ("value", "stderr", "low", "high"):
+            assert getattr(getattr(one, name), field) == pytest.approx(getattr(getattr(other, name), field))
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(rng):
+    rollouts = make_rollouts(rng, [4] * 80)
+    one = rlvar.prompt_components(rollouts, num_threads=1)
+    other = rlvar.prompt_components(rollouts, num_threads=3)
+    assert one.to_dict() == other.to_dict()
+
+
+def test_dead_groups_are_counted_and_kept():
+    rewards = np.array([1.0, 1, 0, 1, 0, 0, 1])  # 3 groups of two, the first and third dead; a singleton
+    groups = list("aabbccd")
+    scores = np.arange(7.0)[:, None, None]
+    parts = rlvar.prompt_components(rlvar.Rollouts(scores, rewards, groups=groups))
+    assert parts.dead_groups == 2
+    assert parts.within.value == pytest.approx(anova(rewards[:, None] * scores[:, 0], np.array(groups))[0])
+    # Of rewards a step the returns count.
+    stepwise = rlvar.Rollouts(np.ones((4, 2, 1)), [[1, 0], [0, 1], [1, 1], [1, 0]], groups=[0, 0, 1, 1])
+    assert rlvar.prompt_components(stepwise).dead_groups == 1
+
+
+def test_two_groups_have_values_without_intervals():
+    parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 1]))
+    assert parts.within.value == pytest.approx(1.25)
+    assert all(np.isnan(e.low) for e in (parts.within, parts.between, parts.variance(3, 2)))
+    assert not parts.resolved
+    # Nor has anything if all that is known of completions is in one group.
+    parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 2]))
+    assert parts.within.value == pytest.approx(0.5)
+    assert np.isnan(parts.within.low)
+
+
+def test_printable_and_json_ready(rng):
+    parts = rlvar.prompt_components(make_rollouts(rng, SIZES), rlvar.estimators()[1], confidence=0.9)
+    assert "6 prompts of 1 to 5 completions, 0 with all returns equal" in str(parts)
+    result = rlvar.plan(parts, 0.1, cost_prompt=1, cost_completion=1)
+    for item in (parts, result):
+        fields = json.loads(json.dumps(item.to_dict(), allow_nan=False))
+        assert fields == item.to_dict()
+    assert parts.to_dict()["within"]["confidence"] == 0.9
+    assert parts.to_dict()["estimator"] == "multi"
+
+
+@pytest.mark.parametrize("name", [e.name for e in rlvar.estimators() if not e.per_rollout])
+def test_weights_from_other_rollouts_are_refused(rng, name):
+    message = rf"\(single, multi, gae\), got '{re.escape(name)}': .*not independent draws"
+    with pytest.raises(ValueError, match=message):
+        rlvar.prompt_components(make_rollouts(rng, SIZES), name)
+
+
+def test_estimators_say_whether_their_weights_depend_on_the_rollout_alone(rng):
+    rollouts = make_rollouts(rng, [4, 4, 4], values=rng.standard_normal((12, 4)))
+    changed = rollouts.rewards.copy()
+    changed[1:] += rng.standard_normal((11, 4))
+    other = rlvar.Rollouts(rollouts.scores, changed, values=rollouts.values, groups=rollouts.groups)
+    for estimator in rlvar.estimators():
+        same = np.array_equal(estimator.weights(rollouts)[0], estimator.weights(other)[0])
+        assert same == estimator.per_rollout
+
+
+def test_bad_arguments_are_named(rng):
+    rollouts = make_rollouts(rng, SIZES)
+    with pytest.raises(TypeError, match="rollouts must be a Rollouts, got ndarray"):
+        rlvar.prompt_components(rollouts.scores)
+    with pytest.raises(ValueError, match="rollouts must carry groups"):
+        rlvar.prompt_components(rlvar.Rollouts(rollouts.scores, rollouts.rewards))
+    with pytest.raises(ValueError, match="at least two different labels"):
+        rlvar.prompt_components(of_gradients(np.ones((4, 1)), [0] * 4))
+    with pytest.raises(ValueError, match="got singletons alone"):
+        rlvar.prompt_components(of_gradients(np.ones((4, 1)), range(4)))
+    with pytest.raises(ValueError, match="estimator 'magic': it is none of single"):
+        rlvar.prompt_components(rollouts, "magic")
+    with pytest.raises(ValueError, match="estimator 'gae': it needs values"):
+        rlvar.prompt_components(rollouts, "gae")
+    with pytest.raises(TypeError, match="estimator must be a name or an Estimator, got list"):
+        rlvar.prompt_components(rollouts, ["single"])
+    with pytest.raises(ValueError, match="confidence must lie strictly"):
+        rlvar.prompt_components(rollouts, confidence=0)
+    rollouts.scores[3, 1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"got scores\[3, 1, 0\] = nan"):
+        rlvar.prompt_components(rollouts)
+    parts = rlvar.prompt_components(make_rollouts(rng, SIZES))
+    with pytest.raises(ValueError, match="prompts must be at least 1"):
+        parts.variance(0, 1)
+    with pytest.raises(TypeError, match="completions must be an integer, got float"):
+        parts.variance(1, 1.5)
+
+
+def components(within, between, width=0.0):
+    """Components of given values, with an interval of between +- width."""
+    one = [rlvar.Estimate(x, 0.0, x, x) for x in (within, between, within + between)]
+    one[1] = rlvar.Estimate(between, width, between - width, between + width)
+    return rlvar.PromptComponents(*one, "single", 9, np.full(9, 4), 0, np.empty((2, 0)))
+
+
+@pytest.mark.parametrize("within", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize("between", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize("costs", [(1, 1), (10, 1), (0, 2), (7.5, 0), (1, 30)])
+@pytest.mark.parametrize("target", [0.05, 0.31, 20.0])
+def test_the_plan_is_the_best_of_all_prompts_and_completions(within, between, costs, target):
+    parts = components(within, between)
+    p, k = np.arange(1, 200)[:, None], np.arange(1, 13)
+    variance = between / p + within / (p * k)
+    cost = np.where(variance <= target * (1 + 1e-12), p * (costs[0] + k * costs[1]), np.inf)
+    best = rlvar.plan(parts, target, cost_prompt=costs[0], cost_completion=costs[1], max_completions=12)
+    assert best.cost == pytest.approx(cost.min(), rel=1e-12)
+    assert best.cost == pytest.approx(best.prompts * (costs[0] + best.completions * costs[1]), rel=1e-12)
+    assert best.variance.value <= target * (1 + 1e-12)
+    least = variance[np.isclose(cost, cost.min(), rtol=1e-14)].min()  # of equal costs
+    assert best.variance.value == pytest.approx(least, rel=1e-14)
+
+
+def test_for_small_targets_the_plan_is_the_closed_form():
+    within, between, cost_prompt, cost_completion, target = 3.0, 0.5, 20.0, 1.5, 1e-7
+    best = rlvar.plan(
+        components(within, between), target, cost_prompt=cost_prompt, cost_completion=cost_completion
+    )
+    assert abs(best.completions - np.sqrt(within * cost_prompt / (between * cost_completion))) < 1
+    bound = (np.sqrt(between * cost_prompt) + np.sqrt(within * cost_completion)) ** 2 / target
+    assert bound <= best.cost < bound * 1.01
+
+
+def test_a_target_that_is_met_exactly_costs_no_prompt_more():
+    best = rlvar.plan(components(0.0, 0.3), 0.1, cost_prompt=1, cost_completion=1)
+    assert (best.prompts, best.completions) == (3, 1)
+
+
+def test_a_plan_says_what_the_rollouts_leave_open():
+    costs = {"cost_prompt": 4.0, "cost_completion": 1.0}
+    assert "tell" not in str(rlvar.plan(components(2, 1, 0.5), 0.01, **costs))
+    assert "not resolved, 1 (-1 to 3)" in str(rlvar.plan(components(2, 1, 2), 0.01, **costs))
+    negative = rlvar.plan(components(2, -0.1, 0.5), 0.01, **costs)
+    assert "not positive, -0.1 (-0.6 to 0.4): it was taken as 0" in str(negative)
+    assert (negative.prompts, negative.completions) == (1, 200)
+    assert "More completions" not in str(negative)
+    limited = rlvar.plan(components(2, -0.1, 0.5), 0.01, max_completions=16, **costs)
+    assert (limited.prompts, limited.completions) == (13, 16)
+    assert "More completions than max_completions = 16 may be cheaper" in str(limited)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"components": 3}, TypeError, "components must be a PromptComponents, got int"),
+        ({"target": 0}, ValueError, "target must be positive"),
+        ({"target": -1}, ValueError, "target must be finite and not negative"),
+        ({"target": "x"}, TypeError, "target must be a number"),
+        ({"target": 5e-324}, ValueError, "target must be within reach of float64"),
+        ({"cost_prompt": -1}, ValueError, "cost_prompt must be finite and not negative"),
+        ({"cost_prompt": 0, "cost_completion": 0}, ValueError, "must not both be 0"),
+        ({"max_completions": 0}, ValueError, "max_completions must be at least 1"),
+        ({"max_completions": 10**9}, ValueError, "max_completions must be at most 1048576"),
+    ],
+)
+def test_bad_arguments_of_a_plan_are_named(options, error, message):
+    arguments = {"components": components(2, 1), "target": 0.1, "cost_prompt": 1, "cost_completion": 1}
+    with pytest.raises(error, match=message):
+        rlvar.plan(**{**arguments, **options})

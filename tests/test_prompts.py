@@ -80,10 +80,8 @@ def test_sums_of_squares_within_and_between_add_up_to_the_total(rng):
 
 def test_the_variance_of_a_group_mean_is_that_of_compare(rng):
     rollouts = make_rollouts(rng, [4] * 6)
-    theirs, ours = (
-        rlvar.compare(rollouts)["single"].variance,
-        rlvar.prompt_components(rollouts).variance(1, 4),
-    )
+    theirs = rlvar.compare(rollouts)["single"].variance
+    ours = rlvar.prompt_components(rollouts).variance(1, 4)
     assert (ours.value, ours.stderr) == pytest.approx((theirs.value, theirs.stderr), rel=1e-10)
 
 

@@ -31,6 +31,7 @@ struct Columns {
 template <class T, class P>
 constexpr bool in_float = kFused && std::is_same_v<T, float> && std::is_same_v<P, float>;
 
+/// Fills `upper` and `lower`, unless float32 cannot hold them.
 template <class T>
 void split_centre(Columns<T>& a) {
   const std::size_t size = static_cast<std::size_t>(a.centre.rows * a.width);
@@ -38,6 +39,10 @@ void split_centre(Columns<T>& a) {
   a.lower.resize(size);
   for (std::size_t i = 0; i < size; ++i) {
     const double c = a.centre.data[i] * a.scale;
+    if (!(std::abs(c) < 0x1p100)) {
+      a.upper.clear();
+      return;
+    }
     a.upper[i] = static_cast<float>(c);
     a.lower[i] = static_cast<float>(c - static_cast<double>(a.upper[i]));
   }
@@ -90,21 +95,48 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
       const double w = terms.weights(n, q);
       prefetch_steps(s, terms.scores.t_stride, count);
       if constexpr (in_float<T, P>) {
-        const index_t at = q * a.width + d;
-        centre_in_float(s, w * a.scale, a.upper.data() + at, a.lower.data() + at, count,
-                        static_cast<float>(root), x);
-      } else {
-        for (index_t k = 0; k < count; ++k) {
-          x[k] = static_cast<P>((w * static_cast<double>(s[k]) - m[k]) * factor);
+        const double scaled = w * a.scale;  // beyond these bounds, float32 loses digits of it
+        if (!a.upper.empty() && std::abs(scaled) < 0x1p100 && !(std::abs(scaled) < 0x1p-60)) {
+          const index_t at = q * a.width + d;
+          centre_in_float(s, scaled, a.upper.data() + at, a.lower.data() + at, count,
+                          static_cast<float>(root), x);
+          continue;
         }
+      }
+      for (index_t k = 0; k < count; ++k) {
+        x[k] = static_cast<P>((w * static_cast<double>(s[k]) - m[k]) * factor);
       }
     }
   }
 }
 
+/// Packs row group g of columns [c0, c0 + panel.columns) of A where there is one coordinate: the
+/// steps of a rollout then lie in memory as they do in the panel. Returns whether they do.
+template <class T, class P>
+bool pack_single(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
+  constexpr index_t lanes = Panel<P>::lanes;
+  const Terms<T>& terms = a.terms;
+  const index_t q0 = g * lanes;
+  if (!terms.single(a.width)) return false;
+  const index_t last = a.order[static_cast<std::size_t>(c0 + panel.columns - 1)];
+  if (a.end(last) < q0 + lanes) return false;
+  P* out = panel.group(g);
+  for (index_t c = 0; c < panel.columns; ++c, out += lanes) {
+    const index_t n = a.order[static_cast<std::size_t>(c0 + c)];
+    const T* s = terms.scores.row(n, q0) + a.d0;
+    const double *w = &terms.weights(n, q0), *m = &a.centre(q0, 0);
+    const double factor = a.scale * std::sqrt(terms.probability(n));
+    for (index_t r = 0; r < lanes; ++r) {
+      out[r] = static_cast<P>((w[r] * static_cast<double>(s[r]) - m[r]) * factor);
+    }
+  }
+  return true;
+}
+
 /// Packs row group g of columns [c0, c0 + panel.columns) of A.
 template <class T, class P>
 void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
+  if (pack_single(a, g, c0, panel)) return;
   constexpr index_t lanes = Panel<P>::lanes;
   alignas(64) Rows<P> rows;
   const index_t q0 = g * lanes;

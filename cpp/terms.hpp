@@ -36,6 +36,11 @@ struct Terms {
   }
   /// Whether rows of `width` coordinates are so short that they are formed all at once.
   bool narrow(index_t width) const { return width <= 8 && block == 1; }
+  /// Whether the steps of a rollout are consecutive numbers, none of them masked.
+  bool single(index_t width) const {
+    return width == 1 && block == 1 && !steps.mask.data && scores.t_stride == 1 &&
+           weights.col_stride == 1;
+  }
   double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
   double total_probability() const {
     double total = 0.0;
@@ -135,6 +140,12 @@ void with_width(index_t width, F&& f) {
 template <class T>
 void load_narrow_rows(const Terms<T>& terms, index_t n, index_t q0, index_t q1, index_t d0,
                       index_t width, double* x) {
+  if (terms.single(width)) {
+    const T* s = terms.scores.row(n, 0) + d0;
+    const double* w = &terms.weights(n, 0);
+    for (index_t q = q0; q < q1; ++q) x[q - q0] = w[q] * static_cast<double>(s[q]);
+    return;
+  }
   with_width(width, [&](auto constant) {
     constexpr int count = decltype(constant)::value;
     for (index_t q = q0; q < q1; ++q, x += count) {

@@ -90,6 +90,27 @@ def test_sample_weights_of_batches_count_against_each_other(rng):
     np.testing.assert_allclose(result.covariance(ddof=0), exact, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e-165, 1e300])
+def test_sample_weights_of_any_scale(rng, scale):
+    scores, p = rng.standard_normal((20, 5, 3)), rng.random(20) + 0.5
+    p[:10] *= 2.0**-10
+    expected = rlvar.covariance(scores, sample_weight=p)
+    for weights in (p * scale, p * np.where(np.arange(20) < 10, 1, scale)):
+        result = accumulated(scores, cuts=(5, 10, 15), sample_weight=weights)
+        if weights[0] == p[0] * scale:
+            tolerance = 1e-3 if scale < 1e-310 else 1e-12  # subnormal weights have few digits
+            np.testing.assert_allclose(result.covariance(), expected, rtol=0, atol=tolerance)
+        assert np.isfinite(result.covariance()).all()
+
+
+def test_a_shard_without_weight_changes_nothing_whatever_its_lengths(rng):
+    scores, lengths = rng.standard_normal((6, 3, 2)), np.array([1, 2, 3, 3, 3, 3])
+    p = np.array([0, 0, 1, 1, 1, 1.0])
+    result = rlvar.CovarianceAccumulator()
+    result.update_from(scores, lengths=lengths, sample_weight=p, rollouts_per_update=2)
+    assert_same(result, rlvar.covariance(scores, lengths=lengths, sample_weight=p), 1e-12)
+
+
 def test_a_batch_without_weight_is_checked_and_counted(rng):
     scores, p = rng.standard_normal((20, 5, 3)), np.r_[np.zeros(12), rng.random(8)]
     result = accumulated(scores, cuts=(4, 8, 12), sample_weight=p)
@@ -134,7 +155,9 @@ def test_merging_leaves_the_other_as_it_was_and_plus_leaves_both(rng):
     a.merge(b)
     np.testing.assert_array_equal(b.covariance(), before[1])
     np.testing.assert_array_equal(a.covariance(), both.covariance())
-    np.testing.assert_array_equal(sum([b]).covariance(), before[1])
+    total = sum([b])
+    total.update(np.ones((1, 4, 2)))
+    np.testing.assert_array_equal(b.covariance(), before[1])
     a.merge(a)  # itself: every rollout twice
     assert a.count == 32
     np.testing.assert_allclose(a.covariance(ddof=0), both.covariance(ddof=0), rtol=1e-12)
@@ -282,7 +305,7 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
         rlvar.CovarianceAccumulator.load(bad)
     with np.load(path) as archive:
         fields = dict(archive)
-    for name, value in (("sums", np.ones((2, 2))), ("mean", np.full((4, 3), np.nan)), ("rollouts", -1)):
+    for name, value in (("sums", np.ones((2, 2))), ("mean", np.full((4, 3), np.nan)), ("rollouts", 2.5)):
         np.savez(bad, **{**fields, name: value})
         with pytest.raises(ValueError, match=message):
             rlvar.CovarianceAccumulator.load(bad)

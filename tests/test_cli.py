@@ -163,7 +163,8 @@ def test_covariance_streams_a_folder_into_an_accumulator(tmp_path, capsys):
     [
         (["--estimator", "best"], "estimator 'best': it is none of single, multi"),
         (["--block-size", "0"], "block_size must be at least 1, got 0"),
-        (["--out", "none/out.npz"], "none: no such folder"),
+        (["--out", "none/out.npz"], "--out none/out.npz: not a file in a folder that exists"),
+        (["--out", "."], "--out .: not a file in a folder that exists"),
     ],
 )
 def test_covariance_refuses_in_one_line(tmp_path, capsys, options, message):

@@ -116,6 +116,26 @@ def test_padding_and_a_large_mean_together_cost_no_digits(isa, rng, dtype):
     assert_close(result[:10, :10], spread, dtype)
 
 
+@pytest.mark.parametrize("light", [1e-6, 1e-12, 1e-16])
+@pytest.mark.parametrize("heavy_end", [6, 12])
+def test_raggedness_costs_no_digits_however_uneven_the_sample_weights(isa, rng, light, heavy_end):
+    scores = rng.standard_normal((40, 12, 6)) + 1e8
+    p, lengths = np.full(40, light), np.full(40, 18 - heavy_end)
+    p[:3], lengths[:3] = 1, heavy_end
+    x = (scores * reference.live_steps((40, 12), lengths=lengths)[:, :, None]).astype(np.longdouble)
+    x -= np.tensordot(p.astype(np.longdouble), x, 1) / p.sum(dtype=np.longdouble)
+    exact = np.einsum("n,nid,njd->ij", p, x, x) / reference.normaliser(40, p)
+    result = rlvar.covariance(scores, lengths=lengths, sample_weight=p)
+    assert_close(result, exact.astype(float), np.float64)
+
+
+def test_subnormal_and_huge_constant_float32_scores(isa, rng):
+    tiny = (rng.standard_normal((20, 5, 9)) * 1e-40).astype(np.float32)
+    expected = rlvar.covariance(tiny.astype(np.float64))
+    np.testing.assert_allclose(rlvar.covariance(tiny), expected, rtol=0, atol=1e-6 * expected.max())
+    assert (rlvar.covariance(np.full((20, 5, 9), 1e35, np.float32), np.full(20, 1e10)) == 0).all()
+
+
 def test_lengths_and_their_mask_agree_to_the_bit(rng):
     scores = rng.standard_normal((30, 25, 6), np.float32)
     lengths = rng.integers(0, 26, 30)
@@ -332,7 +352,12 @@ GOOD = np.ones((4, 3, 2))
         (GOOD, {"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
         (GOOD, {"weights": np.ones((2, 3, 4))}, ValueError, r"weights must have shape \(E, N, T\)"),
         (GOOD, {"weights": np.ones((0, 4, 3))}, ValueError, r"with E >= 1, got \(0, 4, 3\)"),
-        (GOOD, {"weights": [[[1] * 3] * 3 + [[1, np.nan, 1]]]}, ValueError, r"got weights\[3, 1\] = nan"),
+        (
+            GOOD,
+            {"weights": [[[1] * 3] * 3 + [[1, np.nan, 1]]]},
+            ValueError,
+            r"got weights\[0\]\[3, 1\] = nan",
+        ),
         (GOOD, {"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
         (GOOD, {"num_threads": 1.5}, TypeError, "num_threads must be an integer, got float"),
         (GOOD, {"out": np.empty((2, 2))}, ValueError, r"out must have shape \(3, 3\)"),

@@ -226,8 +226,8 @@ def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double
     array = doubles("weights", value)
     if array.ndim != 3 or array.shape[1:] != shape or not len(array):
         raise _shape_error("weights", f"(E, N, T) = (E, {shape[0]}, {shape[1]}) with E >= 1", array.shape)
-    for one in array:
-        finite("weights", one, live, shape)
+    for e, one in enumerate(array):
+        finite(f"weights[{e}]", one, live, shape)
     return np.ascontiguousarray(array)
 
 

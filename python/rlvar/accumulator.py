@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import math
+import operator
 import os
 import uuid
 import zipfile
@@ -49,11 +50,24 @@ class _State(NamedTuple):
     """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
 
     rollouts: int
-    weight: float  # sum of their sample weights
-    square_weight: float  # and of the squares
+    exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
+    weight: float  # sum of the sample weights
+    square_weight: float  # sum of their squares, over weight**2
     sums: Double  # (B, B)
     mean: Double  # (B, D)
     tail: Double  # (B, D)
+
+    def divisor(self, ddof: int) -> float:
+        """Return what the sums are divided by."""
+        return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
+
+    def scaled(self, exponent: int) -> _State:
+        """Return the same in units of 2**exponent."""
+        shift = self.exponent - exponent
+        if shift == 0:
+            return self
+        weight, sums = math.ldexp(self.weight, shift), np.ldexp(self.sums, shift)
+        return self._replace(exponent=exponent, weight=weight, sums=sums)
 
 
 class CovarianceAccumulator:
@@ -83,8 +97,9 @@ class CovarianceAccumulator:
     -----
     Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance`
     costs, and D·B·(B+1) operations for the merge: batches of some 16 rollouts or more make that
-    small. `sample_weight` are not rescaled, since those of different batches count against each
-    other. An update that fails, or is interrupted, leaves the accumulator as it was.
+    small. `sample_weight` of different batches count against each other, of whatever scale they are.
+    With float32 scores, groupings agree to the rounding of float32 products, near 1e-6. An update
+    that fails, or is interrupted, leaves the accumulator as it was.
 
     Examples
     --------
@@ -146,7 +161,7 @@ class CovarianceAccumulator:
         mask, lengths : optional
             As in `covariance`.
         sample_weight : array_like, shape (N,), optional
-            As in `covariance`, not rescaled; ones by default.
+            As in `covariance`; those of different batches count against each other.
 
         Raises
         ------
@@ -249,7 +264,9 @@ class CovarianceAccumulator:
 
     def __radd__(self, other: int) -> CovarianceAccumulator:
         """Let `sum` of accumulators start from its 0."""
-        return self if other == 0 else NotImplemented
+        if other != 0:
+            return NotImplemented
+        return CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads) + self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_threads": None}
@@ -274,7 +291,7 @@ class CovarianceAccumulator:
             Before the first update, or with no degrees of freedom left.
         """
         state = self._some()
-        divisor = _check.divisor(state.weight, state.square_weight, ddof)
+        divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
         result: Double = np.divide(state.sums, divisor, out=out)
@@ -283,7 +300,7 @@ class CovarianceAccumulator:
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
         state = self._some()
-        divisor = _check.divisor(state.weight, state.square_weight, ddof)
+        divisor = state.divisor(ddof)
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(state.sums)]
         result: Double = np.cumsum(added) / divisor
         return result
@@ -292,7 +309,7 @@ class CovarianceAccumulator:
         """Return the total variance, its variance terms and its covariance terms."""
         total = float(self.growth(ddof=ddof)[-1])
         state = self._some()
-        variance = float(state.sums.trace()) / _check.divisor(state.weight, state.square_weight, ddof)
+        variance = float(state.sums.trace()) / state.divisor(ddof)
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -303,6 +320,8 @@ class CovarianceAccumulator:
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
         if self._state is not None:
             fields |= self._state._asdict()
@@ -334,22 +353,18 @@ class CovarianceAccumulator:
                 with np.load(file, allow_pickle=False) as archive:
                     fields = {name: archive[name] for name in archive.files}
                 if fields.pop("format").item() != _FORMAT:
-                    raise ValueError("another format")
+                    raise ValueError
                 version = int(fields.pop("version"))
-                block_size = int(fields.pop("block_size"))
-                state = None
+                result = cls(block_size=int(fields.pop("block_size")), num_threads=num_threads)
                 if version == _VERSION and fields:
-                    numbers = {name: fields[name].item() for name in ("rollouts", "weight", "square_weight")}
-                    state = _State(**numbers, **{name: fields[name] for name in ("sums", "mean", "tail")})
-                    _validate(state)
-            except (ValueError, KeyError, AttributeError, TypeError, EOFError, OSError) as error:
-                raise _unreadable(path, error) from None
-            except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-                raise _unreadable(path, error) from None
+                    result._state = _read(fields)
+            except (
+                *(ValueError, KeyError, AttributeError, TypeError, EOFError, OSError),
+                *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+            ):
+                raise ValueError(f"{path} is not a saved CovarianceAccumulator, or it is damaged") from None
         if version != _VERSION:
             raise ValueError(f"{path} is of version {version}, this rlvar reads version {_VERSION}")
-        result = cls(block_size=block_size, num_threads=num_threads)
-        result._state = state
         return result
 
     def _some(self) -> _State:
@@ -378,16 +393,21 @@ class CovarianceAccumulator:
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
-        weight, square_weight = (n, n) if p is None else (math.fsum(p), math.fsum(p * p))
         if n == 0:
             return None
+        exponent, weight, share = 0, float(n), 1.0 / n
+        if p is not None:
+            exponent = int(np.frexp(p.max())[1]) - 1  # ones stay ones
+            p = np.ldexp(p, -exponent)
+            weight = math.fsum(p)
+            share = math.fsum(p * p) / weight**2 if weight > 0 else 0.0
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
         block = min(self.block_size, t)
         _core.comoments(array, w, *live, p, block, 1.0, sums, mean, tail, self._threads)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(array, live, first)
-        return _State(n, float(weight), float(square_weight), sums, mean, tail)
+        return _State(n, exponent, weight, share, sums, mean, tail)
 
 
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
@@ -395,7 +415,8 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     if a is None:
         return b
     rows = max(len(a.mean), len(b.mean))
-    a, b = _padded(a, rows), _padded(b, rows)
+    exponent = max(state.exponent for state in (a, b) if state.weight > 0 or state is b)
+    a, b = _padded(a, rows).scaled(exponent), _padded(b, rows).scaled(exponent)
     total = a.weight + b.weight
     delta = (b.mean - a.mean) + (b.tail - a.tail)
     sums = b.sums
@@ -409,7 +430,8 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
     back = mean - a.mean
     tail = a.tail + ((a.mean - (mean - back)) + (shift - back))
-    return _State(a.rollouts + b.rollouts, total, a.square_weight + b.square_weight, sums, mean, tail)
+    squares = a.square_weight * (1.0 - share) ** 2 + b.square_weight * share**2
+    return _State(a.rollouts + b.rollouts, exponent, total, squares, sums, mean, tail)
 
 
 def _padded(state: _State, rows: int) -> _State:
@@ -425,19 +447,23 @@ def _padded(state: _State, rows: int) -> _State:
     )
 
 
-def _validate(state: _State) -> None:
-    """Raise unless this can be the state of an accumulator."""
+def _read(fields: dict[str, Any]) -> _State:
+    """Return the state that a file holds; raise if it cannot be that of an accumulator."""
+    state = _State(
+        operator.index(fields["rollouts"].item()),
+        operator.index(fields["exponent"].item()),
+        float(fields["weight"]),
+        float(fields["square_weight"]),
+        *(fields[name] for name in ("sums", "mean", "tail")),
+    )
     b, d = state.mean.shape
-    for name, array, shape in zip(("sums", "mean", "tail"), state[3:], ((b, b), (b, d), (b, d)), strict=True):
-        if array.shape != shape or array.dtype != np.float64:
-            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}")
-    sane = state.rollouts >= 1 and state.weight >= 0 and state.square_weight >= 0
-    if not (sane and np.isfinite(state.mean).all() and np.isfinite(state.sums.diagonal()).all()):
-        raise ValueError("its numbers make no sense")
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is not a saved CovarianceAccumulator, or it is damaged: {error}")
+    for array, shape in ((state.sums, (b, b)), (state.mean, (b, d)), (state.tail, (b, d))):
+        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ValueError
+    sane = state.rollouts >= 1 and 0 <= state.weight < math.inf and 0 <= state.square_weight <= 1
+    if not sane or (state.sums != state.sums.T).any() or (state.sums.diagonal() < 0).any():
+        raise ValueError
+    return state
 
 
 def _reporter(

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "covariance",
         help="stream rollouts into the covariance of the step terms of one estimator",
         description="Stream rollouts, which may be larger than memory, into the covariance of the step terms "
-        "of one estimator; print its totals and write a CovarianceAccumulator.",
+        "of one estimator; print its totals, and save a CovarianceAccumulator.",
     )
     covariance.add_argument("file", metavar="FILE", help="as for report; a directory is read block by block")
     covariance.add_argument(
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--block-size", type=int, default=1, metavar="B", help="sum so many consecutive steps (default: 1)"
     )
     covariance.add_argument(
-        "--out", type=Path, required=True, metavar="OUT", help="where to save the accumulator (.npz)"
+        "--out", type=Path, metavar="OUT", help="also save the accumulator to this file (.npz)"
     )
     covariance.set_defaults(run=_covariance)
     return parser
@@ -110,8 +110,8 @@ def _report(args: argparse.Namespace) -> Report:
 
 
 def _covariance(args: argparse.Namespace) -> str:
-    if not args.out.parent.is_dir():  # before the work, not after it
-        raise ValueError(f"{args.out.parent}: no such folder")
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):  # before the work
+        raise ValueError(f"--out {args.out}: not a file in a folder that exists")
     progress = _progress()
     try:
         progress("reading rollouts")
@@ -125,15 +125,15 @@ def _covariance(args: argparse.Namespace) -> str:
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),
         )
         totals = accumulator.totals()
-        accumulator.save(args.out)
+        if args.out is not None:
+            accumulator.save(args.out)
     finally:
         progress("")
     return (
         f"{args.file}: {args.estimator}, {accumulator.count} rollouts\n"
         f"total variance    {totals.total_variance:.6g}\n"
         f"variance terms    {totals.variance_terms:.6g}\n"
-        f"covariance terms  {totals.covariance_terms:.6g}\n"
-        f"saved to {args.out}"
+        f"covariance terms  {totals.covariance_terms:.6g}" + (f"\nsaved to {args.out}" if args.out else "")
     )
 
 

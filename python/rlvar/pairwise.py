@@ -73,9 +73,11 @@ def covariance(
     -----
     Costs D·L·(L+1) floating-point operations for a rollout of length L; padding is never multiplied.
     Terms are centred before anything is squared; products of float32 scores then run in float32 over
-    short panels and are summed in float64, with an error near 1e-7 of the largest diagonal entry.
-    Memory beside the result is below 64 MiB and two matrices of its size, for any N and any number
-    of threads. Ctrl-C stops the computation within a fraction of a second.
+    short panels and are summed in float64, with an error of a few 1e-7 of the largest diagonal entry;
+    up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the
+    result, and beside copies of weights in float64, is below 64 MiB and two matrices of its size, for
+    any number of threads. A NaN in a live step is an error whatever its weight. Ctrl-C stops the
+    computation within a fraction of a second.
 
     See Also
     --------
@@ -93,7 +95,7 @@ def covariance(
     array = _check.scores(scores)
     n, t, _ = array.shape
     live = _check.steps((n, t), mask, lengths)
-    several = np.ndim(weights) == 3  # type: ignore[arg-type]
+    several = np.ndim(weights) >= 3  # type: ignore[arg-type]
     w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
     p = _check.sample_weight(sample_weight, n)
     normaliser = _check.normaliser(p, n, ddof)

@@ -224,6 +224,22 @@ void bind_kernels(py::module_& m) {
       py::arg("mask"), py::arg("out").noconvert(), py::arg("threads"));
 
   m.def(
+      "projections",
+      [](const Array& scores, const std::optional<Int64s>& lengths,
+         const std::optional<Bytes>& mask, const Doubles& vectors, Doubles out,
+         std::optional<int> threads) {
+        const auto in = view3(scores);
+        const auto steps = steps_of(lengths, mask);
+        const double* with = vectors.data();
+        double* result = out.mutable_data();
+        const int count = threads_or_default(threads);
+        py::gil_scoped_release release;
+        rlvar::projections(in, steps, with, result, count);
+      },
+      py::arg("scores").noconvert(), py::arg("lengths"), py::arg("mask"),
+      py::arg("vectors").noconvert(), py::arg("out").noconvert(), py::arg("threads"));
+
+  m.def(
       "means",
       [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
          const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,

@@ -57,6 +57,24 @@ std::pair<double, double> advance(const T* s, double w, const double* m, index_t
   return {y_total, h_total};
 }
 
+/// s . v: as many chains of additions as keep up with reading s.
+template <class T>
+double dot(const T* s, const double* v, index_t width) {
+  using L = Lanes<double>;
+  typename L::Vec sums[4] = {};
+  index_t d = 0;
+  for (; d + 4 * L::width <= width; d += 4 * L::width) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const index_t e = d + k * L::width;
+      sums[k] += load_doubles(s + e) * L::load(v + e);
+    }
+  }
+  double total = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; d < width; ++d) total += static_cast<double>(s[d]) * v[d];
+  return total;
+}
+
 double squared_norm(const double* x, index_t width) {
   double total = 0.0;
   for (index_t d = 0; d < width; ++d) total += x[d] * x[d];
@@ -180,6 +198,25 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
 }
 
 template <class T>
+void projections(View3<const T> scores, const Steps& steps, const double* vectors, double* out,
+                 int threads) {
+  const index_t coords = scores.d;
+  threads = threads_for(0.3 * static_cast<double>(scores.n * scores.t * coords), threads);
+  for_each_task(scores.n, threads, [&] {
+    return [&](index_t n) {
+      double* to = out + n * scores.t;
+      std::fill_n(to, scores.t, 0.0);
+      for (index_t t = 0; t < std::min(steps.end(n, scores.t), scores.t); ++t) {
+        if (!steps.unmasked(n, t)) continue;
+        const T* s = scores.row(n, t);
+        prefetch_steps(s, scores.t_stride, coords);
+        to[t] = dot(s, vectors + n * coords, coords);
+      }
+    };
+  });
+}
+
+template <class T>
 void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
                   const std::int64_t* offsets, index_t units, const UnitSquares& out, int threads) {
   threads = threads_for(terms.pass(), threads);
@@ -203,6 +240,7 @@ void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::in
 
 #define RLVAR_INSTANTIATE(T)                                                                \
   template void gradients(View3<const T>, View3<const double>, const Steps&, double*, int); \
+  template void projections(View3<const T>, const Steps&, const double*, double*, int);     \
   template void unit_squares(const Terms<T>&, View2<const double>, const std::int64_t*,     \
                              const std::int64_t*, index_t, const UnitSquares&, int);
 RLVAR_INSTANTIATE(float)

@@ -12,6 +12,13 @@ template <class T>
 void gradients(View3<const T> scores, View3<const double> weights, const Steps& steps, double* out,
                int threads);
 
+/// out[n,t] = scores[n,t,:] . vectors[n,:] where live, 0 elsewhere.
+///
+/// vectors (N, D), out (N, T) C-contiguous, float64.
+template <class T>
+void projections(View3<const T> scores, const Steps& steps, const double* vectors, double* out,
+                 int threads);
+
 /// What the variance of the terms and of their running sums is made of, by unit of rollouts, in one
 /// pass, given the mean of the terms (T, D). With y[n,t] = X[n,t] - mean[t] and h[n,t] its running
 /// sum over t,

@@ -36,6 +36,7 @@ comoments = _module.comoments
 shared_moments = _module.shared_moments
 add_product = _module.add_product
 gradients = _module.gradients
+projections = _module.projections
 means = _module.means
 unit_squares = _module.unit_squares
 default_threads = _module.default_threads

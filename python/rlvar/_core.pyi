@@ -86,6 +86,9 @@ def add_product(x: _Double, factor: float, sums: _Double, threads: int | None) -
 def gradients(
     scores: _Float, weights: _Double, lengths: _Lengths, mask: _Mask, out: _Double, threads: int | None
 ) -> None: ...
+def projections(
+    scores: _Float, lengths: _Lengths, mask: _Mask, vectors: _Double, out: _Double, threads: int | None
+) -> None: ...
 def means(
     scores: _Float,
     weights: _Double,

@@ -258,6 +258,76 @@ def opo(rewards, lengths, groups=None):
     return result
 
 
+def in_other_folds(groups, i):
+    """Rollouts of other folds than i: unit u, by first appearance, is in fold u modulo min(10, units)."""
+    units = list(dict.fromkeys(groups))
+    count = min(10, len(units))
+    fold = [units.index(label) % count for label in groups]
+    return [j for j in range(len(groups)) if fold[j] != fold[i]]
+
+
+def cross_fitted(numerators, denominators, groups=None):
+    """b[i] = sum of numerators over sum of denominators of the other folds, 0 if that is 0."""
+    groups = range(len(numerators)) if groups is None else groups
+    result = np.zeros(numerators.shape)
+    for i in range(len(result)):
+        others = in_other_folds(groups, i)
+        for t in np.ndindex(result.shape[1:]):
+            below = sum(denominators[(j, *t)] for j in others)
+            if below > 0:
+                result[(i, *t)] = sum(numerators[(j, *t)] for j in others) / below
+    return result
+
+
+def projections(scores, vectors, mask=None, lengths=None):
+    """S[n,t] . v[n]."""
+    x = terms(scores, None, mask, lengths)
+    return np.array([[step @ v for step in rollout] for rollout, v in zip(x, vectors, strict=True)])
+
+
+def single_optimal(scores, returns, groups=None, **live):
+    """R - E[R |s|^2] / E[|s|^2], s = sum_t S_t."""
+    squares = np.array([s @ s for s in gradients(scores, **live)])
+    return returns - cross_fitted(returns * squares, squares, groups)
+
+
+def multi_optimal(scores, to_go, groups=None, **live):
+    """G[t] - E[S[t] . g] / E[|S[t]|^2], g = sum_j G[j] S[j]."""
+    g = gradients(scores, to_go, **live)
+    squares = np.square(terms(scores, None, **live)).sum(axis=2)
+    baselines = cross_fitted(projections(scores, g, **live), squares, groups)
+    return np.where(live_steps(to_go.shape, **live), to_go - baselines, 0)
+
+
+def token_baseline(scores, to_go, groups=None, **live):
+    """G[t] - E[G[t] W[t]] / E[W[t]] over who is alive at t, W[t] = sum of |S[j]|^2 up to t."""
+    alive = live_steps(to_go.shape, **live)
+    squares = np.square(terms(scores, None, **live)).sum(axis=2)
+    energy = np.zeros(to_go.shape)
+    for n, t in np.argwhere(alive):
+        energy[n, t] = squares[n, : t + 1].sum()
+    return np.where(alive, to_go - cross_fitted(np.where(alive, to_go, 0) * energy, energy, groups), 0)
+
+
+def alpha_baseline(scores, returns, groups=None, **live):
+    """R - E[L^(2 alpha) R] / E[L^(2 alpha)], 2 alpha the slope of log |s|^2 on log L; all of other folds."""
+    n = len(returns)
+    lengths = live_steps(scores.shape[:2], **live).sum(axis=1)
+    squares = [s @ s for s in gradients(scores, **live)]
+    result = np.array(returns, float)
+    for i in range(n):
+        others = [j for j in in_other_folds(range(n) if groups is None else groups, i) if lengths[j] > 0]
+        slope = 0.0
+        if len({lengths[j] for j in others}) > 1:
+            slope = np.polyfit(np.log([lengths[j] for j in others]), np.log([squares[j] for j in others]), 1)[
+                0
+            ]
+        powers = [float(lengths[j]) ** slope for j in others]
+        if others:
+            result[i] -= sum(p * returns[j] for p, j in zip(powers, others, strict=True)) / sum(powers)
+    return result
+
+
 def whiten(x, mask, shift_mean=True, eps=1e-8, ddof=1):
     """(x - mean) / sqrt(var + eps) over the unmasked entries, the mean added back if not shifted."""
     entries = [index for index in np.ndindex(x.shape) if mask[index]]

@@ -122,6 +122,13 @@ def test_every_named_estimator_is_its_formula(rng, kind):
     weights = {name: f(totals, to_go, alive, labels) for name, f in CATALOG_WEIGHTS.items()}
     centred = weights["dr-grpo"]
     weights["reinforce++"] = centred / np.sqrt((centred**2).sum() / 17 + 1e-8)
+    weights["opo-cross"] = totals - reference.cross_fitted(
+        alive.sum(axis=1) * totals, alive.sum(axis=1), labels
+    )
+    for name, baseline in (("single-optimal", "single_optimal"), ("alpha", "alpha_baseline")):
+        weights[name] = getattr(reference, baseline)(rollouts.scores, totals, labels, **options)
+    for name, baseline in (("multi-optimal", "multi_optimal"), ("otb", "token_baseline")):
+        weights[name] = getattr(reference, baseline)(rollouts.scores, to_go, labels, **options)
     weights["gae"] = rlvar.gae(rollouts.rewards, rollouts.values, gamma=1.0, lam=0.95, **options)[0]
     names = [estimator.name for estimator in rlvar.estimators()]
     assert set(names) == set(weights)

@@ -1,7 +1,7 @@
 """The estimators that can be compared by name.
 
 An estimator of the policy gradient is a choice of weights, g[n] = sum_t w[n,t] S[n,t]: each one here
-is a function from rollouts to weights, a few lines over `returns` and `advantages`.
+is a function from rollouts to weights, a few lines over `returns`, `advantages` and `baselines`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar import advantages
+from rlvar import advantages, baselines
 from rlvar.returns import gae, reward_to_go
 from rlvar.rollouts import Rollouts
 
@@ -61,7 +61,7 @@ class Estimator:
 
     def __str__(self) -> str:
         needs = f"  needs {', '.join(self.needs)}" if self.needs else ""
-        return f"{self.name:<12} {self.formula}{needs}"
+        return f"{self.name:<14} {self.formula}{needs}"
 
 
 def _returns(rollouts: Rollouts) -> Double:
@@ -154,10 +154,46 @@ CATALOG = {
         ),
         Estimator(
             "opo",
-            "R less the mean weighted by length, of its group, or of the batch without groups",
+            "R less the mean weighted by length of its group, or of the batch, itself included",
             (),
             False,
             lambda rollouts: advantages.opo(_returns(rollouts), rollouts.live_steps, rollouts.groups),
+        ),
+        # Of other folds: from rollouts of other groups, ten folds of them; never from the rollout itself.
+        Estimator(
+            "opo-cross",
+            "R less the mean weighted by length over the other folds",
+            (),
+            True,
+            lambda rollouts: baselines.length_baseline(rollouts, _returns(rollouts)),
+        ),
+        Estimator(
+            "alpha",
+            "R less the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
+            (),
+            True,
+            lambda rollouts: baselines.alpha_baseline(rollouts, _returns(rollouts)),
+        ),
+        Estimator(
+            "single-optimal",
+            "R less E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds",
+            (),
+            True,
+            lambda rollouts: baselines.single_optimal(rollouts, _returns(rollouts)),
+        ),
+        Estimator(
+            "multi-optimal",
+            "G_t less E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
+            (),
+            True,
+            lambda rollouts: baselines.multi_optimal(rollouts, _to_go(rollouts)),
+        ),
+        Estimator(
+            "otb",
+            "G_t less E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
+            (),
+            True,
+            lambda rollouts: baselines.token_baseline(rollouts, _to_go(rollouts)),
         ),
         Estimator(
             "gae",
@@ -188,7 +224,7 @@ def estimators() -> tuple[Estimator, ...]:
     >>> import rlvar
     >>> for estimator in rlvar.estimators()[:2]:
     ...     print(estimator)
-    single       R: every step by the whole return
-    multi        G_t: each step by its return-to-go
+    single         R: every step by the whole return
+    multi          G_t: each step by its return-to-go
     """
     return tuple(CATALOG.values())

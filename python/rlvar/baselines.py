@@ -1,0 +1,331 @@
+r"""Baselines that need the scores, cross-fitted: what they gain is not made up on the same rollouts.
+
+A baseline that does not depend on a rollout leaves the mean of its gradient estimate alone, as
+E[S_t] = 0. The best ones are ratios of expectations,
+
+    b = E[numerator] / E[denominator],
+
+and one estimated from the rollouts that it serves would fit their noise: it would claim a gain where
+there is none and bias the mean by O(1/N). So the units (groups, or rollouts without groups) are dealt
+into F = min(10, units) folds, unit u, by order of first appearance, into fold u modulo F; the baseline
+of a fold is the ratio of the sums over the rollouts of all other folds, of any group. Given the other
+folds it is a constant, and the fold's gradient estimates are unbiased; so they are without that
+condition, exactly, for any N. What is left is a weak dependence of rollouts of different folds, each
+being in the other's baseline: their covariance is O(1/N^2), and O(1/N) of the variance of the batch's
+mean.
+
+The functions take rollouts and their returns, R (N,) or the returns-to-go G (N, T), and give weights of
+the same kind. Where a denominator is 0, as at a step that no rollout of the other folds reaches, the
+baseline is 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlvar import _check, _core
+from rlvar.rollouts import Rollouts
+
+Double = NDArray[np.float64]
+
+FOLDS = 10
+
+
+def single_optimal(rollouts: Rollouts, returns: Double) -> Double:
+    r"""Whole return less the best constant baseline.
+
+    .. math:: w = R - b, \qquad b = \frac{E[R |s|^2]}{E[|s|^2]}, \qquad s = \sum_t S_t
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts.
+    returns : ndarray, shape (N,)
+        R.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Weights.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups, or scores that are not finite.
+
+    Notes
+    -----
+    As E[s] = 0, the variance of (R - b) s is E[(R - b)^2 |s|^2] less what does not depend on b: a
+    parabola in b, least where its derivative -2 E[(R - b) |s|^2] is 0. The mean return is as good
+    only if R and |s|^2 are uncorrelated.
+
+    References
+    ----------
+    Weaver & Tao, "The optimal reward baseline for gradient-based reinforcement learning" (2001);
+    Greensmith, Bartlett & Baxter, "Variance reduction techniques for gradient estimates in
+    reinforcement learning" (2004): both that this constant minimises the variance.
+    """
+    squares = _squares(rollouts)
+    return returns - _cross_fitted(rollouts, returns * squares, squares)
+
+
+def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
+    r"""Return-to-go less one constant a step, the best where scores are uncorrelated.
+
+    .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
+              g = \sum_j G_j S_j
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts.
+    to_go : ndarray, shape (N, T) or (N,)
+        G, or one terminal reward.
+
+    Returns
+    -------
+    ndarray, shape (N, T), float64
+        Weights; 0 where not live.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups, or scores that are not finite.
+
+    Notes
+    -----
+    As E[S_t] = 0, the mean of :math:`g - \sum_j b_j S_j` does not depend on b, so its variance is
+    least where its mean square is. The derivative by b_t is 0 where
+
+    .. math:: E[S_t \cdot g] = \sum_j b_j E[S_t \cdot S_j] .
+
+    On policy, scores are martingale differences: E[S_i . S_j] = 0 for i != j, padded steps included, and
+    of the sum b_t E[|S_t|^2] is left. This is the exact optimum only then; off policy (stale rollouts,
+    another temperature) the T equations are coupled, and these constants need not be the best.
+
+    It is not the b_t = E[G_t |S_t|^2] / E[|S_t|^2] that minimises the variance terms one by one:
+    S_t . g also holds the covariance terms G_j S_t . S_j.
+
+    References
+    ----------
+    Peters & Schaal, "Reinforcement learning of motor skills with policy gradients" (2008), for the
+    baseline per coordinate and step; this is the one shared by all coordinates.
+    """
+    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+    alive = live.live(rollouts.shape[:2])
+    to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
+    g = _gradients(rollouts, to_go)
+    projections = np.empty(rollouts.shape[:2])
+    _core.projections(rollouts.scores, *live, g, projections, None)
+    _finite(rollouts, projections)
+    return np.where(alive, to_go - _cross_fitted(rollouts, projections, _step_squares(rollouts)), 0.0)
+
+
+def token_baseline(rollouts: Rollouts, to_go: Double) -> Double:
+    r"""Return-to-go less the optimal token baseline (OTB).
+
+    .. math:: w_t = G_t - B_t, \qquad B_t = \frac{E[G_t W_t]}{E[W_t]}, \qquad
+              W_t = \sum_{j \le t} |S_j|^2
+
+    over the rollouts that are alive at step t and their live steps j.
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts.
+    to_go : ndarray, shape (N, T) or (N,)
+        G, or one terminal reward.
+
+    Returns
+    -------
+    ndarray, shape (N, T), float64
+        Weights; 0 where not live.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups, or scores that are not finite.
+
+    Notes
+    -----
+    The paper derives it as the baseline that accounts for the noise which the score norms have
+    accumulated up to a token, and claims that it keeps gradient norms and training stable and matches
+    groups of 32 samples with 4. It, and verl, estimate |S_j|^2 from the probabilities alone,
+    1 - 2 pi_j + sum pi^2, the squared norm of the score by the logits; here it is that of the scores
+    themselves. Both take the expectations over the samples of one prompt, the rollout itself
+    included, which biases the mean; here they are over all prompts of the other folds. It need not
+    have the least variance of all baselines with one constant a step: on policy, that is
+    `multi_optimal`.
+
+    References
+    ----------
+    Li et al., "The optimal token baseline: variance reduction for long-horizon LLM-RL" (2026), arXiv
+    2602.07078; verl, docs/algo/otb.md.
+    """
+    alive = rollouts.live
+    energy = np.where(alive, _step_squares(rollouts).cumsum(axis=1), 0.0)
+    energy /= energy.max() or 1.0
+    to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
+    return np.where(alive, to_go - _cross_fitted(rollouts, to_go * energy, energy), 0.0)
+
+
+def length_baseline(rollouts: Rollouts, returns: Double) -> Double:
+    r"""Whole return less its mean weighted by length.
+
+    .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts, with L live steps.
+    returns : ndarray, shape (N,)
+        R.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Weights.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups.
+
+    Notes
+    -----
+    The paper claims it as the best constant baseline if the gradients of tokens are uncorrelated and
+    alike, so that |s|^2 is proportional to L. It takes the mean over the samples of one prompt, the
+    rollout itself included, as `rlvar.opo` does; here it is over all prompts of the other folds.
+
+    References
+    ----------
+    Hao et al., "On-policy RL with optimal reward baseline" (OPO, 2025), arXiv 2505.23585.
+    """
+    lengths = rollouts.live_steps.astype(np.float64)
+    return returns - _cross_fitted(rollouts, lengths * returns, lengths)
+
+
+def alpha_baseline(rollouts: Rollouts, returns: Double) -> Double:
+    r"""Whole return less its mean weighted by a power of the length, fitted to the scores.
+
+    .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
+
+    with 2 alpha the least-squares slope of log |sum_t S_t|^2 on log L, over the rollouts of the other
+    folds in which both exist; 0 if those are all of one length.
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts, with L live steps. One with none counts for nothing.
+    returns : ndarray, shape (N,)
+        R.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Weights.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups, or scores that are not finite.
+
+    Notes
+    -----
+    It stands between two views of a sequence: with uncorrelated scores |s|^2 grows like L, alpha is
+    1/2 and the baseline is `length_baseline`; with perfectly correlated ones it grows like L^2, alpha
+    is 1. The source claims that it is the best constant if |s|^2 depends on the length alone, as
+    such a power, and that the pessimistic bias which it induces keeps training stable.
+    `single_optimal` needs no such law.
+
+    References
+    ----------
+    https://faabian.github.io/blog/alpha.html ("alpha-weighted" reward baseline).
+    """
+    squares, lengths = _squares(rollouts), rollouts.live_steps.astype(np.float64)
+    folds = _folds(rollouts)
+    baselines = np.zeros(len(rollouts))
+    for fold in range(folds.max() + 1):
+        others = (folds != fold) & (lengths > 0)
+        if not others.any():
+            continue
+        alpha = _alpha(squares[others], lengths[others])
+        # Only ratios of lengths count, and those to the longest overflow for no alpha >= 0.
+        relative = np.log(lengths[others] / lengths[others].max()) * (2.0 * alpha)
+        power = np.exp(relative - relative.max())
+        baselines[folds == fold] = (power @ returns[others]) / power.sum()
+    return returns - baselines
+
+
+def _alpha(squares: Double, lengths: Double) -> float:
+    """Half the slope of the logarithm of squared norms on that of lengths > 0."""
+    both = squares > 0
+    x, y = np.log(lengths[both]), np.log(squares[both])
+    if not both.any() or x.min() == x.max():
+        return 0.0
+    x -= x.mean()
+    return float(x @ (y - y.mean()) / (x @ x)) / 2.0
+
+
+def _folds(rollouts: Rollouts) -> NDArray[np.int64]:
+    """Return the fold of each rollout (N,)."""
+    units = _check.units(rollouts.groups, len(rollouts))  # refuses a single group
+    # Groups are numbered by first appearance already.
+    labels = np.arange(len(rollouts)) if rollouts.groups is None else rollouts.groups
+    return labels % min(FOLDS, len(units))
+
+
+def _cross_fitted(rollouts: Rollouts, numerators: Double, denominators: Double) -> Double:
+    """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
+    folds = _folds(rollouts)
+    sums = np.stack(
+        [
+            np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
+            for x in (numerators, denominators)
+        ]
+    )
+    # All less one's own would leave rounding errors, hence a ratio, where the others are all 0.
+    above, below = np.stack(
+        [np.delete(sums, fold, axis=1).sum(axis=1) for fold in range(sums.shape[1])], axis=1
+    )
+    ratios: Double = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return ratios[folds]
+
+
+def _gradients(rollouts: Rollouts, weights: Double) -> Double:
+    """Return sum_t weights[n,t] S[n,t], (N, D)."""
+    n, _, d = rollouts.shape
+    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+    result = np.empty((n, d))
+    _core.gradients(rollouts.scores, np.ascontiguousarray(weights)[None], *live, result[None], None)
+    _finite(rollouts, result)
+    return result
+
+
+def _squares(rollouts: Rollouts) -> Double:
+    """Return |sum_t S_t|^2 of each rollout (N,), in units of the largest."""
+    s = _gradients(rollouts, np.ones(rollouts.shape[:2]))
+    squares: Double = np.square(s / (np.abs(s).max() or 1.0)).sum(axis=1)
+    return squares
+
+
+def _step_squares(rollouts: Rollouts) -> Double:
+    """Return |S[n,t]|^2 (N, T); 0 where not live."""
+    n, t, d = rollouts.shape
+    live = _check.steps((n, t), rollouts.mask, rollouts.lengths)
+    single = _check.units(None, n)
+    no_mean = np.broadcast_to(np.zeros(d), (t, d))
+    result, running = np.empty((n, t)), np.empty((n, t))
+    ones = np.broadcast_to(np.float64(1.0), (n, t))
+    _core.unit_squares(
+        rollouts.scores, ones, *live, None, no_mean, *single, result, running, None, None, None
+    )
+    _finite(rollouts, result)
+    return result
+
+
+def _finite(rollouts: Rollouts, result: Double) -> None:
+    if not np.isfinite(result).all():
+        live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+        _check.raise_not_finite(rollouts.scores, live)

@@ -105,12 +105,17 @@ def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
     another temperature) the T equations are coupled, and these constants need not be the best.
 
     It is not the b_t = E[G_t |S_t|^2] / E[|S_t|^2] that minimises the variance terms one by one:
-    S_t . g also holds the covariance terms G_j S_t . S_j.
+    S_t . g also holds the covariance terms G_j S_t . S_j. They make it noisy: unlike a weighted mean of
+    returns, S_t . g / |S_t|^2 has no bounds. Where few rollouts reach a step, T constants cost more than
+    they gain, and cross-fitting shows it: on the embedded CartPole rollouts (256 of up to 208 steps, 16 of
+    them alive at step 100) the variance is five times that of "multi", and that of `token_baseline` 0.8
+    times.
 
     References
     ----------
-    Peters & Schaal, "Reinforcement learning of motor skills with policy gradients" (2008), for the
-    baseline per coordinate and step; this is the one shared by all coordinates.
+    Peters & Schaal, "Reinforcement learning of motor skills with policy gradients" (2008),
+    has one baseline for each coordinate and each step's reward; here one for each step's score is
+    shared by all coordinates.
     """
     live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
     alive = live.live(rollouts.shape[:2])

@@ -159,7 +159,7 @@ CATALOG = {
             False,
             lambda rollouts: advantages.opo(_returns(rollouts), rollouts.live_steps, rollouts.groups),
         ),
-        # Of other folds: from rollouts of other groups, ten folds of them; never from the rollout itself.
+        # The other folds hold rollouts of other groups only, never the rollout itself: see `baselines`.
         Estimator(
             "opo-cross",
             "R less the mean weighted by length over the other folds",

@@ -1,0 +1,132 @@
+"""How often nominal 95 % intervals cover the truth, on simulated rollouts.
+
+    python bench/calibration.py [--data-sets 1000] [--confidence 0.95]
+
+Prints a Markdown table. Exits with status 1 if a light-tailed setting is covered by fewer than
+92 % or more than 98 % of the intervals, or a heavy-tailed one is and our own warning (one unit
+carries more than a fifth of the variance) is silent in most of its data sets.
+
+Steps t = 1..T have scores s_t ~ N(0, I_D) and rewards r_t = b + c s_t[0] + c s_{t-1}[1] + p + e_t:
+half of what an action does comes a step late, p is the prompt's, e_t noise. Estimator "multi" weighs
+s_t with all rewards from t on, "now" with r_t alone: quieter, and with another mean. Variance and
+signal are of "now", the rest compares it with "multi".
+
+No interval of a noise scales' ratio or an alignment is finite before both signals are resolved, and
+those that are not cover anything: for these two (and the noise scale, which is then unbounded) only
+covering too rarely counts as a failure.
+"""
+
+import argparse
+import os
+import sys
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402
+
+from rlvar import estimate, units  # noqa: E402
+
+D = 5
+QUANTITIES = ("variance", "ratio", "signal", "noise scale", "its ratio", "alignment")
+TWO_SIDED = ("variance", "ratio", "signal")
+WARNING = 0.2
+
+# name: heavy, options of `simulate`
+SETTINGS = {
+    "light": (False, {}),
+    "light, weak signal": (False, {"effect": 0.1}),
+    "light, groups of 4": (False, {"size": 4, "steps": 4, "prompt": 0.5, "effect": 0.5}),
+    "light, ragged": (False, {"ragged": True}),
+    "heavy": (True, {"tail": "lognormal", "noise": 2.0}),
+    "heavy, groups of 4": (True, {"tail": "lognormal", "noise": 2.0, "size": 4, "steps": 4, "prompt": 0.5}),
+}
+
+
+def draw_noise(rng, tail, shape):
+    """Mean 0 and variance 1: second moments of gradients do not depend on the tail."""
+    if tail == "normal":
+        return rng.standard_normal(shape)
+    sigma = 1.5
+    return (rng.lognormal(-(sigma**2) / 2, sigma, shape) - 1) / np.sqrt(np.expm1(sigma**2))
+
+
+def simulate(rng, count, *, size=1, steps=6, effect=0.3, prompt=0.0, noise=0.5, tail="normal", ragged=False):
+    """Gradients (count, D) of independent units, groups of `size` rollouts, for "multi" and "now"."""
+    shape = (count, size, steps)
+    scores = rng.standard_normal((*shape, D))
+    rewards = 0.3 + effect * scores[..., 0] + prompt * rng.standard_normal((count, 1, 1))
+    rewards += noise * draw_noise(rng, tail, shape)
+    rewards[..., 1:] += effect * scores[..., :-1, 1]
+    if ragged:
+        rewards *= np.arange(steps) < rng.integers(1, steps + 1, (count, size, 1))
+    to_go = np.cumsum(rewards[..., ::-1], axis=-1)[..., ::-1]  # 0 past the end
+    return [np.einsum("nkt,nktd->nd", w, scores) / size for w in (to_go, rewards)]
+
+
+def true_values(options):
+    """By a simulation of 1.6 million units, without the heavy tail: see `draw_noise`."""
+    rng, pieces, count = np.random.default_rng(0), 80, 20_000
+    squares, means = np.zeros(2), np.zeros((2, D))
+    for _ in range(pieces):
+        g = np.stack(simulate(rng, count, **{**options, "tail": "normal"}))
+        squares += np.square(g).sum(axis=(1, 2)) / (count * pieces)
+        means += g.sum(axis=1) / (count * pieces)
+    signals = np.square(means).sum(axis=1)
+    (v0, v), (s0, s) = squares - signals, signals
+    return (v, v / v0, s, v / s, v / s * s0 / v0, means[0] @ means[1] / np.sqrt(s0 * s))
+
+
+def intervals(base, g, confidence):
+    """Return the estimates of `QUANTITIES` and whether both signals are resolved."""
+    v0, v, s0, s = units.variance(base), units.variance(g), units.signal(base), units.signal(g)
+    variance = estimate.jackknife(*v, confidence, positive=True)
+    ratio = estimate.jackknife(v.value / v0.value, v.left_out / v0.left_out, confidence, positive=True)
+    base_signal = estimate.signal_interval(s0, v0, D, confidence)
+    signal = estimate.signal_interval(s, v, D, confidence)
+    options = {"resolved": base_signal.low > 0 and signal.low > 0, "confidence": confidence}
+    return (
+        variance,
+        ratio,
+        signal,
+        estimate.fieller(variance, signal, estimate.correlation(v.left_out, s.left_out)),
+        estimate.noise_scale_ratio(v, s, v0, s0, **options),
+        estimate.alignment(units.cross_signal(g, base), s, s0, **options),
+    ), options["resolved"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-sets", type=int, default=1000)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    args = parser.parse_args()
+    print("| setting | units | " + " | ".join(QUANTITIES) + " | resolved | warned |")
+    print("|---|---" * (1 + len(QUANTITIES) // 2) + "|---|---|")
+    missed = []
+    for index, (name, (heavy, options)) in enumerate(SETTINGS.items()):
+        truth = np.array(true_values(options))
+        for count in (30, 300):
+            rng = np.random.default_rng([index, count])
+            covered, resolved, warned = np.zeros(len(QUANTITIES)), 0, 0
+            for _ in range(args.data_sets):
+                base, g = simulate(rng, count, **options)
+                estimates, both = intervals(base, g, args.confidence)
+                covered += [e.low <= x <= e.high for e, x in zip(estimates, truth, strict=True)]
+                resolved += both
+                warned += max(units.largest_share(base), units.largest_share(g)) > WARNING
+            share = covered / args.data_sets
+            cells = [f"{x:.1%}" for x in (*share, resolved / args.data_sets, warned / args.data_sets)]
+            print(f"| {name} | {count} | " + " | ".join(cells) + " |", flush=True)
+            if heavy and warned > args.data_sets / 2:
+                continue
+            for quantity, x in zip(QUANTITIES, share, strict=True):
+                nominal = args.confidence
+                if x < nominal - 0.03 or (x > nominal + 0.03 and quantity in TWO_SIDED):
+                    missed.append(f"{name}, {count} units: {quantity} {x:.1%}")
+    if missed:
+        print("\nout of range: " + "; ".join(missed))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

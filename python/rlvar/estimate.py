@@ -78,6 +78,13 @@ def to_json(value: Any) -> Any:
     return value
 
 
+@lru_cache(maxsize=1)
+def _legendre() -> tuple[Double, Double]:
+    """Nodes and weights on [-1, 1]: dearer than all else in a quantile."""
+    nodes, weights = np.polynomial.legendre.leggauss(128)
+    return nodes, weights
+
+
 @lru_cache(maxsize=256)
 def student_t_quantile(probability: float, dof: float) -> float:
     """Quantile of Student's t with `dof` >= 2 degrees of freedom, or 1, for probability >= 1/2.
@@ -86,7 +93,7 @@ def student_t_quantile(probability: float, dof: float) -> float:
     that over [0, pi/2]: a smooth integrand, so Gauss-Legendre quadrature suffices. The integral is
     concave in a: Newton's steps from 0 rise to the root and never pass it.
     """
-    nodes, node_weights = np.polynomial.legendre.leggauss(128)
+    nodes, node_weights = _legendre()
     # The integrand falls off like exp(-dof u^2 / 2): beyond `cut` it is below rounding.
     cut = min(math.pi / 2, 9.0 / math.sqrt(dof))
 

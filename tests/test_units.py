@@ -52,6 +52,8 @@ def test_equal_units_have_no_variance_at_all():
 def test_the_largest_share_is_that_of_the_unit_farthest_out():
     g = np.array([[0.0], [0.0], [0.0], [4.0]])
     assert units.largest_share(g) == pytest.approx(9 / 12)
+    assert units.largest_share(g, 0.01) == units.largest_share(g)
+    assert units.largest_share(g, 0.5) == pytest.approx(10 / 12)
 
 
 def test_a_resample_is_the_moments_of_the_units_drawn(rng):

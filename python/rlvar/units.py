@@ -11,6 +11,7 @@ Leaving out unit u moves m to m - y_u / (U - 1), and takes U / (U - 1) |y_u|^2 f
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -59,14 +60,16 @@ def signal(g: Double) -> Moment:
     return cross_signal(g, g)
 
 
-def largest_share(g: Double) -> float:
+def largest_share(g: Double, fraction: float = 0.0) -> float:
     """Share of sum |g_u - mean|^2 that the largest unit carries; 0 if they are all equal.
 
-    Above a fifth, the tail of the distribution has not been seen: no interval can be trusted.
+    With `fraction`, that of the largest ceil(fraction U) units together. Where one unit, or the top
+    1 %, carries more than a fifth, the tail has not been seen: no interval of a variance can be trusted.
     """
-    squares = np.square(centred(g)[1]).sum(axis=1)
+    squares = np.sort(np.square(centred(g)[1]).sum(axis=1))
     total = float(squares.sum())
-    return float(squares.max()) / total if total else 0.0
+    count = max(1, math.ceil(fraction * len(squares)))
+    return float(squares[-count:].sum()) / total if total else 0.0
 
 
 class Resampled(NamedTuple):

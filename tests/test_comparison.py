@@ -208,7 +208,7 @@ def test_rloo_refuses_singletons_which_would_shrink_its_mean(rng):
 
 def test_what_estimators_lists_can_be_compared(rng):
     rollouts = make_rollouts(rng)
-    assert rlvar.compare(rollouts, rlvar.estimators()[:2]) == rlvar.compare(rollouts)
+    assert repr(rlvar.compare(rollouts, rlvar.estimators()[:2])) == repr(rlvar.compare(rollouts))
 
 
 def test_what_the_rollouts_lack_is_named(rng):
@@ -265,7 +265,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(rng):
     rollouts = make_rollouts(rng, n=300)
     one = rlvar.compare(rollouts, num_threads=1)
     for threads in (2, 3, 8):
-        assert rlvar.compare(rollouts, num_threads=threads) == one
+        assert repr(rlvar.compare(rollouts, num_threads=threads)) == repr(one)
 
 
 def test_a_bad_score_is_named(rng):
@@ -296,3 +296,68 @@ def test_one_group_and_foreign_containers_are_refused(rng):
         rlvar.compare(make_rollouts(rng, groups=["x"] * 18))
     with pytest.raises(TypeError, match="rollouts must be a Rollouts, got ndarray"):
         rlvar.compare(np.ones((4, 3, 2)))
+
+
+def test_noise_scale_is_variance_over_signal_and_its_ratio_is_paired(rng):
+    rollouts = make_rollouts(rng, n=400)
+    scores = rollouts.scores + 1.0  # a strong signal
+    result = rlvar.compare(rlvar.Rollouts(scores, rollouts.rewards + 2), reference="multi")
+    for row in result:
+        assert row.signal.low > 0
+        assert row.noise_scale.value == pytest.approx(row.variance.value / row.signal.value)
+        assert row.noise_scale.low < row.noise_scale.value < row.noise_scale.high < np.inf
+    ratio = result["single"].noise_scale.value / result["multi"].noise_scale.value
+    assert result["single"].noise_scale_ratio.value == pytest.approx(ratio)
+    own = result["multi"]
+    assert (own.noise_scale_ratio.value, own.noise_scale_ratio.stderr) == (
+        pytest.approx(1),
+        pytest.approx(0, abs=1e-9),
+    )
+    assert own.alignment.value == pytest.approx(1)
+
+
+def test_noise_scale_agrees_with_the_two_batches_of_mccandlish(rng):
+    # With a small batch of 1 and a big one of N: |G|^2 = (N |G_N|^2 - |G_1|^2) / (N - 1) and
+    # S = (|G_1|^2 - |G_N|^2) / (1 - 1 / N), |G_1|^2 being the mean over the rollouts.
+    rollouts = make_rollouts(rng, n=50)
+    row = rlvar.compare(rollouts, ["single"])["single"]
+    g = reference.gradients(rollouts.scores, rollouts.rewards.sum(axis=1))
+    small, big = (g**2).sum(axis=1).mean(), (g.mean(axis=0) ** 2).sum()
+    assert row.signal.value == pytest.approx((50 * big - small) / 49)
+    assert row.variance.value == pytest.approx((small - big) / (1 - 1 / 50))
+
+
+def test_without_a_signal_the_noise_scale_has_no_upper_end(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((100, 3, 2)), rng.standard_normal(100))
+    row = rlvar.compare(rollouts, ["single"])["single"]
+    assert row.signal.low <= 0
+    assert row.noise_scale.high == np.inf
+    assert 0 <= row.noise_scale.low < row.noise_scale.high
+    assert (row.noise_scale_ratio.low, row.noise_scale_ratio.high) == (0, np.inf)
+    assert (row.alignment.low, row.alignment.high) == (-1, 1)
+    assert row.to_dict()["noise_scale"]["high"] is None
+
+
+def test_estimators_of_other_means_rank_by_noise_scale(rng):
+    scores = rng.standard_normal((300, 4, 2))
+    rewards = 1 + 0.5 * scores[:, :, 0]
+    halved = {"half": lambda rollouts: rollouts.rewards.sum(axis=1) / 2, "single": rewards.sum(axis=1)}
+    result = rlvar.compare(rlvar.Rollouts(scores, rewards), halved)
+    half = result["half"]
+    # Half of everything: a quarter of the variance, and yet no better.
+    assert half.ratio.value == pytest.approx(0.25)
+    assert half.noise_scale_ratio.value == pytest.approx(1)
+    assert half.alignment.value == pytest.approx(1)
+    text = str(result)
+    assert "Their means differ, so they rank by noise scale" in text
+    assert "Their means differ" not in str(rlvar.compare(rlvar.Rollouts(scores, rewards)))
+
+
+def test_one_rollout_that_carries_the_variance_is_flagged(rng):
+    scores = rng.standard_normal((200, 3, 2))
+    rewards = np.ones(200)
+    assert not rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"].heavy_tailed
+    rewards[7] = 1000
+    row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"]
+    assert row.largest_share > 0.99
+    assert row.heavy_tailed

@@ -117,3 +117,23 @@ def test_the_chart_rises_to_the_largest_variance(rng):
     heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
     assert heights == sorted(heights)
     assert heights[-1] == 6
+
+
+def test_the_verdict_says_what_the_rollouts_cannot_tell():
+    rng = np.random.default_rng(1)
+    scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
+    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    assert "The signal of single-step, multi-step is not resolved with these 100 rollouts" in text
+    assert "Heavy tails" not in text
+    assert "not sampled from the policy" not in text
+    rewards[0] = 1e6
+    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    assert "Heavy tails: 1 of 100 rollouts carries 99% of that of single-step" in text
+
+
+def test_rollouts_of_another_policy_are_told():
+    rng = np.random.default_rng(0)
+    actions = rng.standard_normal((500, 5)) + 0.8  # sampled with a mean that is not the policy's
+    report = make_report(rlvar.Rollouts(actions[:, :, None], actions))
+    assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
+    assert report.to_dict()["on_policy"]["on_policy"] is False

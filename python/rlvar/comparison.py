@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
+from rlvar import units as moments
 from rlvar.catalog import CATALOG, Estimator
-from rlvar.estimate import Estimate, jackknife
+from rlvar.estimate import (
+    Estimate,
+    alignment,
+    correlation,
+    fieller,
+    jackknife,
+    noise_scale_ratio,
+    signal_interval,
+    to_json,
+)
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -57,6 +67,18 @@ class ComparisonRow:
         estimators it is also the ratio of the rollouts needed for the same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative.
+    noise_scale : Estimate
+        Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
+        (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
+    noise_scale_ratio : Estimate
+        Noise scale over that of the reference estimator, from the same rollouts: what to go by where
+        means differ. Undefined, from 0 to infinity, where a signal is not resolved.
+    alignment : Estimate
+        Cosine between its mean gradient and the reference's, without the bias of a plug-in;
+        from -1 to 1 where a signal is not resolved.
+    largest_share : float
+        Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
+        fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
         Whether its mean is that of "single" by theory (see `estimators`); None for weights of the
         caller's own.
@@ -66,12 +88,27 @@ class ComparisonRow:
     variance: Estimate
     ratio: Estimate
     signal: Estimate
+    noise_scale: Estimate
+    noise_scale_ratio: Estimate
+    alignment: Estimate
+    largest_share: float
     unbiased: bool | None
+
+    @property
+    def heavy_tailed(self) -> bool:
+        """Whether so few units carry so much of the variance that its interval cannot be trusted."""
+        return self.largest_share > 0.2
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        estimates = {key: getattr(self, key).to_dict() for key in ("variance", "ratio", "signal")}
-        return {"name": self.name, **estimates, "unbiased": self.unbiased}
+        keys = ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment")
+        estimates = {key: getattr(self, key).to_dict() for key in keys}
+        return {
+            "name": self.name,
+            **estimates,
+            "largest_share": to_json(self.largest_share),
+            "unbiased": self.unbiased,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,13 +152,19 @@ class Comparison:
 
     def __str__(self) -> str:
         unit = "variance of a group's mean" if self.grouped else "variance of one rollout"
-        head = ("estimator", unit, f"ratio to {self.reference}", "signal |E g|^2")
-        table = [head] + [(row.name, str(row.variance), str(row.ratio), str(row.signal)) for row in self]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        )
+        head = ("estimator", unit, f"ratio to {self.reference}", "signal |E g|^2", "noise scale")
+        rows = [
+            (row.name, str(row.variance), str(row.ratio), str(row.signal), str(row.noise_scale))
+            for row in self
+        ]
+        text = _table([head, *rows])
+        if any(row.unbiased is not True and row.name != self.reference for row in self):
+            # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
+            ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
+            columns = ("by noise scale", f"ratio to {self.reference}", f"alignment with {self.reference}")
+            lines = [(row.name, str(row.noise_scale_ratio), str(row.alignment)) for row in ranked]
+            text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -180,9 +223,12 @@ def compare(
         \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
         \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
 
-    Intervals come from the jackknife that leaves out one unit at a time; that of a ratio is paired,
-    both variances leaving out the same unit, and is made on the log scale. Means over the whole
-    batch ("single-mean", "multi-mean") tie all units together; that effect, of order 1/U, is left out.
+    Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
+    of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
+    log scale. That of the noise scale :math:`\\hat V / \\widehat{|E g|^2}` is Fieller's. ``python
+    bench/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
+    whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
+    out.
 
     Examples
     --------
@@ -206,24 +252,19 @@ def compare(
     weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
     gradients = _gradients(rollouts, weights, threads)
 
-    values, left_out = {}, {}
-    for name, g in zip(names, gradients, strict=True):
-        values[name], left_out[name] = _moments(units.sums(g) / units.sizes[:, None])
-    rows = []
-    for name in asked:
-        (variance, signal), (variances, signals) = values[name], left_out[name]
-        base, bases = values[reference][0], left_out[reference][0]
-        with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-            ratio, ratios = np.float64(variance) / base, variances / bases
-        rows.append(
-            ComparisonRow(
-                name,
-                jackknife(variance, variances, level, positive=True),
-                jackknife(float(ratio), ratios, level, positive=True),
-                jackknife(signal, signals, level),
-                CATALOG[name].unbiased if name not in own else None,
-            )
+    means = {name: units.sums(g) / units.sizes[:, None] for name, g in zip(names, gradients, strict=True)}
+    base = _Moments(means[reference], level)
+    rows = [
+        _row(
+            name,
+            means[name],
+            means[reference],
+            base,
+            level,
+            CATALOG[name].unbiased if name not in own else None,
         )
+        for name in asked
+    ]
     return Comparison(tuple(rows), reference, level, len(units), rollouts.groups is not None)
 
 
@@ -239,21 +280,59 @@ def _gradients(rollouts: Rollouts, weights: Double, threads: int | None) -> Doub
     return result
 
 
-def _moments(g: Double) -> tuple[tuple[float, float], tuple[Double, Double]]:
-    """Return variance and signal of units' gradients (U, D), and both with each left out (U,).
+class _Moments:
+    """Variance and signal of units' gradients, with intervals."""
 
-    With y = g - mean and Q = sum |y_u|^2: leaving out unit u moves the mean to
-    mean - y_u / (U - 1) and takes |y_u|^2 U / (U - 1) from Q.
-    """
-    u = len(g)
-    mean = g.mean(axis=0)
-    y = g - mean
-    y -= y.mean(axis=0)
-    squares = np.square(y).sum(axis=1)
-    variance = squares.sum() / (u - 1)
-    signal = mean @ mean - variance / u
-    if u < 3:  # one unit left has no variance
-        return (float(variance), float(signal)), (np.empty(0), np.empty(0))
-    variances = np.maximum(squares.sum() - squares * (u / (u - 1)), 0.0) / (u - 2)
-    norms = np.square(mean - y / (u - 1)).sum(axis=1)
-    return (float(variance), float(signal)), (variances, norms - variances / (u - 1))
+    def __init__(self, g: Double, confidence: float) -> None:
+        self.variances, self.signals = moments.variance(g), moments.signal(g)
+        self.variance = jackknife(*self.variances, confidence, positive=True)
+        self.signal = signal_interval(self.signals, self.variances, g.shape[1], confidence)
+
+    @property
+    def resolved(self) -> bool:
+        return self.signal.low > 0
+
+
+def _row(
+    name: str, g: Double, base_g: Double, base: _Moments, confidence: float, unbiased: bool | None
+) -> ComparisonRow:
+    """Compare one estimator's unit gradients (U, D) with the reference's."""
+    own = _Moments(g, confidence)
+    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
+        ratios = [np.asarray(a) / b for a, b in zip(own.variances, base.variances, strict=True)]
+    resolved = own.resolved and base.resolved
+    correlated = 0.0
+    if len(own.variances.left_out) >= 2:
+        correlated = correlation(own.variances.left_out, own.signals.left_out)
+    return ComparisonRow(
+        name=name,
+        variance=own.variance,
+        ratio=jackknife(float(ratios[0]), ratios[1], confidence, positive=True),
+        signal=own.signal,
+        noise_scale=fieller(own.variance, own.signal, correlated),
+        noise_scale_ratio=noise_scale_ratio(
+            own.variances, own.signals, base.variances, base.signals, resolved=resolved, confidence=confidence
+        ),
+        alignment=alignment(
+            moments.cross_signal(g, base_g),
+            own.signals,
+            base.signals,
+            resolved=resolved,
+            confidence=confidence,
+        ),
+        largest_share=moments.largest_share(g, 0.01),
+        unbiased=unbiased,
+    )
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _order(noise_scale: float) -> float:
+    """Sort key: a noise scale that is negative or undefined, for want of a signal, comes last."""
+    return noise_scale if noise_scale >= 0 else float("inf")

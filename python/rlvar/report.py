@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rlvar.catalog import CATALOG
 from rlvar.comparison import Comparison, ComparisonRow, compare, estimator_weights
 from rlvar.estimate import Estimate
+from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.rollouts import Rollouts
 from rlvar.variance import Decomposition, decompose
 
@@ -48,6 +49,7 @@ class Report:
     rollouts: Rollouts
     comparison: Comparison
     decompositions: dict[str, Decomposition]
+    on_policy: OnPolicyTest
 
     @property
     def verdict(self) -> list[str]:
@@ -66,7 +68,11 @@ class Report:
             )
         quietest = self._quietest()
         parts = self.decompositions[quietest]
-        return [*sentences, *_source_sentences(quietest, parts, _reach(self.rollouts))]
+        return [
+            *sentences,
+            *_source_sentences(quietest, parts, _reach(self.rollouts)),
+            *_doubts(self.comparison, self.on_policy),
+        ]
 
     def _quietest(self) -> str:
         """Name the estimator of least variance among those with the policy gradient's mean."""
@@ -102,6 +108,7 @@ class Report:
             "rollouts": {"N": n, "T": t, "D": d, "lengths": self.rollouts.live_steps.tolist()},
             "comparison": self.comparison.to_dict(),
             "decompositions": {name: item.to_dict() for name, item in self.decompositions.items()},
+            "on_policy": self.on_policy.to_dict(),
             "verdict": self.verdict,
         }
 
@@ -126,7 +133,46 @@ def make_report(
             lengths=rollouts.lengths,
             groups=rollouts.groups,
         )
-    return Report(source, rollouts, comparison, decompositions)
+    progress("testing whether the rollouts are on policy")
+    on_policy = on_policy_test(
+        rollouts.scores, mask=rollouts.mask, lengths=rollouts.lengths, groups=rollouts.groups
+    )
+    return Report(source, rollouts, comparison, decompositions, on_policy)
+
+
+def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
+    """Say what these rollouts cannot tell, and where the numbers above are not to be trusted."""
+    units, sentences = _unit(comparison.grouped), []
+    faint = [row for row in comparison if row.signal.low <= 0]
+    if faint:
+        names = ", ".join(_long(row.name) for row in faint)
+        sentences.append(
+            f"The signal of {names} is not resolved with these {comparison.units} {units}: its interval "
+            "reaches zero, and the noise scale has no upper end."
+        )
+        needed = [_resolving(row, comparison.units) for row in faint if row.signal.value > 0]
+        if needed and max(needed) > comparison.units:
+            sentences[-1] += (
+                f" If it is what it seems, about {_number(max(needed))} {units} would resolve it."
+            )
+    heavy = [row for row in comparison if row.heavy_tailed]
+    if heavy:
+        shares = ", ".join(f"{row.largest_share:.0%} of that of {_long(row.name)}" for row in heavy)
+        count = max(1, math.ceil(0.01 * comparison.units))
+        few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
+        sentences.append(f"Heavy tails: {few} {shares}. Intervals of variances may be far too narrow.")
+    if on_policy.on_policy is False:
+        sentences.append(
+            "These rollouts were not sampled from the policy that scored them: scores of different steps "
+            f"are correlated, {on_policy.ratio} of their variance, which is 0 on policy. Look for another "
+            "temperature, top-p, a stale policy or another inference engine."
+        )
+    return sentences
+
+
+def _resolving(row: ComparisonRow, units: int) -> float:
+    """Units at which the interval of a signal of this size would leave zero: its width goes as 1/sqrt."""
+    return units * ((row.signal.value - row.signal.low) / row.signal.value) ** 2
 
 
 def _long(name: str) -> str:

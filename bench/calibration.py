@@ -31,7 +31,6 @@ from rlvar import estimate, units  # noqa: E402
 D = 5
 QUANTITIES = ("variance", "ratio", "signal", "noise scale", "its ratio", "alignment")
 TWO_SIDED = ("variance", "ratio", "signal")
-TOP, WARNING = 0.01, 0.2
 
 # name: heavy, options of `simulate`
 SETTINGS = {
@@ -114,8 +113,8 @@ def main():
                 estimates, both = intervals(base, g, args.confidence)
                 covered += [e.low <= x <= e.high for e, x in zip(estimates, truth, strict=True)]
                 resolved += both
-                single += max(units.largest_share(x) for x in (base, g)) > WARNING
-                warned += max(units.largest_share(x, TOP) for x in (base, g)) > WARNING
+                single += max(units.largest_share(x) for x in (base, g)) > units.HEAVY
+                warned += max(units.largest_share(x, units.TOP) for x in (base, g)) > units.HEAVY
             share = covered / args.data_sets
             flags = np.array([resolved, single, warned]) / args.data_sets
             cells = [f"{x:.1%}" for x in (*share, *flags)]

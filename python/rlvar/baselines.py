@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import _check, _core
+from rlvar.gradients import gradients
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -120,7 +121,7 @@ def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
     live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
     alive = live.live(rollouts.shape[:2])
     to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    g = _gradients(rollouts, to_go)
+    g = gradients(rollouts, to_go[None], below=np.inf)[0]
     projections = np.empty(rollouts.shape[:2])
     _core.projections(rollouts.scores, *live, g, projections, None)
     _finite(rollouts, projections)
@@ -298,19 +299,9 @@ def _cross_fitted(rollouts: Rollouts, numerators: Double, denominators: Double) 
     return ratios[folds]
 
 
-def _gradients(rollouts: Rollouts, weights: Double) -> Double:
-    """Return sum_t weights[n,t] S[n,t], (N, D)."""
-    n, _, d = rollouts.shape
-    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
-    result = np.empty((n, d))
-    _core.gradients(rollouts.scores, np.ascontiguousarray(weights)[None], *live, result[None], None)
-    _finite(rollouts, result)
-    return result
-
-
 def _squares(rollouts: Rollouts) -> Double:
     """Return |sum_t S_t|^2 of each rollout (N,), in units of the largest."""
-    s = _gradients(rollouts, np.ones(rollouts.shape[:2]))
+    s = gradients(rollouts, np.ones((1, *rollouts.shape[:2])), below=np.inf)[0]
     squares: Double = np.square(s / (np.abs(s).max() or 1.0)).sum(axis=1)
     return squares
 

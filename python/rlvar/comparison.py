@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar import _check, _core
+from rlvar import _check
 from rlvar import units as moments
 from rlvar.catalog import CATALOG, Estimator
 from rlvar.estimate import (
@@ -26,6 +26,7 @@ from rlvar.estimate import (
     signal_interval,
     to_json,
 )
+from rlvar.gradients import gradients
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -97,7 +98,7 @@ class ComparisonRow:
     @property
     def heavy_tailed(self) -> bool:
         """Whether so few units carry so much of the variance that its interval cannot be trusted."""
-        return self.largest_share > 0.2
+        return self.largest_share > moments.HEAVY
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -225,7 +226,7 @@ def compare(
 
     Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
     of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
-    log scale. That of the noise scale :math:`\\hat V / \\widehat{|E g|^2}` is Fieller's. ``python
+    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. ``python
     bench/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
     whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
     out.
@@ -250,34 +251,22 @@ def compare(
     units = _check.units(rollouts.groups, len(rollouts))
     threads = _check.threads(num_threads)
     weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
-    gradients = _gradients(rollouts, weights, threads)
-
-    means = {name: units.sums(g) / units.sizes[:, None] for name, g in zip(names, gradients, strict=True)}
-    base = _Moments(means[reference], level)
+    means = {
+        name: units.sums(g) / units.sizes[:, None]
+        for name, g in zip(names, gradients(rollouts, weights, threads), strict=True)
+    }
+    both = {name: _Moments(g, level) for name, g in means.items()}
     rows = [
         _row(
             name,
-            means[name],
-            means[reference],
-            base,
+            (means[name], both[name]),
+            (means[reference], both[reference]),
             level,
             CATALOG[name].unbiased if name not in own else None,
         )
         for name in asked
     ]
     return Comparison(tuple(rows), reference, level, len(units), rollouts.groups is not None)
-
-
-def _gradients(rollouts: Rollouts, weights: Double, threads: int | None) -> Double:
-    """Return the gradients (E, N, D) of weights (E, N, T), in one pass over the scores."""
-    n, _, d = rollouts.shape
-    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
-    result = np.empty((len(weights), n, d))
-    _core.gradients(rollouts.scores, weights, *live, result, threads)
-    # Their squares must be finite too.
-    if not np.abs(result).max() < 1e150:
-        _check.raise_not_finite(rollouts.scores, live)
-    return result
 
 
 class _Moments:
@@ -294,10 +283,14 @@ class _Moments:
 
 
 def _row(
-    name: str, g: Double, base_g: Double, base: _Moments, confidence: float, unbiased: bool | None
+    name: str,
+    estimator: tuple[Double, _Moments],
+    reference: tuple[Double, _Moments],
+    confidence: float,
+    unbiased: bool | None,
 ) -> ComparisonRow:
-    """Compare one estimator's unit gradients (U, D) with the reference's."""
-    own = _Moments(g, confidence)
+    """Compare one estimator's unit gradients (U, D) and their moments with the reference's."""
+    (g, own), (base_g, base) = estimator, reference
     with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
         ratios = [np.asarray(a) / b for a, b in zip(own.variances, base.variances, strict=True)]
     resolved = own.resolved and base.resolved
@@ -320,7 +313,7 @@ def _row(
             resolved=resolved,
             confidence=confidence,
         ),
-        largest_share=moments.largest_share(g, 0.01),
+        largest_share=moments.largest_share(g, moments.TOP),
         unbiased=unbiased,
     )
 

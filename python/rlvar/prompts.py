@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar import _check, _core
+from rlvar import _check
 from rlvar.catalog import CATALOG, Estimator
 from rlvar.comparison import estimator_weights
 from rlvar.estimate import Estimate, jackknife
+from rlvar.gradients import gradients
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -267,7 +268,8 @@ def prompt_components(
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
 
-    (within, between), left_out = _components(_gradients(rollouts, weights, threads), rollouts.groups, units)
+    g = gradients(rollouts, weights[None], threads)[0]
+    (within, between), left_out = _components(g, rollouts.groups, units)
     returns = CATALOG["single"].weights(rollouts)
     first = returns[units.members[units.offsets[:-1]]]
     differ = units.sums((returns != first[rollouts.groups]).astype(np.float64)) > 0
@@ -374,19 +376,6 @@ def plan(
         max_completions=most,
         components=components,
     )
-
-
-def _gradients(rollouts: Rollouts, weights: Double, threads: int | None) -> Double:
-    """Return the gradients (N, D) of weights (N, T), in one pass over the scores."""
-    n, _, d = rollouts.shape
-    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
-    result = np.empty((1, n, d))
-    _core.gradients(rollouts.scores, np.ascontiguousarray(weights)[None], *live, result, threads)
-    # Their squares must be finite too.
-    if not np.abs(result).max() < 1e150:
-        _check.raise_not_finite(rollouts.scores, live)
-    gradients: Double = result[0]
-    return gradients
 
 
 def _components(

@@ -15,6 +15,7 @@ from rlvar.comparison import Comparison, ComparisonRow, compare, estimator_weigh
 from rlvar.estimate import Estimate
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.rollouts import Rollouts
+from rlvar.units import TOP
 from rlvar.variance import Decomposition, decompose
 
 _LONG_NAMES = {
@@ -158,7 +159,7 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
     heavy = [row for row in comparison if row.heavy_tailed]
     if heavy:
         shares = ", ".join(f"{row.largest_share:.0%} of that of {_long(row.name)}" for row in heavy)
-        count = max(1, math.ceil(0.01 * comparison.units))
+        count = max(1, math.ceil(TOP * comparison.units))
         few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
         sentences.append(f"Heavy tails: {few} {shares}. Intervals of variances may be far too narrow.")
     if on_policy.on_policy is False:

@@ -21,6 +21,10 @@ from rlvar.estimate import Moment
 
 Double = NDArray[np.float64]
 
+# Where so small a part of the units carries more than such a share of the squares, the tail has not
+# been seen: no interval of a variance can be trusted.
+TOP, HEAVY = 0.01, 0.2
+
 
 def centred(g: Double) -> tuple[Double, Double]:
     """Return the mean (D,) and the deviations (U, D) of g (U, D), which sum to zero to rounding."""
@@ -63,8 +67,7 @@ def signal(g: Double) -> Moment:
 def largest_share(g: Double, fraction: float = 0.0) -> float:
     """Share of sum |g_u - mean|^2 that the largest unit carries; 0 if they are all equal.
 
-    With `fraction`, that of the largest ceil(fraction U) units together. Where one unit, or the top
-    1 %, carries more than a fifth, the tail has not been seen: no interval of a variance can be trusted.
+    With `fraction`, that of the largest ceil(fraction U) units together.
     """
     squares = np.sort(np.square(centred(g)[1]).sum(axis=1))
     total = float(squares.sum())

@@ -84,6 +84,7 @@ def test_heavy_tails_lower_the_degrees_of_freedom():
 
 
 def moments(g):
+    g = units.sample(g)
     return units.signal(g), units.variance(g)
 
 
@@ -179,11 +180,12 @@ def test_what_is_not_resolved_is_not_bounded():
 def test_alignment_is_the_cosine_of_the_means_within_minus_one_and_one():
     rng = np.random.default_rng(4)
     a, b = rng.standard_normal((2, 5000, 2)) + np.array([[[1.0, 0.0]], [[1.0, 1.0]]])
-    result = alignment(units.cross_signal(a, b), *map(units.signal, (a, b)), resolved=True, confidence=0.95)
+    cross = units.cross_signal(units.sample(a), units.sample(b))
+    result = alignment(cross, moments(a)[0], moments(b)[0], resolved=True, confidence=0.95)
     assert result.low < math.sqrt(0.5) < result.high < 1
     near = a + 0.5 * b[:, ::-1] - np.array([0.5, 0.5])
-    cross = units.cross_signal(a, near)
-    result = alignment(cross, *map(units.signal, (a, near)), resolved=True, confidence=0.95)
+    cross = units.cross_signal(units.sample(a), units.sample(near))
+    result = alignment(cross, moments(a)[0], moments(near)[0], resolved=True, confidence=0.95)
     assert result.high == 1
 
 
@@ -213,11 +215,11 @@ def test_bootstrap_intervals_cover():
     counts = units.resample_counts(30, 499, seed=0)
     for g in rng.standard_normal((300, 30, 3)) * np.exp(0.4 * rng.standard_normal((300, 30, 1))) + 0.5:
         signal, variance = moments(g)
-        drawn = units.resample(g, counts)
-        errors = units.log_stderr(counts, drawn.influence)
-        v = bootstrap_t(variance, variance.value * 29 / 30, drawn.variance, errors, 0.95)
+        drawn = units.resample(units.sample(g), counts)
+        errors = units.log_stderr(counts, units.influence(drawn))
+        v = bootstrap_t(variance, variance.value * 29 / 30, units.resampled_variance(drawn), errors, 0.95)
         variances.append((v.low, 3 * math.exp(0.32), v.high))
-        s = bca(signal, drawn.signal, 0.95)
+        s = bca(signal, units.resampled_cross_signal(drawn, drawn), 0.95)
         signals.append((s.low, 0.75, s.high))
     assert coverage(variances) > 0.91
     assert coverage(signals) > 0.91

@@ -15,9 +15,9 @@ def brute_cross(a, b):
 
 
 STATISTICS = {
-    "variance": (lambda a, b: units.variance(a), lambda a, b: brute_variance(a)),
-    "signal": (lambda a, b: units.signal(a), lambda a, b: brute_cross(a, a)),
-    "cross_signal": (units.cross_signal, brute_cross),
+    "variance": (lambda a, b: units.variance(units.sample(a)), lambda a, b: brute_variance(a)),
+    "signal": (lambda a, b: units.signal(units.sample(a)), lambda a, b: brute_cross(a, a)),
+    "cross_signal": (lambda a, b: units.cross_signal(units.sample(a), units.sample(b)), brute_cross),
 }
 
 
@@ -35,41 +35,127 @@ def test_values_and_left_out_ones_equal_recomputation(rng, name, u, d):
 
 def test_two_units_have_values_and_nothing_left_out(rng):
     g = rng.standard_normal((2, 3))
-    assert units.signal(g).value == pytest.approx(g[0] @ g[1])
-    for moment in (units.variance(g), units.signal(g), units.cross_signal(g, -g)):
+    assert units.signal(units.sample(g)).value == pytest.approx(g[0] @ g[1])
+    for moment in (
+        units.variance(units.sample(g)),
+        units.signal(units.sample(g)),
+        units.cross_signal(units.sample(g), units.sample(-g)),
+    ):
         assert len(moment.left_out) == 0
 
 
 def test_equal_units_have_no_variance_at_all():
     g = np.full((9, 2), 0.1)
-    value, left_out = units.variance(g)
+    value, left_out = units.variance(units.sample(g))
     assert value == 0
     assert not left_out.any()
-    assert units.largest_share(g) == 0
-    assert len(set(units.signal(g).left_out)) == 1
+    assert units.largest_share(units.sample(g)) == 0
+    assert len(set(units.signal(units.sample(g)).left_out)) == 1
 
 
 def test_the_largest_share_is_that_of_the_unit_farthest_out():
     g = np.array([[0.0], [0.0], [0.0], [4.0]])
-    assert units.largest_share(g) == pytest.approx(9 / 12)
-    assert units.largest_share(g, 0.01) == units.largest_share(g)
-    assert units.largest_share(g, 0.5) == pytest.approx(10 / 12)
+    assert units.largest_share(units.sample(g)) == pytest.approx(9 / 12)
+    assert units.largest_share(units.sample(g), 0.01) == units.largest_share(units.sample(g))
+    assert units.largest_share(units.sample(g), 0.5) == pytest.approx(10 / 12)
 
 
-def test_a_resample_is_the_moments_of_the_units_drawn(rng):
+def brute_sample(g, sizes):
+    """Mean, variance and cross products of a ratio of sums by their definitions."""
+    mean = g.sum(axis=0) / sizes.sum()
+    return mean, (g - sizes[:, None] * mean) / sizes.mean()
+
+
+def brute_ratio_cross(a, b, sizes):
+    (mean_a, y_a), (mean_b, y_b) = brute_sample(a, sizes), brute_sample(b, sizes)
+    return mean_a @ mean_b - (y_a * y_b).sum() / (len(a) * (len(a) - 1))
+
+
+SIZES = np.array([3.0, 1, 0, 7, 2, 2, 5, 1, 1, 4, 3, 6])
+
+
+def test_with_sizes_values_and_left_out_ones_equal_recomputation(rng):
+    a, b = rng.standard_normal((2, 12, 3)) + 0.5
+    x, y = units.sample(a, SIZES), units.sample(b, SIZES)
+    np.testing.assert_allclose(x.mean, a.sum(axis=0) / SIZES.sum())
+    kept = [np.arange(12) != i for i in range(12)]
+
+    def variance(a, sizes):
+        return np.square(brute_sample(a, sizes)[1]).sum() / (len(a) - 1)
+
+    for moment, statistic in (
+        (units.variance(x), lambda k: variance(a[k], SIZES[k])),
+        (units.cross_signal(x, y), lambda k: brute_ratio_cross(a[k], b[k], SIZES[k])),
+    ):
+        assert moment.value == pytest.approx(statistic(slice(None)))
+        np.testing.assert_allclose(moment.left_out, [statistic(k) for k in kept])
+
+
+def test_equal_sizes_are_a_plain_mean(rng):
+    g = rng.standard_normal((9, 3)) + 1
+    for of in (units.variance, units.signal):
+        one, other = of(units.sample(g / 5)), of(units.sample(g, np.full(9, 5.0)))
+        assert one.value == pytest.approx(other.value)
+        np.testing.assert_allclose(one.left_out, other.left_out)
+
+
+def test_the_variance_of_a_ratio_of_sums_is_that_of_the_batch(rng):
+    # The delta method against the truth: the variance of the ratio over many batches.
+    def draw(batches):
+        sizes = rng.integers(1, 9, (batches, 200)).astype(float)
+        return rng.standard_normal((batches, 200, 2)) + sizes[..., None] ** 1.5, sizes
+
+    g, sizes = draw(4000)
+    ratios = g.sum(axis=1) / sizes.sum(axis=1)[..., None]
+    truth = 200 * ratios.var(axis=0).sum()
+    ours = np.mean(
+        [units.variance(units.sample(*batch)).value for batch in zip(g[:400], sizes, strict=False)]
+    )
+    assert ours == pytest.approx(truth, rel=0.08)  # four standard errors
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_a_resample_is_the_moments_of_the_units_drawn(rng, sizes):
     g, h = rng.standard_normal((2, 12, 3)) + 1
     counts = units.resample_counts(12, 5, seed=3)
-    ours, theirs = units.resample(g, counts), units.resample(h, counts)
+    x, y = units.sample(g, sizes), units.sample(h, sizes)
+    ours, theirs = units.resample(x, counts), units.resample(y, counts)
+    drawn_from = (x.deviations * y.deviations).sum() / (12 * 11)
+    for i, count in enumerate(counts.astype(int)):
+        drawn, other, size = (np.repeat(a, count, axis=0) for a in (g, h, sizes))
+        assert units.resampled_variance(ours)[i] == pytest.approx(
+            np.square(brute_sample(drawn, size)[1]).sum() / 11
+        )
+        assert units.resampled_cross_signal(ours, theirs)[i] == pytest.approx(
+            brute_ratio_cross(drawn, other, size) - drawn_from
+        )
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_influence_is_the_derivative_of_the_log_variance(rng, sizes):
+    g = units.sample(rng.standard_normal((12, 3)) + 1, sizes)
+    counts = units.resample_counts(12, 1, seed=3)
+    ours = units.influence(units.resample(g, counts))[0]
+
+    def log_variance(extra):  # shares of weight that still add up to 12
+        shares = counts * (1 - extra.sum() / 12) + extra
+        return np.log(units.resampled_variance(units.resample(g, shares))[0])
+
+    h = 1e-5
+    numeric = [(log_variance(12 * h * e) - log_variance(-12 * h * e)) / (2 * h) for e in np.eye(12)]
+    np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_standard_errors_of_logarithms_follow_from_influences(rng):
+    g = rng.standard_normal((12, 3))
+    counts = units.resample_counts(12, 5, seed=3)
+    influence = units.influence(units.resample(units.sample(g), counts))
     for i, count in enumerate(counts.astype(int)):
         drawn = np.repeat(g, count, axis=0)
-        assert ours.variance[i] == pytest.approx(brute_variance(drawn))
-        assert ours.signal[i] == pytest.approx(brute_cross(drawn, drawn) - brute_variance(g) / 12)
         x = np.square(drawn - drawn.mean(axis=0)).sum(axis=1)
-        assert units.log_stderr(counts, ours.influence)[i] == pytest.approx(
-            x.std(ddof=1) / 12**0.5 / x.mean()
-        )
-    assert not units.log_stderr(counts, ours.influence - ours.influence).any()
-    assert theirs.influence.shape == counts.shape
+        expected = x.std(ddof=1) / 12**0.5 / x.mean()
+        assert units.log_stderr(counts, influence)[i] == pytest.approx(expected)
+    assert not units.log_stderr(counts, influence - influence).any()
 
 
 def test_resamples_follow_their_seed_and_keep_the_number_of_units():
@@ -79,6 +165,7 @@ def test_resamples_follow_their_seed_and_keep_the_number_of_units():
 
 
 def test_resampled_signals_have_the_mean_of_the_estimate(rng):
-    g = rng.standard_normal((20, 3)) + 0.3
-    signals = units.resample(g, units.resample_counts(20, 20_000, seed=0)).signal
+    g = units.sample(rng.standard_normal((20, 3)) + 0.3)
+    drawn = units.resample(g, units.resample_counts(20, 20_000, seed=0))
+    signals = units.resampled_cross_signal(drawn, drawn)
     assert abs(signals.mean() - units.signal(g).value) < 4 * signals.std() / 20_000**0.5

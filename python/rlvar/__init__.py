@@ -8,6 +8,8 @@ from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
+from rlvar.headroom import Headroom, headroom
+from rlvar.importance import ImportanceRatios, importance_ratios
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.pairwise import covariance
 from rlvar.prompts import Plan, PromptComponents, plan, prompt_components
@@ -22,6 +24,8 @@ __all__ = [
     "Decomposition",
     "Estimate",
     "Estimator",
+    "Headroom",
+    "ImportanceRatios",
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
@@ -35,6 +39,8 @@ __all__ = [
     "estimators",
     "gae",
     "grpo",
+    "headroom",
+    "importance_ratios",
     "kl_rewards",
     "lambda_returns",
     "load_rollouts",

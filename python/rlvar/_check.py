@@ -562,6 +562,15 @@ def positive_integer(name: str, value: int) -> int:
     return number
 
 
+def seed(value: int) -> int:
+    """Return the seed of a random generator, an integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"seed must be an integer, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"seed must not be negative, got {value}")
+    return int(value)
+
+
 def in_range(values: Double) -> None:
     """Raise if a result computed from finite rewards is not finite."""
     if not np.isfinite(values).all():

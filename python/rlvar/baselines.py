@@ -14,9 +14,10 @@ condition, exactly, for any N. What is left is a weak dependence of rollouts of 
 being in the other's baseline: their covariance is O(1/N^2), and O(1/N) of the variance of the batch's
 mean.
 
-The functions take rollouts and their returns, R (N,) or the returns-to-go G (N, T), and give weights of
-the same kind. Where a denominator is 0, as at a step that no rollout of the other folds reaches, the
-baseline is 0.
+The functions take a batch, rollouts with factors of their scores, and returns, R (N,) or the
+returns-to-go G (N, T), and give weights of the same kind. The scores S below hold those factors, such as
+importance ratios: the baseline is the best for the estimator in use. Where a denominator is 0, as at a
+step that no rollout of the other folds reaches, the baseline is 0.
 """
 
 from __future__ import annotations
@@ -24,23 +25,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar import _check, _core
-from rlvar.gradients import gradients
-from rlvar.rollouts import Rollouts
+from rlvar import _check
+from rlvar.gradients import Batch
 
 Double = NDArray[np.float64]
 
 FOLDS = 10
 
 
-def single_optimal(rollouts: Rollouts, returns: Double) -> Double:
+def single_optimal(batch: Batch, returns: Double) -> Double:
     r"""Whole return less the best constant baseline.
 
     .. math:: w = R - b, \qquad b = \frac{E[R |s|^2]}{E[|s|^2]}, \qquad s = \sum_t S_t
 
     Parameters
     ----------
-    rollouts : Rollouts
+    batch : Batch
         The rollouts.
     returns : ndarray, shape (N,)
         R.
@@ -67,11 +67,11 @@ def single_optimal(rollouts: Rollouts, returns: Double) -> Double:
     Greensmith, Bartlett & Baxter, "Variance reduction techniques for gradient estimates in
     reinforcement learning" (2004): both that this constant minimises the variance.
     """
-    squares = _squares(rollouts)
-    return returns - _cross_fitted(rollouts, returns * squares, squares)
+    squares = batch.squares / (batch.squares.max() or 1.0)
+    return returns - _cross_fitted(batch, returns * squares, squares)
 
 
-def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
+def multi_optimal(batch: Batch, to_go: Double) -> Double:
     r"""Return-to-go less one constant a step, the best where scores are uncorrelated.
 
     .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
@@ -79,7 +79,7 @@ def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
 
     Parameters
     ----------
-    rollouts : Rollouts
+    batch : Batch
         The rollouts.
     to_go : ndarray, shape (N, T) or (N,)
         G, or one terminal reward.
@@ -118,17 +118,13 @@ def multi_optimal(rollouts: Rollouts, to_go: Double) -> Double:
     has one baseline for each coordinate and each step's reward; here one for each step's score is
     shared by all coordinates.
     """
-    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
-    alive = live.live(rollouts.shape[:2])
+    alive = batch.rollouts.live
     to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    g = gradients(rollouts, to_go[None], below=np.inf)[0]
-    projections = np.empty(rollouts.shape[:2])
-    _core.projections(rollouts.scores, *live, g, projections, None)
-    _finite(rollouts, projections)
-    return np.where(alive, to_go - _cross_fitted(rollouts, projections, _step_squares(rollouts)), 0.0)
+    projections = batch.projections(batch.gradients(to_go[None])[0])
+    return np.where(alive, to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 
-def token_baseline(rollouts: Rollouts, to_go: Double) -> Double:
+def token_baseline(batch: Batch, to_go: Double) -> Double:
     r"""Return-to-go less the optimal token baseline (OTB).
 
     .. math:: w_t = G_t - B_t, \qquad B_t = \frac{E[G_t W_t]}{E[W_t]}, \qquad
@@ -138,7 +134,7 @@ def token_baseline(rollouts: Rollouts, to_go: Double) -> Double:
 
     Parameters
     ----------
-    rollouts : Rollouts
+    batch : Batch
         The rollouts.
     to_go : ndarray, shape (N, T) or (N,)
         G, or one terminal reward.
@@ -169,21 +165,21 @@ def token_baseline(rollouts: Rollouts, to_go: Double) -> Double:
     Li et al., "The optimal token baseline: variance reduction for long-horizon LLM-RL" (2026), arXiv
     2602.07078; verl, docs/algo/otb.md.
     """
-    alive = rollouts.live
-    energy = np.where(alive, _step_squares(rollouts).cumsum(axis=1), 0.0)
+    alive = batch.rollouts.live
+    energy = np.where(alive, batch.step_squares.cumsum(axis=1), 0.0)
     energy /= energy.max() or 1.0
     to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    return np.where(alive, to_go - _cross_fitted(rollouts, to_go * energy, energy), 0.0)
+    return np.where(alive, to_go - _cross_fitted(batch, to_go * energy, energy), 0.0)
 
 
-def length_baseline(rollouts: Rollouts, returns: Double) -> Double:
+def length_baseline(batch: Batch, returns: Double) -> Double:
     r"""Whole return less its mean weighted by length.
 
     .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
 
     Parameters
     ----------
-    rollouts : Rollouts
+    batch : Batch
         The rollouts, with L live steps.
     returns : ndarray, shape (N,)
         R.
@@ -208,11 +204,11 @@ def length_baseline(rollouts: Rollouts, returns: Double) -> Double:
     ----------
     Hao et al., "On-policy RL with optimal reward baseline" (OPO, 2025), arXiv 2505.23585.
     """
-    lengths = rollouts.live_steps.astype(np.float64)
-    return returns - _cross_fitted(rollouts, lengths * returns, lengths)
+    lengths = batch.rollouts.live_steps.astype(np.float64)
+    return returns - _cross_fitted(batch, lengths * returns, lengths)
 
 
-def alpha_baseline(rollouts: Rollouts, returns: Double) -> Double:
+def alpha_baseline(batch: Batch, returns: Double) -> Double:
     r"""Whole return less its mean weighted by a power of the length, fitted to the scores.
 
     .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
@@ -222,7 +218,7 @@ def alpha_baseline(rollouts: Rollouts, returns: Double) -> Double:
 
     Parameters
     ----------
-    rollouts : Rollouts
+    batch : Batch
         The rollouts, with L live steps. One with none counts for nothing.
     returns : ndarray, shape (N,)
         R.
@@ -249,9 +245,9 @@ def alpha_baseline(rollouts: Rollouts, returns: Double) -> Double:
     ----------
     https://faabian.github.io/blog/alpha.html ("alpha-weighted" reward baseline).
     """
-    squares, lengths = _squares(rollouts), rollouts.live_steps.astype(np.float64)
-    folds = _folds(rollouts)
-    baselines = np.zeros(len(rollouts))
+    squares, lengths = batch.squares, batch.rollouts.live_steps.astype(np.float64)
+    folds = _folds(batch)
+    baselines = np.zeros(len(folds))
     for fold in range(folds.max() + 1):
         others = (folds != fold) & (lengths > 0)
         if not others.any():
@@ -274,17 +270,17 @@ def _alpha(squares: Double, lengths: Double) -> float:
     return float(x @ (y - y.mean()) / (x @ x)) / 2.0
 
 
-def _folds(rollouts: Rollouts) -> NDArray[np.int64]:
+def _folds(batch: Batch) -> NDArray[np.int64]:
     """Return the fold of each rollout (N,)."""
-    units = _check.units(rollouts.groups, len(rollouts))  # refuses a single group
+    n, labels = len(batch.rollouts), batch.rollouts.groups
+    units = _check.units(labels, n)  # refuses a single group
     # Groups are numbered by first appearance already.
-    labels = np.arange(len(rollouts)) if rollouts.groups is None else rollouts.groups
-    return labels % min(FOLDS, len(units))
+    return (np.arange(n) if labels is None else labels) % min(FOLDS, len(units))
 
 
-def _cross_fitted(rollouts: Rollouts, numerators: Double, denominators: Double) -> Double:
+def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
-    folds = _folds(rollouts)
+    folds = _folds(batch)
     sums = np.stack(
         [
             np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
@@ -297,31 +293,3 @@ def _cross_fitted(rollouts: Rollouts, numerators: Double, denominators: Double) 
     )
     ratios: Double = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return ratios[folds]
-
-
-def _squares(rollouts: Rollouts) -> Double:
-    """Return |sum_t S_t|^2 of each rollout (N,), in units of the largest."""
-    s = gradients(rollouts, np.ones((1, *rollouts.shape[:2])), below=np.inf)[0]
-    squares: Double = np.square(s / (np.abs(s).max() or 1.0)).sum(axis=1)
-    return squares
-
-
-def _step_squares(rollouts: Rollouts) -> Double:
-    """Return |S[n,t]|^2 (N, T); 0 where not live."""
-    n, t, d = rollouts.shape
-    live = _check.steps((n, t), rollouts.mask, rollouts.lengths)
-    single = _check.units(None, n)
-    no_mean = np.broadcast_to(np.zeros(d), (t, d))
-    result, running = np.empty((n, t)), np.empty((n, t))
-    ones = np.broadcast_to(np.float64(1.0), (n, t))
-    _core.unit_squares(
-        rollouts.scores, ones, *live, None, no_mean, *single, result, running, None, None, None
-    )
-    _finite(rollouts, result)
-    return result
-
-
-def _finite(rollouts: Rollouts, result: Double) -> None:
-    if not np.isfinite(result).all():
-        live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
-        _check.raise_not_finite(rollouts.scores, live)

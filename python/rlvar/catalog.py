@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import advantages, baselines
+from rlvar.gradients import Batch
 from rlvar.returns import gae, reward_to_go
 from rlvar.rollouts import Rollouts
 
@@ -43,10 +44,10 @@ class Estimator:
     formula: str
     needs: tuple[str, ...]
     unbiased: bool
-    _weights: Callable[[Rollouts], Double] = field(repr=False)
+    _weights: Callable[[Batch], Double] = field(repr=False)
     per_rollout: bool = False
 
-    def weights(self, rollouts: Rollouts) -> Double:
+    def weights(self, rollouts: Rollouts | Batch) -> Double:
         """Return its weights for some rollouts, shape (N,) or (N, T).
 
         Raises
@@ -54,36 +55,39 @@ class Estimator:
         ValueError
             If the rollouts do not carry what it needs.
         """
+        batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
         for need in self.needs:
-            if getattr(rollouts, need) is None:
+            if getattr(batch.rollouts, need) is None:
                 raise ValueError(f"it needs {need}, which the rollouts do not carry")
-        return self._weights(rollouts)
+        return self._weights(batch)
 
     def __str__(self) -> str:
         needs = f"  needs {', '.join(self.needs)}" if self.needs else ""
         return f"{self.name:<14} {self.formula}{needs}"
 
 
-def _returns(rollouts: Rollouts) -> Double:
+def _returns(batch: Batch) -> Double:
     """Whole return R of each rollout (N,)."""
+    rollouts = batch.rollouts
     if rollouts.rewards.ndim == 1:
         return rollouts.rewards
     totals: Double = np.where(rollouts.live, rollouts.rewards, 0.0).sum(axis=1)
     return totals
 
 
-def _to_go(rollouts: Rollouts) -> Double:
+def _to_go(batch: Batch) -> Double:
     """Return-to-go G of each step, (N, T), or (N,) with one terminal reward: then it is R."""
+    rollouts = batch.rollouts
     if rollouts.rewards.ndim == 1:
         return rollouts.rewards
     result = reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
     return result.astype(np.float64, copy=False)
 
 
-def _to_go_less_mean(rollouts: Rollouts) -> Double:
+def _to_go_less_mean(batch: Batch) -> Double:
     """G less its mean over the rollouts that are alive at the step."""
-    live = rollouts.live
-    to_go = _to_go(rollouts)
+    live = batch.rollouts.live
+    to_go = _to_go(batch)
     to_go = np.where(live, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
     result: Double = np.where(live, to_go - to_go.sum(axis=0) / np.maximum(live.sum(axis=0), 1), 0.0)
     return result
@@ -100,7 +104,8 @@ def _step_rewards(rollouts: Rollouts) -> Double:
     return result
 
 
-def _gae(rollouts: Rollouts) -> Double:
+def _gae(batch: Batch) -> Double:
+    rollouts = batch.rollouts
     assert rollouts.values is not None  # `needs` has been checked
     result, _ = gae(
         _step_rewards(rollouts),
@@ -113,20 +118,20 @@ def _gae(rollouts: Rollouts) -> Double:
     return result.astype(np.float64, copy=False)
 
 
-def _rloo(rollouts: Rollouts) -> Double:
-    assert rollouts.groups is not None
+def _rloo(batch: Batch) -> Double:
+    assert batch.rollouts.groups is not None
     # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
-    return advantages.rloo(_returns(rollouts), rollouts.groups, singleton="raise")
+    return advantages.rloo(_returns(batch), batch.rollouts.groups, singleton="raise")
 
 
-def _grpo(rollouts: Rollouts) -> Double:
-    assert rollouts.groups is not None
-    return advantages.grpo(_returns(rollouts), rollouts.groups)
+def _grpo(batch: Batch) -> Double:
+    assert batch.rollouts.groups is not None
+    return advantages.grpo(_returns(batch), batch.rollouts.groups)
 
 
-def _dr_grpo(rollouts: Rollouts) -> Double:
-    assert rollouts.groups is not None
-    return advantages.grpo(_returns(rollouts), rollouts.groups, scale="none")
+def _dr_grpo(batch: Batch) -> Double:
+    assert batch.rollouts.groups is not None
+    return advantages.grpo(_returns(batch), batch.rollouts.groups, scale="none")
 
 
 CATALOG = {
@@ -139,7 +144,7 @@ CATALOG = {
             "R less its mean over the batch",
             (),
             True,
-            lambda rollouts: advantages.reinforce_pp(_returns(rollouts)),
+            lambda batch: advantages.reinforce_pp(_returns(batch)),
         ),
         Estimator("multi-mean", "G_t less its mean over the rollouts alive at t", (), True, _to_go_less_mean),
         Estimator("rloo", "R less the mean of the others in its group", ("groups",), True, _rloo),
@@ -150,14 +155,14 @@ CATALOG = {
             "R less its group's mean, or the batch's without groups, over the batch's deviation",
             (),
             False,
-            lambda rollouts: advantages.reinforce_pp(_returns(rollouts), rollouts.groups, whiten=True),
+            lambda batch: advantages.reinforce_pp(_returns(batch), batch.rollouts.groups, whiten=True),
         ),
         Estimator(
             "opo",
             "R less the mean weighted by length of its group, or of the batch, itself included",
             (),
             False,
-            lambda rollouts: advantages.opo(_returns(rollouts), rollouts.live_steps, rollouts.groups),
+            lambda batch: advantages.opo(_returns(batch), batch.rollouts.live_steps, batch.rollouts.groups),
         ),
         # The other folds hold rollouts of other groups only, never the rollout itself: see `baselines`.
         Estimator(
@@ -165,35 +170,35 @@ CATALOG = {
             "R less the mean weighted by length over the other folds",
             (),
             True,
-            lambda rollouts: baselines.length_baseline(rollouts, _returns(rollouts)),
+            lambda batch: baselines.length_baseline(batch, _returns(batch)),
         ),
         Estimator(
             "alpha",
             "R less the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
             (),
             True,
-            lambda rollouts: baselines.alpha_baseline(rollouts, _returns(rollouts)),
+            lambda batch: baselines.alpha_baseline(batch, _returns(batch)),
         ),
         Estimator(
             "single-optimal",
             "R less E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds",
             (),
             True,
-            lambda rollouts: baselines.single_optimal(rollouts, _returns(rollouts)),
+            lambda batch: baselines.single_optimal(batch, _returns(batch)),
         ),
         Estimator(
             "multi-optimal",
             "G_t less E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
             (),
             True,
-            lambda rollouts: baselines.multi_optimal(rollouts, _to_go(rollouts)),
+            lambda batch: baselines.multi_optimal(batch, _to_go(batch)),
         ),
         Estimator(
             "otb",
             "G_t less E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
             (),
             True,
-            lambda rollouts: baselines.token_baseline(rollouts, _to_go(rollouts)),
+            lambda batch: baselines.token_baseline(batch, _to_go(batch)),
         ),
         Estimator(
             "gae",

@@ -15,6 +15,8 @@ from rlvar._version import version
 from rlvar.accumulator import CovarianceAccumulator
 from rlvar.catalog import CATALOG
 from rlvar.comparison import estimator_weights
+from rlvar.gradients import AGGREGATIONS, Batch
+from rlvar.importance import RATIOS
 from rlvar.report import Report, make_report
 from rlvar.rollouts import load_rollouts
 
@@ -57,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         metavar="FILE",
         help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally lengths or "
-        "mask, values and groups; or a directory of .npy files; without it, the embedded CartPole rollouts",
+        "mask, values, groups, logp and behavior_logp; or a directory of .npy files; without it, the "
+        "embedded CartPole rollouts",
     )
     report.add_argument(
         "--estimators",
@@ -66,6 +69,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
     )
+    report.add_argument(
+        "--ratio",
+        choices=RATIOS,
+        default="none",
+        help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
+    )
+    report.add_argument("--truncate", type=float, metavar="C", help="largest importance ratio")
+    report.add_argument(
+        "--aggregation",
+        choices=AGGREGATIONS,
+        default="sum",
+        help="how gradients are divided by lengths (default: sum)",
+    )
+    report.add_argument(
+        "--interval",
+        choices=("jackknife", "bootstrap"),
+        default="jackknife",
+        help="where the estimators' intervals come from (default: jackknife)",
+    )
+    report.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
     report.set_defaults(run=_report)
     covariance = commands.add_parser(
@@ -97,7 +120,17 @@ def _report(args: argparse.Namespace) -> Report:
         else:
             rollouts, source = load_rollouts(args.file), args.file
         try:
-            report = make_report(rollouts, args.estimators, source=source, progress=progress)
+            report = make_report(
+                rollouts,
+                args.estimators,
+                source=source,
+                ratio=args.ratio,
+                truncate=args.truncate,
+                aggregation=args.aggregation,
+                interval=args.interval,
+                seed=args.seed,
+                progress=progress,
+            )
         except ValueError as error:
             raise ValueError(f"{args.file}: {error}" if args.file else str(error)) from None
         if args.json is not None:
@@ -119,7 +152,7 @@ def _covariance(args: argparse.Namespace) -> str:
         accumulator = CovarianceAccumulator(block_size=args.block_size)
         accumulator.update_from(
             rollouts.scores,
-            estimator_weights(rollouts, (), args.estimator),
+            estimator_weights(Batch(rollouts), (), args.estimator),
             mask=rollouts.mask,
             lengths=rollouts.lengths,
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),

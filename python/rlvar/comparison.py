@@ -7,7 +7,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,36 +16,29 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar import units as moments
 from rlvar.catalog import CATALOG, Estimator
-from rlvar.estimate import (
-    Estimate,
-    alignment,
-    correlation,
-    fieller,
-    jackknife,
-    noise_scale_ratio,
-    signal_interval,
-    to_json,
-)
-from rlvar.gradients import gradients
+from rlvar.estimate import Estimate, Moment, to_json
+from rlvar.gradients import Batch
+from rlvar.importance import ImportanceRatios
+from rlvar.inference import Bootstrap, infer
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
 Estimators = Sequence[str | Estimator] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
 
 
-def estimator_weights(rollouts: Rollouts, estimators: Estimators, name: str) -> Double:
+def estimator_weights(batch: Batch, estimators: Estimators, name: str) -> Double:
     """Return the weights (N, T) of one estimator, the caller's own or one known by name."""
-    live = _check.steps(rollouts.shape[:2], rollouts.mask, rollouts.lengths)
+    shape, live = batch.rollouts.shape[:2], batch.steps
     try:
         if isinstance(estimators, Mapping) and name in estimators:
             own = estimators[name]
-            given = own(rollouts) if callable(own) else own
+            given = own(batch.rollouts) if callable(own) else own
             if given is None:
                 raise TypeError("weights must be an array, got None")
-            return _check.weights(given, rollouts.shape[:2], live)
+            return _check.weights(given, shape, live)
         if name not in CATALOG:
             raise ValueError(f"it is none of {', '.join(CATALOG)}")
-        return _check.weights(CATALOG[name].weights(rollouts), rollouts.shape[:2], live)
+        return _check.weights(CATALOG[name].weights(batch), shape, live)
     except Exception as error:  # of a callable, anything
         if type(error) in (TypeError, ValueError):
             raise type(error)(f"estimator {name!r}: {error}") from error
@@ -81,8 +74,12 @@ class ComparisonRow:
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
-        Whether its mean is that of "single" by theory (see `estimators`); None for weights of the
+        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
+        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
         caller's own.
+    importance : ImportanceRatios or None
+        The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
+        do not carry `behavior_logp`.
     """
 
     name: str
@@ -94,6 +91,9 @@ class ComparisonRow:
     alignment: Estimate
     largest_share: float
     unbiased: bool | None
+    importance: ImportanceRatios | None
+    # Variance with each unit left out, for what compares it with other rows.
+    _variances: Moment = field(repr=False, compare=False)
 
     @property
     def heavy_tailed(self) -> bool:
@@ -109,6 +109,7 @@ class ComparisonRow:
             **estimates,
             "largest_share": to_json(self.largest_share),
             "unbiased": self.unbiased,
+            "importance": None if self.importance is None else self.importance.to_dict(),
         }
 
 
@@ -128,6 +129,12 @@ class Comparison:
         Number of independent units (rollouts, or groups if given) behind the intervals.
     grouped : bool
         Whether the units are groups.
+    aggregation : str
+        How gradients are divided by lengths: "sum", "sequence-mean" or "token-mean".
+    interval : str
+        Where the intervals come from: "jackknife" or "bootstrap".
+    reference_unbiased : bool or None
+        `ComparisonRow.unbiased` of the reference.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -135,6 +142,10 @@ class Comparison:
     confidence: float
     units: int
     grouped: bool
+    aggregation: str
+    interval: str
+    reference_unbiased: bool | None
+    _reference_variances: Moment = field(repr=False, compare=False)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -151,21 +162,37 @@ class Comparison:
     def __contains__(self, name: object) -> bool:
         return any(row.name == name for row in self.rows)
 
+    def same_mean(self, row: ComparisonRow) -> bool:
+        """Whether theory says that an estimator has the mean of the reference, up to a common factor."""
+        return row.name == self.reference or bool(row.unbiased and self.reference_unbiased)
+
+    def only(self, names: Sequence[str]) -> Comparison:
+        """Return some of the rows, in the order of `names`."""
+        return replace(self, rows=tuple(self[name] for name in names))
+
     def __str__(self) -> str:
-        unit = "variance of a group's mean" if self.grouped else "variance of one rollout"
-        head = ("estimator", unit, f"ratio to {self.reference}", "signal |E g|^2", "noise scale")
+        unit = "a group's mean" if self.grouped else "one rollout"
+        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": f"{unit}'s tokens"}
+        head = (
+            "estimator",
+            f"variance of {what[self.aggregation]}",
+            f"ratio to {self.reference}",
+            "signal |E g|^2",
+            "noise scale",
+        )
         rows = [
             (row.name, str(row.variance), str(row.ratio), str(row.signal), str(row.noise_scale))
             for row in self
         ]
         text = _table([head, *rows])
-        if any(row.unbiased is not True and row.name != self.reference for row in self):
+        if not all(self.same_mean(row) for row in self):
             # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
             ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
             columns = ("by noise scale", f"ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, str(row.noise_scale_ratio), str(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
-        return text
+        ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
+        return "\n".join([text, *ratios])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -175,6 +202,8 @@ class Comparison:
             "confidence": self.confidence,
             "units": self.units,
             "grouped": self.grouped,
+            "aggregation": self.aggregation,
+            "interval": self.interval,
         }
 
 
@@ -183,6 +212,12 @@ def compare(
     estimators: Estimators = ("single", "multi"),
     *,
     reference: str = "single",
+    ratio: str | Sequence[str] = "none",
+    truncate: float | None = None,
+    aggregation: str = "sum",
+    interval: str = "jackknife",
+    resamples: int = 2000,
+    seed: int = 0,
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> Comparison:
@@ -197,6 +232,20 @@ def compare(
         caller's own, (N,) or (N, T), or a function from the rollouts to them.
     reference : str, default "single"
         The estimator whose variance is the denominator of each ratio.
+    ratio : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
+        Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
+        `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
+        "multi:token"; the reference is then such a name, or an estimator with the first ratio.
+    truncate : float, optional
+        Largest importance ratio.
+    aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
+        How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
+        "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
+        the batch over its number of live steps.
+    interval : {"jackknife", "bootstrap"}, default "jackknife"
+        Where the intervals come from.
+    resamples, seed : int
+        How many resamples of the units the bootstrap draws, and the seed of its draws.
     confidence : float, default 0.95
         Nominal coverage of the intervals.
     num_threads : int, optional
@@ -211,7 +260,13 @@ def compare(
     ValueError, TypeError
         For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
         shape or not finite, a function of the caller's that raises (the estimator is named, the error
-        is the cause), scores that are not finite, or fewer than two groups.
+        is the cause), scores that are not finite, fewer than two groups, ratios of rollouts without
+        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units: intervals then rest on little.
 
     Notes
     -----
@@ -224,12 +279,23 @@ def compare(
         \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
         \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
 
+    A token mean is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u` with the gradient and the tokens
+    of each unit summed. By the delta method its variance is that of the mean of
+    :math:`(g_u - L_u m) / \bar L`, whose sample variance is :math:`\hat V`.
+
     Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
     of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
-    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. ``python
+    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
+    draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
+    variances and their ratios, BCa for the rest; O(`resamples` U D) for each estimator. ``python
     bench/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
     whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
     out.
+
+    With one terminal reward, baselines that depend on no action leave the mean of a sum alone; of a
+    sequence mean they do not, nor do past rewards, if lengths depend on actions: no row is `unbiased`
+    then unless all lengths are equal. A token mean divides all estimators' means by the mean length
+    alike.
 
     Examples
     --------
@@ -245,77 +311,83 @@ def compare(
     if not estimators:
         raise ValueError("estimators must name at least one estimator")
     own = set(estimators) if isinstance(estimators, Mapping) else set()
-    asked = list(dict.fromkeys(item.name if isinstance(item, Estimator) else item for item in estimators))
-    names = list(dict.fromkeys([*asked, reference]))
+    names = [item.name if isinstance(item, Estimator) else item for item in estimators]
+    ratios = [ratio] if isinstance(ratio, str) else list(ratio)
+    if not ratios:
+        raise ValueError("ratio must name at least one kind of ratio")
+    _check.choice("interval", interval, ("jackknife", "bootstrap"))
+    bootstrap = Bootstrap(_check.positive_integer("resamples", resamples), _check.seed(seed))
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
     threads = _check.threads(num_threads)
-    weights = np.stack([estimator_weights(rollouts, estimators, name) for name in names])
-    means = {
-        name: units.sums(g) / units.sizes[:, None]
-        for name, g in zip(names, gradients(rollouts, weights, threads), strict=True)
-    }
-    both = {name: _Moments(g, level) for name, g in means.items()}
-    rows = [
-        _row(
-            name,
-            (means[name], both[name]),
-            (means[reference], both[reference]),
-            level,
-            CATALOG[name].unbiased if name not in own else None,
+
+    batches = {
+        kind: Batch.of(
+            rollouts,
+            ratio=kind,
+            truncate=None if kind == "none" and len(ratios) > 1 else truncate,
+            aggregation=aggregation,
+            threads=threads,
         )
-        for name in asked
-    ]
-    return Comparison(tuple(rows), reference, level, len(units), rollouts.groups is not None)
-
-
-class _Moments:
-    """Variance and signal of units' gradients, with intervals."""
-
-    def __init__(self, g: Double, confidence: float) -> None:
-        self.variances, self.signals = moments.variance(g), moments.signal(g)
-        self.variance = jackknife(*self.variances, confidence, positive=True)
-        self.signal = signal_interval(self.signals, self.variances, g.shape[1], confidence)
-
-    @property
-    def resolved(self) -> bool:
-        return self.signal.low > 0
-
-
-def _row(
-    name: str,
-    estimator: tuple[Double, _Moments],
-    reference: tuple[Double, _Moments],
-    confidence: float,
-    unbiased: bool | None,
-) -> ComparisonRow:
-    """Compare one estimator's unit gradients (U, D) and their moments with the reference's."""
-    (g, own), (base_g, base) = estimator, reference
-    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-        ratios = [np.asarray(a) / b for a, b in zip(own.variances, base.variances, strict=True)]
-    resolved = own.resolved and base.resolved
-    correlated = 0.0
-    if len(own.variances.left_out) >= 2:
-        correlated = correlation(own.variances.left_out, own.signals.left_out)
-    return ComparisonRow(
-        name=name,
-        variance=own.variance,
-        ratio=jackknife(float(ratios[0]), ratios[1], confidence, positive=True),
-        signal=own.signal,
-        noise_scale=fieller(own.variance, own.signal, correlated),
-        noise_scale_ratio=noise_scale_ratio(
-            own.variances, own.signals, base.variances, base.signals, resolved=resolved, confidence=confidence
-        ),
-        alignment=alignment(
-            moments.cross_signal(g, base_g),
-            own.signals,
-            base.signals,
-            resolved=resolved,
-            confidence=confidence,
-        ),
-        largest_share=moments.largest_share(g, moments.TOP),
-        unbiased=unbiased,
+        for kind in ratios
+    }
+    # (estimator, kind of ratio) by the names that rows can have.
+    labels = {_label(name, kind, batches): (name, kind) for name in [*names, *CATALOG] for kind in batches}
+    asked = list(dict.fromkeys(_label(name, kind, batches) for name in names for kind in batches))
+    if reference not in labels:  # an estimator with the first ratio; or nothing, as will be said
+        name, reference = reference, _label(reference, ratios[0], batches)
+        labels.setdefault(reference, (name, ratios[0]))
+    rows = {label: labels[label] for label in dict.fromkeys([*asked, reference])}
+    weights = np.empty((len(rows), *rollouts.shape[:2]))
+    for row, (name, kind) in zip(weights, rows.values(), strict=True):
+        np.multiply(estimator_weights(batches[kind], estimators, name), batches[kind].step_factors, out=row)
+    gradients = Batch(rollouts, threads=threads).gradients(weights)
+    tokens = units.sums(rollouts.live_steps.astype(np.float64)) if aggregation == "token-mean" else None
+    if tokens is not None and not tokens.any():
+        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    sizes = units.sizes[:, None] if tokens is None else 1
+    samples = {
+        label: moments.sample(units.sums(g) / sizes, tokens) for label, g in zip(rows, gradients, strict=True)
+    }
+    del gradients, weights
+    findings = infer(
+        [samples[label] for label in asked],
+        samples[reference],
+        level,
+        bootstrap if interval == "bootstrap" else None,
     )
+    # Dividing by lengths that actions decide lets baselines and past rewards into the mean.
+    fair = aggregation != "sequence-mean" or len(np.unique(rollouts.live_steps)) == 1
+    unbiased = {
+        label: None if name in own else fair and CATALOG[name].unbiased and batches[kind].on_policy
+        for label, (name, kind) in rows.items()
+    }
+    return Comparison(
+        rows=tuple(
+            ComparisonRow(
+                name=label,
+                **found._asdict(),
+                largest_share=moments.largest_share(samples[label], moments.TOP),
+                unbiased=unbiased[label],
+                importance=batches[rows[label][1]].importance,
+                _variances=moments.variance(samples[label]),
+            )
+            for label, found in zip(asked, findings, strict=True)
+        ),
+        reference=reference,
+        confidence=level,
+        units=len(units),
+        grouped=rollouts.groups is not None,
+        aggregation=aggregation,
+        interval=interval,
+        reference_unbiased=unbiased[reference],
+        _reference_variances=moments.variance(samples[reference]),
+    )
+
+
+def _label(name: str, kind: str, kinds: Mapping[str, Any]) -> str:
+    """Name a row: by its estimator alone where there is one kind of ratio."""
+    return name if len(kinds) == 1 else f"{name}:{kind}"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

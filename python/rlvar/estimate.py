@@ -285,6 +285,16 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     return Estimate(value, stderr, low, high, level)
 
 
+def reciprocal(x: Estimate) -> Estimate:
+    """Turn the interval of 1 / noise scale around: unbounded where it reaches zero, as in `fieller`."""
+    value = 1 / x.value if x.value else math.inf
+    if math.isnan(x.low):
+        return Estimate(value, confidence=x.confidence)
+    low = 1 / x.high if x.high > 0 else 0.0
+    high, stderr = (1 / x.low, x.stderr * value**2) if x.low > 0 else (math.inf, math.nan)
+    return Estimate(value, stderr, low, high, x.confidence)
+
+
 def noise_scale_ratio(
     variance: Moment,
     signal: Moment,
@@ -293,49 +303,69 @@ def noise_scale_ratio(
     *,
     resolved: bool,
     confidence: float,
+    resampled: Double | None = None,
 ) -> Estimate:
     """Noise scale over another one of the same units: (V / S) / (V_0 / S_0), paired.
 
-    By the jackknife on the log scale if both signals are `resolved`, their intervals above zero;
-    anything from 0 to infinity otherwise, and NaN in value if a signal's estimate is not positive.
+    If both signals are `resolved`, their intervals above zero: by the jackknife on the log scale, or by
+    `bca` from resampled values (B,). Anything from 0 to infinity otherwise, and NaN in value if a
+    signal's estimate is not positive.
     """
     with np.errstate(all="ignore"):
         value, left_out = (
             np.asarray(v) * s0 / (np.asarray(v0) * s)
             for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
         )
-    if not (signal.value > 0 and base_signal.value > 0):
-        value = np.asarray(math.nan)
-    if len(left_out) < 2:
-        return Estimate(float(value), confidence=confidence)
-    if not (resolved and (signal.left_out > 0).all() and (base_signal.left_out > 0).all()):
-        return Estimate(float(value), math.nan, 0.0, math.inf, confidence)
-    return jackknife(float(value), left_out, confidence, positive=True)
+    moment = Moment(float(value), left_out)
+    if _undefined(moment, signal, base_signal, resolved):
+        return _anything(moment, signal, base_signal, 0.0, math.inf, confidence)
+    if resampled is not None:
+        return bca(moment, resampled, confidence)
+    return jackknife(*moment, confidence, positive=True)
 
 
 def alignment(
-    cross: Moment, signal: Moment, base_signal: Moment, *, resolved: bool, confidence: float
+    cross: Moment,
+    signal: Moment,
+    base_signal: Moment,
+    *,
+    resolved: bool,
+    confidence: float,
+    resampled: Double | None = None,
 ) -> Estimate:
     """Cosine of two mean gradients, X / sqrt(S S_0) with the three U-statistics: debiased.
 
-    The value can pass 1 by chance and is left so; the interval, by the jackknife, ends at -1 and 1.
-    It is [-1, 1] unless both signals are `resolved`, their intervals above zero, and the value is NaN
-    if a signal's estimate is not positive.
+    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from
+    resampled values (B,), ends at -1 and 1. It is [-1, 1] unless both signals are `resolved`, their
+    intervals above zero, and the value is NaN if a signal's estimate is not positive.
     """
     with np.errstate(all="ignore"):
         value, left_out = (
             np.asarray(x) / np.sqrt(np.asarray(s) * s0)
             for x, s, s0 in zip(cross, signal, base_signal, strict=True)
         )
-    if not (signal.value > 0 and base_signal.value > 0):
-        value = np.asarray(math.nan)
-    if len(left_out) < 2:
-        return Estimate(float(value), confidence=confidence)
-    if not (resolved and (signal.left_out > 0).all() and (base_signal.left_out > 0).all()):
-        return Estimate(float(value), math.nan, -1.0, 1.0, confidence)
-    plain = jackknife(float(value), left_out, confidence)
+    moment = Moment(float(value), left_out)
+    if _undefined(moment, signal, base_signal, resolved):
+        return _anything(moment, signal, base_signal, -1.0, 1.0, confidence)
+    plain = jackknife(*moment, confidence) if resampled is None else bca(moment, resampled, confidence)
     low, high = (max(-1.0, min(1.0, end)) for end in (plain.low, plain.high))
     return Estimate(plain.value, plain.stderr, low, high, confidence)
+
+
+def _undefined(moment: Moment, signal: Moment, base_signal: Moment, resolved: bool) -> bool:
+    """Whether a quantity with signals in its denominator has no interval of its own."""
+    signals = (signal.left_out, base_signal.left_out)
+    return len(moment.left_out) < 2 or not (resolved and all((s > 0).all() for s in signals))
+
+
+def _anything(
+    moment: Moment, signal: Moment, base_signal: Moment, low: float, high: float, confidence: float
+) -> Estimate:
+    """Return a value that may be anything from low to high; without an interval for too few units."""
+    value = moment.value if signal.value > 0 and base_signal.value > 0 else math.nan
+    if len(moment.left_out) < 2:
+        return Estimate(value, confidence=confidence)
+    return Estimate(value, math.nan, low, high, confidence)
 
 
 def bootstrap_t(
@@ -379,10 +409,11 @@ def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987), for signals and their ratios.
 
     The resampled values (B,) must estimate what `moment` does: see `rlvar.units.resample` for the
-    signal's. For a noise scale take it of S / V, whose V is never near zero, and turn it around.
+    signal's. For a noise scale take it of S / V, whose V is never near zero, and turn it around with
+    `reciprocal`.
     """
     value, left_out = moment
-    if not (_defined(value, left_out) and np.isfinite(resampled).all()):
+    if not _defined(value, left_out) or np.isnan(resampled).any():
         return Estimate(value, confidence=confidence)
     normal, size = NormalDist(), len(resampled)
     d = -_deviations(left_out)[1]
@@ -393,7 +424,8 @@ def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
 
     def end(probability: float) -> float:
         z = bias + normal.inv_cdf(probability)
-        return float(np.quantile(resampled, normal.cdf(bias + z / (1 - acceleration * z))))
+        place = normal.cdf(bias + z / (1 - acceleration * z))
+        return float(np.quantile(resampled, place, method="inverted_cdf"))  # some may be infinite
 
     tail = 0.5 - 0.5 * confidence
     return Estimate(value, _stderr(left_out), end(tail), end(1 - tail), confidence)

@@ -19,7 +19,7 @@ from rlvar import _check
 from rlvar.catalog import CATALOG, Estimator
 from rlvar.comparison import estimator_weights
 from rlvar.estimate import Estimate, jackknife
-from rlvar.gradients import gradients
+from rlvar.gradients import Batch
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -261,14 +261,14 @@ def prompt_components(
             "with weights from other rollouts the completions of a prompt are not independent draws, "
             "and the split is not that within and between prompts"
         )
-    weights = estimator_weights(rollouts, (name,), name)
     level = _check.confidence(confidence)
-    threads = _check.threads(num_threads)
+    batch = Batch(rollouts, threads=_check.threads(num_threads))
+    weights = estimator_weights(batch, (name,), name)
     units = _check.units(rollouts.groups, len(rollouts))
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
 
-    g = gradients(rollouts, weights[None], threads)[0]
+    g = batch.gradients(weights[None])[0]
     (within, between), left_out = _components(g, rollouts.groups, units)
     returns = CATALOG["single"].weights(rollouts)
     first = returns[units.members[units.offsets[:-1]]]

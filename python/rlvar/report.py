@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar.catalog import CATALOG
 from rlvar.comparison import Comparison, ComparisonRow, compare, estimator_weights
 from rlvar.estimate import Estimate
+from rlvar.gradients import Batch
+from rlvar.headroom import BASELINES, Headroom, headroom
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.rollouts import Rollouts
 from rlvar.units import TOP
@@ -27,6 +28,9 @@ _LONG_NAMES = {
     "reinforce++": "REINFORCE++",
     "opo": "OPO",
     "gae": "GAE",
+    "single-optimal": "the optimal constant baseline",
+    "multi-optimal": "the optimal step baselines",
+    "otb": "the optimal token baselines",
 }
 _BARS = " ▁▂▃▄▅▆▇█"
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
@@ -44,6 +48,9 @@ class Report:
     comparison : Comparison
     decompositions : dict of str to Decomposition
         One for each estimator compared.
+    on_policy : OnPolicyTest
+    headroom : Headroom or None
+        None where no baseline leaves the mean alone.
     """
 
     source: str
@@ -51,13 +58,14 @@ class Report:
     comparison: Comparison
     decompositions: dict[str, Decomposition]
     on_policy: OnPolicyTest
+    headroom: Headroom | None
 
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
         reference, grouped = self.comparison.reference, self.comparison.grouped
         others = [row for row in self.comparison if row.name != reference]
-        apart = [row for row in others if not _same_mean(row, reference)]
+        apart = [row for row in others if not self.comparison.same_mean(row)]
         sentences = [_ratio_sentence(row, reference, grouped) for row in others if row not in apart]
         if apart:
             names = " and ".join(
@@ -71,27 +79,31 @@ class Report:
         parts = self.decompositions[quietest]
         return [
             *sentences,
+            *([] if self.headroom is None else [_headroom_sentence(self.headroom)]),
             *_source_sentences(quietest, parts, _reach(self.rollouts)),
             *_doubts(self.comparison, self.on_policy),
         ]
 
     def _quietest(self) -> str:
         """Name the estimator of least variance among those with the policy gradient's mean."""
-        comparable = [row for row in self.comparison if row.unbiased] or list(self.comparison)
+        same = [row for row in self.comparison if self.comparison.same_mean(row)]
+        comparable = same or list(self.comparison)
         return min(comparable, key=lambda row: row.variance.value).name
 
     def __str__(self) -> str:
         confidence = f"{self.comparison.confidence:.0%}"
-        units = _unit(self.comparison.grouped)
+        units = f"{self.comparison.units} {_unit(self.comparison.grouped)}"
         blocks = [
             _rollouts_line(self.source, self.rollouts),
-            f"Estimators ({confidence} intervals: jackknife over {self.comparison.units} {units})\n"
+            f"Estimators ({confidence} intervals: {self.comparison.interval} over {units})\n"
             + _indent(str(self.comparison)),
         ]
         if self.rollouts.groups is not None:
             blocks[-1] += (
                 "\n  A group's mean is the unit here, its rollouts being dependent; below it is the rollout."
             )
+        if self.comparison.aggregation == "token-mean":
+            blocks[-1] += "\n  Below, gradients are sums over tokens, not divided by their number."
         for name, decomposition in self.decompositions.items():
             blocks.append(f"Where the variance of {_long(name)} comes from\n" + _indent(str(decomposition)))
         blocks.append("Verdict\n" + _indent("\n".join(self.verdict)))
@@ -110,6 +122,7 @@ class Report:
             "comparison": self.comparison.to_dict(),
             "decompositions": {name: item.to_dict() for name, item in self.decompositions.items()},
             "on_policy": self.on_policy.to_dict(),
+            "headroom": None if self.headroom is None else self.headroom.to_dict(),
             "verdict": self.verdict,
         }
 
@@ -119,26 +132,38 @@ def make_report(
     estimators: Sequence[str] = ("single", "multi"),
     *,
     source: str = "rollouts",
+    ratio: str = "none",
+    truncate: float | None = None,
+    aggregation: str = "sum",
+    interval: str = "jackknife",
+    seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Report:
     """Compare the estimators, decompose the variance of each, and call `progress` on the way."""
     progress(f"comparing {len(estimators)} estimators")
-    comparison = compare(rollouts, estimators)
+    everything = compare(
+        rollouts,
+        [*estimators, *BASELINES],
+        ratio=ratio,
+        truncate=truncate,
+        aggregation=aggregation,
+        interval=interval,
+        seed=seed,
+    )
+    comparison = everything.only(list(dict.fromkeys(estimators)))
+    batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, aggregation=aggregation)
+    mask, lengths, groups = rollouts.mask, rollouts.lengths, rollouts.groups
     decompositions = {}
     for row in comparison:
         progress(f"decomposing the variance of {_long(row.name)}")
+        weights = estimator_weights(batch, estimators, row.name) * batch.step_factors
         decompositions[row.name] = decompose(
-            rollouts.scores,
-            estimator_weights(rollouts, estimators, row.name),
-            mask=rollouts.mask,
-            lengths=rollouts.lengths,
-            groups=rollouts.groups,
+            rollouts.scores, weights, mask=mask, lengths=lengths, groups=groups
         )
     progress("testing whether the rollouts are on policy")
-    on_policy = on_policy_test(
-        rollouts.scores, mask=rollouts.mask, lengths=rollouts.lengths, groups=rollouts.groups
-    )
-    return Report(source, rollouts, comparison, decompositions, on_policy)
+    on_policy = on_policy_test(rollouts.scores, mask=mask, lengths=lengths, groups=groups)
+    room = headroom(everything) if everything.reference_unbiased else None
+    return Report(source, rollouts, comparison, decompositions, on_policy, room)
 
 
 def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
@@ -193,10 +218,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate, *, percent: bool = False) -> str:
     if math.isnan(estimate.low):
         return "no interval: too few units"
-    return f"{estimate.confidence:.0%} interval {_number(estimate.low)} to {_number(estimate.high)}"
+    low, high = (f"{end:.1%}" if percent else _number(end) for end in (estimate.low, estimate.high))
+    return f"{estimate.confidence:.0%} interval {low} to {high}"
 
 
 def _reach(rollouts: Rollouts) -> int:
@@ -219,11 +245,6 @@ def _rollouts_line(source: str, rollouts: Rollouts) -> str:
         f"  {measure} {counts.min()} to {counts.max()}, median {np.median(counts):g}, "
         f"mean {counts.mean():.1f}{note}"
     )
-
-
-def _same_mean(row: ComparisonRow, reference: str) -> bool:
-    """Whether theory says that an estimator has the mean of the reference."""
-    return bool(row.unbiased) and reference in CATALOG and CATALOG[reference].unbiased
 
 
 def _unit(grouped: bool) -> str:
@@ -250,6 +271,28 @@ def _ratio_sentence(row: ComparisonRow, reference: str, grouped: bool) -> str:
     if ratio.low <= 1.0:
         return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
     return f"{_start(claim)} ({_interval(ratio)})."
+
+
+def _headroom_sentence(room: Headroom) -> str:
+    """Say how much a baseline could remove, and how much of that the estimators in use do."""
+    share, best, reference = room.removable, _long(room.best), _long(room.reference)
+    if math.isnan(share.value):
+        return f"No baseline has anything to remove from {reference}."
+    if not share.low > 0:
+        return (
+            f"No optimal baseline is known to help: {best} would remove {share.value:.0%} of the variance of "
+            f"{reference} ({_interval(share, percent=True)})."
+        )
+    parts = [
+        f"{_long(name)} {part.value:.0%} ({_interval(part, percent=True)})"
+        for name, part in room.removed.items()
+        if name not in BASELINES
+    ]
+    removed = f" Of that are removed: by {', by '.join(parts)}." if parts else ""
+    return (
+        f"{_start(best)}, cross-fitted, would remove {share.value:.1%} of the variance of {reference} "
+        f"({_interval(share, percent=True)}).{removed}"
+    )
 
 
 def _source_sentences(name: str, parts: Decomposition, steps: int) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 
-_KEYS = ("scores", "rewards", "lengths", "mask", "values", "groups")
+_KEYS = ("scores", "rewards", "lengths", "mask", "values", "groups", "logp", "behavior_logp")
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -39,10 +39,13 @@ class Rollouts:
         Value of each step's state, for estimators with a learned baseline.
     groups : sequence of hashable, shape (N,), optional
         Label (prompt) of each rollout. Rollouts with equal labels are dependent.
+    logp, behavior_logp : array_like, shape (N, T), optional
+        Log-probability of each step's action under the policy that is differentiated, whose scores
+        these are, and under the one that sampled it: see `importance_ratios`.
 
     Attributes
     ----------
-    scores, rewards, lengths, mask, values, groups
+    scores, rewards, lengths, mask, values, groups, logp, behavior_logp
         As given, as arrays; None where not given. `groups` are numbered by first appearance.
     live : ndarray of bool, shape (N, T)
         Which steps are live.
@@ -52,8 +55,8 @@ class Rollouts:
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, or a reward or
-        value of a live step that is not finite. Scores are searched for NaN when they are used.
+        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, or a reward, value or
+        log-probability of a live step that is not finite. Scores are searched for NaN when they are used.
 
     Examples
     --------
@@ -68,6 +71,8 @@ class Rollouts:
     mask: NDArray[np.bool_] | None
     values: NDArray[np.float64] | None
     groups: NDArray[np.int64] | None
+    logp: NDArray[np.float64] | None
+    behavior_logp: NDArray[np.float64] | None
 
     def __init__(
         self,
@@ -78,26 +83,24 @@ class Rollouts:
         mask: ArrayLike | None = None,
         values: ArrayLike | None = None,
         groups: Sequence[Hashable] | NDArray[Any] | None = None,
+        logp: ArrayLike | None = None,
+        behavior_logp: ArrayLike | None = None,
     ) -> None:
         array = _check.scores(scores)
         shape = array.shape[:2]
         live = _check.steps(shape, mask, lengths)
         checked_rewards = _check.floats("rewards", rewards).astype(np.float64, copy=False)
         _check.weights(checked_rewards, shape, live, "rewards")
-        checked_values = None
-        if values is not None:
-            checked_values = _check.floats("values", values).astype(np.float64, copy=False)
-            if checked_values.shape != shape:
-                raise ValueError(f"values must have shape (N, T) = {shape}, got {checked_values.shape}")
-            _check.finite("values", checked_values, live)
         labels = None if groups is None else _check.group_labels(groups, shape[0])
         fields = {
             "scores": array,
             "rewards": checked_rewards,
             "lengths": live.lengths,
             "mask": None if live.mask is None else live.mask.view(np.bool_),
-            "values": checked_values,
+            "values": _by_step("values", values, shape, live),
             "groups": labels,
+            "logp": _by_step("logp", logp, shape, live),
+            "behavior_logp": _by_step("behavior_logp", behavior_logp, shape, live),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -130,6 +133,19 @@ class Rollouts:
         return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
 
 
+def _by_step(
+    name: str, value: ArrayLike | None, shape: tuple[int, int], live: _check.Steps
+) -> NDArray[np.float64] | None:
+    """Return an optional array (N, T) as float64, finite where live."""
+    if value is None:
+        return None
+    array = _check.floats(name, value).astype(np.float64, copy=False)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape (N, T) = {shape}, got {array.shape}")
+    _check.finite(name, array, live)
+    return array
+
+
 def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     """Read rollouts from an .npz file, or memory-map them from a directory of .npy files.
 
@@ -137,9 +153,10 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     ----------
     path : path-like
         An .npz file with arrays ``scores`` and ``rewards``, and optionally ``lengths`` or ``mask``,
-        ``values`` and ``groups``; or a directory with ``scores.npy``, ``rewards.npy`` and so on,
-        whose scores stay on disk until they are used. So do those of an .npz file without
-        compression, where they happen to be aligned: the first array of `numpy.savez` in float32 is.
+        ``values``, ``groups``, ``logp`` and ``behavior_logp``; or a directory with ``scores.npy``,
+        ``rewards.npy`` and so on, whose scores stay on disk until they are used. So do those of an
+        .npz file without compression, where they happen to be aligned: the first array of
+        `numpy.savez` in float32 is.
 
     Returns
     -------

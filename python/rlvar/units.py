@@ -1,12 +1,15 @@
-"""Moments of the gradients of independent units, each with one unit left out, and resampled.
+r"""Moments of the gradients of independent units, each with one unit left out, and resampled.
 
-From g (U, D), with mean m, deviations y_u = g_u - m and Q = sum |y_u|^2:
+The batch's gradient is m = sum g_u / sum L_u over U units with gradients g_u (D,) and sizes L_u: all
+1 for a plain mean, their tokens for a token mean. With s_u = L_u / mean L and the deviations
+y_u = g_u / mean L - s_u m, which sum to 0, and Q = sum |y_u|^2,
 
-    variance       V = Q / (U - 1)
-    signal         S = |m|^2 - V / U, the mean of g_u . g_v over u != v: unbiased for |E g|^2
-    cross signal   X = m_a . m_b - C / U with C = sum y_a . y_b / (U - 1): unbiased for E g_a . E g_b
+    variance       V = Q / (U - 1), so that Var(m) = V / U; exact for equal sizes, else the delta method
+    signal         S = |m|^2 - V / U: for equal sizes the mean of g_u . g_v over u != v, unbiased
+    cross signal   X = m_a . m_b - C / U with C = sum y_a . y_b / (U - 1), for E m_a . E m_b
 
-Leaving out unit u moves m to m - y_u / (U - 1), and takes U / (U - 1) |y_u|^2 from Q. O(U D).
+Leaving out unit u moves m by -y_u / (U - s_u), and with it what every other unit deviates: in closed
+form from Q, sum s y and sum s^2. O(U D) for all units.
 """
 
 from __future__ import annotations
@@ -26,86 +29,151 @@ Double = NDArray[np.float64]
 TOP, HEAVY = 0.01, 0.2
 
 
-def centred(g: Double) -> tuple[Double, Double]:
-    """Return the mean (D,) and the deviations (U, D) of g (U, D), which sum to zero to rounding."""
-    mean = g.mean(axis=0)
-    y = g - mean
-    y -= y.mean(axis=0)
-    return mean, y
+class Sample(NamedTuple):
+    """The gradients of U units, as their mean and what each deviates from it."""
+
+    mean: Double  # (D,)
+    deviations: Double  # (U, D)
+    sizes: Double  # (U,), relative: their mean is 1
 
 
-def _covariance(products: Double) -> Moment:
-    """Return the covariance of two gradients from the products y_a . y_b (U,) of each unit."""
-    u, total = len(products), float(products.sum())
-    left_out = (total - products * (u / (u - 1))) / (u - 2) if u > 2 else np.empty(0)
+def sample(gradients: Double, sizes: Double | None = None) -> Sample:
+    """Make a sample of unit gradients (U, D) whose mean is sum of gradients / sum of sizes (U,)."""
+    u = len(gradients)
+    if sizes is None:
+        relative = np.ones(u)
+        mean = gradients.mean(axis=0)
+        y = gradients - mean
+    else:
+        size = float(sizes.mean())
+        relative = sizes / size
+        mean = gradients.mean(axis=0) / size
+        y = gradients / size
+        y -= relative[:, None] * mean
+    rest = y.mean(axis=0)  # rounding of the mean
+    y -= relative[:, None] * rest
+    return Sample(mean + rest, y, relative)
+
+
+def _covariance(a: Sample, b: Sample) -> Moment:
+    """Return sum y_a . y_b / (U - 1)."""
+    (_, y_a, s), (_, y_b, _) = a, b
+    u = len(s)
+    products = (y_a * y_b).sum(axis=1)
+    total = float(products.sum())
+    if u < 3:
+        return Moment(total / (u - 1), np.empty(0))
+    # The others deviate y_v + s_v y_u / room once u is left out, of a mean size room / (U - 1).
+    room = u - s
+    with np.errstate(all="ignore"):  # one unit may have all the size: nothing is left without it
+        cross = y_a @ (s @ y_b) + y_b @ (s @ y_a) - 2 * s * products
+        others = total - products + cross / room + products * (s @ s - s * s) / room**2
+        left_out = others * ((u - 1) / room) ** 2 / (u - 2)
     return Moment(total / (u - 1), left_out)
 
 
-def variance(g: Double) -> Moment:
-    """Trace of the covariance of unit gradients (U, D); never negative."""
-    value, left_out = _covariance(np.square(centred(g)[1]).sum(axis=1))
+def variance(g: Sample) -> Moment:
+    """Trace of the covariance of one unit's part in the mean; never negative."""
+    value, left_out = _covariance(g, g)
     return Moment(value, np.maximum(left_out, 0.0))
 
 
-def cross_signal(a: Double, b: Double) -> Moment:
-    """Unbiased estimate of E a . E b from gradients (U, D) of the same units."""
-    u = len(a)
-    (mean_a, y_a), (mean_b, y_b) = centred(a), centred(b)
-    value, left_out = _covariance((y_a * y_b).sum(axis=1))
-    result = float(mean_a @ mean_b) - value / u
+def cross_signal(a: Sample, b: Sample) -> Moment:
+    """Estimate E m_a . E m_b from two gradients of the same units, without the bias of a plug-in."""
+    u = len(a.sizes)
+    value, left_out = _covariance(a, b)
+    result = float(a.mean @ b.mean) - value / u
     if u < 3:
         return Moment(result, np.empty(0))
-    means = ((mean_a - y_a / (u - 1)) * (mean_b - y_b / (u - 1))).sum(axis=1)
-    return Moment(result, means - left_out / (u - 1))
+    with np.errstate(all="ignore"):
+        means_a, means_b = (x.mean - x.deviations / (u - x.sizes)[:, None] for x in (a, b))
+        return Moment(result, (means_a * means_b).sum(axis=1) - left_out / (u - 1))
 
 
-def signal(g: Double) -> Moment:
-    """Unbiased estimate of |E g|^2 from unit gradients (U, D); it can be negative."""
+def signal(g: Sample) -> Moment:
+    """Estimate |E m|^2 without the bias of a plug-in; it can be negative."""
     return cross_signal(g, g)
 
 
-def largest_share(g: Double, fraction: float = 0.0) -> float:
-    """Share of sum |g_u - mean|^2 that the largest unit carries; 0 if they are all equal.
+def largest_share(g: Sample, fraction: float = 0.0) -> float:
+    """Share of sum |y_u|^2 that the largest unit carries; 0 if none deviates.
 
     With `fraction`, that of the largest ceil(fraction U) units together.
     """
-    squares = np.sort(np.square(centred(g)[1]).sum(axis=1))
+    squares = np.sort(np.square(g.deviations).sum(axis=1))
     total = float(squares.sum())
     count = max(1, math.ceil(fraction * len(squares)))
     return float(squares[-count:].sum()) / total if total else 0.0
 
 
-class Resampled(NamedTuple):
-    """What B resamples of the units give."""
-
-    variance: Double  # (B,)
-    signal: Double  # (B,), an estimate of the same as `signal`
-    influence: Double  # (B, U), relative: |g_u - mean*|^2 / V* - 1
-
-
-def resample_counts(units: int, resamples: int, seed: int) -> Double:
+def resample_counts(units: int, resamples: int, seed: int | np.random.Generator) -> Double:
     """How often each unit is drawn in each resample (B, U), with replacement."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
 
 
-def resample(g: Double, counts: Double) -> Resampled:
-    """Variances and signals of unit gradients (U, D) drawn `counts` (B, U) times: O(B U D).
+class Resampled(NamedTuple):
+    """A sample in B resamples of its units; those of several samples are paired by their counts."""
 
-    The same counts for several estimators keep them paired. The U-statistic of a resample estimates
-    |m|^2 = S + V / U, the signal of what it is drawn from: V / U is taken off, so that it estimates S.
-    """
-    u = len(g)
-    mean, y = centred(g)
-    q = np.square(y).sum(axis=1)
-    shift = counts @ y / u
-    norms = np.square(shift).sum(axis=1)
-    plug_in = np.maximum(counts @ q / u - norms, 0.0)
-    variances = plug_in * (u / (u - 1))
+    counts: Double  # (B, U)
+    sample: Sample
+    shifts: Double  # (B, D), what the mean moves by
+    size: Double  # (B,), mean relative size
+
+
+def resample(g: Sample, counts: Double) -> Resampled:
+    """Draw the units of a sample `counts` (B, U) times each. O(B U D)."""
+    size = counts @ g.sizes
+    with np.errstate(all="ignore"):  # units of size 0 alone may be drawn
+        return Resampled(counts, g, counts @ g.deviations / size[:, None], size / len(g.sizes))
+
+
+def _resampled_covariance(a: Resampled, b: Resampled) -> Double:
+    """Return `_covariance` of each resample (B,)."""
+    (counts, (_, y_a, s), shift_a, size), (_, (_, y_b, _), shift_b, _) = a, b
+    u = len(s)
+    total = counts @ (y_a * y_b).sum(axis=1) + (counts @ (s * s)) * (shift_a * shift_b).sum(axis=1)
+    total -= (shift_a * (counts @ (s[:, None] * y_b))).sum(axis=1)
+    total -= (shift_b * (counts @ (s[:, None] * y_a))).sum(axis=1)
     with np.errstate(all="ignore"):
-        influence = (q - 2 * shift @ y.T + norms[:, None]) / plug_in[:, None] - 1
-    extra = float(q.sum()) / (u * (u - 1))
-    return Resampled(variances, np.square(mean + shift).sum(axis=1) - variances / u - extra, influence)
+        result: Double = total / size**2 / (u - 1)
+    return result
+
+
+def resampled_variance(g: Resampled) -> Double:
+    """Return the variance in each resample (B,): it estimates V (U - 1) / U."""
+    return np.maximum(_resampled_covariance(g, g), 0.0)
+
+
+def resampled_cross_signal(a: Resampled, b: Resampled) -> Double:
+    """Return an estimate of the cross signal X in each resample (B,).
+
+    What a resample is drawn from has the signal m_a . m_b = X + C / U: C / U is taken off.
+    """
+    u = len(a.sample.sizes)
+    means = ((a.sample.mean + a.shifts) * (b.sample.mean + b.shifts)).sum(axis=1)
+    drawn_from = float((a.sample.deviations * b.sample.deviations).sum()) / (u * (u - 1))
+    result: Double = means - _resampled_covariance(a, b) / u - drawn_from
+    return result
+
+
+def influence(g: Resampled) -> Double:
+    """Return the derivative of log V in each resample by the share of each unit, (B, U).
+
+    With e_u = y_u - s_u shift, K = sum e^2 and M = sum s e over what is drawn:
+    |e_u|^2 U / K - 1 - 2 (s_u / size - 1) - 2 e_u . M / (size K).
+    """
+    counts, (_, y, s), shifts, size = g
+    u = len(s)
+    with np.errstate(all="ignore"):
+        e = np.square(y).sum(axis=1) - 2 * (shifts @ y.T) * s
+        e += np.square(shifts).sum(axis=1)[:, None] * (s * s)
+        k = (counts * e).sum(axis=1)
+        drawn = counts @ (s[:, None] * y) - (counts @ (s * s))[:, None] * shifts
+        moved = drawn @ y.T - (drawn * shifts).sum(axis=1)[:, None] * s
+        result: Double = e * (u / k)[:, None] - 1 - 2 * (s / size[:, None] - 1)
+        result -= moved * (2 / (size * k))[:, None]
+    return result
 
 
 def log_stderr(counts: Double, influence: Double) -> Double:

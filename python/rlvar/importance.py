@@ -1,0 +1,186 @@
+r"""Rollouts of an older policy: importance ratios, what they cost and what they bias.
+
+With the log-probabilities of a step's action under the policy that is differentiated, logp, and under
+the one that sampled it, behavior_logp, d_t = logp_t - behavior_logp_t over the live steps:
+
+    token      rho_t = exp(d_t)
+    sequence   rho   = exp(sum_t d_t), one for the rollout
+    geometric  rho   = exp(mean_t d_t), one for the rollout
+
+each truncated to min(rho, c) if so wanted. Only the whole sequence's ratio, not truncated, turns an
+expectation under the old policy into one under the new: the others trade bias for variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check
+from rlvar.estimate import to_json
+
+Double = NDArray[np.float64]
+
+RATIOS = ("none", "token", "sequence", "geometric")
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceRatios:
+    """Importance ratios of rollouts that another policy sampled.
+
+    Attributes
+    ----------
+    ratio : str
+        Which ratio: "none", "token", "sequence" or "geometric".
+    truncate : float or None
+        What ratios are cut off at.
+    values : ndarray, shape (N, T)
+        The ratios; 0 on steps that are not live.
+    effective_size : float
+        How many rollouts with a ratio of 1 would be as good: N mean(rho)^2 / mean(rho^2), over
+        rollouts, or over live steps for "token". It is N at most, and N for "none".
+    largest : float
+        The largest ratio before it is truncated; infinite if beyond the range of float64.
+    truncated : float
+        Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
+    unbiased : bool
+        Whether estimators keep by theory the mean that they have on policy: with "sequence" and
+        nothing cut off by design, or where all ratios are 1, or rollouts have one step at most.
+    """
+
+    ratio: str
+    truncate: float | None
+    values: Double
+    effective_size: float
+    largest: float
+    truncated: float
+    unbiased: bool
+
+    def __str__(self) -> str:
+        cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncate is not None else ""
+        return (
+            f"{self.ratio} ratios: effective sample size {self.effective_size:.1f} of {len(self.values)}, "
+            f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, but for the values, as JSON-ready values."""
+        names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased")
+        return {name: to_json(getattr(self, name)) for name in names}
+
+
+def importance_ratios(
+    logp: ArrayLike,
+    behavior_logp: ArrayLike,
+    *,
+    ratio: str = "sequence",
+    truncate: float | None = None,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+) -> ImportanceRatios:
+    r"""Importance ratios of rollouts, by token or by sequence.
+
+    Parameters
+    ----------
+    logp, behavior_logp : array_like, shape (N, T)
+        Log-probability of each step's action under the policy that is differentiated and under the
+        one that sampled it, both as they sample: temperature and top-p included.
+    ratio : {"sequence", "token", "geometric", "none"}
+        Which ratio.
+    truncate : float, optional
+        Largest ratio: min(rho, truncate). Positive.
+    mask, lengths
+        Live steps, as in `covariance`: mask (N, T) or lengths (N,).
+
+    Returns
+    -------
+    ImportanceRatios
+
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, a live log-probability that is not finite, an unknown ratio, a
+        `truncate` that is not positive or comes with "none", or a ratio beyond the range of float64
+        that is not truncated.
+
+    Notes
+    -----
+    Weights w[n,t] times the ratios are the weights of the estimator on rollouts of the old policy mu:
+
+    .. math:: E_\mu[\rho \sum_t w_t S_t] = E_\pi[\sum_t w_t S_t], \qquad
+              \rho = \prod_t \frac{\pi(y_t)}{\mu(y_t)}
+
+    is exact for the ratio of the whole sequence alone. Its variance grows exponentially with length.
+    The token's own ratio leaves out that earlier tokens came from another policy and that later
+    rewards do. The geometric mean's (GSPO) is neither. Truncation bounds the variance and biases the
+    mean, towards the old policy. The effective sample size is Kish's,
+    :math:`(\sum \rho)^2 / \sum \rho^2`.
+
+    References
+    ----------
+    Kish, "Survey sampling" (1965); Ionides, "Truncated importance sampling" (2008); Espeholt et al.,
+    "IMPALA" (2018); Zheng et al., "Group sequence policy optimization" (GSPO, 2025), arXiv 2507.18071.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> old, new = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.6, 0.6], [0.4, 0.6]])
+    >>> result = rlvar.importance_ratios(new, old)
+    >>> result.values.round(2)
+    array([[1.44, 1.44],
+           [0.96, 0.96]])
+    >>> print(result)
+    sequence ratios: effective sample size 1.9 of 2, largest 1.44, unbiased
+    """
+    new, old = (
+        _check.floats(name, value).astype(np.float64, copy=False)
+        for name, value in (("logp", logp), ("behavior_logp", behavior_logp))
+    )
+    if new.ndim != 2:
+        raise ValueError(f"logp must have shape (N, T), got {new.shape}")
+    if old.shape != new.shape:
+        raise ValueError(f"behavior_logp must have shape (N, T) = {new.shape}, got {old.shape}")
+    n, t = new.shape
+    steps = _check.steps((n, t), mask, lengths)
+    _check.finite("logp", new, steps)
+    _check.finite("behavior_logp", old, steps)
+    _check.choice("ratio", ratio, RATIOS)
+    bound = None if truncate is None else _check.non_negative_number("truncate", truncate)
+    if bound == 0:
+        raise ValueError("truncate must be positive, got 0")
+    if bound is not None and ratio == "none":
+        raise ValueError("truncate must come with a ratio, got ratio = 'none'")
+
+    live = steps.live((n, t))
+    logs = np.where(live, np.subtract(new, old, out=np.zeros((n, t)), where=live), 0.0)
+    counts = np.count_nonzero(live, axis=1)
+    equal = not logs.any()
+    if ratio == "none":
+        logs = np.zeros_like(logs)
+    elif ratio == "sequence":
+        logs = np.broadcast_to(logs.sum(axis=1, keepdims=True), (n, t))
+    elif ratio == "geometric":
+        logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
+    with np.errstate(over="ignore"):
+        values = np.where(live, np.exp(logs), 0.0)
+    # Every live step for "token", else the first live one of each rollout.
+    single = values[live] if ratio == "token" else values[counts > 0].max(axis=1, initial=0.0)
+    largest = float(single.max(initial=0.0))
+    truncated = 0.0
+    if bound is not None:
+        truncated = float(np.mean(single > bound)) if single.size else 0.0
+        values, single = np.minimum(values, bound), np.minimum(single, bound)
+    elif not np.isfinite(largest):
+        i = int(np.argmax(np.isinf(values).any(axis=1)))
+        raise ValueError(
+            f"truncate must be given for {ratio} ratios beyond the range of float64, got one of "
+            f"exp({logs[i].max():.6g}) in rollout {i}"
+        )
+    relative = single / (single.max(initial=0.0) or 1.0)  # squares within range
+    squares = float(np.square(relative).sum())
+    share = float(relative.sum()) ** 2 / squares / relative.size if squares else 1.0
+    unbiased = equal or (bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1)))
+    return ImportanceRatios(ratio, bound, values, n * share, largest, truncated, bool(unbiased))

@@ -1,6 +1,6 @@
 """How often nominal 95 % intervals cover the truth, on simulated rollouts.
 
-    python bench/calibration.py [--data-sets 1000] [--confidence 0.95]
+    python bench/calibration.py [--data-sets 1000] [--confidence 0.95] [--bootstrap RESAMPLES]
 
 Prints a Markdown table. Exits with status 1 if a light-tailed setting is covered by fewer than
 92 % or more than 98 % of the intervals, or a heavy-tailed one is and our own warning (the top
@@ -26,9 +26,11 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from rlvar import estimate, units  # noqa: E402
+from rlvar import units  # noqa: E402
+from rlvar.inference import Bootstrap, infer  # noqa: E402
 
 D = 5
+# In the order of `rlvar.inference.Inference`.
 QUANTITIES = ("variance", "ratio", "signal", "noise scale", "its ratio", "alignment")
 TWO_SIDED = ("variance", "ratio", "signal")
 
@@ -77,28 +79,11 @@ def true_values(options):
     return (v, v / v0, s, v / s, v / s * s0 / v0, means[0] @ means[1] / np.sqrt(s0 * s))
 
 
-def intervals(base, g, confidence):
-    """Return the estimates of `QUANTITIES` and whether both signals are resolved."""
-    v0, v, s0, s = units.variance(base), units.variance(g), units.signal(base), units.signal(g)
-    variance = estimate.jackknife(*v, confidence, positive=True)
-    ratio = estimate.jackknife(v.value / v0.value, v.left_out / v0.left_out, confidence, positive=True)
-    base_signal = estimate.signal_interval(s0, v0, D, confidence)
-    signal = estimate.signal_interval(s, v, D, confidence)
-    options = {"resolved": base_signal.low > 0 and signal.low > 0, "confidence": confidence}
-    return (
-        variance,
-        ratio,
-        signal,
-        estimate.fieller(variance, signal, estimate.correlation(v.left_out, s.left_out)),
-        estimate.noise_scale_ratio(v, s, v0, s0, **options),
-        estimate.alignment(units.cross_signal(g, base), s, s0, **options),
-    ), options["resolved"]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-sets", type=int, default=1000)
     parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--bootstrap", type=int, metavar="RESAMPLES", help="instead of the jackknife")
     args = parser.parse_args()
     print("| setting | units | " + " | ".join(QUANTITIES) + " | resolved | one > 1/5 | warned |")
     print("|---" * (5 + len(QUANTITIES)) + "|")
@@ -108,13 +93,14 @@ def main():
         for count in (30, 300):
             rng = np.random.default_rng([index, count])
             covered, resolved, single, warned = np.zeros(len(QUANTITIES)), 0, 0, 0
-            for _ in range(args.data_sets):
-                base, g = simulate(rng, count, **options)
-                estimates, both = intervals(base, g, args.confidence)
-                covered += [e.low <= x <= e.high for e, x in zip(estimates, truth, strict=True)]
-                resolved += both
-                single += max(units.largest_share(x) for x in (base, g)) > units.HEAVY
-                warned += max(units.largest_share(x, units.TOP) for x in (base, g)) > units.HEAVY
+            for number in range(args.data_sets):
+                pair = [units.sample(g) for g in simulate(rng, count, **options)]
+                bootstrap = Bootstrap(args.bootstrap, number) if args.bootstrap else None
+                base, found = infer(pair, pair[0], args.confidence, bootstrap)
+                covered += [e.low <= x <= e.high for e, x in zip(found, truth, strict=True)]
+                resolved += base.signal.low > 0 and found.signal.low > 0
+                single += max(units.largest_share(x) for x in pair) > units.HEAVY
+                warned += max(units.largest_share(x, units.TOP) for x in pair) > units.HEAVY
             share = covered / args.data_sets
             flags = np.array([resolved, single, warned]) / args.data_sets
             cells = [f"{x:.1%}" for x in (*share, *flags)]

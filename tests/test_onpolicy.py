@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -97,6 +98,33 @@ def test_rollouts_of_another_policy_pass_if_no_two_steps_share_a_parameter(polic
     # What the docstring says of its power.
     scores = np.einsum("ntd,ts->ntsd", sample(policy, tempered(policy.pi, 0.7), 100), np.eye(6))
     assert rlvar.on_policy_test(scores.reshape(100, 6, -1)).ratio.value == pytest.approx(0, abs=1e-12)
+
+
+def test_rows_of_one_backward_pass_have_the_same_sum_and_fail():
+    # Logits of token t: W' times the sum of the embeddings of inputs 0..t, the tokens before it. The
+    # gradient by embeddings reaches log p(y_t) through each position j <= t: summed over j it is the
+    # score S_t, summed over t the row of position j that one backward pass leaves.
+    rng = np.random.default_rng(2)
+    steps, vocabulary, width = 4, 3, 2
+    embedding, w = rng.standard_normal((vocabulary + 1, width)), rng.standard_normal((width, vocabulary))
+    sequences = np.array(list(itertools.product(range(vocabulary), repeat=steps)))
+    inputs = np.insert(sequences[:, :-1], 0, vocabulary, axis=1)  # a start token first
+    pi = np.exp(embedding[inputs].cumsum(axis=1) @ w)
+    pi /= pi.sum(axis=2, keepdims=True)
+    probabilities = np.take_along_axis(pi, sequences[:, :, None], axis=2).prod(axis=(1, 2))
+    error = (np.eye(vocabulary)[sequences] - pi) @ w.T
+    reached = np.triu(np.ones((steps, steps)))
+    through = np.einsum("njv,nth,jt->njtvh", np.eye(vocabulary + 1)[inputs], error, reached)
+    scores, rows = (through.sum(axis=axis).reshape(len(sequences), steps, -1) for axis in (1, 2))
+
+    options = {"sample_weight": probabilities, "ddof": 0}
+    by_score, by_row = (rlvar.decompose(x, **options) for x in (scores, rows))
+    assert by_row.total_variance.value == pytest.approx(by_score.total_variance.value, rel=1e-12)
+    assert by_score.covariance_terms.value == pytest.approx(0, abs=1e-12)
+    assert by_row.covariance_terms.value > 0.1 * by_row.total_variance.value
+    drawn = rng.choice(len(sequences), size=2000, p=probabilities)
+    assert rlvar.on_policy_test(scores[drawn]).on_policy is True
+    assert rlvar.on_policy_test(rows[drawn]).on_policy is False
 
 
 def test_intervals_cover_0_as_often_as_they_say(policy):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import closed_forms
 from rlvar import units
 
 
@@ -31,6 +32,33 @@ def test_values_and_left_out_ones_equal_recomputation(rng, name, u, d):
     kept = [np.arange(u) != i for i in range(u)]
     expected = [definition(a[k], b[k]) for k in kept]
     np.testing.assert_allclose(left_out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_over_all_data_sets_the_signal_is_unbiased_and_the_plug_in_is_not(mean):
+    outcomes, p = np.array([[1.0, 0.0], [-1.0, 2.0], [0.0, -1.0]]), np.array([0.25, 0.25, 0.5])
+    outcomes += mean - p @ outcomes
+    truth, variance = 2 * mean**2, p @ np.square(outcomes - mean).sum(axis=1)
+    draws, probabilities = closed_forms.product_measure(outcomes, p, 4)
+    signals, variances, plug_in = (
+        probabilities @ [statistic(g) for g in draws]
+        for statistic in (
+            lambda g: units.signal(g).value,
+            lambda g: units.variance(g).value,
+            lambda g: np.square(g.mean(axis=0)).sum(),
+        )
+    )
+    assert signals == pytest.approx(truth, abs=1e-13)
+    assert variances == pytest.approx(variance)
+    assert plug_in == pytest.approx(truth + variance / 4)
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits(rng):
+    # Multiples of 1/256: adding 1e8 rounds nothing.
+    near = np.round(256 * rng.standard_normal((50, 3))) / 256
+    (value, left_out), (far, far_left_out) = units.variance(near), units.variance(near + 1e8)
+    assert far == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(far_left_out, left_out, rtol=1e-12)
 
 
 def test_two_units_have_values_and_nothing_left_out(rng):

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import rlvar
 from rlvar.cli import main
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, STATISTICS = ROOT / "README.md", ROOT / "docs" / "statistics.md"
 MODULES = [
     f"rlvar.{module.name}"
     for module in pkgutil.iter_modules(rlvar.__path__)
@@ -56,5 +59,46 @@ def test_the_report_in_the_readme_is_the_output_of_the_command(capsys):
 
 def test_the_version_is_the_same_everywhere():
     assert np.lib.NumpyVersion(rlvar.__version__) >= "0.1.0"
-    changelog = (README.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {rlvar.__version__}" in changelog
+
+
+def table(text, first):
+    """Cells of the body of the one Markdown table whose first column is headed `first`."""
+    (body,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def statistics():
+    return STATISTICS.read_text(encoding="utf-8")
+
+
+def test_tests_that_prove_the_statistics_exist(statistics):
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", statistics)
+    assert len(named) == statistics.count("tests/")
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_statistics_say_which_estimators_are_unbiased(statistics):
+    said = {name: unbiased == "yes" for name, unbiased, _ in table(statistics, "estimator")}
+    assert said == {estimator.name: estimator.unbiased for estimator in rlvar.estimators()}
+
+
+def test_naive_ways_and_their_truths_are_what_the_script_prints(statistics):
+    # The truths are exact: a few data sets give those of all.
+    script = [sys.executable, str(ROOT / "bench" / "naive_ways.py"), "--data-sets", "20"]
+    printed = subprocess.run(script, capture_output=True, text=True, timeout=300).stdout
+    printed, said = ([row[:2] for row in table(text, "naive way")] for text in (printed, statistics))
+    assert printed == said
+
+
+def test_the_coverage_table_has_all_settings_of_the_calibration(statistics, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # the script sets them for good where they are not set
+    calibration = importlib.import_module("calibration")
+    rows = table(statistics, "setting")
+    assert [row[:2] for row in rows] == [[name, u] for name in calibration.SETTINGS for u in ("30", "300")]
+    head = "| setting | units | " + " | ".join(calibration.QUANTITIES) + " |"
+    assert head in statistics

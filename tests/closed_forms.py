@@ -239,11 +239,12 @@ class EnumeratedPolicy:
         self.pi = pi = np.exp(theta) / np.exp(theta).sum(axis=1, keepdims=True)
         self.sequences = list(itertools.product(range(vocabulary), repeat=steps))
         self.scores = np.zeros((len(self.sequences), steps, *theta.shape))
-        self.probabilities = np.ones(len(self.sequences))
+        self.logp = np.zeros((len(self.sequences), steps))
         for n, sequence in enumerate(self.sequences):
             for t, (previous, token) in enumerate(zip((vocabulary, *sequence), sequence, strict=False)):
-                self.probabilities[n] *= pi[previous, token]
+                self.logp[n, t] = np.log(pi[previous, token])
                 self.scores[n, t, previous] = (np.arange(vocabulary) == token) - pi[previous]
+        self.probabilities = np.exp(self.logp.sum(axis=1))
         self.scores = self.scores.reshape(len(self.sequences), steps, -1)
         reward_of = {}
         for sequence in self.sequences:

@@ -202,6 +202,17 @@ def jackknife_stderr(statistic, labels):
     return np.sqrt((m - 1) / m * ((left_out - left_out.mean()) ** 2).sum())
 
 
+def importance_ratios(logp, behavior_logp, ratio, truncate=None, mask=None, lengths=None):
+    """min(exp(d), c), d of the step, summed or averaged over the rollout's live steps; 0 elsewhere."""
+    live = live_steps(logp.shape, mask, lengths)
+    result = np.zeros(logp.shape)
+    for n, t in np.argwhere(live):
+        d = [logp[n, k] - behavior_logp[n, k] for k in np.flatnonzero(live[n])]
+        log = {"token": logp[n, t] - behavior_logp[n, t], "sequence": sum(d), "geometric": np.mean(d)}
+        result[n, t] = min(np.exp(log[ratio]), np.inf if truncate is None else truncate)
+    return result
+
+
 def group_members(groups, i):
     """Whoever has the label of i, i too; with no groups, all."""
     return [j for j in range(len(groups)) if groups[j] == groups[i]]

@@ -361,3 +361,201 @@ def test_one_rollout_that_carries_the_variance_is_flagged(rng):
     row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"]
     assert row.largest_share > 0.99
     assert row.heavy_tailed
+
+
+def moments_by_definition(g, sizes, labels):
+    """Variance and signal of sum g / sum sizes over units (labels), by the delta method."""
+    names = list(dict.fromkeys(labels))
+    g = np.array([g[labels == name].sum(axis=0) for name in names])
+    sizes = np.array([sizes[labels == name].sum() for name in names], float)
+    mean = g.sum(axis=0) / sizes.sum()
+    variance = np.square((g - sizes[:, None] * mean) / sizes.mean()).sum() / (len(g) - 1)
+    return variance, mean @ mean - variance / len(g)
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("kind", ["lengths", "mask"])
+def test_a_token_mean_is_a_ratio_of_sums_over_units(rng, groups, kind):
+    options = (
+        {"lengths": rng.integers(0, 8, 18)} if kind == "lengths" else {"mask": rng.random((18, 7)) < 0.7}
+    )
+    rollouts = make_rollouts(rng, groups=groups, **options)
+    result = rlvar.compare(rollouts, aggregation="token-mean")
+    tokens = reference.live_steps((18, 7), **options).sum(axis=1)
+    labels = np.array(groups or np.arange(18))
+    for row in result:
+        g = reference.gradients(rollouts.scores, weights_of(rollouts, row.name), **options)
+        variance, signal = moments_by_definition(g, tokens, labels)
+        assert row.variance.value == pytest.approx(variance)
+        assert row.signal.value == pytest.approx(signal)
+        expected = reference.jackknife_stderr(
+            lambda kept, g=g: moments_by_definition(g[kept], tokens[kept], labels[kept])[0], labels
+        )
+        assert row.variance.stderr == pytest.approx(expected)
+        assert row.unbiased
+    assert ("a group's mean's tokens" if groups else "one rollout's tokens") in str(result)
+
+
+def test_the_variance_of_a_token_mean_is_that_of_resampled_batches(rng):
+    lengths = rng.integers(1, 8, 400)
+    rollouts = make_rollouts(rng, n=400, lengths=lengths)
+    g = reference.gradients(rollouts.scores, weights_of(rollouts, "multi"), lengths=lengths)
+    drawn = rng.integers(400, size=(4000, 400))
+    means = g[drawn].sum(axis=1) / lengths[drawn].sum(axis=1)[:, None]
+    row = rlvar.compare(rollouts, ["multi"], aggregation="token-mean")["multi"]
+    assert row.variance.value / 400 == pytest.approx(means.var(axis=0).sum(), rel=0.08)  # 4 standard errors
+
+
+def test_a_sequence_mean_divides_each_rollout_by_its_length(rng):
+    lengths = rng.integers(1, 8, 18)
+    rollouts = make_rollouts(rng, lengths=lengths)
+    own = {
+        "single": weights_of(rollouts, "single") / lengths,
+        "multi": weights_of(rollouts, "multi") / lengths[:, None],
+    }
+    ours = rlvar.compare(rollouts, aggregation="sequence-mean")
+    theirs = rlvar.compare(rollouts, own)
+    for name in ("single", "multi"):
+        assert ours[name].variance.value == pytest.approx(theirs[name].variance.value)
+        assert ours[name].signal.stderr == pytest.approx(theirs[name].signal.stderr)
+        # Past rewards and baselines do not drop out of a mean over a length that depends on the action.
+        assert ours[name].unbiased is False
+    assert "Their means differ" in str(ours)
+
+
+def test_with_equal_lengths_all_aggregations_agree_but_for_the_length(rng):
+    rollouts = make_rollouts(rng)
+    total, sequence, token = (
+        rlvar.compare(rollouts, aggregation=a) for a in ("sum", "sequence-mean", "token-mean")
+    )
+    for name in ("single", "multi"):
+        for row in (sequence[name], token[name]):
+            assert row.unbiased
+            assert 49 * row.variance.value == pytest.approx(total[name].variance.value)
+            assert row.noise_scale.value == pytest.approx(total[name].noise_scale.value)
+            assert row.ratio.stderr == pytest.approx(total[name].ratio.stderr)
+
+
+def stale_rollouts(rng, n=18, **options):
+    logp = -rng.exponential(1.0, (n, 7))
+    return make_rollouts(
+        rng, n=n, logp=logp, behavior_logp=logp + 0.2 * rng.standard_normal((n, 7)), **options
+    )
+
+
+@pytest.mark.parametrize("truncate", [None, 1.05])
+def test_importance_ratios_multiply_the_weights(rng, truncate):
+    lengths = rng.integers(1, 8, 18)
+    rollouts = stale_rollouts(rng, lengths=lengths)
+    kinds = ["none", "token", "sequence", "geometric"]
+    together = rlvar.compare(rollouts, ratio=kinds, truncate=truncate)
+    assert [row.name for row in together] == [
+        f"{name}:{kind}" for name in ("single", "multi") for kind in kinds
+    ]
+    assert together.reference == "single:none"
+    for kind in kinds:
+        rho = 1.0
+        if kind != "none":
+            rho = reference.importance_ratios(
+                rollouts.logp, rollouts.behavior_logp, kind, truncate, lengths=lengths
+            )
+        own = {
+            n: np.ones((18, 7)) * weights_of(rollouts, n).reshape(18, -1) * rho for n in ("single", "multi")
+        }
+        theirs = rlvar.compare(rollouts, own)
+        alone = rlvar.compare(rollouts, ratio=kind, truncate=truncate if kind != "none" else None)
+        for name in own:
+            row = together[f"{name}:{kind}"]
+            assert row.variance.value == pytest.approx(theirs[name].variance.value)
+            assert row.variance == alone[name].variance
+            assert row.unbiased == (kind == "sequence" and truncate is None)
+            assert row.importance.ratio == kind
+    text = str(together)
+    assert text.count("effective sample size") == 4
+    assert "token ratios" in text
+    assert rlvar.compare(rollouts, ratio=kinds, reference="multi:token").reference == "multi:token"
+
+
+def test_optimal_baselines_are_fitted_to_the_weighted_scores(rng):
+    rollouts = stale_rollouts(rng)
+    rho = reference.importance_ratios(rollouts.logp, rollouts.behavior_logp, "token")
+    scores = rollouts.scores * rho[:, :, None]
+    totals, to_go = weights_of(rollouts, "single"), weights_of(rollouts, "multi")
+    ours = rlvar.compare(rollouts, ["single-optimal", "multi-optimal", "otb"], ratio="token")
+    for name, function, returns in (
+        ("single-optimal", "single_optimal", totals),
+        ("multi-optimal", "multi_optimal", to_go),
+        ("otb", "token_baseline", to_go),
+    ):
+        g = reference.gradients(scores, getattr(reference, function)(scores, returns))
+        assert ours[name].variance.value == pytest.approx(g.var(axis=0, ddof=1).sum())
+
+
+def test_rollouts_of_the_same_policy_need_no_ratio(rng):
+    logp = -rng.exponential(1.0, (18, 7))
+    rollouts = make_rollouts(rng, logp=logp, behavior_logp=logp)
+    plain, weighted = rlvar.compare(rollouts), rlvar.compare(rollouts, ratio="sequence")
+    for name in ("single", "multi"):
+        assert plain[name].unbiased
+        assert weighted[name].variance == plain[name].variance
+        assert weighted[name].importance.effective_size == 18
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "token-mean"])
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(400), 4)])
+def test_bootstrap_intervals_agree_with_the_jackknife(rng, aggregation, groups):
+    scores = rng.standard_normal((1600, 4, 2))
+    rewards = 1 + scores[:, :, 0] + scores[:, :, 1] * rng.integers(0, 2, (1600, 4))
+    rollouts = rlvar.Rollouts(scores, rewards, groups=groups, lengths=rng.integers(1, 5, 1600))
+    options = {"aggregation": aggregation}
+    one = rlvar.compare(rollouts, **options)["multi"]
+    other = rlvar.compare(rollouts, interval="bootstrap", **options)["multi"]
+    for name in ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        assert ours.value == pytest.approx(theirs.value)
+        width = ours.high - ours.low
+        # An alignment near 1 ends there: its interval has no width to compare.
+        assert name == "alignment" or 0.8 < (theirs.high - theirs.low) / width < 1.25
+        assert abs(theirs.low - ours.low) < max(0.2 * width, 0.02)
+
+
+def test_bootstraps_follow_their_seed(rng):
+    rollouts = make_rollouts(rng, n=30)
+    options = {"interval": "bootstrap", "resamples": 300}
+    one, same, other = (rlvar.compare(rollouts, seed=seed, **options) for seed in (1, 1, 2))
+    assert repr(one) == repr(same)
+    assert one["multi"].variance.low != other["multi"].variance.low
+    assert one.interval == "bootstrap"
+    assert one["single"].ratio == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+
+
+def test_a_bootstrap_of_no_variance_or_two_rollouts_is_undefined_not_wrong(rng):
+    still = rlvar.compare(rlvar.Rollouts(np.ones((12, 2, 1)), np.ones(12)), interval="bootstrap")
+    assert np.isnan(still["multi"].ratio.value)
+    assert np.isnan(still["multi"].variance.low)
+    two = rlvar.compare(make_rollouts(rng, n=2), interval="bootstrap", resamples=50)
+    assert np.isnan(two["multi"].variance.low)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ratio": "token"}, ValueError, "ratio = 'token' must have rollouts with logp and behavior_logp"),
+        ({"ratio": "both"}, ValueError, "ratio must be one of"),
+        ({"ratio": []}, ValueError, "ratio must name at least one"),
+        ({"aggregation": "mean"}, ValueError, "aggregation must be one of"),
+        ({"interval": "guess"}, ValueError, "interval must be one of"),
+        ({"resamples": 0}, ValueError, "resamples must be at least 1"),
+        ({"seed": -1}, ValueError, "seed must not be negative"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"truncate": 2.0}, ValueError, "truncate must have rollouts with logp"),
+    ],
+)
+def test_bad_options_are_named(rng, options, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.compare(make_rollouts(rng), **options)
+
+
+def test_a_token_mean_needs_a_token(rng):
+    with pytest.raises(ValueError, match="aggregation = 'token-mean' must have a live step"):
+        rlvar.compare(make_rollouts(rng, lengths=[0] * 18), aggregation="token-mean")

@@ -137,3 +137,41 @@ def test_rollouts_of_another_policy_are_told():
     report = make_report(rlvar.Rollouts(actions[:, :, None], actions))
     assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
     assert report.to_dict()["on_policy"]["on_policy"] is False
+
+
+def test_the_headroom_of_a_baseline_is_said_with_what_is_removed(rng):
+    # A constant return of 10: a baseline removes nearly all of the noise, reward-to-go a half of it.
+    scores = rng.standard_normal((200, 2, 2))
+    report = make_report(rlvar.Rollouts(scores, 5 + 0.5 * rng.standard_normal((200, 2))))
+    (sentence,) = [line for line in report.verdict if "cross-fitted" in line]
+    assert "would remove 99." in sentence
+    assert "of the variance of single-step" in sentence
+    assert "Of that are removed: by multi-step" in sentence
+    assert report.to_dict()["headroom"]["removable"]["value"] > 0.99
+    assert [row.name for row in report.comparison] == ["single", "multi"]
+    noise = verdict(scores, rng.standard_normal(200))
+    assert "No optimal baseline is known to help" in noise
+    assert "No baseline has anything to remove" in verdict(np.ones((12, 5, 3)), np.ones(12))
+
+
+def test_stale_rollouts_are_told_by_their_ratios(rng):
+    logp = -rng.exponential(1.0, (60, 4))
+    options = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rng.standard_normal((60, 4)), **options)
+    biased, fair = (make_report(rollouts, ratio=ratio) for ratio in ("token", "sequence"))
+    assert "token ratios: effective sample size" in str(biased)
+    assert "is not that of single-step" in " ".join(biased.verdict)
+    assert biased.headroom is None
+    assert "times as many rollouts" in " ".join(fair.verdict)
+
+
+def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), lengths=rng.integers(1, 6, 40)
+    )
+    report = make_report(rollouts, aggregation="sequence-mean", interval="bootstrap", seed=3)
+    for name in ("single", "multi"):
+        total = report.decompositions[name].total_variance
+        assert report.comparison[name].variance.value == pytest.approx(total.value)
+    assert "95% intervals: bootstrap over 40 rollouts" in str(report)
+    assert "not divided by their number" in str(make_report(rollouts, aggregation="token-mean"))

@@ -4,11 +4,11 @@ from rlvar import datasets
 from rlvar._version import version as __version__
 from rlvar.accumulator import CovarianceAccumulator, Totals
 from rlvar.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
+from rlvar.baseline_headroom import Headroom, headroom
 from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
-from rlvar.headroom import Headroom, headroom
 from rlvar.importance import ImportanceRatios, importance_ratios
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.pairwise import covariance

@@ -57,8 +57,9 @@ class Batch:
                 lengths=rollouts.lengths,
             )
             factors = None if ratio == "none" else importance.values
-        elif ratio != "none":
-            raise ValueError(f"ratio = {ratio!r} must have rollouts with logp and behavior_logp")
+        elif ratio != "none" or truncate is not None:
+            given = f"ratio = {ratio!r}" if truncate is None else "truncate"
+            raise ValueError(f"{given} must have rollouts with logp and behavior_logp")
         if aggregation == "sequence-mean":
             each = np.broadcast_to(1.0 / np.maximum(rollouts.live_steps, 1)[:, None], rollouts.shape[:2])
             factors = each if factors is None else factors * each

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlvar.baseline_headroom import BASELINES, Headroom, headroom
 from rlvar.comparison import Comparison, ComparisonRow, compare, estimator_weights
 from rlvar.estimate import Estimate
 from rlvar.gradients import Batch
-from rlvar.headroom import BASELINES, Headroom, headroom
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.rollouts import Rollouts
 from rlvar.units import TOP

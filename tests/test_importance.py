@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+
+import closed_forms
+import reference
+import rlvar
+
+N, T = 15, 6
+
+
+def log_probabilities(rng):
+    old = -rng.exponential(1.0, (N, T))
+    return old + 0.3 * rng.standard_normal((N, T)), old
+
+
+@pytest.mark.parametrize("truncate", [None, 1.1])
+@pytest.mark.parametrize("kind", ["all", "lengths", "mask"])
+@pytest.mark.parametrize("ratio", ["token", "sequence", "geometric"])
+def test_ratios_are_their_definition_and_junk_changes_nothing(rng, ratio, kind, truncate):
+    options = {
+        "all": {},
+        "lengths": {"lengths": [0, *rng.integers(1, T + 1, N - 1)]},
+        "mask": {"mask": rng.random((N, T)) < 0.6},
+    }[kind]
+    alive = reference.live_steps((N, T), **options)
+    new, old = log_probabilities(rng)
+    expected = reference.importance_ratios(new, old, ratio, truncate, **options)
+    junk = [np.where(alive, x, np.nan) for x in (new, old)]
+    result = rlvar.importance_ratios(*junk, ratio=ratio, truncate=truncate, **options)
+    np.testing.assert_allclose(result.values, expected, rtol=1e-12)
+    whole = reference.importance_ratios(new, old, ratio, **options)
+    single, cut = (
+        x[alive] if ratio == "token" else x.max(axis=1)[alive.any(axis=1)] for x in (whole, expected)
+    )
+    assert result.largest == pytest.approx(single.max())
+    assert result.truncated == (0 if truncate is None else np.mean(single > truncate))
+    assert result.effective_size == pytest.approx(N * cut.mean() ** 2 / np.square(cut).mean())
+
+
+def test_only_the_whole_sequence_gives_the_gradient_of_the_new_policy():
+    new, old = (closed_forms.EnumeratedPolicy(vocabulary=3, steps=3, seed=seed) for seed in (1, 5))
+    to_go = reference.reward_to_go(new.rewards)
+    totals = np.repeat(new.rewards.sum(axis=1)[:, None], 3, axis=1)
+
+    def mean_gradient(weights, policy):
+        parts = rlvar.decompose(new.scores, weights, sample_weight=policy.probabilities, ddof=0)
+        return parts.mean.sum(axis=0)
+
+    truth = mean_gradient(totals, new)
+    off = {}
+    for ratio in ("none", "token", "geometric", "sequence"):
+        result = rlvar.importance_ratios(new.logp, old.logp, ratio=ratio)
+        off[ratio] = max(
+            np.abs(mean_gradient(w * result.values, old) - truth).max() for w in (totals, to_go, to_go - 0.7)
+        )
+        assert result.unbiased == (ratio == "sequence")
+    assert off.pop("sequence") < 1e-12
+    assert min(off.values()) > 0.05
+    cut = rlvar.importance_ratios(new.logp, old.logp, truncate=2.0)
+    assert not cut.unbiased
+    assert np.abs(mean_gradient(totals * cut.values, old) - truth).max() > 0.05
+
+
+def test_equal_policies_and_single_steps_are_unbiased_whatever_the_ratio(rng):
+    new, old = log_probabilities(rng)
+    for ratio in ("token", "geometric"):
+        assert rlvar.importance_ratios(new, new, ratio=ratio, truncate=1.0).unbiased
+        assert rlvar.importance_ratios(new, old, ratio=ratio, lengths=[1] * 14 + [0]).unbiased
+        assert not rlvar.importance_ratios(new, old, ratio=ratio).unbiased
+    assert rlvar.importance_ratios(new, new, ratio="none").unbiased
+    assert not rlvar.importance_ratios(new, old, ratio="none", lengths=[1] * 15).unbiased
+
+
+def test_ratios_of_one_cost_nothing_and_one_huge_ratio_leaves_one_rollout():
+    zeros = np.zeros((8, 3))
+    assert rlvar.importance_ratios(zeros, zeros).effective_size == 8
+    one_huge = zeros.copy()
+    one_huge[3, 0] = 600.0  # its square is beyond float64
+    result = rlvar.importance_ratios(one_huge, zeros)
+    assert result.effective_size == pytest.approx(1)
+    assert result.largest == np.exp(600.0)
+    fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert fields["ratio"] == "sequence"
+    assert "effective sample size 1.0 of 8" in str(result)
+
+
+def test_a_ratio_beyond_float64_must_be_truncated():
+    zeros = np.zeros((4, 3))
+    far = np.add(zeros, [[0], [0], [400], [0]])
+    with pytest.raises(ValueError, match=r"truncate must be given .* exp\(1200\) in rollout 2"):
+        rlvar.importance_ratios(far, zeros)
+    result = rlvar.importance_ratios(far, zeros, truncate=2)
+    assert result.values.max() == 2
+    assert (result.largest, result.truncated) == (np.inf, 0.25)
+    assert "25.0% truncated at 2, biased" in str(result)
+    assert result.to_dict()["largest"] is None
+
+
+ZEROS = np.zeros((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((ZEROS[0], ZEROS[0]), {}, ValueError, r"logp must have shape \(N, T\), got \(3,\)"),
+        ((ZEROS, ZEROS.T), {}, ValueError, r"behavior_logp must have shape \(N, T\) = \(2, 3\)"),
+        ((ZEROS, np.full((2, 3), -np.inf)), {}, ValueError, "behavior_logp must be finite"),
+        ((ZEROS, ZEROS), {"ratio": "per-word"}, ValueError, "ratio must be one of"),
+        ((ZEROS, ZEROS), {"truncate": 0}, ValueError, "truncate must be positive"),
+        ((ZEROS, ZEROS), {"truncate": "1"}, TypeError, "truncate"),
+        ((ZEROS, ZEROS), {"truncate": 1, "ratio": "none"}, ValueError, "must come with a ratio"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.importance_ratios(*arguments, **options)

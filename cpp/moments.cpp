@@ -11,6 +11,7 @@ namespace {
 constexpr index_t kTogether = 8;    // rollouts of one task, which share what it reads of the mean
 constexpr index_t kCoords = 1024;   // at most so many coordinates at a time
 constexpr index_t kNumbers = 2048;  // of the mean, read by all rollouts of a task: in the L1 cache
+constexpr index_t kSteps = 64;      // whose weights are kept together
 constexpr index_t kRunning = 1 << 16;  // running sums of a task, if a unit is not larger
 
 /// Adds y = w s - m (or -m) to the running sum h, both to their sums over a unit if there are any;
@@ -81,44 +82,42 @@ double squared_norm(const double* x, index_t width) {
   return total;
 }
 
-/// out[e,n,:] += sum over Count steps from t on of weights[e,n,t] scores[n,t,:], for every set e.
-/// Each number of the scores is loaded once, and each gradient once for Count steps.
+/// g[e,:] += sum over Count steps of w[e,k] s[k,:], for every set e; w's rows are kSteps long. Each
+/// number of the scores is loaded once, each gradient once for Count steps.
 template <int Count, class T>
-void add_gradients(View3<const T> scores, View3<const double> weights, index_t n, index_t t,
-                   double* out) {
+void add_gradients(const T* first, index_t stride, const double* w, index_t sets, index_t width,
+                   double* g) {
   using L = Lanes<double>;
-  const index_t coords = scores.d;
   const T* s[Count];
-  for (int k = 0; k < Count; ++k) {
-    s[k] = scores.row(n, t + k);
-    prefetch_steps(s[k], scores.t_stride, coords);
-  }
+  for (int k = 0; k < Count; ++k) s[k] = first + k * stride;
+  const index_t ahead = prefetch_distance<T>(width) * stride;
   index_t d = 0;
-  for (; d + 2 * L::width <= coords; d += 2 * L::width) {
+  for (; d + 2 * L::width <= width; d += 2 * L::width) {
+    if (ahead && d % kLine<T> == 0) {  // a line at a time: all at once would wait for each other
+      for (int k = 0; k < Count; ++k) __builtin_prefetch(s[k] + ahead + d);
+    }
     typename L::Vec x[Count][2];
 #pragma GCC unroll 4
     for (int k = 0; k < Count; ++k) {
       x[k][0] = load_doubles(s[k] + d);
       x[k][1] = load_doubles(s[k] + d + L::width);
     }
-    for (index_t e = 0; e < weights.n; ++e) {
-      const double* w = weights.row(e, n) + t;
-      double* g = out + (e * scores.n + n) * coords + d;
-      auto g0 = L::load(g), g1 = L::load(g + L::width);
+    for (index_t e = 0; e < sets; ++e) {
+      double* to = g + e * width + d;
+      auto g0 = L::load(to), g1 = L::load(to + L::width);
 #pragma GCC unroll 4
       for (int k = 0; k < Count; ++k) {
-        g0 += w[k] * x[k][0];
-        g1 += w[k] * x[k][1];
+        g0 += w[e * kSteps + k] * x[k][0];
+        g1 += w[e * kSteps + k] * x[k][1];
       }
-      L::store(g0, g);
-      L::store(g1, g + L::width);
+      L::store(g0, to);
+      L::store(g1, to + L::width);
     }
   }
-  for (; d < coords; ++d) {
-    for (index_t e = 0; e < weights.n; ++e) {
-      const double* w = weights.row(e, n) + t;
+  for (; d < width; ++d) {
+    for (index_t e = 0; e < sets; ++e) {
       for (int k = 0; k < Count; ++k) {
-        out[(e * scores.n + n) * coords + d] += w[k] * static_cast<double>(s[k][d]);
+        g[e * width + d] += w[e * kSteps + k] * static_cast<double>(s[k][d]);
       }
     }
   }
@@ -179,19 +178,39 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
                int threads) {
   const index_t sets = weights.n, samples = scores.n, coords = scores.d;
   threads = threads_for(0.3 * static_cast<double>(sets * samples * scores.t * coords), threads);
+  // Weights and gradients of all sets lie side by side here: in the arrays they can be powers of
+  // two apart, all in one set of the cache.
+  const index_t most = std::clamp<index_t>(kNumbers / std::max<index_t>(sets, 1), 64, kCoords);
   for_each_task(samples, threads, [&] {
-    return [&](index_t n) {
-      for (index_t e = 0; e < sets; ++e) std::fill_n(out + (e * samples + n) * coords, coords, 0.0);
+    return [&, w = zeros(sets * kSteps), g = std::vector<double>()](index_t n) mutable {
       const index_t end = std::min(steps.end(n, scores.t), scores.t);
-      for (index_t t = 0; t < end;) {
-        index_t live = 0;
-        while (live < 4 && t + live < end && steps.unmasked(n, t + live)) ++live;
-        if (live == 4) {
-          add_gradients<4>(scores, weights, n, t, out);
-        } else {
-          for (index_t k = 0; k < live; ++k) add_gradients<1>(scores, weights, n, t + k, out);
+      for (index_t d0 = 0; d0 < coords; d0 += most) {
+        const index_t width = std::min(most, coords - d0);
+        g.assign(static_cast<std::size_t>(sets * width), 0.0);
+        for (index_t t0 = 0; t0 < end; t0 += kSteps) {
+          const index_t t1 = std::min(t0 + kSteps, end);
+          for (index_t e = 0; e < sets; ++e) {
+            std::copy_n(weights.row(e, n) + t0, t1 - t0, w.data() + e * kSteps);
+          }
+          for (index_t t = t0; t < t1;) {
+            index_t live = 0;
+            while (live < 4 && t + live < t1 && steps.unmasked(n, t + live)) ++live;
+            const T* s = scores.row(n, t) + d0;
+            const double* of = w.data() + (t - t0);
+            if (live == 4) {
+              add_gradients<4>(s, scores.t_stride, of, sets, width, g.data());
+            } else {
+              for (index_t k = 0; k < live; ++k) {
+                add_gradients<1>(s + k * scores.t_stride, scores.t_stride, of + k, sets, width,
+                                 g.data());
+              }
+            }
+            t += std::max<index_t>(live, 1);
+          }
         }
-        t += std::max<index_t>(live, 1);
+        for (index_t e = 0; e < sets; ++e) {
+          std::copy_n(g.data() + e * width, width, out + (e * samples + n) * coords + d0);
+        }
       }
     };
   });

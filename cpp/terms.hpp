@@ -8,14 +8,24 @@
 
 namespace rlvar {
 
-/// Asks for what is needed some steps later than the `count` numbers at x: rows of one rollout are
-/// too short for the hardware to see them as a stream. Never faults, wherever that may be.
+/// Numbers in a cache line.
+template <class T>
+inline constexpr index_t kLine = 64 / static_cast<index_t>(sizeof(T));
+
+/// How many steps ahead to ask for rows of `count` numbers: those of one rollout are too short for
+/// the hardware to see them as a stream. 0 where asking does not pay.
+template <class T>
+index_t prefetch_distance(index_t count) {
+  if (count < kLine<T> || count > 128 * kLine<T>) return 0;
+  return count <= 8 * kLine<T> ? 16 : count <= 32 * kLine<T> ? 4 : 1;
+}
+
+/// Asks for what is needed some steps later than the `count` numbers at x. Never faults, wherever
+/// that may be.
 template <class T>
 void prefetch_steps(const T* x, index_t step_stride, index_t count) {
-  constexpr index_t line = 64 / static_cast<index_t>(sizeof(T));
-  if (count < line || count > 128 * line) return;
-  const index_t ahead = count <= 8 * line ? 16 : count <= 32 * line ? 4 : 1;
-  for (index_t k = 0; k < count; k += line) __builtin_prefetch(x + ahead * step_stride + k);
+  const index_t ahead = prefetch_distance<T>(count) * step_stride;
+  for (index_t k = 0; ahead && k < count; k += kLine<T>) __builtin_prefetch(x + ahead + k);
 }
 
 using Indices = std::vector<index_t>;

@@ -14,8 +14,8 @@ condition, exactly, for any N. What is left is a weak dependence of rollouts of 
 being in the other's baseline: their covariance is O(1/N^2), and O(1/N) of the variance of the batch's
 mean.
 
-The functions take a batch, rollouts with factors of their scores, and returns, R (N,) or the
-returns-to-go G (N, T), and give weights of the same kind. The scores S below hold those factors, such as
+The functions take a batch, rollouts with factors of their scores, and give weights: from the whole
+returns R (N,) or from the returns-to-go G (N, T). The scores S below hold those factors, such as
 importance ratios: the baseline is the best for the estimator in use. Where a denominator is 0, as at a
 step that no rollout of the other folds reaches, the baseline is 0.
 """
@@ -33,7 +33,7 @@ Double = NDArray[np.float64]
 FOLDS = 10
 
 
-def single_optimal(batch: Batch, returns: Double) -> Double:
+def single_optimal(batch: Batch) -> Double:
     r"""Whole return less the best constant baseline.
 
     .. math:: w = R - b, \qquad b = \frac{E[R |s|^2]}{E[|s|^2]}, \qquad s = \sum_t S_t
@@ -42,8 +42,6 @@ def single_optimal(batch: Batch, returns: Double) -> Double:
     ----------
     batch : Batch
         The rollouts.
-    returns : ndarray, shape (N,)
-        R.
 
     Returns
     -------
@@ -68,10 +66,10 @@ def single_optimal(batch: Batch, returns: Double) -> Double:
     reinforcement learning" (2004): both that this constant minimises the variance.
     """
     squares = batch.squares / (batch.squares.max() or 1.0)
-    return returns - _cross_fitted(batch, returns * squares, squares)
+    return batch.returns - _cross_fitted(batch, batch.returns * squares, squares)
 
 
-def multi_optimal(batch: Batch, to_go: Double) -> Double:
+def multi_optimal(batch: Batch) -> Double:
     r"""Return-to-go less one constant a step, the best where scores are uncorrelated.
 
     .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
@@ -81,8 +79,6 @@ def multi_optimal(batch: Batch, to_go: Double) -> Double:
     ----------
     batch : Batch
         The rollouts.
-    to_go : ndarray, shape (N, T) or (N,)
-        G, or one terminal reward.
 
     Returns
     -------
@@ -118,13 +114,11 @@ def multi_optimal(batch: Batch, to_go: Double) -> Double:
     has one baseline for each coordinate and each step's reward; here one for each step's score is
     shared by all coordinates.
     """
-    alive = batch.rollouts.live
-    to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    projections = batch.projections(batch.gradients(to_go[None])[0])
-    return np.where(alive, to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
+    projections = batch.projections(batch.gradients([batch.to_go])[0])
+    return np.where(batch.live, batch.to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 
-def token_baseline(batch: Batch, to_go: Double) -> Double:
+def token_baseline(batch: Batch) -> Double:
     r"""Return-to-go less the optimal token baseline (OTB).
 
     .. math:: w_t = G_t - B_t, \qquad B_t = \frac{E[G_t W_t]}{E[W_t]}, \qquad
@@ -136,8 +130,6 @@ def token_baseline(batch: Batch, to_go: Double) -> Double:
     ----------
     batch : Batch
         The rollouts.
-    to_go : ndarray, shape (N, T) or (N,)
-        G, or one terminal reward.
 
     Returns
     -------
@@ -165,14 +157,13 @@ def token_baseline(batch: Batch, to_go: Double) -> Double:
     Li et al., "The optimal token baseline: variance reduction for long-horizon LLM-RL" (2026), arXiv
     2602.07078; verl, docs/algo/otb.md.
     """
-    alive = batch.rollouts.live
-    energy = np.where(alive, batch.step_squares.cumsum(axis=1), 0.0)
+    energy = np.where(batch.live, batch.step_squares.cumsum(axis=1), 0.0)
     energy /= energy.max() or 1.0
-    to_go = np.where(alive, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    return np.where(alive, to_go - _cross_fitted(batch, to_go * energy, energy), 0.0)
+    baselines = _cross_fitted(batch, batch.to_go * energy, energy)
+    return np.where(batch.live, batch.to_go - baselines, 0.0)
 
 
-def length_baseline(batch: Batch, returns: Double) -> Double:
+def length_baseline(batch: Batch) -> Double:
     r"""Whole return less its mean weighted by length.
 
     .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
@@ -181,8 +172,6 @@ def length_baseline(batch: Batch, returns: Double) -> Double:
     ----------
     batch : Batch
         The rollouts, with L live steps.
-    returns : ndarray, shape (N,)
-        R.
 
     Returns
     -------
@@ -205,10 +194,10 @@ def length_baseline(batch: Batch, returns: Double) -> Double:
     Hao et al., "On-policy RL with optimal reward baseline" (OPO, 2025), arXiv 2505.23585.
     """
     lengths = batch.rollouts.live_steps.astype(np.float64)
-    return returns - _cross_fitted(batch, lengths * returns, lengths)
+    return batch.returns - _cross_fitted(batch, lengths * batch.returns, lengths)
 
 
-def alpha_baseline(batch: Batch, returns: Double) -> Double:
+def alpha_baseline(batch: Batch) -> Double:
     r"""Whole return less its mean weighted by a power of the length, fitted to the scores.
 
     .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
@@ -220,8 +209,6 @@ def alpha_baseline(batch: Batch, returns: Double) -> Double:
     ----------
     batch : Batch
         The rollouts, with L live steps. One with none counts for nothing.
-    returns : ndarray, shape (N,)
-        R.
 
     Returns
     -------
@@ -256,8 +243,8 @@ def alpha_baseline(batch: Batch, returns: Double) -> Double:
         # Only ratios of lengths count, and those to the longest overflow for no alpha >= 0.
         relative = np.log(lengths[others] / lengths[others].max()) * (2.0 * alpha)
         power = np.exp(relative - relative.max())
-        baselines[folds == fold] = (power @ returns[others]) / power.sum()
-    return returns - baselines
+        baselines[folds == fold] = (power @ batch.returns[others]) / power.sum()
+    return batch.returns - baselines
 
 
 def _alpha(squares: Double, lengths: Double) -> float:

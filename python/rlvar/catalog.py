@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rlvar import advantages, baselines
 from rlvar.gradients import Batch
-from rlvar.returns import gae, reward_to_go
+from rlvar.returns import gae
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -66,30 +66,10 @@ class Estimator:
         return f"{self.name:<14} {self.formula}{needs}"
 
 
-def _returns(batch: Batch) -> Double:
-    """Whole return R of each rollout (N,)."""
-    rollouts = batch.rollouts
-    if rollouts.rewards.ndim == 1:
-        return rollouts.rewards
-    totals: Double = np.where(rollouts.live, rollouts.rewards, 0.0).sum(axis=1)
-    return totals
-
-
-def _to_go(batch: Batch) -> Double:
-    """Return-to-go G of each step, (N, T), or (N,) with one terminal reward: then it is R."""
-    rollouts = batch.rollouts
-    if rollouts.rewards.ndim == 1:
-        return rollouts.rewards
-    result = reward_to_go(rollouts.rewards, mask=rollouts.mask, lengths=rollouts.lengths)
-    return result.astype(np.float64, copy=False)
-
-
 def _to_go_less_mean(batch: Batch) -> Double:
     """G less its mean over the rollouts that are alive at the step."""
-    live = batch.rollouts.live
-    to_go = _to_go(batch)
-    to_go = np.where(live, to_go if to_go.ndim == 2 else to_go[:, None], 0.0)
-    result: Double = np.where(live, to_go - to_go.sum(axis=0) / np.maximum(live.sum(axis=0), 1), 0.0)
+    mean = batch.to_go.sum(axis=0) / np.maximum(batch.live.sum(axis=0), 1)
+    result: Double = np.where(batch.live, batch.to_go - mean, 0.0)
     return result
 
 
@@ -121,30 +101,44 @@ def _gae(batch: Batch) -> Double:
 def _rloo(batch: Batch) -> Double:
     assert batch.rollouts.groups is not None
     # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
-    return advantages.rloo(_returns(batch), batch.rollouts.groups, singleton="raise")
+    return advantages.rloo(batch.returns, batch.rollouts.groups, singleton="raise")
 
 
 def _grpo(batch: Batch) -> Double:
     assert batch.rollouts.groups is not None
-    return advantages.grpo(_returns(batch), batch.rollouts.groups)
+    return advantages.grpo(batch.returns, batch.rollouts.groups)
 
 
 def _dr_grpo(batch: Batch) -> Double:
     assert batch.rollouts.groups is not None
-    return advantages.grpo(_returns(batch), batch.rollouts.groups, scale="none")
+    return advantages.grpo(batch.returns, batch.rollouts.groups, scale="none")
 
 
 CATALOG = {
     estimator.name: estimator
     for estimator in (
-        Estimator("single", "R: every step by the whole return", (), True, _returns, per_rollout=True),
-        Estimator("multi", "G_t: each step by its return-to-go", (), True, _to_go, per_rollout=True),
+        Estimator(
+            "single",
+            "R: every step by the whole return",
+            (),
+            True,
+            lambda batch: batch.returns,
+            per_rollout=True,
+        ),
+        Estimator(
+            "multi",
+            "G_t: each step by its return-to-go",
+            (),
+            True,
+            lambda batch: batch.to_go,
+            per_rollout=True,
+        ),
         Estimator(
             "single-mean",
             "R less its mean over the batch",
             (),
             True,
-            lambda batch: advantages.reinforce_pp(_returns(batch)),
+            lambda batch: advantages.reinforce_pp(batch.returns),
         ),
         Estimator("multi-mean", "G_t less its mean over the rollouts alive at t", (), True, _to_go_less_mean),
         Estimator("rloo", "R less the mean of the others in its group", ("groups",), True, _rloo),
@@ -155,14 +149,14 @@ CATALOG = {
             "R less its group's mean, or the batch's without groups, over the batch's deviation",
             (),
             False,
-            lambda batch: advantages.reinforce_pp(_returns(batch), batch.rollouts.groups, whiten=True),
+            lambda batch: advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True),
         ),
         Estimator(
             "opo",
             "R less the mean weighted by length of its group, or of the batch, itself included",
             (),
             False,
-            lambda batch: advantages.opo(_returns(batch), batch.rollouts.live_steps, batch.rollouts.groups),
+            lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
         ),
         # The other folds hold rollouts of other groups only, never the rollout itself: see `baselines`.
         Estimator(
@@ -170,35 +164,35 @@ CATALOG = {
             "R less the mean weighted by length over the other folds",
             (),
             True,
-            lambda batch: baselines.length_baseline(batch, _returns(batch)),
+            baselines.length_baseline,
         ),
         Estimator(
             "alpha",
             "R less the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
             (),
             True,
-            lambda batch: baselines.alpha_baseline(batch, _returns(batch)),
+            baselines.alpha_baseline,
         ),
         Estimator(
             "single-optimal",
             "R less E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds",
             (),
             True,
-            lambda batch: baselines.single_optimal(batch, _returns(batch)),
+            baselines.single_optimal,
         ),
         Estimator(
             "multi-optimal",
             "G_t less E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
             (),
             True,
-            lambda batch: baselines.multi_optimal(batch, _to_go(batch)),
+            baselines.multi_optimal,
         ),
         Estimator(
             "otb",
             "G_t less E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
             (),
             True,
-            lambda batch: baselines.token_baseline(batch, _to_go(batch)),
+            baselines.token_baseline,
         ),
         Estimator(
             "gae",

@@ -338,18 +338,16 @@ def compare(
         name, reference = reference, _label(reference, ratios[0], batches)
         labels.setdefault(reference, (name, ratios[0]))
     rows = {label: labels[label] for label in dict.fromkeys([*asked, reference])}
-    weights = np.empty((len(rows), *rollouts.shape[:2]))
-    for row, (name, kind) in zip(weights, rows.values(), strict=True):
-        np.multiply(estimator_weights(batches[kind], estimators, name), batches[kind].step_factors, out=row)
-    gradients = Batch(rollouts, threads=threads).gradients(weights)
+    gradients: dict[str, Double] = {}
+    for kind, batch in batches.items():
+        of_kind = [label for label, (_, each) in rows.items() if each == kind]
+        weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
+        gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
     tokens = units.sums(rollouts.live_steps.astype(np.float64)) if aggregation == "token-mean" else None
     if tokens is not None and not tokens.any():
         raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     sizes = units.sizes[:, None] if tokens is None else 1
-    samples = {
-        label: moments.sample(units.sums(g) / sizes, tokens) for label, g in zip(rows, gradients, strict=True)
-    }
-    del gradients, weights
+    samples = {label: moments.sample(units.sums(g) / sizes, tokens) for label, g in gradients.items()}
     findings = infer(
         [samples[label] for label in asked],
         samples[reference],

@@ -6,6 +6,7 @@ lengths count: a S is what a score is for every estimator.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlvar import _check, _core
 from rlvar.importance import RATIOS, ImportanceRatios, importance_ratios
+from rlvar.returns import reward_to_go
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -23,7 +25,7 @@ AGGREGATIONS = ("sum", "sequence-mean", "token-mean")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rollouts with the factors of their scores; each moment takes one pass over them, once."""
+    """Rollouts with the factors of their scores; what several estimators need is computed once."""
 
     rollouts: Rollouts
     factors: Double | None = None  # (N, T); 1 if None
@@ -65,6 +67,29 @@ class Batch:
             factors = each if factors is None else factors * each
         return cls(rollouts, factors, threads, importance)
 
+    @cached_property
+    def live(self) -> NDArray[np.bool_]:
+        """Which steps are live (N, T)."""
+        return self.rollouts.live
+
+    @cached_property
+    def returns(self) -> Double:
+        """Whole return R of each rollout (N,)."""
+        rewards = self.rollouts.rewards
+        if rewards.ndim == 1:
+            return rewards
+        totals: Double = np.where(self.live, rewards, 0.0).sum(axis=1)
+        return totals
+
+    @cached_property
+    def to_go(self) -> Double:
+        """Return-to-go G of each step (N, T); 0 where not live."""
+        rewards = self.rollouts.rewards
+        if rewards.ndim == 1:
+            return np.where(self.live, rewards[:, None], 0.0)
+        result = reward_to_go(rewards, mask=self.rollouts.mask, lengths=self.rollouts.lengths)
+        return result.astype(np.float64, copy=False)
+
     @property
     def on_policy(self) -> bool:
         """Whether, by theory, means are those under the policy that is differentiated."""
@@ -82,22 +107,30 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def gradients(self, weights: Double, *, below: float = 1e150) -> Double:
-        """Return the gradients (E, N, D) of weights (E, N, T), in one pass.
+    def gradients(self, weights: Sequence[Double], *, below: float = 1e150) -> list[Double]:
+        """Return the gradients (N, D) of each weights (N, T), in one pass.
 
-        Raises, naming the first bad score, unless all are `below`: by default so that their squares
-        are finite too.
+        Weights which are the same at all live steps of a rollout are a number times the sum of its
+        scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
+        naming the first bad score, unless all are `below`: by default so that their squares are finite
+        too.
         """
-        n, _, d = self.rollouts.shape
-        if self.factors is not None:
-            weights = weights * self.factors
-        result = np.empty((len(weights), n, d))
-        _core.gradients(
-            self.rollouts.scores, np.ascontiguousarray(weights), *self.steps, result, self.threads
-        )
-        if not np.abs(result).max() < below:
+        n, t, d = self.rollouts.shape
+        constants = [_constant(each, self.live) for each in weights]
+        varying = [each for each, constant in zip(weights, constants, strict=True) if constant is None]
+        sets = np.empty((len(varying) + (len(varying) < len(weights)), n, t))
+        with np.errstate(invalid="ignore"):  # what is not live is not read
+            for row, each in zip(sets, varying, strict=False):
+                np.multiply(each, self.step_factors, out=row)
+        if len(varying) < len(weights):
+            sets[-1] = self.step_factors
+        result = np.empty((len(sets), n, d))
+        _core.gradients(self.rollouts.scores, sets, *self.steps, result, self.threads)
+        own = iter(result)
+        found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
+        if not all(max(g.max(), -g.min()) < below for g in found):
             _check.raise_not_finite(self.rollouts.scores, self.steps)
-        return result
+        return found
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
@@ -140,3 +173,13 @@ class Batch:
         if not np.isfinite(result).all():
             _check.raise_not_finite(self.rollouts.scores, self.steps)
         return result
+
+
+def _constant(weights: Double, live: NDArray[np.bool_]) -> Double | None:
+    """Return the one weight (N,) of the live steps of each rollout, if there is only one."""
+    if weights.strides[1] == 0:
+        return np.where(live.any(axis=1), weights[:, 0], 0.0)
+    first = weights[np.arange(len(weights)), np.argmax(live, axis=1)]
+    if ((weights == first[:, None]) | ~live).all():
+        return np.where(live.any(axis=1), first, 0.0)
+    return None

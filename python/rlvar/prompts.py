@@ -268,9 +268,9 @@ def prompt_components(
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
 
-    g = batch.gradients(weights[None])[0]
+    g = batch.gradients([weights])[0]
     (within, between), left_out = _components(g, rollouts.groups, units)
-    returns = CATALOG["single"].weights(rollouts)
+    returns = batch.returns
     first = returns[units.members[units.offsets[:-1]]]
     differ = units.sums((returns != first[rollouts.groups]).astype(np.float64)) > 0
     return PromptComponents(

@@ -14,6 +14,7 @@ from rlvar.estimate import (
     bca,
     bootstrap_t,
     correlation,
+    f_quantile,
     fieller,
     jackknife,
     noise_scale_ratio,
@@ -27,6 +28,16 @@ from rlvar.estimate import (
 def test_student_t_quantile_matches_scipy(probability, dof):
     expected = stats.t.ppf(probability, dof)
     assert student_t_quantile(probability, dof) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+@given(
+    probability=st.sampled_from([0.01, 0.5, 0.9, 0.975, 0.9995]),
+    dof=st.floats(1, 1e6),
+    error_dof=st.floats(1, 1e6),
+)
+def test_f_quantile_matches_scipy(probability, dof, error_dof):
+    expected = stats.f.ppf(probability, dof, error_dof)
+    assert f_quantile(probability, dof, error_dof) == pytest.approx(expected, rel=1e-7)
 
 
 def test_jackknife_of_a_mean_is_the_textbook_interval():
@@ -111,6 +122,25 @@ def test_the_signals_interval_inverts_its_test():
     t = stats.t.ppf(0.95, satterthwaite_dof(signal.left_out))
     for end in (result.low, result.high):
         assert abs(signal.value - end) == pytest.approx(t * math.sqrt(a + b * end))
+
+
+@pytest.mark.parametrize("d", [1, 3, 20])
+def test_a_tested_signal_of_zero_is_above_it_as_often_as_it_says(d):
+    g = np.random.default_rng(1).standard_normal((2000, 20, d)) * np.geomspace(1, 0.1, d)
+    above = [signal_interval(*moments(x), d, 0.9, tested=True).low > 0 for x in g]
+    assert 0.03 < np.mean(above) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_tested_signal_of_one_coordinate_is_above_zero_exactly_where_a_t_test_rejects():
+    g = np.random.default_rng(1).standard_exponential((300, 20, 1)) - 0.8
+    for x in g:
+        signal, variance = moments(x)
+        tested = signal_interval(signal, variance, 1, 0.9, tested=True)
+        assert tested.high == signal_interval(signal, variance, 1, 0.9).high
+        jackknifed = jackknife(*variance, 0.9).stderr
+        dof = min(19, 2 * (variance.value / jackknifed) ** 2)
+        t = x.mean() / stats.sem(x[:, 0])
+        assert (tested.low > 0) == (abs(t) > stats.t.ppf(0.975, dof))
 
 
 def test_a_mean_of_exactly_zero_still_has_an_uncertain_signal():

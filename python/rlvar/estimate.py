@@ -111,6 +111,37 @@ def student_t_quantile(probability: float, dof: float) -> float:
     return math.sqrt(dof) * math.tan(a)
 
 
+def f_quantile(probability: float, dof: float, error_dof: float) -> float:
+    """Quantile of F, the ratio of two mean squares with `dof` and `error_dof` degrees of freedom, >= 1.
+
+    Fisher's (1924) z = log(F) / 2 has the density exp(a z) / (a e^(2z) + b)^((a + b) / 2), with the two
+    degrees of freedom a and b, but for a factor: smooth, log-concave, largest at 0 and below rounding
+    outside of `ends`. So Gauss-Legendre quadrature suffices, and Newton's steps on the logarithm of the
+    upper tail, which is concave, come down to the root after the first.
+    """
+    nodes, node_weights = _legendre()
+    half = 0.5 * (dof + error_dof)
+    width = 9.0 * math.sqrt(0.5 / dof + 0.5 / error_dof)
+    ends = -width - 40.0 / dof, width + 40.0 / error_dof
+
+    def density(z: Any) -> Any:
+        return np.exp(dof * z - half * np.log((dof * np.exp(2 * z) + error_dof) / (dof + error_dof)))
+
+    def area(low: float, high: float) -> float:
+        z = low + 0.5 * (high - low) * (nodes + 1.0)
+        return 0.5 * (high - low) * float(node_weights @ density(z))
+
+    total = area(ends[0], 0.0) + area(0.0, ends[1])
+    z = 0.0
+    for _ in range(200):
+        tail = area(z, ends[1])
+        step = math.log(tail / (total * (1.0 - probability))) * tail / float(density(z))
+        z = min(max(z + step, ends[0]), 0.5 * (z + ends[1]))
+        if abs(step) <= 1e-12:
+            break
+    return math.exp(2.0 * z)
+
+
 def _deviations(x: Double) -> tuple[float, Double]:
     """Return a scale, and what x deviates from its mean by in units of it: no square is out of range."""
     d = x - x[0]  # about the first value, so that equal values give exactly 0
@@ -187,7 +218,9 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
     return Estimate(value, stderr, value - margin, value + margin, confidence)
 
 
-def signal_interval(signal: Moment, variance: Moment, dimension: int, confidence: float) -> Estimate:
+def signal_interval(
+    signal: Moment, variance: Moment, dimension: int, confidence: float, *, tested: bool = False
+) -> Estimate:
     r"""Interval of a signal :math:`|E g|^2`, weak or strong.
 
     Parameters
@@ -198,6 +231,8 @@ def signal_interval(signal: Moment, variance: Moment, dimension: int, confidence
         Number D of the coordinates of g.
     confidence : float
         Nominal coverage.
+    tested : bool, default False
+        Whether low > 0 is to be a test of s = 0 that errs with probability (1 - `confidence`) / 2.
 
     Returns
     -------
@@ -217,6 +252,13 @@ def signal_interval(signal: Moment, variance: Moment, dimension: int, confidence
     of freedom and noncentrality :math:`U s / \lambda` (Box 1954). Its second part is at least
     :math:`2 V^2 / (D U^2)`, by Cauchy and Schwarz. The interval holds all s that the test
     :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927).
+
+    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is
+    small: with D = 1 low > 0 twice as often as it may be. A `tested` low has
+    :math:`V (F - 1) / U` there for :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and
+    :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by the jackknife and at most
+    D (U - 1): low > 0 exactly if :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for
+    D = 1 is the t-test.
     """
     (s, s_left_out), v = signal, variance.value
     if not (_defined(s, s_left_out) and math.isfinite(v)):
@@ -228,8 +270,17 @@ def signal_interval(signal: Moment, variance: Moment, dimension: int, confidence
     b = (stderr * (u - 2) / (u - 1)) ** 2 / norm if norm > 0 else 0.0
     a = max(b * v / (2 * u), 2 * v**2 / (dimension * u**2))
     centre = s + t**2 * b / 2
-    margin = t * math.sqrt(max(a + b * s + (t * b / 2) ** 2, 0.0))
-    return Estimate(s, stderr, centre - margin, centre + margin, confidence)
+
+    def margin(at_zero: float) -> float:
+        return math.sqrt(max(at_zero**2 + t**2 * (b * s + (t * b / 2) ** 2), 0.0))
+
+    above = below = t * math.sqrt(a)
+    if tested and a > 0:
+        spread = _stderr(variance.left_out)
+        dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
+        error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
+        below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
+    return Estimate(s, stderr, centre - margin(below), centre + margin(above), confidence)
 
 
 def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Estimate:

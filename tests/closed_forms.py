@@ -169,6 +169,20 @@ def bernoulli_rollouts(tokens, p):
     return (tokens - p)[:, :, None], tokens
 
 
+def mismatched_bernoulli(steps, p, q):
+    """Off-diagonal sum, squared mean and trace of scores y_t - p of Bernoulli(q) tokens of one logit.
+
+    A score has mean q - p and E (y - p)^2 = q (1-p)^2 + (1-q) p^2; tokens are independent. Hence
+    T (T-1) (q - p)^2, |E sum_t S_t|^2 = T^2 (q - p)^2 and T times that square; the first two are 0 at
+    q = p alone, and the off-diagonal sum for T = 1.
+    """
+    return (
+        steps * (steps - 1) * (q - p) ** 2,
+        steps**2 * (q - p) ** 2,
+        steps * (q * (1 - p) ** 2 + (1 - q) * p**2),
+    )
+
+
 def all_correct_covariance(steps, p):
     """C for T Bernoulli(p) tokens of one logit and a terminal reward R = 1 if all of them are 1.
 

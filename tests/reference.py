@@ -213,6 +213,20 @@ def importance_ratios(logp, behavior_logp, ratio, truncate=None, mask=None, leng
     return result
 
 
+def mean_score(sums, traces, labels):
+    """|E s|^2 over a rollout's E sum_t |S_t|^2 from each one's sum s_n (D,) and trace; a label is a unit.
+
+    What |mean|^2 has too much is the variance of the mean, by units that deviate from it as a whole.
+    """
+    labels = np.asarray(labels)
+    names = list(dict.fromkeys(labels.tolist()))
+    mean = sum(sums) / len(sums)
+    deviations = [sum(s - mean for s in sums[labels == name]) for name in names]
+    u = len(names)
+    variance_of_mean = u / (u - 1) * sum(y @ y for y in deviations) / len(sums) ** 2
+    return (mean @ mean - variance_of_mean) / (sum(traces) / len(traces))
+
+
 def group_members(groups, i):
     """Whoever has the label of i, i too; with no groups, all."""
     return [j for j in range(len(groups)) if groups[j] == groups[i]]

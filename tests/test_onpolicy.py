@@ -90,14 +90,58 @@ def test_rollouts_of_another_policy_fail_at_the_ratio_of_its_expectations(policy
     assert "not sampled from the policy" in str(result)
     p = sequence_probabilities(policy, pi)
     sums, squares = moments(policy.scores)
-    exact = p @ (sums - squares) / (p @ squares)
-    assert abs(result.ratio.value - exact) < 4 * result.ratio.stderr
+    mean = p @ policy.scores.sum(axis=1)
+    exact = np.array([p @ (sums - squares), mean @ mean]) / (p @ squares)
+    for estimate, truth in zip((result.ratio, result.mean_score), exact, strict=True):
+        assert estimate.low < truth < estimate.high
+        assert abs(estimate.value - truth) < 4 * estimate.stderr
 
 
-def test_rollouts_of_another_policy_pass_if_no_two_steps_share_a_parameter(policy):
-    # What the docstring says of its power.
-    scores = np.einsum("ntd,ts->ntsd", sample(policy, tempered(policy.pi, 0.7), 100), np.eye(6))
-    assert rlvar.on_policy_test(scores.reshape(100, 6, -1)).ratio.value == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_over_all_data_sets_tokens_of_another_coin_give_their_closed_form(steps):
+    p, q, rollouts = 0.3, 0.6, 3
+    data_sets, probabilities = closed_forms.product_measure([0, 1], [1 - q, q], rollouts * steps)
+    means = np.zeros(3)
+    for tokens, probability in zip(data_sets, probabilities, strict=True):
+        scores, _ = closed_forms.bernoulli_rollouts(tokens.reshape(rollouts, steps), p)
+        result = rlvar.on_policy_test(scores)
+        trace = result.trace.value
+        means += probability * np.array([result.off_diagonal.value, result.mean_score.value * trace, trace])
+    assert means == pytest.approx(closed_forms.mismatched_bernoulli(steps, p, q), rel=1e-12, abs=1e-14)
+
+
+def test_rollouts_of_another_policy_fail_by_their_mean_alone_if_no_two_steps_share_a_parameter(policy):
+    scores = np.einsum("ntd,ts->ntsd", sample(policy, tempered(policy.pi, 0.7), 500), np.eye(6))
+    result = rlvar.on_policy_test(scores.reshape(500, 6, -1))
+    assert result.ratio == rlvar.Estimate(0.0, 0.0, 0.0, 0.0)
+    assert result.against == ("mean_score",)
+
+
+def test_rollouts_of_one_step_from_another_policy_fail_by_their_mean_alone():
+    uniform = np.random.default_rng(0).random((200, 1, 1))
+    assert rlvar.on_policy_test((uniform < 0.3) - 0.3).on_policy is True
+    assert rlvar.on_policy_test((uniform < 0.5) - 0.3).against == ("mean_score",)
+
+
+def test_a_temperature_of_1_1_is_found_by_the_mean_and_missed_by_the_ratio(policy):
+    pi = tempered(policy.pi, 1.1)
+    results = [rlvar.on_policy_test(sample(policy, pi, 1000, seed)) for seed in range(20)]
+    assert sum("mean_score" in result.against for result in results) >= 18
+    assert sum("ratio" in result.against for result in results) <= 2
+
+
+def test_units_that_differ_in_a_mismatch_without_mean_are_found_by_the_ratio():
+    rng = np.random.default_rng(0)
+    shift = 0.5 * rng.choice([-1.0, 1.0], (400, 1, 1))
+    assert rlvar.on_policy_test(rng.standard_normal((400, 8, 1)) + shift).against == ("ratio",)
+
+
+def test_steps_that_correlate_negatively_are_no_verdict():
+    # What the docstring says: such an interval comes too easily on policy.
+    noise = np.random.default_rng(0).standard_normal((300, 9, 1))
+    result = rlvar.on_policy_test(np.diff(noise, axis=1))
+    assert result.ratio.high < 0
+    assert result.on_policy is True
 
 
 def test_rows_of_one_backward_pass_have_the_same_sum_and_fail():
@@ -127,20 +171,39 @@ def test_rows_of_one_backward_pass_have_the_same_sum_and_fail():
     assert rlvar.on_policy_test(rows[drawn]).on_policy is False
 
 
-def test_intervals_cover_0_as_often_as_they_say(policy):
-    wrong = sum(
-        not rlvar.on_policy_test(sample(policy, policy.pi, 200, seed)).on_policy for seed in range(400)
-    )
-    assert 0.02 < wrong / 400 < 0.09
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda policy, seed: (sample(policy, policy.pi, 200, seed), None),
+        lambda policy, seed: (sample(policy, policy.pi, 30, seed), None),
+        lambda policy, seed: (sample(policy, policy.pi, 90, seed), np.arange(90) % 36),
+        lambda policy, seed: (np.random.default_rng(seed).binomial(1, 0.05, (30, 10, 1)) - 0.05, None),
+    ],
+    ids=["200 rollouts", "30 rollouts", "36 groups of 2 or 3", "few heads"],
+)
+def test_on_policy_the_verdict_is_wrong_no_more_often_than_it_says(policy, draw, confidence):
+    data_sets, wrong = 400, np.zeros(2)
+    for seed in range(data_sets):
+        scores, groups = draw(policy, seed)
+        result = rlvar.on_policy_test(scores, groups=groups, confidence=confidence)
+        assert result.on_policy is not None
+        wrong += [not result.on_policy, "mean_score" in result.against]
+    error = 1 - confidence
+    within = 3 * np.sqrt(error * (1 - error) / data_sets)
+    assert wrong[0] / data_sets < error + within
+    assert wrong[1] / data_sets > error / 8  # nor is it a test that cannot fail
 
 
 def by_definition(scores, mask, labels):
-    """The ratio, off-diagonal sum and trace in plain loops."""
+    """The ratio, mean score, off-diagonal sum and trace in plain loops."""
     live = [[s for s, alive in zip(*pair, strict=True) if alive] for pair in zip(scores, mask, strict=True)]
     off = np.array([sum(x[i] @ x[j] for i in range(len(x)) for j in range(len(x)) if i != j) for x in live])
     trace = np.array([sum(s @ s for s in x) for x in live], float)
+    sums = np.array([sum(x, np.zeros(scores.shape[2])) for x in live])
     statistics = (
         lambda kept: off[kept].sum() / trace[kept].sum(),
+        lambda kept: reference.mean_score(sums[kept], trace[kept], labels[kept]),
         lambda kept: off[kept].mean(),
         lambda kept: trace[kept].mean(),
     )
@@ -162,7 +225,7 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind, dtype):
     expected = by_definition(scores.astype(float), mask, np.array(groups or np.arange(18)))
     result = rlvar.on_policy_test(scores, groups=groups, **options)
     for estimate, (value, stderr) in zip(
-        (result.ratio, result.off_diagonal, result.trace), expected, strict=True
+        (result.ratio, result.mean_score, result.off_diagonal, result.trace), expected, strict=True
     ):
         assert estimate.value == pytest.approx(value, rel=1e-10)
         assert estimate.stderr == pytest.approx(stderr, rel=1e-8)
@@ -179,14 +242,15 @@ def test_the_order_of_rollouts_does_not_matter(rng):
     scores, groups = rng.standard_normal((20, 6, 3)), rng.integers(0, 6, 20)
     order = rng.permutation(20)
     for options, permuted in (({}, {}), ({"groups": groups}, {"groups": groups[order]})):
-        one = rlvar.on_policy_test(scores, **options).ratio
-        other = rlvar.on_policy_test(scores[order], **permuted).ratio
-        assert (one.value, one.stderr) == pytest.approx((other.value, other.stderr), rel=1e-12)
+        one, other = rlvar.on_policy_test(scores, **options), rlvar.on_policy_test(scores[order], **permuted)
+        for a, b in ((one.ratio, other.ratio), (one.mean_score, other.mean_score)):
+            assert (a.value, a.stderr, a.low) == pytest.approx((b.value, b.stderr, b.low), rel=1e-9)
 
 
 def test_the_scale_of_scores_does_not_matter(rng):
     scores = rng.standard_normal((20, 6, 3))
-    assert rlvar.on_policy_test(scores * 2.0**40).ratio == rlvar.on_policy_test(scores).ratio
+    small, large = rlvar.on_policy_test(scores), rlvar.on_policy_test(scores * 2.0**40)
+    assert (large.ratio, large.mean_score) == (small.ratio, small.mean_score)
 
 
 def test_one_step_has_nothing_off_the_diagonal(isa, rng):
@@ -196,17 +260,25 @@ def test_one_step_has_nothing_off_the_diagonal(isa, rng):
 
 
 def test_equal_steps_reach_the_largest_ratio():
-    # |T s|^2 = T^2 |s|^2: a ratio of T - 1.
+    # |T s|^2 = T^2 |s|^2: a ratio of T - 1, and of T with the diagonal.
     result = rlvar.on_policy_test(np.ones((5, 8, 2)))
     assert (result.ratio.value, result.ratio.low) == (7, 7)
+    assert (result.mean_score.value, result.mean_score.low) == (8, 8)
     assert result.on_policy is False
 
 
 def test_no_scores_but_0_give_no_verdict():
     result = rlvar.on_policy_test(np.zeros((5, 3, 2)))
-    assert np.isnan(result.ratio.value)
+    assert np.isnan([result.ratio.value, result.mean_score.value]).all()
     assert result.on_policy is None
     assert "no verdict" in str(result)
+
+
+def test_two_units_or_scores_in_one_alone_give_no_verdict(rng):
+    scores = rng.standard_normal((8, 3, 2))
+    assert rlvar.on_policy_test(scores, groups=list("aaaabbbb")).on_policy is None
+    assert rlvar.on_policy_test(scores[:2]).on_policy is None
+    assert rlvar.on_policy_test(scores, lengths=[3] + [0] * 7).on_policy is None
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(rng):
@@ -222,6 +294,8 @@ def test_printable_and_json_ready(rng):
     fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert fields["ratio"]["value"] == result.ratio.value
     assert fields["ratio"]["confidence"] == 0.9
+    assert fields["mean_score"]["low"] == result.mean_score.low
+    assert fields["against"] == list(result.against)
     assert fields["on_policy"] is result.on_policy
 
 

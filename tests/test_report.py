@@ -136,6 +136,8 @@ def test_rollouts_of_another_policy_are_told():
     actions = rng.standard_normal((500, 5)) + 0.8  # sampled with a mean that is not the policy's
     report = make_report(rlvar.Rollouts(actions[:, :, None], actions))
     assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
+    assert "scores of different steps are correlated" in report.verdict[-1]
+    assert f"the square of their mean is {report.on_policy.mean_score} of" in report.verdict[-1]
     assert report.to_dict()["on_policy"]["on_policy"] is False
 
 

@@ -188,10 +188,14 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
         few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
         sentences.append(f"Heavy tails: {few} {shares}. Intervals of variances may be far too narrow.")
     if on_policy.on_policy is False:
+        found = {
+            "ratio": f"scores of different steps are correlated, {on_policy.ratio} of their variance",
+            "mean_score": f"the square of their mean is {on_policy.mean_score} of their variance",
+        }
         sentences.append(
-            "These rollouts were not sampled from the policy that scored them: scores of different steps "
-            f"are correlated, {on_policy.ratio} of their variance, which is 0 on policy. Look for another "
-            "temperature, top-p, a stale policy or another inference engine."
+            "These rollouts were not sampled from the policy that scored them: "
+            f"{', and '.join(found[name] for name in on_policy.against)}, which is 0 on policy. Look for "
+            "another temperature, top-p, a stale policy or another inference engine."
         )
     return sentences
 

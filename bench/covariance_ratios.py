@@ -10,11 +10,10 @@ Small shapes show that the script runs: there every promise is only an aim. See 
 
 import argparse
 import importlib
-import operator
 import sys
 from typing import NamedTuple
 
-from timing import in_turn, keep_memory, limit_threads
+from timing import Promise, in_turn, keep_memory, limit_threads
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--threads", type=int, default=1)
@@ -57,23 +56,6 @@ TURNS = {"warm": True, "pause": 0.05} if args.threads > 1 else {}  # OpenBLAS's 
 SLOW = 5
 SLOW_ROUNDS = min(3, args.rounds)
 BLOCK, ESTIMATORS = 16, 8
-
-
-class Promise(NamedTuple):
-    what: str
-    measured: float
-    bound: str  # "at least" or "at most"
-    limit: float
-    aim: bool = False  # reported, never missed
-
-    @property
-    def kept(self):
-        within = operator.ge if self.bound == "at least" else operator.le
-        return within(self.measured, self.limit)
-
-    def __str__(self):
-        verdict = ("aim not reached", "aim reached") if self.aim else ("MISSED", "pass")
-        return f"{verdict[self.kept]}  {self.what} {self.measured:.2f}, {self.bound} {self.limit:.3g}"
 
 
 def reference(scores, weights):

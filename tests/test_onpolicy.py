@@ -195,6 +195,11 @@ def test_on_policy_the_verdict_is_wrong_no_more_often_than_it_says(policy, draw,
     assert wrong[1] / data_sets > error / 8  # nor is it a test that cannot fail
 
 
+def test_the_embedded_rollouts_are_on_policy():
+    rollouts = rlvar.datasets.cartpole()
+    assert rlvar.on_policy_test(rollouts.scores, lengths=rollouts.lengths).on_policy is True
+
+
 def by_definition(scores, mask, labels):
     """The ratio, mean score, off-diagonal sum and trace in plain loops."""
     live = [[s for s, alive in zip(*pair, strict=True) if alive] for pair in zip(scores, mask, strict=True)]

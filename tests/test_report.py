@@ -138,6 +138,9 @@ def test_rollouts_of_another_policy_are_told():
     assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
     assert "scores of different steps are correlated" in report.verdict[-1]
     assert f"the square of their mean is {report.on_policy.mean_score} of" in report.verdict[-1]
+    one_step = make_report(rlvar.Rollouts(actions[:, :1, None], actions[:, :1])).verdict[-1]
+    assert "the square of their mean" in one_step
+    assert "correlated" not in one_step
     assert report.to_dict()["on_policy"]["on_policy"] is False
 
 

@@ -127,28 +127,40 @@ def terms(scores, weights=None, mask=None, lengths=None):
     return result
 
 
-def normaliser(n, sample_weight=None, ddof=1):
-    """N - ddof, or v1 - ddof v2 / v1 with weights."""
+def weights_of_samples(n, sample_weight=None, counts=None):
+    """w[n] = c[n] p[n]: a weight p, ones by default, for each of c copies."""
     p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
-    return p.sum() - ddof * (p**2).sum() / p.sum()
+    return p if counts is None else np.asarray(counts) * p
 
 
-def centred(x, sample_weight=None):
-    """x less its weighted mean over the first axis."""
-    p = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)
-    return x - np.tensordot(p, x, axes=1) / p.sum()
+def effective_size(n, sample_weight=None, counts=None):
+    """(sum w)^2 / sum w^2 over all copies."""
+    p = weights_of_samples(n, sample_weight)
+    copies = np.repeat(p, 1 if counts is None else counts)
+    return copies.sum() ** 2 / (copies**2).sum()
 
 
-def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
-    """C[i,j] = sum_d sum_n p[n] (X[n,i,d] - mean) (X[n,j,d] - mean) / normaliser."""
+def normaliser(n, sample_weight=None, ddof=1, counts=None):
+    """N - ddof, or with weights v1 - ddof v2 / v1: v1 and v2 sum p and p^2 over all copies."""
+    w = weights_of_samples(n, sample_weight, counts)
+    return w.sum() - ddof * w.sum() / effective_size(n, sample_weight, counts)
+
+
+def centred(x, w):
+    """x less its mean with weights w over the first axis."""
+    return x - np.tensordot(w, x, axes=1) / w.sum()
+
+
+def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1, counts=None):
+    """C[i,j] = sum_d sum_n w[n] (X[n,i,d] - mean) (X[n,j,d] - mean) / normaliser."""
     n, t, _ = scores.shape
-    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
-    x = centred(terms(scores, weights, mask, lengths), sample_weight)
+    p = weights_of_samples(n, sample_weight, counts)
+    x = centred(terms(scores, weights, mask, lengths), p)
     result = np.zeros((t, t))
     for i in range(t):
         for j in range(t):
             result[i, j] = sum(p[k] * np.dot(x[k, i], x[k, j]) for k in range(n))
-    return result / normaliser(n, sample_weight, ddof)
+    return result / normaliser(n, sample_weight, ddof, counts)
 
 
 def blocks(matrix, size):
@@ -161,16 +173,16 @@ def blocks(matrix, size):
     return result
 
 
-def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
+def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1, counts=None):
     """V(k) = trace of the covariance of the sum of the first k terms, k = 1..T."""
     n, t, _ = scores.shape
-    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
+    p = weights_of_samples(n, sample_weight, counts)
     x = terms(scores, weights, mask, lengths)
     result = np.zeros(t)
     for k in range(1, t + 1):
-        h = centred(x[:, :k].sum(axis=1), sample_weight)
+        h = centred(x[:, :k].sum(axis=1), p)
         result[k - 1] = sum(p[i] * np.dot(h[i], h[i]) for i in range(n))
-    return result / normaliser(n, sample_weight, ddof)
+    return result / normaliser(n, sample_weight, ddof, counts)
 
 
 def lag_profile(matrix):

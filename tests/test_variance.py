@@ -26,7 +26,7 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
     np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
     np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
-    p = options.get("sample_weight", np.ones(len(x)))
+    p = reference.weights_of_samples(len(x), options.get("sample_weight"), options.get("counts"))
     np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
 
 
@@ -114,6 +114,57 @@ def test_standard_errors_are_those_of_the_jackknife(isa, rng, groups):
     for name in (*NAMES, "growth_exponent"):
         expected = reference.jackknife_stderr(statistic(name), labels)
         np.testing.assert_allclose(getattr(result, name).stderr, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [None, list("abcabcaabbccaddde")])
+def test_counted_rollouts_are_repeated_ones_intervals_too(isa, rng, groups):
+    scores, weights = rng.standard_normal((17, 9, 3)) + 1, rng.standard_normal((17, 9))
+    lengths, counts = rng.integers(3, 10, 17), rng.integers(0, 4, 17)
+    counts[16] = 0  # with groups, one of nothing
+    again = None if groups is None else np.repeat(groups, counts)
+    for p in (None, rng.random(17)):
+        ours = rlvar.decompose(
+            scores, weights, lengths=lengths, counts=counts, groups=groups, sample_weight=p
+        )
+        repeated = rlvar.decompose(
+            *(np.repeat(scores, counts, axis=0), np.repeat(weights, counts, axis=0)),
+            lengths=np.repeat(lengths, counts),
+            sample_weight=None if p is None else np.repeat(p, counts),
+            groups=again,
+        )
+        assert_same_results(ours, repeated)
+
+
+def assert_same_results(ours, theirs):
+    """Equal to rounding in every field, and in what is computed on demand."""
+    for name, value in theirs.to_dict(covariance=True).items():
+        mine = ours.to_dict(covariance=True)[name]
+        if isinstance(value, dict):
+            value, mine = (np.array(list(d.values()), float) for d in (value, mine))
+        np.testing.assert_allclose(
+            np.array(mine, float), np.array(value, float), rtol=1e-9, atol=1e-11, err_msg=name
+        )
+
+
+def test_a_billion_copies_cost_no_more_than_one(rng):
+    scores, weights, counts = rng.standard_normal((30, 5, 3)), rng.standard_normal(30), np.arange(30)
+    few, many = (rlvar.decompose(scores, weights, counts=c, ddof=0) for c in (counts, counts * 10**9))
+    np.testing.assert_allclose(many.growth, few.growth, rtol=1e-12)
+    m = counts.sum()
+    # The spread of a jackknife over M copies of equal shares goes as 1 / sqrt(M - 1).
+    few_stderr = few.total_variance.stderr * np.sqrt((m - 1) / (m * 1e9))
+    assert many.total_variance.stderr == pytest.approx(few_stderr, rel=0.1)
+
+
+def test_a_rollout_of_count_0_is_absent_but_its_scores_are_read(rng):
+    scores, counts = rng.standard_normal((6, 4, 3)), np.array([1, 1, 0, 1, 1, 1])
+    assert_same_results(rlvar.decompose(scores, counts=counts), rlvar.decompose(scores[counts > 0]))
+    with pytest.raises(ValueError, match="at least two different labels"):
+        rlvar.decompose(scores, counts=counts, groups=[0, 0, 1, 0, 0, 0])
+    scores[2, 1, 0] = np.nan
+    for weights in ({"counts": counts}, {"sample_weight": counts}):
+        with pytest.raises(ValueError, match=r"got scores\[2, 1, 0\] = nan"):
+            rlvar.decompose(scores, **weights)
 
 
 def test_growth_exponent_of_a_power_law_is_its_power():

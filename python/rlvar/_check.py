@@ -34,6 +34,10 @@ class Steps(NamedTuple):
             return self.mask.view(np.bool_)
         return np.broadcast_to(np.True_, shape)
 
+    def rows(self, rows: NDArray[np.int64]) -> Steps:
+        """Return those of some rollouts."""
+        return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
+
 
 class Scan(NamedTuple):
     """The checked arguments of a backward scan; all (N, T) arrays of one dtype."""
@@ -100,23 +104,66 @@ class Scan(NamedTuple):
             finite("bootstrap_value", self.bootstrap)
 
 
-class Units(NamedTuple):
-    """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]]."""
+class Samples(NamedTuple):
+    """How much each rollout counts: by its weight p, and by the number c of its copies.
 
-    members: NDArray[np.int64]  # (N,)
+    Weights are in units of 2**exponent, the largest in [1, 2): results do not depend on their common
+    factor, and a power of two changes no digit of them.
+    """
+
+    weight: Double | None  # c p (N,), or None for ones
+    counts: NDArray[np.int64] | None  # c (N,)
+    v1: float  # sum of c p
+    v2: float  # sum of c p**2
+    exponent: int
+    rollouts: int  # N, copies among them
+
+    @property
+    def effective_size(self) -> float:
+        """Number of equally weighted rollouts whose mean has the variance of the weighted mean (Kish)."""
+        return self.v1**2 / self.v2 if self.v2 > 0 else 0.0
+
+    def normaliser(self, ddof: int) -> float:
+        """Return what sums of squares are divided by, as numpy.cov has it; some weight must be left."""
+        if self.v1 == 0:
+            if self.counts is None or self.counts.any():
+                where = "" if self.counts is None else " where counts are not"
+                raise ValueError(f"sample_weight must not be all zero{where}")
+            raise ValueError("counts must not be all zero")
+        return divisor(self.v1, self.v2, ddof)
+
+
+class Units(NamedTuple):
+    """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]].
+
+    Copies of a rollout are units of their own, or copies inside the unit of their group.
+    """
+
+    members: NDArray[np.int64]  # (N,), without rollouts of count 0
     offsets: NDArray[np.int64]  # (U + 1,)
+    copies: NDArray[np.int64] | None = None  # (U,), how often each unit is there
+    counts: NDArray[np.int64] | None = None  # (N,), how often each rollout is there inside its unit
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
+    def number(self) -> int:
+        """Number of units, copies among them."""
+        return len(self) if self.copies is None else int(self.copies.sum())
+
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """Rollouts in each unit (U,)."""
-        return np.diff(self.offsets)
+        return np.diff(self.offsets) if self.counts is None else self.sums(self.counts)
 
-    def sums(self, values: Double) -> Double:
+    def total(self, values: NDArray[Any]) -> Any:
+        """Sum `values` (U, ...) over the units, copies among them."""
+        return values.sum(axis=0) if self.copies is None else self.copies @ values
+
+    def sums(self, values: NDArray[Any]) -> NDArray[Any]:
         """Sum `values` (N, ...) over the rollouts of each unit, giving (U, ...)."""
-        result: Double = np.add.reduceat(values[self.members], self.offsets[:-1], axis=0)
+        result: NDArray[Any] = np.add.reduceat(values[self.members], self.offsets[:-1], axis=0)
         return result
 
 
@@ -335,29 +382,39 @@ def non_negative(name: str, value: ArrayLike, n: int) -> Double:
     return array
 
 
-def sample_weight(value: ArrayLike | None, n: int) -> Double | None:
-    """Return sample weights (N,), float64, non-negative, not all zero, the largest in [1/2, 1).
+def samples(sample_weight: ArrayLike | None, counts: ArrayLike | None, n: int) -> Samples:
+    """Return how much each of N rollouts counts, by its weight p and the number c of its copies."""
+    p = None if sample_weight is None else non_negative("sample_weight", sample_weight, n)
+    c = None if counts is None else whole_counts("counts", counts, n)
+    if p is None and c is None:
+        return Samples(None, None, float(n), float(n), 0, n)
+    p = np.ones(n) if p is None else p if c is None else np.where(c > 0, p, 0.0)
+    exponent = int(np.frexp(p.max(initial=0.0))[1]) - 1  # ones stay ones
+    p = np.ldexp(p, -exponent)
+    w = p if c is None else c * p
+    shift = int(np.frexp(w.max(initial=0.0))[1]) - 1
+    w = np.ldexp(w, -shift)
+    v2 = float(np.ldexp(w * p, -shift).sum())
+    return Samples(w, c, float(w.sum()), v2, exponent + shift, n if c is None else int(c.sum()))
 
-    Results do not depend on their common factor; a power of two changes no digit of them.
-    """
-    if value is None:
-        return None
-    array = non_negative("sample_weight", value, n)
-    if not array.any():
-        raise ValueError("sample_weight must not be all zero")
-    scaled: Double = np.ldexp(array, -int(np.frexp(array.max())[1]))
-    return scaled
 
-
-def normaliser(weight: Double | None, n: int, ddof: int) -> float:
-    """Return what sums of squares are divided by: N - ddof, or numpy.cov's form for aweights."""
-    if weight is None:
-        return divisor(float(n), float(n), ddof)
-    return divisor(float(weight.sum()), float(np.square(weight).sum()), ddof)
+def whole_counts(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
+    """Return an array (N,) of non-negative integers, of a dtype of integers."""
+    array = _plain(name, value)
+    if array.shape != (n,):
+        raise _shape_error(name, f"(N,) = ({n},)", array.shape)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if (array < 0).any():
+        i = int(np.argmax(array < 0))
+        raise ValueError(f"{name} must not be negative, got {name}[{i}] = {array[i]}")
+    if (total := float(array.sum(dtype=np.float64))) > 2**53:
+        raise ValueError(f"{name} must sum to at most 2**53, got {total:.6g}")
+    return array.astype(np.int64)
 
 
 def divisor(v1: float, v2: float, ddof: int) -> float:
-    """Return v1 - ddof * v2 / v1, where v1 = sum(p) and v2 = sum(p**2) of the sample weights p."""
+    """Return v1 - ddof * v2 / v1, with v1 = sum(c p) and v2 = sum(c p**2) of weights p, counted c times."""
     if isinstance(ddof, bool) or not isinstance(ddof, (int, np.integer)) or ddof < 0:
         raise ValueError(f"ddof must be a non-negative integer, got {ddof!r}")
     result = v1 - ddof * v2 / v1 if v1 > 0 else 0.0
@@ -382,16 +439,19 @@ def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
     return out
 
 
-def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
+def units(
+    groups: Sequence[Hashable] | NDArray[Any] | None, n: int, counts: NDArray[np.int64] | None = None
+) -> Units:
     """Return the independent units: groups of rollouts by label, or single rollouts."""
+    present = np.arange(n) if counts is None else np.flatnonzero(counts)
     if groups is None:
-        return Units(np.arange(n), np.arange(n + 1))
-    labels = group_labels(groups, n)
-    members = np.argsort(labels, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+        return Units(present, np.arange(len(present) + 1), None if counts is None else counts[present])
+    labels = group_labels(groups, n)[present]
+    sizes = np.bincount(labels)
+    offsets = np.concatenate([[0], np.cumsum(sizes[sizes > 0])])
     if len(offsets) < 3:
         raise ValueError("groups must hold at least two different labels, got one")
-    return Units(members, offsets)
+    return Units(present[np.argsort(labels, kind="stable")], offsets, counts=counts)
 
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:

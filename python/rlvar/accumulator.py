@@ -49,10 +49,10 @@ class Totals(NamedTuple):
 class _State(NamedTuple):
     """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
 
-    rollouts: int
+    rollouts: int  # copies among them
     exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
-    weight: float  # sum of the sample weights
-    square_weight: float  # sum of their squares, over weight**2
+    weight: float  # v1, sum of the weights c p
+    square_weight: float  # v2 / v1**2, with v2 the sum of c p**2
     sums: Double  # (B, B)
     mean: Double  # (B, D)
     tail: Double  # (B, D)
@@ -87,7 +87,7 @@ class CovarianceAccumulator:
     Attributes
     ----------
     count : int
-        Rollouts so far.
+        Rollouts so far, copies among them.
     mean : ndarray, shape (B, D)
         Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
     block_size : int
@@ -129,7 +129,7 @@ class CovarianceAccumulator:
 
     @property
     def count(self) -> int:
-        """Rollouts so far."""
+        """Rollouts so far, copies among them."""
         return 0 if self._state is None else self._state.rollouts
 
     @property
@@ -149,6 +149,7 @@ class CovarianceAccumulator:
         mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
     ) -> None:
         """Take in a micro-batch of rollouts.
 
@@ -162,13 +163,15 @@ class CovarianceAccumulator:
             As in `covariance`.
         sample_weight : array_like, shape (N,), optional
             As in `covariance`; those of different batches count against each other.
+        counts : array_like of int, shape (N,), optional
+            As in `covariance`.
 
         Raises
         ------
         ValueError, TypeError
             As `covariance`; also for a D that differs from that of earlier batches.
         """
-        state = self._measured(scores, weights, mask, lengths, sample_weight)
+        state = self._measured(scores, weights, mask, lengths, sample_weight, counts)
         if state is not None:
             self._state = _merged(self._state, state, self._threads)
 
@@ -180,6 +183,7 @@ class CovarianceAccumulator:
         mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        counts: ArrayLike | None = None,
         rollouts_per_update: int | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
@@ -187,7 +191,7 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        scores, weights, mask, lengths, sample_weight
+        scores, weights, mask, lengths, sample_weight, counts
             As in `update`; `scores` is best memory-mapped: each block is read from disk once.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
@@ -210,6 +214,7 @@ class CovarianceAccumulator:
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
+        c = None if counts is None else _check.whole_counts("counts", counts, n)
         if rollouts_per_update is None:
             per_rollout = max(1, scores[:1].nbytes)
             size = max(16, _UPDATE_BYTES // per_rollout)
@@ -226,6 +231,7 @@ class CovarianceAccumulator:
                     None if live.mask is None else live.mask[part].view(np.bool_),
                     None if live.lengths is None else live.lengths[part],
                     None if p is None else p[part],
+                    None if c is None else c[part],
                     first=start,
                 )
                 if state is not None:
@@ -384,6 +390,7 @@ class CovarianceAccumulator:
         mask: ArrayLike | None,
         lengths: ArrayLike | None,
         sample_weight: ArrayLike | None,
+        counts: ArrayLike | None,
         first: int = 0,
     ) -> _State | None:
         """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
@@ -392,22 +399,17 @@ class CovarianceAccumulator:
         self._refuse_other_coordinates("scores", d)
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
-        p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
+        samples = _check.samples(sample_weight, counts, n)
         if n == 0:
             return None
-        exponent, weight, share = 0, float(n), 1.0 / n
-        if p is not None:
-            exponent = int(np.frexp(p.max())[1]) - 1  # ones stay ones
-            p = np.ldexp(p, -exponent)
-            weight = math.fsum(p)
-            share = math.fsum(p * p) / weight**2 if weight > 0 else 0.0
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
         block = min(self.block_size, t)
-        _core.comoments(array, w, *live, p, block, 1.0, sums, mean, tail, self._threads)
+        _core.comoments(array, w, *live, samples.weight, block, 1.0, sums, mean, tail, self._threads)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(array, live, first)
-        return _State(n, exponent, weight, share, sums, mean, tail)
+        share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
+        return _State(samples.rollouts, samples.exponent, samples.v1, share, sums, mean, tail)
 
 
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
@@ -460,7 +462,7 @@ def _read(fields: dict[str, Any]) -> _State:
     for array, shape in ((state.sums, (b, b)), (state.mean, (b, d)), (state.tail, (b, d))):
         if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
             raise ValueError
-    sane = state.rollouts >= 1 and 0 <= state.weight < math.inf and 0 <= state.square_weight <= 1
+    sane = state.rollouts >= 0 and 0 <= state.weight < math.inf and 0 <= state.square_weight <= 1
     if not sane or (state.sums != state.sums.T).any() or (state.sums.diagonal() < 0).any():
         raise ValueError
     return state

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Double = NDArray[np.float64]
+Copies = NDArray[np.int64] | None  # how often each unit is there; None: once
 
 
 class Moment(NamedTuple):
@@ -142,27 +143,39 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     return math.exp(2.0 * z)
 
 
-def _deviations(x: Double) -> tuple[float, Double]:
+def _deviations(x: Double, copies: Copies = None) -> tuple[float, Double]:
     """Return a scale, and what x deviates from its mean by in units of it: no square is out of range."""
     d = x - x[0]  # about the first value, so that equal values give exactly 0
     scale = float(np.abs(d).max())
     d = d / (scale or 1.0)
-    return scale, d - d.mean()
+    return scale, d - np.average(d, weights=copies)
 
 
-def _stderr(left_out: Double) -> float:
-    m = len(left_out)
-    scale, d = _deviations(left_out)
-    return scale * math.sqrt((m - 1) / m * float(np.square(d).sum()))
+def _number(x: Double, copies: Copies) -> int:
+    """Number of units, copies among them."""
+    return len(x) if copies is None else int(copies.sum())
 
 
-def satterthwaite_dof(left_out: Double) -> float:
+def _sum(x: Double, copies: Copies) -> float:
+    """Sum over the units, copies among them."""
+    return float(x.sum() if copies is None else copies @ x)
+
+
+def _stderr(left_out: Double, copies: Copies = None) -> float:
+    m = _number(left_out, copies)
+    scale, d = _deviations(left_out, copies)
+    return scale * math.sqrt((m - 1) / m * _sum(np.square(d), copies))
+
+
+def satterthwaite_dof(left_out: Double, copies: Copies = None) -> float:
     r"""Degrees of freedom of the jackknife's variance.
 
     Parameters
     ----------
     left_out : ndarray, shape (M,)
         Leave-one-out values, M >= 2.
+    copies : ndarray of int, shape (M,), optional
+        How often each unit is there, once by default; M is then their sum.
 
     Returns
     -------
@@ -175,21 +188,26 @@ def satterthwaite_dof(left_out: Double) -> float:
     and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`: Satterthwaite (1946) equates the two.
     It is M for normal values, and lower where few units decide how wide the interval is.
     """
-    m = len(left_out)
-    d = np.square(_deviations(left_out)[1])
-    total = float(d.sum())
+    m = _number(left_out, copies)
+    d = np.square(_deviations(left_out, copies)[1])
+    total = _sum(d, copies)
     if total == 0:
         return m - 1.0
-    kurtosis = m * float(np.square(d).sum()) / total**2
+    kurtosis = m * _sum(np.square(d), copies) / total**2
     return min(m - 1.0, 2 * m / (kurtosis - 1 + 2 / (m - 1)))
 
 
-def _t(left_out: Double, confidence: float) -> float:
-    return student_t_quantile(0.5 + 0.5 * confidence, satterthwaite_dof(left_out))
+def _t(left_out: Double, confidence: float, copies: Copies = None) -> float:
+    return student_t_quantile(0.5 + 0.5 * confidence, satterthwaite_dof(left_out, copies))
 
 
-def _defined(value: float, left_out: Double) -> bool:
-    return len(left_out) >= 2 and math.isfinite(value) and bool(np.isfinite(left_out).all())
+def _defined(value: float, left_out: Double, copies: Copies = None) -> bool:
+    return (
+        len(left_out) > 0
+        and _number(left_out, copies) >= 2
+        and math.isfinite(value)
+        and bool(np.isfinite(left_out).all())
+    )
 
 
 def correlation(x: Double, y: Double) -> float:
@@ -202,19 +220,22 @@ def correlation(x: Double, y: Double) -> float:
     return max(-1.0, min(1.0, float(a @ b) / norm)) if norm else 0.0
 
 
-def jackknife(value: float, left_out: Double, confidence: float, *, positive: bool = False) -> Estimate:
+def jackknife(
+    value: float, left_out: Double, confidence: float, *, positive: bool = False, copies: Copies = None
+) -> Estimate:
     """Turn a value and its leave-one-out values (M,) into an `Estimate`.
 
-    With `positive`, the interval is made on the log scale, if all values are positive.
+    With `positive`, the interval is made on the log scale, if all values are positive. Where unit u is
+    there ``copies[u]`` times, ``left_out[u]`` leaves out one copy.
     """
-    if not _defined(value, left_out):
+    if not _defined(value, left_out, copies):
         return Estimate(value, confidence=confidence)
-    stderr = _stderr(left_out)
+    stderr = _stderr(left_out, copies)
     if positive and value > 0 and (left_out > 0).all():
         logs = np.log(left_out)
-        factor = math.exp(min(_t(logs, confidence) * _stderr(logs), 700.0))
+        factor = math.exp(min(_t(logs, confidence, copies) * _stderr(logs, copies), 700.0))
         return Estimate(value, stderr, value / factor, value * factor, confidence)
-    margin = _t(left_out, confidence) * stderr
+    margin = _t(left_out, confidence, copies) * stderr
     return Estimate(value, stderr, value - margin, value + margin, confidence)
 
 

@@ -153,6 +153,7 @@ class Batch:
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
         n, t, d = self.rollouts.shape
+        single = _check.units(None, n)
         steps, running = np.empty((n, t)), np.empty((n, t))
         _core.unit_squares(
             self.rollouts.scores,
@@ -160,7 +161,8 @@ class Batch:
             *self.steps,
             None,
             np.broadcast_to(np.zeros(d), (t, d)),
-            *_check.units(None, n),
+            single.members,
+            single.offsets,
             steps,
             running,
             None,

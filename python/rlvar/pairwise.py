@@ -15,6 +15,7 @@ def covariance(
     mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
     ddof: int = 1,
     block_size: int = 1,
     num_threads: int | None = None,
@@ -44,8 +45,12 @@ def covariance(
     sample_weight : array_like, shape (N,), optional
         Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With
         the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
+    counts : array_like of int, shape (N,), optional
+        Number of copies of each rollout, as ``fweights`` of `numpy.cov`: a rollout of count c is the
+        same as c of them. Together with `sample_weight` p the weights are c p.
     ddof : int, default 1
-        Delta degrees of freedom.
+        Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(c p) and
+        v2 = sum(c p^2), as in `numpy.cov`; without weights, by N - ddof.
     block_size : int, default 1
         Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
         of all entries stays the total variance, and the cost falls by about ``block_size**2``.
@@ -67,7 +72,7 @@ def covariance(
         For wrong shapes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
         a score or weight of a live step that is not finite (the first is named).
     TypeError
-        For dtypes that are not real numbers.
+        For dtypes that are not real numbers, or for counts not of integers.
 
     Notes
     -----
@@ -97,8 +102,8 @@ def covariance(
     live = _check.steps((n, t), mask, lengths)
     several = np.ndim(weights) >= 3  # type: ignore[arg-type]
     w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
-    p = _check.sample_weight(sample_weight, n)
-    normaliser = _check.normaliser(p, n, ddof)
+    samples = _check.samples(sample_weight, counts, n)
+    p, normaliser = samples.weight, samples.normaliser(ddof)
     block = min(_check.positive_integer("block_size", block_size), t)
     threads = _check.threads(num_threads)
     shape = (*w.shape[:-2], -(-t // block), -(-t // block))
@@ -107,7 +112,7 @@ def covariance(
     result = np.empty(shape)
     matrices = result if several else result[None]
     if several and block == 1 and _sharing_pays(len(w), array.shape[2]):
-        _covariances(array, w, live, p, normaliser, matrices, threads)
+        _covariances(array, w, live, samples, normaliser, matrices, threads)
     else:
         for one, matrix in zip(w if several else w[None], matrices, strict=True):
             _core.comoments(array, one, *live, p, block, normaliser, matrix, None, None, threads)
@@ -132,7 +137,7 @@ def _covariances(
     scores: _check.Float,
     weights: _check.Double,
     live: _check.Steps,
-    sample_weight: _check.Double | None,
+    samples: _check.Samples,
     normaliser: float,
     matrices: _check.Double,
     threads: int | None,
@@ -142,15 +147,14 @@ def _covariances(
     Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
     far above spread, a set is computed by itself.
     """
-    total = float(len(scores) if sample_weight is None else sample_weight.sum())
     tolerated = 4.0 if scores.dtype == np.float32 else 100.0
     mean = np.empty(scores.shape[1:])
-    _core.shared_moments(scores, weights, *live, sample_weight, matrices, threads)
+    _core.shared_moments(scores, weights, *live, samples.weight, matrices, threads)
     for w, matrix in zip(weights, matrices, strict=True):
         before = matrix.diagonal().max()
-        _core.means(scores, w, *live, sample_weight, mean, threads)
-        _core.add_product(mean, -total, matrix, threads)
+        _core.means(scores, w, *live, samples.weight, mean, threads)
+        _core.add_product(mean, -samples.v1, matrix, threads)
         if before <= tolerated * matrix.diagonal().max():
             matrix /= normaliser
         else:
-            _core.comoments(scores, w, *live, sample_weight, 1, normaliser, matrix, None, None, threads)
+            _core.comoments(scores, w, *live, samples.weight, 1, normaliser, matrix, None, None, threads)

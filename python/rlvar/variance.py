@@ -11,15 +11,17 @@ costs O(N D T^2), and it is computed when it is asked for.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar import _check, _core, pairwise
+from rlvar import _check, _core
 from rlvar.estimate import Estimate, jackknife, to_json
 
 Double = NDArray[np.float64]
@@ -32,10 +34,14 @@ class _Source:
     scores: NDArray[Any]
     weights: Double
     live: _check.Steps
-    sample_weight: Double | None
+    samples: _check.Samples
     ddof: int
-    normaliser: float
     threads: int | None
+
+    @property
+    def normaliser(self) -> float:
+        """What sums with the weights of `samples` are divided by."""
+        return self.samples.normaliser(self.ddof)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,7 @@ class Decomposition:
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
     alive : ndarray of int, shape (T,)
-        Number of rollouts that reach each step: what later values of the curves rest on.
+        Number of rollouts, copies among them, that reach each step: what later values of the curves rest on.
     lag_profile : ndarray, shape (T,)
         ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
     lag_correlation : ndarray, shape (T,)
@@ -88,16 +94,12 @@ class Decomposition:
 
     @cached_property
     def covariance(self) -> Double:
-        s = self._source
-        return pairwise.covariance(
-            s.scores,
-            s.weights,
-            mask=None if s.live.mask is None else s.live.mask.view(np.bool_),
-            lengths=s.live.lengths,
-            sample_weight=s.sample_weight,
-            ddof=s.ddof,
-            num_threads=s.threads,
+        s, t = self._source, len(self.step_variance)
+        matrix = np.empty((t, t))
+        _core.comoments(
+            *(s.scores, s.weights, *s.live, s.samples.weight, 1, s.normaliser, matrix, None, None, s.threads)
         )
+        return matrix
 
     @cached_property
     def lag_profile(self) -> Double:
@@ -158,6 +160,7 @@ def decompose(
     mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
     ddof: int = 1,
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
     confidence: float = 0.95,
@@ -172,8 +175,9 @@ def decompose(
 
     Parameters
     ----------
-    scores, weights, mask, lengths, sample_weight, ddof, num_threads
-        As in `covariance`.
+    scores, weights, mask, lengths, sample_weight, counts, ddof, num_threads
+        As in `covariance`. With `counts`, everything is what the repeated rollouts give, intervals too:
+        they leave out one copy at a time, or a group with all its copies.
     groups : sequence of hashable, shape (N,), optional
         Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
         out whole groups. The values stay those of N rollouts.
@@ -211,34 +215,37 @@ def decompose(
     n, t, d = array.shape
     live = _check.steps((n, t), mask, lengths)
     w = _check.weights(weights, (n, t), live)
-    p = _check.sample_weight(sample_weight, n)
-    normaliser = _check.normaliser(p, n, ddof)
-    units = _check.units(groups, n)
+    samples = _check.samples(sample_weight, counts, n)
+    source = _Source(array, w, live, samples, ddof, _check.threads(num_threads))
+    normaliser = source.normaliser
     level = _check.confidence(confidence)
-    source = _Source(array, w, live, p, ddof, normaliser, _check.threads(num_threads))
+    if sample_weight is not None:
+        units, p = _check.units(groups, n), samples.weight
+    else:  # copies that are units are counted after the kernels
+        units = _check.units(groups, n, samples.counts)
+        p = None if units.counts is None else units.counts.astype(np.float64)
+        normaliser = math.ldexp(normaliser, samples.exponent)
 
     mean = np.empty((t, d))
-    _core.means(array, w, *live, p, mean, source.threads)
-    shape, single = (len(units), t), len(units) == n
-    steps, growths = np.empty(shape), np.empty(shape)
-    # Squared sums over a unit; of a unit of one rollout, its squares.
-    step_sums, growth_sums = (steps, growths) if single else (np.empty(shape), np.empty(shape))
-    wanted: tuple[Double | None, Double | None] = (None, None) if single else (step_sums, growth_sums)
-    _core.unit_squares(
-        array, w, *live, p, mean, units.members, units.offsets, steps, growths, *wanted, source.threads
-    )
-    step_squares, growth_squares = steps.sum(axis=0), growths.sum(axis=0)
-    if not (np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()):
+    _core.means(array, w, *live, samples.weight, mean, source.threads)
+    squares = _unit_squares(source, p, mean, units)
+    step_squares, growth_squares = units.total(squares.steps), units.total(squares.growths)
+    if not (
+        np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
+    ):
         _check.raise_not_finite(array, live)
 
-    ends = _ends(live, (n, t))
-    first, last = growth_range = _growth_range(ends)
+    rollouts = samples.rollouts
+    reached = _ends(live, (n, t))[:, None] > np.arange(t)
+    alive = reached.sum(axis=0) if samples.counts is None else samples.counts @ reached
+    first, last = growth_range = _growth_range(alive, rollouts)
     values = _summaries(step_squares.sum(), growth_squares.copy(), normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
-    if p is None and len(units) >= 3 and n - ddof > units.sizes.max():
+    if sample_weight is None and units.number >= 3 and rollouts - ddof > units.sizes.max():
         # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
         # the mean: those of the rest about their own mean are left.
-        rest = n - units.sizes
+        steps, growths, step_sums, growth_sums = squares
+        rest = rollouts - units.sizes
         step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
         growths += growth_sums / rest[:, None]
         left_out = _summaries(
@@ -248,7 +255,7 @@ def decompose(
             growth_range,
         )
     total, variance, covariance, exponent = (
-        jackknife(float(value), others, level, positive=positive)
+        jackknife(float(value), others, level, positive=positive, copies=units.copies)
         for value, others, positive in zip(values, left_out, (True, True, False, False), strict=True)
     )
     return Decomposition(
@@ -258,11 +265,54 @@ def decompose(
         growth_exponent=exponent,
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
-        alive=(ends[:, None] > np.arange(t)).sum(axis=0),
+        alive=alive,
         mean=mean,
         growth_range=(first, last),
         _source=source,
     )
+
+
+class _Squares(NamedTuple):
+    """Of the deviations y of the terms of each unit from the mean, at each step (U, T)."""
+
+    steps: Double  # sum over its rollouts of p |y|^2
+    growths: Double  # the same of the running sums of y
+    step_sums: Double  # |sum of y|^2, copies counted
+    growth_sums: Double
+
+
+def _unit_squares(s: _Source, p: Double | None, mean: Double, units: _check.Units) -> _Squares:
+    """Return the squares of each unit about `mean` (T, D); rollouts count p (N,)."""
+    shape = (len(units), mean.shape[0])
+    steps, growths = np.empty(shape), np.empty(shape)
+    # Of a unit of one rollout, the squared sums are its squares.
+    step_sums, growth_sums = steps, growths
+    wanted: tuple[Double | None, Double | None] = (None, None)
+    if units.counts is not None:
+        step_sums, growth_sums = _sums_of_copies(s, mean, units, units.counts)
+    elif len(units) < len(units.members):
+        wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
+    _core.unit_squares(
+        *(s.scores, s.weights, *s.live, p, mean, units.members, units.offsets),
+        *(steps, growths, *wanted, s.threads),
+    )
+    return _Squares(steps, growths, step_sums, growth_sums)
+
+
+def _sums_of_copies(
+    s: _Source, mean: Double, units: _check.Units, counts: NDArray[np.int64]
+) -> tuple[Double, Double]:
+    """Return |sum c y|^2 of the steps and of the running sums (U, T): kernels sum over members once."""
+    steps, growths = np.empty((2, len(units), mean.shape[0]))
+    own = np.empty_like(mean)
+    for u, (start, stop) in enumerate(itertools.pairwise(units.offsets)):
+        rows = units.members[start:stop]
+        c = counts[rows].astype(np.float64)
+        _core.means(s.scores[rows], s.weights[rows], *s.live.rows(rows), c, own, s.threads)
+        y = c.sum() * (own - mean)
+        steps[u] = np.square(y).sum(axis=1)
+        growths[u] = np.square(np.cumsum(y, axis=0)).sum(axis=1)
+    return steps, growths
 
 
 def _ends(live: _check.Steps, shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -274,9 +324,9 @@ def _ends(live: _check.Steps, shape: tuple[int, int]) -> NDArray[np.int64]:
     return ends
 
 
-def _growth_range(ends: NDArray[np.int64]) -> tuple[int, int]:
+def _growth_range(alive: NDArray[np.int64], rollouts: int) -> tuple[int, int]:
     """Return the upper half of the steps that at least half of the rollouts reach."""
-    last = max(1, int(np.sort(ends)[len(ends) // 2]))
+    last = max(1, int((2 * alive >= rollouts).sum()))
     return (last + 1) // 2, last
 
 
@@ -318,7 +368,7 @@ def _lag_profile(s: _Source, mean: Double) -> Double:
     power = np.zeros(size // 2 + 1)
     for i in range(n):
         w = np.where(alive[i], s.weights[i], 0.0)[:, None]
-        p = 1.0 if s.sample_weight is None else float(s.sample_weight[i])
+        p = 1.0 if s.samples.weight is None else float(s.samples.weight[i])
         for d0 in range(0, d, chunk):
             rows = np.where(alive[i][:, None], s.scores[i, :, d0 : d0 + chunk], 0.0)
             spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)

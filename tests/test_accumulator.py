@@ -44,6 +44,8 @@ def test_batches_of_any_size_match_the_definition(case, cuts, size):
     blocks = reference.blocks(matrix, size)
     np.testing.assert_allclose(result.covariance(ddof=ddof), blocks, rtol=0, atol=atol)
     assert result.count == options.get("counts", np.ones(len(scores))).sum()
+    expected = reference.effective_size(len(scores), options.get("sample_weight"), options.get("counts"))
+    assert result.effective_size == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e8])
@@ -135,6 +137,7 @@ def test_batches_of_counted_rollouts_are_those_of_repeated_ones(tmp_path, rng):
         assert_same(result, expected.covariance(), 1e-12)
         np.testing.assert_allclose(result.growth(ddof=0), expected.growth(ddof=0), rtol=1e-12)
     nothing = accumulated(scores, counts=np.zeros(20, int))
+    assert nothing.effective_size == rlvar.CovarianceAccumulator().effective_size == 0
     nothing.save(tmp_path / "nothing.npz")
     whole = rlvar.CovarianceAccumulator.load(tmp_path / "nothing.npz") + batches
     assert_same(whole, batches.covariance(), 1e-15)

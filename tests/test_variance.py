@@ -27,6 +27,8 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
     np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
     p = reference.weights_of_samples(len(x), options.get("sample_weight"), options.get("counts"))
+    size = reference.effective_size(len(x), options.get("sample_weight"), options.get("counts"))
+    assert result.effective_size == pytest.approx(size, rel=1e-12)
     np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
 
 
@@ -194,6 +196,14 @@ def test_no_interval_with_sample_weight_or_two_rollouts(rng):
     ):
         assert np.isfinite(result.total_variance.value)
         assert np.isnan([result.total_variance.low, result.total_variance.stderr]).all()
+
+
+def test_the_effective_size_is_shown_with_sample_weight_alone(rng):
+    scores = rng.standard_normal((4, 3, 2))
+    assert "effective size" not in str(rlvar.decompose(scores, counts=[1, 2, 3, 4]))
+    result = rlvar.decompose(scores, sample_weight=[3, 1, 0, 0])
+    assert result.effective_size == pytest.approx(1.6)
+    assert "effective size    1.6 of 4 rollouts" in str(result)
 
 
 def test_one_step_and_no_variance():

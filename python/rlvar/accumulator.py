@@ -88,6 +88,8 @@ class CovarianceAccumulator:
     ----------
     count : int
         Rollouts so far, copies among them.
+    effective_size : float
+        Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first.
     mean : ndarray, shape (B, D)
         Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
     block_size : int
@@ -131,6 +133,11 @@ class CovarianceAccumulator:
     def count(self) -> int:
         """Rollouts so far, copies among them."""
         return 0 if self._state is None else self._state.rollouts
+
+    @property
+    def effective_size(self) -> float:
+        """Number of equally weighted rollouts that are as many."""
+        return 1.0 / self._state.square_weight if self._state is not None and self._state.weight > 0 else 0.0
 
     @property
     def mean(self) -> Double:

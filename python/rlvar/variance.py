@@ -35,6 +35,7 @@ class _Source:
     weights: Double
     live: _check.Steps
     samples: _check.Samples
+    weighted: bool  # whether by sample_weight
     ddof: int
     threads: int | None
 
@@ -79,6 +80,9 @@ class Decomposition:
         The covariance matrix; computed when first asked for.
     growth_range : tuple of int
         First and last k (both included) of the fit of `growth_exponent`.
+    effective_size : float
+        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2 over all copies, with
+        `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
     total_variance: Estimate
@@ -90,6 +94,7 @@ class Decomposition:
     alive: NDArray[np.int64]
     mean: Double
     growth_range: tuple[int, int]
+    effective_size: float
     _source: _Source = field(repr=False, compare=False)
 
     @cached_property
@@ -138,6 +143,10 @@ class Decomposition:
         if not np.isnan(self.growth_exponent.value):
             first, last = self.growth_range
             lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
+        if self._source.weighted:
+            lines.append(
+                f"effective size    {self.effective_size:.4g} of {self._source.samples.rollouts} rollouts"
+            )
         return "\n".join(lines)
 
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
@@ -150,6 +159,7 @@ class Decomposition:
             **{name: getattr(self, name).to_dict() for name in estimates},
             **{name: to_json(getattr(self, name)) for name in arrays},
             "growth_range": list(self.growth_range),
+            "effective_size": self.effective_size,
         }
 
 
@@ -216,7 +226,7 @@ def decompose(
     live = _check.steps((n, t), mask, lengths)
     w = _check.weights(weights, (n, t), live)
     samples = _check.samples(sample_weight, counts, n)
-    source = _Source(array, w, live, samples, ddof, _check.threads(num_threads))
+    source = _Source(array, w, live, samples, sample_weight is not None, ddof, _check.threads(num_threads))
     normaliser = source.normaliser
     level = _check.confidence(confidence)
     if sample_weight is not None:
@@ -268,6 +278,7 @@ def decompose(
         alive=alive,
         mean=mean,
         growth_range=(first, last),
+        effective_size=samples.effective_size,
         _source=source,
     )
 

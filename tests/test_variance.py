@@ -23,6 +23,8 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.step_variance, matrix.diagonal(), **close)
     np.testing.assert_allclose(result.growth, reference.growth(scores, weights, **options), **close)
     np.testing.assert_allclose(result.lag_profile, reference.lag_profile(matrix), **close)
+    if result.growth[-1]:
+        np.testing.assert_allclose(result.step_share * result.growth[-1], matrix.sum(axis=1), **close)
     np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
     np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
     np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
@@ -66,6 +68,19 @@ def test_lag_correlations_are_those_of_the_matrix(rng):
     assert result.alive.tolist() == [(lengths > t).sum() for t in range(9)]
 
 
+def test_step_shares_sum_to_one_and_are_negative_where_a_step_reduces_the_variance(rng):
+    scores, weights = rng.standard_normal((50, 8, 3)), rng.standard_normal((50, 8))
+    scores[:, 5], weights[:, 5] = -0.5 * scores[:, 2], weights[:, 2]
+    mask = rng.random((50, 8)) < 0.8
+    mask[:, [2, 5]] = True
+    mask[:, 7] = False
+    scores[~mask], weights[~mask] = np.nan, np.nan
+    share = rlvar.decompose(scores, weights, mask=mask).step_share
+    assert share.sum() == pytest.approx(1, rel=1e-13)
+    assert share[5] < 0 < share[2]
+    assert share[7] == 0
+
+
 def test_a_rollout_is_alive_until_its_last_live_step():
     mask = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
     assert rlvar.decompose(np.ones((3, 4, 1)), mask=mask).alive.tolist() == [2, 2, 1, 0]
@@ -84,6 +99,7 @@ def test_a_mean_far_above_the_spread_costs_no_digits(isa, rng):
     expected = reference.covariance(scores - 1e6)
     np.testing.assert_allclose(result.step_variance, expected.diagonal(), rtol=1e-9)
     np.testing.assert_allclose(result.growth, reference.growth(scores - 1e6), rtol=1e-8)
+    np.testing.assert_allclose(result.step_share, expected.sum(axis=1) / expected.sum(), rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.covariance, expected, rtol=0, atol=1e-12 * expected.max())
 
 
@@ -94,7 +110,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(isa, rng, shape):
     for threads in (2, 3, 8):
         other = rlvar.decompose(scores, weights, num_threads=threads)
         assert [getattr(one, name) for name in NAMES] == [getattr(other, name) for name in NAMES]
-        for name in ("step_variance", "growth", "mean", "lag_profile", "covariance"):
+        for name in ("step_variance", "step_share", "growth", "mean", "lag_profile", "covariance"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -211,6 +227,7 @@ def test_one_step_and_no_variance():
     assert result.total_variance.value == 0
     assert np.isnan(result.growth_exponent.value)
     assert np.isnan(result.covariance_share)
+    assert np.isnan(result.step_share).all()
     assert "total variance" in str(result)
 
 

@@ -50,7 +50,7 @@ class Decomposition:
     """The variance of a policy gradient, taken apart.
 
     It keeps the scores and weights, not copies of them, for what is computed when it is first
-    asked for: read `covariance` and `lag_profile` before those arrays are changed.
+    asked for: read `covariance`, `step_share` and `lag_profile` before those arrays are changed.
 
     Attributes
     ----------
@@ -65,6 +65,10 @@ class Decomposition:
         NaN if that holds one step only.
     step_variance : ndarray, shape (T,)
         The variance terms one by one.
+    step_share : ndarray, shape (T,)
+        Which steps carry the variance: the row sums of C over the total, Cov(X_t, g) / V, where g is the
+        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0. Computed
+        when first asked for, in two passes over the scores.
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
     alive : ndarray of int, shape (T,)
@@ -105,6 +109,10 @@ class Decomposition:
             *(s.scores, s.weights, *s.live, s.samples.weight, 1, s.normaliser, matrix, None, None, s.threads)
         )
         return matrix
+
+    @cached_property
+    def step_share(self) -> Double:
+        return _step_share(self._source, self.mean, self.growth[-1])
 
     @cached_property
     def lag_profile(self) -> Double:
@@ -152,9 +160,15 @@ class Decomposition:
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
         estimates = ("total_variance", "variance_terms", "covariance_terms", "growth_exponent")
-        arrays = ["step_variance", "growth", "alive", "lag_profile", "lag_correlation", "mean"] + [
-            "covariance"
-        ] * covariance
+        arrays = [
+            "step_variance",
+            "step_share",
+            "growth",
+            "alive",
+            "lag_profile",
+            "lag_correlation",
+            "mean",
+        ] + ["covariance"] * covariance
         return {
             **{name: getattr(self, name).to_dict() for name in estimates},
             **{name: to_json(getattr(self, name)) for name in arrays},
@@ -359,6 +373,27 @@ def _summaries(
     else:
         exponent = np.log(growth, out=growth) @ log_k / (log_k @ log_k)
     return np.stack([total, variance, total - variance, exponent])
+
+
+def _gradients(s: _Source) -> Double:
+    """Return the gradient estimate of each rollout (N, D)."""
+    result = np.empty((len(s.scores), s.scores.shape[2]))
+    _core.gradients(s.scores, np.ascontiguousarray(s.weights[None]), *s.live, result[None], s.threads)
+    return result
+
+
+def _step_share(s: _Source, mean: Double, total: float) -> Double:
+    """Row sums of C over the total: sum_n p_n (X_n[t] - mean[t]) . (g_n - mean of g) over that of all t."""
+    n, t, _ = s.scores.shape
+    p = np.ones(n) if s.samples.weight is None else s.samples.weight
+    v = _gradients(s) - mean.sum(axis=0)
+    projected = np.empty((n, t))
+    _core.projections(s.scores, *s.live, v, projected, s.threads)
+    projected *= np.where(s.live.live((n, t)), s.weights, 0.0)
+    # The p v sum to 0 but for rounding, which a mean far above the spread would show.
+    covariance = p @ projected - mean @ (p @ v)
+    share: Double = covariance / (s.normaliser * total) if total else np.full(t, np.nan)
+    return share
 
 
 def _transform_size(steps: int) -> int:

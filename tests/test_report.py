@@ -92,11 +92,14 @@ def test_many_estimators_are_told_in_few_sentences(rng):
 
 def test_groups_and_ignored_rewards_are_explained(rng):
     rollouts = rlvar.Rollouts(
-        rng.standard_normal((12, 5, 3)), np.ones((12, 5)), lengths=[4] * 12, groups=list("aabbccddeeff")
+        rng.standard_normal((20, 5, 3)),
+        np.ones((20, 5)),
+        lengths=[4] * 20,
+        groups=list("aabbccddeeffgghhiijj"),
     )
     text = str(make_report(rollouts))
     assert "A group's mean is the unit here" in text
-    assert "12 non-zero rewards lie on steps that are not live and are ignored" in text
+    assert "20 non-zero rewards lie on steps that are not live and are ignored" in text
 
 
 def test_what_no_rollout_reaches_is_not_counted(rng):
@@ -112,7 +115,7 @@ def test_one_step_has_no_covariance_and_no_exponent(rng):
 
 
 def test_the_chart_rises_to_the_largest_variance(rng):
-    lines = str(make_report(rlvar.Rollouts(np.ones((9, 20, 1)), rng.standard_normal(9)))).splitlines()
+    lines = str(make_report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Growth of the variance"))
     heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
     assert heights == sorted(heights)

@@ -9,6 +9,9 @@ import reference
 import rlvar
 import strategies
 
+# Most cases are small; `test_intervals_from_fewer_than_ten_units_come_with_a_warning` is about it.
+pytestmark = pytest.mark.filterwarnings("ignore:intervals from")
+
 NAMES = ("total_variance", "variance_terms", "covariance_terms")
 
 
@@ -202,6 +205,19 @@ def test_growth_range_is_the_upper_half_of_what_half_the_rollouts_reach(rng):
     assert rlvar.decompose(scores).growth_range == (10, 20)
     assert rlvar.decompose(scores, lengths=[2, 3, 4, 8, 12, 20]).growth_range == (4, 8)
     assert rlvar.decompose(scores, lengths=[0] * 6).growth_range == (1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
+    scores = rng.standard_normal((12, 4, 2))
+    with pytest.warns(UserWarning, match="intervals from 7 rollouts: with fewer than ten") as record:
+        rlvar.decompose(scores[:7])
+    assert record[0].filename == __file__
+    with pytest.warns(UserWarning, match="intervals from 4 groups: with fewer than ten"):
+        rlvar.decompose(scores, groups=[0, 1, 2, 3] * 3)
+    rlvar.decompose(scores[:7], counts=[1, 2, 3, 4, 1, 0, 0])  # eleven
+    rlvar.decompose(scores[:7], sample_weight=np.ones(7))  # no intervals
+    rlvar.decompose(scores)
 
 
 def test_no_interval_with_sample_weight_or_two_rollouts(rng):

@@ -454,6 +454,14 @@ def units(
     return Units(present[np.argsort(labels, kind="stable")], offsets, counts=counts)
 
 
+def warn_few(units: Units, *, grouped: bool, stacklevel: int = 3) -> None:
+    """Warn of intervals from fewer than ten units; by default where the caller's caller is."""
+    if units.number < 10:
+        name = "groups" if grouped else "rollouts"
+        message = f"intervals from {units.number} {name}: with fewer than ten they may be far too narrow"
+        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:
     """Number arbitrary hashable labels (N,) in the order of their first appearance."""
     if hasattr(groups, "__array__"):  # tensors too: theirs hash by identity, so no two would be equal

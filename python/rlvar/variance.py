@@ -218,6 +218,11 @@ def decompose(
     ValueError, TypeError
         As `covariance`; also for fewer than two groups.
 
+    Warns
+    -----
+    UserWarning
+        For intervals from fewer than ten units.
+
     Notes
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
@@ -266,6 +271,7 @@ def decompose(
     values = _summaries(step_squares.sum(), growth_squares.copy(), normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
     if sample_weight is None and units.number >= 3 and rollouts - ddof > units.sizes.max():
+        _check.warn_few(units, grouped=groups is not None)
         # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
         # the mean: those of the rest about their own mean are left.
         steps, growths, step_sums, growth_sums = squares

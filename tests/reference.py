@@ -185,6 +185,31 @@ def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, dd
     return result / normaliser(n, sample_weight, ddof, counts)
 
 
+def strata_of(lengths, strata):
+    """floor(S (fraction shorter + half the fraction of the same length))."""
+    lengths = np.asarray(lengths)
+    shares = [np.mean(lengths < length) + np.mean(lengths == length) / 2 for length in lengths]
+    return np.floor(strata * np.array(shares) + 1e-9).astype(int)
+
+
+def growth_exponent_within(x, labels, lengths, kept=None):
+    """Mean over strata, by their numbers of kept rollouts, of the slope of log V_s(k) on log k.
+
+    The range of k is the upper half of the steps that all of a stratum reach, kept or not.
+    """
+    kept = range(len(x)) if kept is None else kept
+    slopes, sizes = [], []
+    for label in sorted(set(labels)):
+        last = min(length for length, own in zip(lengths, labels, strict=True) if own == label)
+        k = range((last + 1) // 2, last + 1)
+        rows = [n for n in kept if labels[n] == label]
+        squares = [np.square(centred(x[rows, :j].sum(axis=1), np.ones(len(rows)))).sum() for j in k]
+        if len(k) > 1:
+            slopes.append(np.polyfit(np.log(k), np.log(squares), 1)[0])
+            sizes.append(len(rows))
+    return np.average(slopes, weights=sizes)
+
+
 def lag_profile(matrix):
     """c(k) = sum_t C[t,t+k]."""
     t = len(matrix)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import closed_forms
 import reference
 import rlvar
 import strategies
+from rlvar.growth import strata_of
 
 # Most cases are small; `test_intervals_from_fewer_than_ten_units_come_with_a_warning` is about it.
 pytestmark = pytest.mark.filterwarnings("ignore:intervals from")
@@ -144,14 +146,14 @@ def test_counted_rollouts_are_repeated_ones_intervals_too(isa, rng, groups):
     counts[16] = 0  # with groups, one of nothing
     again = None if groups is None else np.repeat(groups, counts)
     for p in (None, rng.random(17)):
-        ours = rlvar.decompose(
-            scores, weights, lengths=lengths, counts=counts, groups=groups, sample_weight=p
-        )
+        options = {"groups": groups, "sample_weight": p, "strata": 2}
+        ours = rlvar.decompose(scores, weights, lengths=lengths, counts=counts, **options)
         repeated = rlvar.decompose(
             *(np.repeat(scores, counts, axis=0), np.repeat(weights, counts, axis=0)),
             lengths=np.repeat(lengths, counts),
             sample_weight=None if p is None else np.repeat(p, counts),
             groups=again,
+            strata=2,
         )
         assert_same_results(ours, repeated)
 
@@ -218,6 +220,82 @@ def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
     rlvar.decompose(scores[:7], counts=[1, 2, 3, 4, 1, 0, 0])  # eleven
     rlvar.decompose(scores[:7], sample_weight=np.ones(7))  # no intervals
     rlvar.decompose(scores)
+
+
+@pytest.mark.parametrize("groups", [None, list("abcdefghij") * 3])
+def test_the_exponent_within_strata_is_its_definition_and_its_jackknife(isa, rng, groups):
+    scores, weights = rng.standard_normal((30, 12, 3)) + 0.3, rng.standard_normal((30, 12))
+    lengths = rng.integers(0, 13, 30)
+    x = reference.terms(scores, weights, lengths=lengths)
+    for strata in (1, 2, 3):
+        labels = reference.strata_of(lengths, strata)
+
+        def within(kept, labels=labels):
+            return reference.growth_exponent_within(x, labels, lengths, kept)
+
+        result = rlvar.decompose(scores, weights, lengths=lengths, groups=groups, strata=strata)
+        if strata == 1:  # some rollout has no step at all
+            assert np.isnan(result.growth_exponent_within.value)
+            assert result.strata_disagree is None
+            continue
+        ours = result.growth_exponent_within
+        assert ours.value == pytest.approx(within(None), rel=1e-10)
+        stderr = reference.jackknife_stderr(within, groups or np.arange(30))
+        assert ours.stderr == pytest.approx(stderr, rel=1e-8)
+        assert result.growth_exponent_shift.value == pytest.approx(ours.value - result.growth_exponent.value)
+
+
+def test_strata_are_quantiles_that_keep_equal_lengths_together():
+    lengths = np.array([5, 9, 9, 9, 9, 1, 20, 21, 30, 2])
+    labels = strata_of(lengths, np.ones(10), 4)
+    assert labels.tolist() == [1, 2, 2, 2, 2, 0, 3, 3, 3, 0]
+    np.testing.assert_array_equal(np.unique(reference.strata_of(lengths, 4), return_inverse=True)[1], labels)
+    assert not strata_of(np.full(6, 3), np.ones(6), 5).any()
+    assert strata_of(lengths, lengths * (lengths > 5.0), 1).tolist() == [-1, 0, 0, 0, 0, -1, 0, 0, 0, -1]
+
+
+LENGTHS, SHARES = np.array([30, 45, 60]), np.array([0.3, 0.4, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shares", "rewards", "means", "disagree"),
+    [
+        # All rollouts reach what is fitted, and all count alike: there is nothing to tell apart.
+        (LENGTHS, [0.6, 0.2, 0.2], [1, 1, 1], [0, 0, 0], False),
+        # Long episodes are good ones, here with weights and means of their own.
+        (LENGTHS, SHARES, LENGTHS / 60, [-0.5, 0.0, 0.5], True),
+    ],
+)
+def test_strata_find_the_exponent_that_lengths_confound(lengths, shares, rewards, means, disagree):
+    shares, rewards, means = np.asarray(shares), np.asarray(rewards, float), np.asarray(means)
+    growth = closed_forms.length_growth(lengths, shares, rewards, means, 60)
+    plain, within, verdicts = [], [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        kind = rng.choice(3, 300, p=shares)
+        scores = rng.standard_normal((300, 60, 2)) + means[kind, None, None]
+        result = rlvar.decompose(scores, rewards[kind], lengths=lengths[kind], strata=6)
+        first, last = result.growth_range
+        exact = np.polyfit(np.log(np.arange(first, last + 1)), np.log(growth[first - 1 : last]), 1)[0]
+        plain.append(result.growth_exponent.value - exact)
+        within.append(result.growth_exponent_within.value - 1.0)
+        verdicts.append(result.strata_disagree)
+    assert abs(exact - 1) > 0.3 or not disagree
+    for errors in (plain, within):
+        assert abs(np.mean(errors)) < 4 * np.std(errors) / 60**0.5
+    assert np.mean(verdicts) > 0.95 if disagree else np.mean(verdicts) < 0.2
+
+
+def test_what_tells_nothing_of_growth_is_left_out_of_the_strata(rng):
+    # Of single steps there is no slope, short episodes earn nothing, and one stratum is a law.
+    lengths, k = np.repeat([1, 20, 40], 12), np.arange(1, 41)
+    weights = np.where(lengths == 40, rng.standard_normal(36), 0.0)[:, None] * np.diff(k**0.7, prepend=0.0)
+    result = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths, strata=3)
+    assert result.growth_exponent_within.value == pytest.approx(1.4, rel=1e-10)
+    assert "within strata of length" in str(result)
+    alone = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths)
+    assert np.isnan(alone.growth_exponent_within.value)
+    assert "strata" not in str(alone)
 
 
 def test_no_interval_with_sample_weight_or_two_rollouts(rng):
@@ -293,6 +371,8 @@ def test_the_first_bad_score_is_named(rng, bad):
         ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
         ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
         ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
+        ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
+        ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),
     ],
 )

@@ -157,6 +157,15 @@ class Units(NamedTuple):
         """Rollouts in each unit (U,)."""
         return np.diff(self.offsets) if self.counts is None else self.sums(self.counts)
 
+    def among(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Units]:
+        """Return which units hold some of `rows` (N,), and what they hold of them."""
+        kept = rows[self.members]
+        unit = np.repeat(np.arange(len(self)), np.diff(self.offsets))[kept]
+        present, sizes = np.unique(unit, return_counts=True)
+        copies = None if self.copies is None else self.copies[present]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        return present, Units(self.members[kept], offsets, copies, self.counts)
+
     def total(self, values: NDArray[Any]) -> Any:
         """Sum `values` (U, ...) over the units, copies among them."""
         return values.sum(axis=0) if self.copies is None else self.copies @ values

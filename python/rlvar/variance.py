@@ -11,7 +11,6 @@ costs O(N D T^2), and it is computed when it is asked for.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -21,28 +20,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar import _check, _core
-from rlvar.estimate import Estimate, jackknife, to_json
+from rlvar import _check
+from rlvar.estimate import Estimate, Moment, jackknife, to_json
+from rlvar.growth import pooled, slope, stratified, upper_half
+from rlvar.terms import Terms, autocorrelation
 
 Double = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The checked arguments of `decompose`, for what is computed on demand."""
+class _Source(NamedTuple):
+    """What `decompose` was given, for what is computed on demand."""
 
-    scores: NDArray[Any]
-    weights: Double
-    live: _check.Steps
+    terms: Terms
     samples: _check.Samples
     weighted: bool  # whether by sample_weight
-    ddof: int
-    threads: int | None
-
-    @property
-    def normaliser(self) -> float:
-        """What sums with the weights of `samples` are divided by."""
-        return self.samples.normaliser(self.ddof)
+    normaliser: float  # of sums with the weights of `samples`
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +55,12 @@ class Decomposition:
     growth_exponent : Estimate
         Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
         NaN if that holds one step only.
+    growth_exponent_within : Estimate
+        The same within strata of similar length, where raggedness does not flatten the curve, nor
+        differences between long and short rollouts bend it. NaN if no `strata` were asked for, or none
+        has more than one step to fit and some variance.
+    growth_exponent_shift : Estimate
+        `growth_exponent_within` less `growth_exponent`, paired: the same units are left out of both.
     step_variance : ndarray, shape (T,)
         The variance terms one by one.
     step_share : ndarray, shape (T,)
@@ -93,6 +91,8 @@ class Decomposition:
     variance_terms: Estimate
     covariance_terms: Estimate
     growth_exponent: Estimate
+    growth_exponent_within: Estimate
+    growth_exponent_shift: Estimate
     step_variance: Double
     growth: Double
     alive: NDArray[np.int64]
@@ -103,32 +103,37 @@ class Decomposition:
 
     @cached_property
     def covariance(self) -> Double:
-        s, t = self._source, len(self.step_variance)
-        matrix = np.empty((t, t))
-        _core.comoments(
-            *(s.scores, s.weights, *s.live, s.samples.weight, 1, s.normaliser, matrix, None, None, s.threads)
-        )
-        return matrix
+        terms, samples, _, normaliser = self._source
+        return terms.covariance(samples.weight, normaliser)
 
     @cached_property
     def step_share(self) -> Double:
-        return _step_share(self._source, self.mean, self.growth[-1])
+        terms, samples, _, normaliser = self._source
+        total = normaliser * self.growth[-1]
+        if total == 0:
+            return np.full_like(self.growth, np.nan)
+        share: Double = terms.with_gradient(samples.weight, self.mean) / total
+        return share
 
     @cached_property
     def lag_profile(self) -> Double:
-        return _lag_profile(self._source, self.mean)
+        terms, samples, _, normaliser = self._source
+        return terms.lags(samples.weight, self.mean) / normaliser
 
     @cached_property
     def lag_correlation(self) -> Double:
-        deviation = np.sqrt(self.step_variance)
-        size = _transform_size(len(deviation))
-        spectrum = np.fft.rfft(deviation, size)
-        bound = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(deviation)]
+        bound = autocorrelation(np.sqrt(self.step_variance))
         # Rounding of the transform, where the steps that far apart have no variance.
         bound[bound < 1e-12 * bound[0]] = 0.0
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
         return ratio
+
+    @property
+    def strata_disagree(self) -> bool | None:
+        """Whether the growth exponent within strata is another one, by its interval; None without that."""
+        shift = self.growth_exponent_shift
+        return None if math.isnan(shift.low) else not shift.low <= 0 <= shift.high
 
     @property
     def covariance_share(self) -> float:
@@ -151,6 +156,9 @@ class Decomposition:
         if not np.isnan(self.growth_exponent.value):
             first, last = self.growth_range
             lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
+        if not np.isnan(self.growth_exponent_within.value):
+            note = ", and so another one" if self.strata_disagree else ""
+            lines.append(f"                  {self.growth_exponent_within}  within strata of length{note}")
         if self._source.weighted:
             lines.append(
                 f"effective size    {self.effective_size:.4g} of {self._source.samples.rollouts} rollouts"
@@ -159,7 +167,7 @@ class Decomposition:
 
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
-        estimates = ("total_variance", "variance_terms", "covariance_terms", "growth_exponent")
+        estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
         arrays = [
             "step_variance",
             "step_share",
@@ -187,6 +195,7 @@ def decompose(
     counts: ArrayLike | None = None,
     ddof: int = 1,
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
+    strata: int | None = None,
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> Decomposition:
@@ -205,6 +214,9 @@ def decompose(
     groups : sequence of hashable, shape (N,), optional
         Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
         out whole groups. The values stay those of N rollouts.
+    strata : int, optional
+        Number of strata of similar length (quantiles; equal lengths stay together, so there may be
+        fewer) for `growth_exponent_within`. It takes one pass over the scores for each, and one more.
     confidence : float, default 0.95
         Nominal coverage of the intervals. They come from the jackknife over rollouts or groups,
         and are NaN with `sample_weight` and for fewer than three units.
@@ -230,6 +242,18 @@ def decompose(
     the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
     computed unless ``result.covariance`` is read.
 
+    In ragged data that slope mixes three things: how the variance grows, how many rollouts are left to
+    add to it, and how the means of long and short rollouts differ; their lengths tell of their rewards.
+    Within a stratum s of similar length,
+
+    .. math:: V_s(k) = \frac{1}{N_s} \sum_{n \in s} |h_n(k) - \bar h_s(k)|^2, \qquad
+              h_n(k) = \sum_{t \le k} X_{nt},
+
+    about the stratum's own means, over the upper half of the steps that all of s reach, is free of
+    padding and of differences between strata. The exponent within is the mean of the slopes of log V_s on
+    log k, weighted by N_s: one exponent, a scale for each stratum. In its intervals the strata stay as they
+    are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
+
     Examples
     --------
     >>> import numpy as np, rlvar
@@ -241,40 +265,40 @@ def decompose(
     True
     """
     array = _check.scores(scores)
-    n, t, d = array.shape
+    n, t, _ = array.shape
     live = _check.steps((n, t), mask, lengths)
-    w = _check.weights(weights, (n, t), live)
-    samples = _check.samples(sample_weight, counts, n)
-    source = _Source(array, w, live, samples, sample_weight is not None, ddof, _check.threads(num_threads))
-    normaliser = source.normaliser
+    terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
+    samples, weighted = _check.samples(sample_weight, counts, n), sample_weight is not None
+    source = _Source(terms, samples, weighted, samples.normaliser(ddof))
     level = _check.confidence(confidence)
-    if sample_weight is not None:
-        units, p = _check.units(groups, n), samples.weight
+    wanted = None if strata is None else _check.positive_integer("strata", strata)
+    if weighted:
+        units, p, normaliser = _check.units(groups, n), samples.weight, source.normaliser
     else:  # copies that are units are counted after the kernels
         units = _check.units(groups, n, samples.counts)
         p = None if units.counts is None else units.counts.astype(np.float64)
-        normaliser = math.ldexp(normaliser, samples.exponent)
+        normaliser = math.ldexp(source.normaliser, samples.exponent)
 
-    mean = np.empty((t, d))
-    _core.means(array, w, *live, samples.weight, mean, source.threads)
-    squares = _unit_squares(source, p, mean, units)
-    step_squares, growth_squares = units.total(squares.steps), units.total(squares.growths)
+    mean = terms.mean(samples.weight)
+    steps, growths, step_sums, growth_sums = terms.squares(p, mean, units)
+    step_squares, growth_squares = units.total(steps), units.total(growths)
     if not (
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(array, live)
 
     rollouts = samples.rollouts
-    reached = _ends(live, (n, t))[:, None] > np.arange(t)
+    reached = terms.ends()[:, None] > np.arange(t)
     alive = reached.sum(axis=0) if samples.counts is None else samples.counts @ reached
-    first, last = growth_range = _growth_range(alive, rollouts)
-    values = _summaries(step_squares.sum(), growth_squares.copy(), normaliser, growth_range)
+    # The steps that at least half of the rollouts reach.
+    first, last = growth_range = upper_half(max(1, int((2 * alive >= rollouts).sum())))
+    values = _summaries(step_squares.sum(), growth_squares, normaliser, growth_range)
     left_out = np.full((4, 0), np.nan)
-    if sample_weight is None and units.number >= 3 and rollouts - ddof > units.sizes.max():
+    intervals = not weighted and units.number >= 3 and rollouts - ddof > units.sizes.max()
+    if intervals:
         _check.warn_few(units, grouped=groups is not None)
         # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
         # the mean: those of the rest about their own mean are left.
-        steps, growths, step_sums, growth_sums = squares
         rest = rollouts - units.sizes
         step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
         growths += growth_sums / rest[:, None]
@@ -284,15 +308,26 @@ def decompose(
             (rest - ddof).astype(np.float64),
             growth_range,
         )
-    total, variance, covariance, exponent = (
+    each = np.ones(n) if samples.weight is None else samples.weight
+    parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
+    within = pooled(parts, units)
+    if not intervals:
+        within = Moment(within.value, np.empty(0))
+    total, variance, covariance, exponent, exponent_within, shift = (
         jackknife(float(value), others, level, positive=positive, copies=units.copies)
-        for value, others, positive in zip(values, left_out, (True, True, False, False), strict=True)
+        for (value, others), positive in (
+            *zip(zip(values, left_out, strict=True), (True, True, False, False), strict=True),
+            (within, False),
+            ((within.value - values[3], within.left_out - left_out[3]), False),
+        )
     )
     return Decomposition(
         total_variance=total,
         variance_terms=variance,
         covariance_terms=covariance,
         growth_exponent=exponent,
+        growth_exponent_within=exponent_within,
+        growth_exponent_shift=shift,
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
         alive=alive,
@@ -303,127 +338,15 @@ def decompose(
     )
 
 
-class _Squares(NamedTuple):
-    """Of the deviations y of the terms of each unit from the mean, at each step (U, T)."""
-
-    steps: Double  # sum over its rollouts of p |y|^2
-    growths: Double  # the same of the running sums of y
-    step_sums: Double  # |sum of y|^2, copies counted
-    growth_sums: Double
-
-
-def _unit_squares(s: _Source, p: Double | None, mean: Double, units: _check.Units) -> _Squares:
-    """Return the squares of each unit about `mean` (T, D); rollouts count p (N,)."""
-    shape = (len(units), mean.shape[0])
-    steps, growths = np.empty(shape), np.empty(shape)
-    # Of a unit of one rollout, the squared sums are its squares.
-    step_sums, growth_sums = steps, growths
-    wanted: tuple[Double | None, Double | None] = (None, None)
-    if units.counts is not None:
-        step_sums, growth_sums = _sums_of_copies(s, mean, units, units.counts)
-    elif len(units) < len(units.members):
-        wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
-    _core.unit_squares(
-        *(s.scores, s.weights, *s.live, p, mean, units.members, units.offsets),
-        *(steps, growths, *wanted, s.threads),
-    )
-    return _Squares(steps, growths, step_sums, growth_sums)
-
-
-def _sums_of_copies(
-    s: _Source, mean: Double, units: _check.Units, counts: NDArray[np.int64]
-) -> tuple[Double, Double]:
-    """Return |sum c y|^2 of the steps and of the running sums (U, T): kernels sum over members once."""
-    steps, growths = np.empty((2, len(units), mean.shape[0]))
-    own = np.empty_like(mean)
-    for u, (start, stop) in enumerate(itertools.pairwise(units.offsets)):
-        rows = units.members[start:stop]
-        c = counts[rows].astype(np.float64)
-        _core.means(s.scores[rows], s.weights[rows], *s.live.rows(rows), c, own, s.threads)
-        y = c.sum() * (own - mean)
-        steps[u] = np.square(y).sum(axis=1)
-        growths[u] = np.square(np.cumsum(y, axis=0)).sum(axis=1)
-    return steps, growths
-
-
-def _ends(live: _check.Steps, shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Return one past the last live step of each rollout (N,)."""
-    if live.mask is None:
-        return np.full(shape[0], shape[1]) if live.lengths is None else live.lengths
-    alive = live.live(shape)
-    ends: NDArray[np.int64] = np.where(alive.any(axis=1), shape[1] - np.argmax(alive[:, ::-1], axis=1), 0)
-    return ends
-
-
-def _growth_range(alive: NDArray[np.int64], rollouts: int) -> tuple[int, int]:
-    """Return the upper half of the steps that at least half of the rollouts reach."""
-    last = max(1, int((2 * alive >= rollouts).sum()))
-    return (last + 1) // 2, last
-
-
 def _summaries(
     step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
 ) -> Double:
     """Return total, variance terms, covariance terms and growth exponent.
 
-    From sums of squares: of all steps (...), and of the running sums (..., T), which are overwritten.
+    From sums of squares: of all steps (...), and of the running sums (..., T).
     """
     total = growth_squares[..., -1] / normaliser
     variance = step_squares / normaliser
     first, last = growth_range
-    log_k = np.log(np.arange(first, last + 1))
-    log_k -= log_k.mean()
-    growth = growth_squares[..., first - 1 : last]
-    if last == first or not (growth > 0).all():
-        exponent = np.full_like(total, np.nan)
-    else:
-        exponent = np.log(growth, out=growth) @ log_k / (log_k @ log_k)
+    exponent = slope(growth_squares[..., first - 1 : last], first)
     return np.stack([total, variance, total - variance, exponent])
-
-
-def _gradients(s: _Source) -> Double:
-    """Return the gradient estimate of each rollout (N, D)."""
-    result = np.empty((len(s.scores), s.scores.shape[2]))
-    _core.gradients(s.scores, np.ascontiguousarray(s.weights[None]), *s.live, result[None], s.threads)
-    return result
-
-
-def _step_share(s: _Source, mean: Double, total: float) -> Double:
-    """Row sums of C over the total: sum_n p_n (X_n[t] - mean[t]) . (g_n - mean of g) over that of all t."""
-    n, t, _ = s.scores.shape
-    p = np.ones(n) if s.samples.weight is None else s.samples.weight
-    v = _gradients(s) - mean.sum(axis=0)
-    projected = np.empty((n, t))
-    _core.projections(s.scores, *s.live, v, projected, s.threads)
-    projected *= np.where(s.live.live((n, t)), s.weights, 0.0)
-    # The p v sum to 0 but for rounding, which a mean far above the spread would show.
-    covariance = p @ projected - mean @ (p @ v)
-    share: Double = covariance / (s.normaliser * total) if total else np.full(t, np.nan)
-    return share
-
-
-def _transform_size(steps: int) -> int:
-    """Return a size of which the circular autocorrelation of `steps` numbers is the linear one."""
-    return 1 << (2 * steps - 1).bit_length()
-
-
-def _lag_profile(s: _Source, mean: Double) -> Double:
-    """Sum of C[t, t+k] over t, for all k, by FFT: autocorrelation of each centred series.
-
-    Padded with T zeros a series' circular autocorrelation is its linear one, the inverse transform
-    of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
-    """
-    n, t, d = s.scores.shape
-    size = _transform_size(t)
-    chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
-    alive = s.live.live((n, t))
-    power = np.zeros(size // 2 + 1)
-    for i in range(n):
-        w = np.where(alive[i], s.weights[i], 0.0)[:, None]
-        p = 1.0 if s.samples.weight is None else float(s.samples.weight[i])
-        for d0 in range(0, d, chunk):
-            rows = np.where(alive[i][:, None], s.scores[i, :, d0 : d0 + chunk], 0.0)
-            spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
-            power += p * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-    result: Double = np.fft.irfft(power, size)[:t] / s.normaliser
-    return result

@@ -210,14 +210,14 @@ def _defined(value: float, left_out: Double, copies: Copies = None) -> bool:
     )
 
 
-def correlation(x: Double, y: Double) -> float:
+def correlation(x: Double, y: Double, copies: Copies = None) -> float:
     """Correlation of two statistics by their leave-one-out values (M,) of the same units.
 
     It is 0 where one does not vary.
     """
-    a, b = _deviations(x)[1], _deviations(y)[1]
-    norm = math.sqrt(float(a @ a) * float(b @ b))
-    return max(-1.0, min(1.0, float(a @ b) / norm)) if norm else 0.0
+    a, b = _deviations(x, copies)[1], _deviations(y, copies)[1]
+    norm = math.sqrt(_sum(a * a, copies) * _sum(b * b, copies))
+    return max(-1.0, min(1.0, _sum(a * b, copies) / norm)) if norm else 0.0
 
 
 def jackknife(
@@ -240,7 +240,13 @@ def jackknife(
 
 
 def signal_interval(
-    signal: Moment, variance: Moment, dimension: int, confidence: float, *, tested: bool = False
+    signal: Moment,
+    variance: Moment,
+    dimension: int,
+    confidence: float,
+    *,
+    tested: bool = False,
+    copies: Copies = None,
 ) -> Estimate:
     r"""Interval of a signal :math:`|E g|^2`, weak or strong.
 
@@ -254,6 +260,8 @@ def signal_interval(
         Nominal coverage.
     tested : bool, default False
         Whether low > 0 is to be a test of s = 0 that errs with probability (1 - `confidence`) / 2.
+    copies : ndarray of int, shape (U,), optional
+        How often each unit is there, once by default.
 
     Returns
     -------
@@ -282,10 +290,10 @@ def signal_interval(
     D = 1 is the t-test.
     """
     (s, s_left_out), v = signal, variance.value
-    if not (_defined(s, s_left_out) and math.isfinite(v)):
+    if not (_defined(s, s_left_out, copies) and math.isfinite(v)):
         return Estimate(s, confidence=confidence)
-    u = len(s_left_out)
-    stderr, t = _stderr(s_left_out), _t(s_left_out, confidence)
+    u = _number(s_left_out, copies)
+    stderr, t = _stderr(s_left_out, copies), _t(s_left_out, confidence, copies)
     # |mean|^2 as the leave-one-out values see it, and their spread at its size for U, not U - 1.
     norm = s + v / (u - 1)
     b = (stderr * (u - 2) / (u - 1)) ** 2 / norm if norm > 0 else 0.0
@@ -441,7 +449,12 @@ def _anything(
 
 
 def bootstrap_t(
-    moment: Moment, centre: float, resampled: Double, log_stderrs: Double, confidence: float
+    moment: Moment,
+    centre: float,
+    resampled: Double,
+    log_stderrs: Double,
+    confidence: float,
+    copies: Copies = None,
 ) -> Estimate:
     """Interval of a positive quantity by the bootstrap-t on the log scale (Efron 1979, Hall 1988).
 
@@ -463,9 +476,9 @@ def bootstrap_t(
         For variances and their ratios; BCa covers less (0.84 to 0.91 at 30 units).
     """
     value, left_out = moment
-    if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and centre > 0):
+    if not (_defined(value, left_out, copies) and value > 0 and (left_out > 0).all() and centre > 0):
         return Estimate(value, confidence=confidence)
-    spread = _stderr(np.log(left_out))
+    spread = _stderr(np.log(left_out), copies)
     if spread == 0:
         return Estimate(value, 0.0, value, value, confidence)
     with np.errstate(all="ignore"):
@@ -474,10 +487,10 @@ def bootstrap_t(
     tail = 0.5 - 0.5 * confidence
     below, above = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
     low, high = (value * math.exp(max(-700.0, min(700.0, -q * spread))) for q in (above, below))
-    return Estimate(value, _stderr(left_out), low, high, confidence)
+    return Estimate(value, _stderr(left_out, copies), low, high, confidence)
 
 
-def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
+def bca(moment: Moment, resampled: Double, confidence: float, copies: Copies = None) -> Estimate:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987), for signals and their ratios.
 
     The resampled values (B,) must estimate what `moment` does: see `rlvar.units.resample` for the
@@ -485,12 +498,12 @@ def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
     `reciprocal`.
     """
     value, left_out = moment
-    if not _defined(value, left_out) or np.isnan(resampled).any():
+    if not _defined(value, left_out, copies) or np.isnan(resampled).any():
         return Estimate(value, confidence=confidence)
     normal, size = NormalDist(), len(resampled)
-    d = -_deviations(left_out)[1]
-    norm = float(d @ d) ** 1.5
-    acceleration = float((d**3).sum()) / (6 * norm) if norm else 0.0
+    d = -_deviations(left_out, copies)[1]
+    norm = _sum(d * d, copies) ** 1.5
+    acceleration = _sum(d**3, copies) / (6 * norm) if norm else 0.0
     below = float((resampled < value).sum()) + 0.5 * float((resampled == value).sum())
     bias = normal.inv_cdf((below + 0.5) / (size + 1))
 
@@ -500,4 +513,4 @@ def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
         return float(np.quantile(resampled, place, method="inverted_cdf"))  # some may be infinite
 
     tail = 0.5 - 0.5 * confidence
-    return Estimate(value, _stderr(left_out), end(tail), end(1 - tail), confidence)
+    return Estimate(value, _stderr(left_out, copies), end(tail), end(1 - tail), confidence)

@@ -184,12 +184,8 @@ class _Drawn(NamedTuple):
 def _draw(samples: Sequence[Sample], reference: Sample, bootstrap: Bootstrap) -> _Drawn:
     """Resample all samples with the same units drawn, a few resamples at a time."""
     u, b = len(reference.sizes), bootstrap.resamples
-    rng = np.random.default_rng(bootstrap.seed)
     drawn = _Drawn(*np.empty((5, len(samples), b)), *np.empty((2, b)))
-    step = max(1, (1 << 20) // u)  # 8 MiB of counts
-    for start in range(0, b, step):
-        part = slice(start, min(start + step, b))
-        counts = units.resample_counts(u, part.stop - part.start, rng)
+    for part, counts in units.draws(u, b, bootstrap.seed):
         base = units.resample(reference, counts)
         base_influence = units.influence(base)
         drawn.base_variance[part] = units.resampled_variance(base)

@@ -30,6 +30,7 @@ def assert_decomposed(exact, scores, weights, probabilities, **options):
     assert_close(parts.covariance_terms.value, total - exact.trace(), scale=total)
     assert_close(parts.step_variance, exact.diagonal())
     assert_close(parts.growth, [exact[:k, :k].sum() for k in range(1, t + 1)])
+    assert_close(parts.step_share * total, exact.sum(axis=1), scale=total)
     assert_close(parts.lag_profile, [exact.trace(k) for k in range(t)])
     return parts
 
@@ -55,6 +56,9 @@ def test_gaussian_bandit_with_a_polynomial_reward_has_its_variance_and_best_base
     for baseline, exact in ((0.0, variance), (best, left), (best + 0.7, left + (0.7 / sigma) ** 2)):
         parts = assert_decomposed(np.array([[exact]]), scores, rewards - baseline, p)
         assert_close(parts.mean, [[mean]])
+        assert_close(parts.signal.value, mean**2, scale=exact)
+        if mean:
+            np.testing.assert_allclose(parts.noise_scale.value, exact / mean**2, rtol=1e-11)
     if reward == (0.0, 0.0, 1.0):
         assert_close([mean, best], [2 * mu, mu**2 + 3 * sigma**2])
         assert_close(variance, mu**4 / sigma**2 + 14 * mu**2 + 15 * sigma**2)
@@ -85,6 +89,7 @@ def test_two_linear_quadratic_steps_have_the_gradient_of_the_expected_return(par
     for matrix, weights in zip(exact, both_weights(rewards), strict=True):
         parts = assert_decomposed(matrix, scores, weights, p)
         assert_close(parts.mean.sum(), closed_forms.lq_gradient(*parameters))
+        assert_close(parts.signal.value, closed_forms.lq_gradient(*parameters) ** 2)
 
 
 @pytest.mark.parametrize("steps", range(1, 11))

@@ -39,6 +39,45 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
 
 
+@given(case=strategies.terms())
+def test_the_parts_add_up_to_the_variance_of_the_summed_gradients(case):
+    scores, weights, options = case
+    result = rlvar.decompose(scores, weights, **options)
+    total, variance, covariance = (getattr(result, name).value for name in NAMES)
+    ddof = options.pop("ddof")
+    p = {name: options.pop(name) for name in ("sample_weight", "counts") if name in options}
+    g = reference.gradients(scores, weights, **options)
+    w = reference.weights_of_samples(len(g), **p)
+    summed = w @ np.square(reference.centred(g, w)).sum(axis=1) / reference.normaliser(len(g), ddof=ddof, **p)
+    steps = len(result.growth)
+    close = {"rel": 1e-11, "abs": 1e-12 * steps * variance + 1e-26 * steps * float((g**2).sum()) + 1e-300}
+    assert total == result.growth[-1]
+    assert total == pytest.approx(variance + covariance, **close)
+    assert total == pytest.approx(summed, **close)
+    if scores.dtype == np.float64:  # products of float32 have fewer digits
+        assert total == pytest.approx(result.covariance.sum(), **close)
+    assert total == pytest.approx(result.lag_profile[0] + 2 * result.lag_profile[1:].sum(), **close)
+    assert variance == pytest.approx(result.step_variance.sum(), rel=1e-12)
+    if total:
+        assert result.step_share.sum() * total == pytest.approx(total, **close)
+
+
+def test_variances_within_and_between_groups_add_up_to_the_total(isa, rng):
+    scores, weights = rng.standard_normal((40, 7, 3)), rng.standard_normal((40, 7))
+    mask = rng.random((40, 7)) < 0.8
+    groups = rng.permutation(np.repeat(np.arange(6), [2, 4, 5, 7, 9, 13]))
+    parts = [
+        rlvar.decompose(scores[rows], weights[rows], mask=mask[rows], ddof=0)
+        for rows in (groups == label for label in range(6))
+    ]
+    sizes = np.bincount(groups)
+    between = rlvar.decompose(np.stack([part.mean for part in parts]), counts=sizes, ddof=0)
+    whole = rlvar.decompose(scores, weights, mask=mask, ddof=0)
+    for curve in ("growth", "step_variance", "lag_profile"):
+        within = sizes @ [getattr(part, curve) for part in parts] / 40
+        np.testing.assert_allclose(within + getattr(between, curve), getattr(whole, curve), rtol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(2, 1, 1), (7, 5, 3), (200, 9, 70), (3, 4, 200), (65, 30, 2)])
 def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, shape, dtype):
@@ -137,6 +176,106 @@ def test_standard_errors_are_those_of_the_jackknife(isa, rng, groups):
     for name in (*NAMES, "growth_exponent"):
         expected = reference.jackknife_stderr(statistic(name), labels)
         np.testing.assert_allclose(getattr(result, name).stderr, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ddof", [0, 1, 2])
+def test_the_signal_is_the_plug_in_less_its_bias_and_its_jackknife_leaves_out_rollouts(isa, rng, ddof):
+    scores, lengths = rng.standard_normal((16, 5, 3)) + 1, rng.integers(0, 6, 16)
+    g = reference.gradients(scores, lengths=lengths)
+
+    def signal(kept):
+        mean = g[kept].mean(axis=0)
+        return mean @ mean - ddof * g[kept].var(axis=0, ddof=ddof).sum() / len(kept)
+
+    result = rlvar.decompose(scores, lengths=lengths, ddof=ddof)
+    assert result.signal.value == pytest.approx(signal(np.arange(16)), rel=1e-12)
+    stderr = reference.jackknife_stderr(signal, np.arange(16))
+    assert result.signal.stderr == pytest.approx(stderr, rel=1e-9)
+    assert result.noise_scale.value == pytest.approx(result.total_variance.value / result.signal.value)
+    p = rng.random(16)
+    weighted = rlvar.decompose(scores, lengths=lengths, ddof=ddof, sample_weight=p)
+    mean = p @ g / p.sum()
+    bias = ddof * weighted.total_variance.value / reference.effective_size(16, p)
+    assert weighted.signal.value == pytest.approx(mean @ mean - bias, rel=1e-12)
+    assert np.isnan([weighted.signal.low, weighted.noise_scale.low]).all()
+
+
+@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(15), 4)])
+def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups, interval):
+    rewards = rng.standard_normal((60, 5)) + 1
+    scores = rng.standard_normal((60, 5, 3)) + 0.3
+    options = {"interval": interval, "seed": 3, "resamples": 500}
+    row = rlvar.compare(rlvar.Rollouts(scores, rewards, groups=groups), **options)["multi"]
+    ours = rlvar.decompose(scores, rlvar.reward_to_go(rewards), groups=groups, **options)
+    assert ours.signal.to_dict() == pytest.approx(row.signal.to_dict(), rel=1e-9)
+    if groups is None:
+        if interval == "jackknife":  # resamples of compare move the mean in the variance too
+            assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
+        return
+    # Of equal groups, compare's unit is the mean; here noise is counted in rollouts.
+    assert ours.noise_scale.value == pytest.approx(ours.total_variance.value / row.signal.value)
+
+
+def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):
+    scores, groups = rng.standard_normal((30, 4, 3)) + 0.5, rng.integers(0, 12, 30)
+    result = rlvar.decompose(scores, groups=groups)
+    g = reference.gradients(scores)
+    labels, sizes = np.unique(groups, return_counts=True)
+    u, size, mean = len(labels), sizes.mean(), g.mean(axis=0)
+    y = np.array([g[groups == label].sum(axis=0) for label in labels]) / size - np.outer(sizes / size, mean)
+    assert result.signal.value == pytest.approx(mean @ mean - np.square(y).sum() / (u * (u - 1)), rel=1e-12)
+
+
+QUANTITIES = (*NAMES, "growth_exponent", "growth_exponent_within", "signal", "noise_scale")
+
+
+def test_bootstrap_and_jackknife_agree_for_many_units_of_light_tails(rng):
+    scores = rng.standard_normal((500, 12, 3)) + 0.5 * rng.standard_normal((500, 1, 3)) + 0.2
+    lengths = rng.choice([10, 12], 500)
+    options = {"lengths": lengths, "strata": 2}
+    one, other = (rlvar.decompose(scores, interval=i, **options) for i in ("jackknife", "bootstrap"))
+    counted = rlvar.decompose(
+        np.concatenate([scores, scores[:5]]),
+        counts=np.r_[np.ones(500, int), np.zeros(5, int)],
+        lengths=np.r_[lengths, lengths[:5]],
+        strata=2,
+        interval="bootstrap",
+    )
+    for name in QUANTITIES:
+        a, b, c = (getattr(result, name) for result in (one, other, counted))
+        assert a.value == b.value
+        assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.15)
+        assert (b.low, b.high) == pytest.approx((a.low, a.high), abs=0.15 * (a.high - a.low))
+        assert c.to_dict() == pytest.approx(b.to_dict(), rel=1e-9)
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 2])
+def test_the_bootstrap_follows_its_seed_and_covers_copies(rng, groups):
+    scores, counts = rng.standard_normal((40, 6, 3)) + 0.5, rng.integers(1, 5, 40)
+    options = {"groups": groups, "strata": 1, "interval": "bootstrap"}
+    first, again, other = (rlvar.decompose(scores, counts=counts, seed=s, **options) for s in (1, 1, 2))
+    copies = rlvar.decompose(
+        np.repeat(scores, counts, axis=0),
+        seed=1,
+        **{**options, "groups": None if groups is None else np.repeat(groups, counts)},
+    )
+    for name in QUANTITIES:
+        a, b, c, d = (getattr(result, name) for result in (first, again, other, copies))
+        assert a == b
+        assert a != c
+        assert a.value == pytest.approx(d.value)
+        assert a.stderr == pytest.approx(d.stderr)
+        assert (a.low, a.high) == pytest.approx((d.low, d.high), abs=0.1 * (d.high - d.low))
+
+
+def test_a_noise_scale_whose_signal_may_be_none_has_no_upper_end(rng):
+    scores = rng.standard_normal((30, 4, 3))
+    for interval in ("jackknife", "bootstrap"):
+        result = rlvar.decompose(scores, interval=interval)
+        assert result.signal.low <= 0
+        assert result.noise_scale.high == np.inf
+        assert result.noise_scale.low > 0
 
 
 @pytest.mark.parametrize("groups", [None, list("abcabcaabbccaddde")])
@@ -371,6 +510,13 @@ def test_the_first_bad_score_is_named(rng, bad):
         ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
         ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
         ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
+        (
+            {"interval": "normal"},
+            ValueError,
+            "interval must be one of 'jackknife', 'bootstrap', got 'normal'",
+        ),
+        ({"seed": -1}, ValueError, "seed must not be negative, got -1"),
+        ({"resamples": 0}, ValueError, "resamples must be at least 1, got 0"),
         ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
         ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),

@@ -111,6 +111,13 @@ def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
     return Moment(float(value), _average(slopes, sizes))
 
 
+def drawn(strata: Sequence[Stratum], counts: Double) -> Double:
+    """Mean slope of the strata where each unit is drawn `counts` (B, U) times, about the same means."""
+    parts = [counts[:, s.present] for s in strata]
+    slopes = [slope(part @ s.squares, s.first) for s, part in zip(strata, parts, strict=True)]
+    return _average(slopes, [part @ s.sizes for s, part in zip(strata, parts, strict=True)])
+
+
 def _average(slopes: Sequence[Double], weights: Sequence[Double] | Sequence[float]) -> Double:
     """Weighted mean over strata, without those that have no slope."""
     w = np.where(np.isnan(slopes), 0.0, weights)

@@ -21,8 +21,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar.estimate import Estimate, Moment, jackknife, to_json
-from rlvar.growth import pooled, slope, stratified, upper_half
+from rlvar import units as unit_moments
+from rlvar.estimate import (
+    Estimate,
+    Moment,
+    bca,
+    correlation,
+    fieller,
+    reciprocal,
+    signal_interval,
+    to_json,
+)
+from rlvar.growth import pooled, stratified, upper_half
+from rlvar.inference import Bootstrap, quotient
+from rlvar.summaries import estimate, resample, summaries
 from rlvar.terms import Terms, autocorrelation
 
 Double = NDArray[np.float64]
@@ -35,6 +47,12 @@ class _Source(NamedTuple):
     samples: _check.Samples
     weighted: bool  # whether by sample_weight
     normaliser: float  # of sums with the weights of `samples`
+    ddof: int
+    units: _check.Units
+    grouped: bool
+    squares: Double  # (U,), sum of |h|^2 over each unit, h the whole gradients about their mean
+    total: Moment  # total variance
+    bootstrap: Bootstrap | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +60,8 @@ class Decomposition:
     """The variance of a policy gradient, taken apart.
 
     It keeps the scores and weights, not copies of them, for what is computed when it is first
-    asked for: read `covariance`, `step_share` and `lag_profile` before those arrays are changed.
+    asked for: read `covariance`, `step_share`, `lag_profile`, `signal` and `noise_scale` before those arrays
+    are changed.
 
     Attributes
     ----------
@@ -61,6 +80,13 @@ class Decomposition:
         has more than one step to fit and some variance.
     growth_exponent_shift : Estimate
         `growth_exponent_within` less `growth_exponent`, paired: the same units are left out of both.
+    signal : Estimate
+        |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
+        can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
+        groups. Computed when first asked for, in one pass over the scores.
+    noise_scale : Estimate
+        Total variance over signal: the number of rollouts in a batch at which the two are equal.
+        ``high`` is infinite where the signal's interval reaches zero.
     step_variance : ndarray, shape (T,)
         The variance terms one by one.
     step_share : ndarray, shape (T,)
@@ -103,22 +129,22 @@ class Decomposition:
 
     @cached_property
     def covariance(self) -> Double:
-        terms, samples, _, normaliser = self._source
-        return terms.covariance(samples.weight, normaliser)
+        source = self._source
+        return source.terms.covariance(source.samples.weight, source.normaliser)
 
     @cached_property
     def step_share(self) -> Double:
-        terms, samples, _, normaliser = self._source
-        total = normaliser * self.growth[-1]
+        source = self._source
+        total = source.normaliser * self.growth[-1]
         if total == 0:
             return np.full_like(self.growth, np.nan)
-        share: Double = terms.with_gradient(samples.weight, self.mean) / total
+        share: Double = source.terms.with_gradient(source.samples.weight, self.mean) / total
         return share
 
     @cached_property
     def lag_profile(self) -> Double:
-        terms, samples, _, normaliser = self._source
-        return terms.lags(samples.weight, self.mean) / normaliser
+        source = self._source
+        return source.terms.lags(source.samples.weight, self.mean) / source.normaliser
 
     @cached_property
     def lag_correlation(self) -> Double:
@@ -128,6 +154,18 @@ class Decomposition:
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
         return ratio
+
+    @property
+    def signal(self) -> Estimate:
+        return self._signals[0]
+
+    @property
+    def noise_scale(self) -> Estimate:
+        return self._signals[1]
+
+    @cached_property
+    def _signals(self) -> tuple[Estimate, Estimate]:
+        return _signals(self._source, self.total_variance, self.mean.sum(axis=0))
 
     @property
     def strata_disagree(self) -> bool | None:
@@ -159,6 +197,7 @@ class Decomposition:
         if not np.isnan(self.growth_exponent_within.value):
             note = ", and so another one" if self.strata_disagree else ""
             lines.append(f"                  {self.growth_exponent_within}  within strata of length{note}")
+        lines += [f"signal            {self.signal}", f"noise scale       {self.noise_scale} rollouts"]
         if self._source.weighted:
             lines.append(
                 f"effective size    {self.effective_size:.4g} of {self._source.samples.rollouts} rollouts"
@@ -168,6 +207,7 @@ class Decomposition:
     def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
         estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
+        estimates += ["signal", "noise_scale"]
         arrays = [
             "step_variance",
             "step_share",
@@ -197,6 +237,9 @@ def decompose(
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
     strata: int | None = None,
     confidence: float = 0.95,
+    interval: str = "jackknife",
+    resamples: int = 2000,
+    seed: int = 0,
     num_threads: int | None = None,
 ) -> Decomposition:
     r"""Decompose the variance of a policy gradient into its step terms.
@@ -218,8 +261,15 @@ def decompose(
         Number of strata of similar length (quantiles; equal lengths stay together, so there may be
         fewer) for `growth_exponent_within`. It takes one pass over the scores for each, and one more.
     confidence : float, default 0.95
-        Nominal coverage of the intervals. They come from the jackknife over rollouts or groups,
-        and are NaN with `sample_weight` and for fewer than three units.
+        Nominal coverage of the intervals. They are NaN with `sample_weight` and for fewer than three
+        units.
+    interval : {"jackknife", "bootstrap"}, default "jackknife"
+        Leave out one unit, a rollout or a group, at a time; or draw `resamples` times as many units as
+        there are, with replacement, from this `seed`.
+    resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap: the same numbers for the same seed.
 
     Returns
     -------
@@ -254,6 +304,10 @@ def decompose(
     log k, weighted by N_s: one exponent, a scale for each stratum. In its intervals the strata stay as they
     are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
 
+    The bootstrap draws from the squares that each unit adds, O(resamples U T) without another pass over
+    the scores; the means stay as they are, which moves a variance by O(1 / U) of its spread. Variances
+    get the bootstrap-t on the log scale, all else BCa; a noise scale that of its reciprocal, turned around.
+
     Examples
     --------
     >>> import numpy as np, rlvar
@@ -263,21 +317,36 @@ def decompose(
     >>> total = result.variance_terms.value + result.covariance_terms.value
     >>> bool(np.isclose(total, result.total_variance.value))
     True
+    >>> bool(np.isclose(result.step_share.sum(), 1))
+    True
+
+    An enumerated policy: exact, with no intervals.
+
+    >>> p, score, reward = np.array([0.25, 0.75]), np.array([0.75, -0.25]), np.array([4.0, 0.0])
+    >>> print(rlvar.decompose(score.reshape(2, 1, 1), reward, sample_weight=p, ddof=0))
+    total variance    1.688
+    variance terms    1.688  100.0% of the total
+    covariance terms  0  0.0% of the total
+    signal            0.5625
+    noise scale       3 rollouts
+    effective size    1.6 of 2 rollouts
     """
     array = _check.scores(scores)
     n, t, _ = array.shape
     live = _check.steps((n, t), mask, lengths)
     terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
     samples, weighted = _check.samples(sample_weight, counts, n), sample_weight is not None
-    source = _Source(terms, samples, weighted, samples.normaliser(ddof))
+    normaliser = samples.normaliser(ddof)
+    _check.choice("interval", interval, ("jackknife", "bootstrap"))
+    bootstrap = Bootstrap(_check.positive_integer("resamples", resamples), _check.seed(seed))
     level = _check.confidence(confidence)
     wanted = None if strata is None else _check.positive_integer("strata", strata)
     if weighted:
-        units, p, normaliser = _check.units(groups, n), samples.weight, source.normaliser
+        units, p, divisor = _check.units(groups, n), samples.weight, normaliser
     else:  # copies that are units are counted after the kernels
         units = _check.units(groups, n, samples.counts)
         p = None if units.counts is None else units.counts.astype(np.float64)
-        normaliser = math.ldexp(source.normaliser, samples.exponent)
+        divisor = math.ldexp(normaliser, samples.exponent)
 
     mean = terms.mean(samples.weight)
     steps, growths, step_sums, growth_sums = terms.squares(p, mean, units)
@@ -287,39 +356,42 @@ def decompose(
     ):
         _check.raise_not_finite(array, live)
 
-    rollouts = samples.rollouts
+    rollouts, squares = samples.rollouts, growths[:, -1].copy()
     reached = terms.ends()[:, None] > np.arange(t)
     alive = reached.sum(axis=0) if samples.counts is None else samples.counts @ reached
     # The steps that at least half of the rollouts reach.
     first, last = growth_range = upper_half(max(1, int((2 * alive >= rollouts).sum())))
-    values = _summaries(step_squares.sum(), growth_squares, normaliser, growth_range)
-    left_out = np.full((4, 0), np.nan)
+    each = np.ones(n) if samples.weight is None else samples.weight
+    parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
+    within = pooled(parts, units)
+    values = summaries(step_squares.sum(), growth_squares, divisor, growth_range)
+    left_out, within_left_out = np.full((4, 0), np.nan), np.empty(0)
+    resampled = None
     intervals = not weighted and units.number >= 3 and rollouts - ddof > units.sizes.max()
     if intervals:
         _check.warn_few(units, grouped=groups is not None)
+        if interval == "bootstrap":
+            curves = steps.sum(axis=1), growths, parts
+            resampled = resample(bootstrap, units, *curves, divisor / rollouts, growth_range)
+        within_left_out = within.left_out
         # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
         # the mean: those of the rest about their own mean are left.
         rest = rollouts - units.sizes
         step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
         growths += growth_sums / rest[:, None]
-        left_out = _summaries(
+        left_out = summaries(
             step_squares.sum() - step_losses,
             np.subtract(growth_squares, growths, out=growths),
             (rest - ddof).astype(np.float64),
             growth_range,
         )
-    each = np.ones(n) if samples.weight is None else samples.weight
-    parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
-    within = pooled(parts, units)
-    if not intervals:
-        within = Moment(within.value, np.empty(0))
+    found = [
+        *(Moment(float(value), others) for value, others in zip(values, left_out, strict=True)),
+        Moment(within.value, within_left_out),
+        Moment(within.value - float(values[3]), within_left_out - left_out[3]),
+    ]
     total, variance, covariance, exponent, exponent_within, shift = (
-        jackknife(float(value), others, level, positive=positive, copies=units.copies)
-        for (value, others), positive in (
-            *zip(zip(values, left_out, strict=True), (True, True, False, False), strict=True),
-            (within, False),
-            ((within.value - values[3], within.left_out - left_out[3]), False),
-        )
+        estimate(moment, i, resampled, level, units.copies) for i, moment in enumerate(found)
     )
     return Decomposition(
         total_variance=total,
@@ -328,25 +400,65 @@ def decompose(
         growth_exponent=exponent,
         growth_exponent_within=exponent_within,
         growth_exponent_shift=shift,
-        step_variance=step_squares / normaliser,
-        growth=growth_squares / normaliser,
+        step_variance=step_squares / divisor,
+        growth=growth_squares / divisor,
         alive=alive,
         mean=mean,
         growth_range=(first, last),
         effective_size=samples.effective_size,
-        _source=source,
+        _source=_Source(
+            terms,
+            samples,
+            weighted,
+            normaliser,
+            ddof,
+            units,
+            groups is not None,
+            squares,
+            found[0],
+            bootstrap if interval == "bootstrap" else None,
+        ),
     )
 
 
-def _summaries(
-    step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
-) -> Double:
-    """Return total, variance terms, covariance terms and growth exponent.
+def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estimate]:
+    """Return signal and noise scale of gradients with this mean (D,)."""
+    level = total.confidence
+    if s.weighted:
+        signal = Estimate(
+            float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
+        )
+        return signal, fieller(total, signal, 0.0)
+    units, g = s.units, s.terms.gradients()
+    if s.grouped:
+        g = units.sums(g if units.counts is None else units.counts[:, None] * g)
+    else:
+        g = g[units.members]
+    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None, units.copies)
+    variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
 
-    From sums of squares: of all steps (...), and of the running sums (..., T).
-    """
-    total = growth_squares[..., -1] / normaliser
-    variance = step_squares / normaliser
-    first, last = growth_range
-    exponent = slope(growth_squares[..., first - 1 : last], first)
-    return np.stack([total, variance, total - variance, exponent])
+    def extra(variance: Any, u: int) -> Any:
+        """What is added to a signal that takes V / U from the plug-in, for ddof V_ddof / U to be taken."""
+        taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
+        return (1 - taken) * variance / u
+
+    u, copies = sample.number, units.copies
+    value = signals.value + extra(variances.value, u)
+    if len(s.total.left_out) == 0:  # no intervals
+        signal = Estimate(value, confidence=level)
+        return signal, fieller(total, signal, 0.0)
+    left_out = signals.left_out + extra(variances.left_out, u - 1)
+    moment = Moment(value, left_out)
+    if s.bootstrap is None:
+        signal = signal_interval(moment, variances, len(mean), level, copies)
+        return signal, fieller(total, signal, correlation(s.total.left_out, left_out, copies))
+    resampled, inverse = np.empty((2, s.bootstrap.resamples))
+    for part, counts in unit_moments.draws(len(units), *s.bootstrap, copies):
+        own = unit_moments.resample(sample, counts)
+        variance = unit_moments.resampled_variance(own) * (u / (u - 1))
+        resampled[part] = unit_moments.resampled_cross_signal(own, own) + extra(variance, u)
+        with np.errstate(all="ignore"):
+            spread = (counts @ s.squares) / (counts @ units.sizes) / units.total(s.squares)
+            inverse[part] = resampled[part] / (spread * s.samples.rollouts * s.total.value)
+    scale = reciprocal(bca(quotient(moment, s.total), inverse, level, copies))
+    return bca(moment, resampled, level, copies), scale

@@ -431,7 +431,7 @@ def test_what_tells_nothing_of_growth_is_left_out_of_the_strata(rng):
     weights = np.where(lengths == 40, rng.standard_normal(36), 0.0)[:, None] * np.diff(k**0.7, prepend=0.0)
     result = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths, strata=3)
     assert result.growth_exponent_within.value == pytest.approx(1.4, rel=1e-10)
-    assert "within strata of length" in str(result)
+    assert "within strata of similar length" in str(result)
     alone = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths)
     assert np.isnan(alone.growth_exponent_within.value)
     assert "strata" not in str(alone)
@@ -517,6 +517,7 @@ def test_the_first_bad_score_is_named(rng, bad):
         ),
         ({"seed": -1}, ValueError, "seed must not be negative, got -1"),
         ({"resamples": 0}, ValueError, "resamples must be at least 1, got 0"),
+        ({"counts": [0, 1, 0, 0], "ddof": 0}, ValueError, "counts must leave at least two rollouts, got 1"),
         ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
         ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),

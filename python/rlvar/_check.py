@@ -453,6 +453,8 @@ def units(
 ) -> Units:
     """Return the independent units: groups of rollouts by label, or single rollouts."""
     present = np.arange(n) if counts is None else np.flatnonzero(counts)
+    if counts is not None and counts.sum() < 2:
+        raise ValueError(f"counts must leave at least two rollouts, got {counts.sum()}")
     if groups is None:
         return Units(present, np.arange(len(present) + 1), None if counts is None else counts[present])
     labels = group_labels(groups, n)[present]

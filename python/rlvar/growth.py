@@ -1,9 +1,9 @@
 r"""How the variance of a sum of k steps grows with k: the exponent b of V(k) ~ k^b.
 
 It is the slope of log V(k) on log k by least squares over a range of k. Where lengths differ, V(k) over
-all rollouts is of two minds: rollouts that have ended add nothing, so that it flattens, and rollouts of
-different length differ in their rewards, hence in the means of their terms, which adds a part that grows
-as k^2. Strata of similar length free the slope of both: about the means of its own stratum s,
+all rollouts mixes in two things: rollouts that have ended add nothing, so that it flattens, and rollouts
+of different length differ in their rewards, hence in the means of their terms, which adds a part that
+grows as k^2. Strata of similar length free the slope of both: about the means of its own stratum s,
 
     V_s(k) = sum_{n in s} |h_n(k) - mean h(k)|^2 over its rollouts, h_n(k) the sum of the first k terms,
 
@@ -103,7 +103,7 @@ def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
         size = (s.sizes if units.copies is None else units.copies[s.present]).sum()
         each, rest = np.full(len(units), slope(s.total, s.first)), np.full(len(units), float(size))
         rest[s.present] -= s.sizes
-        # As in `decompose`; what is left of a stratum by rounding alone is none.
+        # As in `summaries.without_each`; what is left of a stratum by rounding alone is none.
         left = s.total - s.squares - s.sums / np.maximum(rest[s.present], 1.0)[:, None]
         each[s.present] = slope(np.where(left > 1e-12 * s.total, left, 0.0), s.first)
         slopes.append(each)

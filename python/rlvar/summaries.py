@@ -1,6 +1,6 @@
 """Totals and growth exponents of the squares of units, with each unit left out, or drawn, and intervals.
 
-Leaving a unit out is in closed form, in `rlvar.decompose`. A resample draws whole units with replacement
+Leaving a unit out is in closed form. A resample draws whole units with replacement
 and adds up their squares about the means of all rollouts, which stay as they are: that moves a variance by
 O(1 / U) of its spread, and takes no pass over the scores.
 """
@@ -18,6 +18,7 @@ from rlvar import units as unit_moments
 from rlvar.estimate import Estimate, Moment, bca, bootstrap_t, jackknife
 from rlvar.growth import Stratum, drawn, slope
 from rlvar.inference import Bootstrap
+from rlvar.terms import Squares
 
 Double = NDArray[np.float64]
 
@@ -36,6 +37,21 @@ def summaries(
     return np.stack([total, variance, total - variance, exponent])
 
 
+def without_each(squares: Squares, units: _check.Units, ddof: int, growth_range: tuple[int, int]) -> Double:
+    """Return the summaries with each unit (one copy of it) left out (4, U); growths are overwritten.
+
+    Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about the mean:
+    those of the rest about their own mean are left.
+    """
+    steps, growths, step_sums, growth_sums = squares
+    step_squares, growth_squares = units.total(steps).sum(), units.total(growths)
+    rest = units.total(units.sizes) - units.sizes
+    step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
+    growths += growth_sums / rest[:, None]
+    np.subtract(growth_squares, growths, out=growths)
+    return summaries(step_squares - step_losses, growths, (rest - ddof).astype(np.float64), growth_range)
+
+
 class Resamples(NamedTuple):
     """The summaries of B resamples, and the exponents within strata and less that over all."""
 
@@ -46,23 +62,23 @@ class Resamples(NamedTuple):
 def resample(
     bootstrap: Bootstrap,
     units: _check.Units,
-    steps: Double,
-    growths: Double,
+    squares: Squares,
     strata: Sequence[Stratum],
     per_rollout: float,
     growth_range: tuple[int, int],
 ) -> Resamples:
-    """Draw whole units, with the squares of all their steps (U,) and of their running sums (U, T)."""
+    """Draw whole units with their squares, which are divided by `per_rollout` for each rollout drawn."""
+    steps, growths = squares.steps.sum(axis=1), squares.growths
     result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((2, bootstrap.resamples)))
     for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies):
         rollouts = counts @ units.sizes
         values = summaries(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)
         result.values[:, part] = [*values, within, within - values[3]]
-        for log_stderrs, squares in zip(result.log_stderrs, (growths[:, -1], steps), strict=True):
+        for log_stderrs, own in zip(result.log_stderrs, (growths[:, -1], steps), strict=True):
             # Of the ratio of squares to rollouts, what each unit adds to its logarithm.
             with np.errstate(all="ignore"):
-                influence = squares / (counts @ squares)[:, None] - units.sizes / rollouts[:, None]
+                influence = own / (counts @ own)[:, None] - units.sizes / rollouts[:, None]
             log_stderrs[part] = unit_moments.log_stderr(counts, influence * units.number)
     return result
 

@@ -34,7 +34,7 @@ from rlvar.estimate import (
 )
 from rlvar.growth import pooled, stratified, upper_half
 from rlvar.inference import Bootstrap, quotient
-from rlvar.summaries import estimate, resample, summaries
+from rlvar.summaries import estimate, resample, summaries, without_each
 from rlvar.terms import Terms, autocorrelation
 
 Double = NDArray[np.float64]
@@ -195,8 +195,10 @@ class Decomposition:
             first, last = self.growth_range
             lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
         if not np.isnan(self.growth_exponent_within.value):
-            note = ", and so another one" if self.strata_disagree else ""
-            lines.append(f"                  {self.growth_exponent_within}  within strata of length{note}")
+            note = ": they disagree" if self.strata_disagree else ""
+            lines.append(
+                f"                  {self.growth_exponent_within}  within strata of similar length{note}"
+            )
         lines += [f"signal            {self.signal}", f"noise scale       {self.noise_scale} rollouts"]
         if self._source.weighted:
             lines.append(
@@ -278,7 +280,8 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups.
+        As `covariance`; also for fewer than two groups, or two rollouts by their `counts`, and for an
+        unknown `interval`.
 
     Warns
     -----
@@ -349,14 +352,14 @@ def decompose(
         divisor = math.ldexp(normaliser, samples.exponent)
 
     mean = terms.mean(samples.weight)
-    steps, growths, step_sums, growth_sums = terms.squares(p, mean, units)
-    step_squares, growth_squares = units.total(steps), units.total(growths)
+    squares = terms.squares(p, mean, units)
+    step_squares, growth_squares = units.total(squares.steps), units.total(squares.growths)
     if not (
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(array, live)
 
-    rollouts, squares = samples.rollouts, growths[:, -1].copy()
+    rollouts, last_squares = samples.rollouts, squares.growths[:, -1].copy()
     reached = terms.ends()[:, None] > np.arange(t)
     alive = reached.sum(axis=0) if samples.counts is None else samples.counts @ reached
     # The steps that at least half of the rollouts reach.
@@ -371,20 +374,9 @@ def decompose(
     if intervals:
         _check.warn_few(units, grouped=groups is not None)
         if interval == "bootstrap":
-            curves = steps.sum(axis=1), growths, parts
-            resampled = resample(bootstrap, units, *curves, divisor / rollouts, growth_range)
+            resampled = resample(bootstrap, units, squares, parts, divisor / rollouts, growth_range)
         within_left_out = within.left_out
-        # Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about
-        # the mean: those of the rest about their own mean are left.
-        rest = rollouts - units.sizes
-        step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
-        growths += growth_sums / rest[:, None]
-        left_out = summaries(
-            step_squares.sum() - step_losses,
-            np.subtract(growth_squares, growths, out=growths),
-            (rest - ddof).astype(np.float64),
-            growth_range,
-        )
+        left_out = without_each(squares, units, ddof, growth_range)
     found = [
         *(Moment(float(value), others) for value, others in zip(values, left_out, strict=True)),
         Moment(within.value, within_left_out),
@@ -414,7 +406,7 @@ def decompose(
             ddof,
             units,
             groups is not None,
-            squares,
+            last_squares,
             found[0],
             bootstrap if interval == "bootstrap" else None,
         ),

@@ -305,7 +305,7 @@ def signal_interval(
 
     above = below = t * math.sqrt(a)
     if tested and a > 0:
-        spread = _stderr(variance.left_out)
+        spread = _stderr(variance.left_out, copies)
         dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
         error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
         below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)

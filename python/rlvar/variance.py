@@ -442,7 +442,7 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
     left_out = signals.left_out + extra(variances.left_out, u - 1)
     moment = Moment(value, left_out)
     if s.bootstrap is None:
-        signal = signal_interval(moment, variances, len(mean), level, copies)
+        signal = signal_interval(moment, variances, len(mean), level, copies=copies)
         return signal, fieller(total, signal, correlation(s.total.left_out, left_out, copies))
     resampled, inverse = np.empty((2, s.bootstrap.resamples))
     for part, counts in unit_moments.draws(len(units), *s.bootstrap, copies):

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -559,3 +560,31 @@ def test_bad_options_are_named(rng, options, error, message):
 def test_a_token_mean_needs_a_token(rng):
     with pytest.raises(ValueError, match="aggregation = 'token-mean' must have a live step"):
         rlvar.compare(make_rollouts(rng, lengths=[0] * 18), aggregation="token-mean")
+
+
+@pytest.mark.parametrize(
+    ("n", "groups", "message"),
+    [
+        (9, None, "9 rollouts are few: intervals may be far too narrow"),
+        (2, None, "2 rollouts are few: no intervals"),
+        (18, np.arange(18) % 3, "3 groups are few"),
+    ],
+)
+def test_fewer_than_ten_units_are_a_warning(rng, n, groups, message):
+    rollouts = make_rollouts(rng, n=n, groups=groups)
+    scored = {"groups": groups}
+    calls = [lambda: rlvar.compare(rollouts), lambda: rlvar.on_policy_test(rollouts.scores, **scored)]
+    calls += [lambda: rlvar.decompose(rollouts.scores, **scored)]
+    calls += [] if groups is None else [lambda: rlvar.prompt_components(rollouts)]
+    for call in calls:
+        with pytest.warns(UserWarning, match=message) as caught:
+            call()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+
+
+def test_ten_units_are_none(rng):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rlvar.compare(make_rollouts(rng, n=10))
+    assert not caught

@@ -466,11 +466,11 @@ def units(
 
 
 def warn_few(units: Units, *, grouped: bool, stacklevel: int = 3) -> None:
-    """Warn of intervals from fewer than ten units; by default where the caller's caller is."""
+    """Warn of fewer than ten units; by default where the caller's caller is."""
     if units.number < 10:
         name = "groups" if grouped else "rollouts"
-        message = f"intervals from {units.number} {name}: with fewer than ten they may be far too narrow"
-        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+        what = "no intervals" if units.number < 3 else "intervals may be far too narrow"
+        warnings.warn(f"{units.number} {name} are few: {what}", UserWarning, stacklevel=stacklevel)
 
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:

@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             report = args.run(args)
-        for warning in caught:
-            print(f"rlvar: warning: {warning.message}", file=sys.stderr)
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"rlvar: warning: {message}", file=sys.stderr)
         print(_drawable(str(report)), flush=True)
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter from flushing into it at exit.

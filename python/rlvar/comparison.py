@@ -266,7 +266,7 @@ def compare(
     Warns
     -----
     UserWarning
-        For fewer than ten units: intervals then rest on little.
+        For fewer than ten units.
 
     Notes
     -----
@@ -320,6 +320,7 @@ def compare(
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
     threads = _check.threads(num_threads)
+    _check.warn_few(units, grouped=rollouts.groups is not None)
 
     batches = {
         kind: Batch.of(

@@ -134,6 +134,11 @@ def on_policy_test(
         For wrong shapes or dtypes, a score of a live step that is not finite (the first is named),
         fewer than two rollouts or groups.
 
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
+
     Notes
     -----
     With :math:`E[S_t \mid \text{past}] = 0` each :math:`E[S_i \cdot S_j]`, i < j, is 0: given the past
@@ -187,6 +192,7 @@ def on_policy_test(
     units = _check.units(groups, n)
     level = _check.confidence(confidence)
     cores = _check.threads(num_threads)
+    _check.warn_few(units, grouped=groups is not None)
     norms, squares = _second_moments(array, live, units, cores)
     sums = np.empty((1, n, d))
     _core.gradients(array, np.ones((1, n, t)), *live, sums, cores)

@@ -216,6 +216,11 @@ def prompt_components(
         that is unknown, whose needs are not met or whose weights use other rollouts, or scores that
         are not finite (the first is named).
 
+    Warns
+    -----
+    UserWarning
+        For fewer than ten groups.
+
     See Also
     --------
     plan : the cheapest prompts x completions for a variance.
@@ -267,6 +272,7 @@ def prompt_components(
     units = _check.units(rollouts.groups, len(rollouts))
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
+    _check.warn_few(units, grouped=True)
 
     g = batch.gradients([weights])[0]
     (within, between), left_out = _components(g, rollouts.groups, units)

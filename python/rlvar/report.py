@@ -34,6 +34,7 @@ _LONG_NAMES = {
 }
 _BARS = " ▁▂▃▄▅▆▇█"
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
+_STRATA = 4  # of similar length, where lengths differ
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,20 @@ def make_report(
     comparison = everything.only(list(dict.fromkeys(estimators)))
     batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, aggregation=aggregation)
     mask, lengths, groups = rollouts.mask, rollouts.lengths, rollouts.groups
+    strata = _STRATA if len(np.unique(rollouts.live_steps)) > 1 else None
     decompositions = {}
     for row in comparison:
         progress(f"decomposing the variance of {_long(row.name)}")
         weights = estimator_weights(batch, estimators, row.name) * batch.step_factors
         decompositions[row.name] = decompose(
-            rollouts.scores, weights, mask=mask, lengths=lengths, groups=groups
+            rollouts.scores,
+            weights,
+            mask=mask,
+            lengths=lengths,
+            groups=groups,
+            strata=strata,
+            interval=interval,
+            seed=seed,
         )
     progress("testing whether the rollouts are on policy")
     on_policy = on_policy_test(rollouts.scores, mask=mask, lengths=lengths, groups=groups)
@@ -313,6 +322,13 @@ def _source_sentences(name: str, parts: Decomposition, steps: int) -> list[str]:
             f"The variance of {_long(name)} grows as length^{exponent.value:.2f} ({_interval(exponent)}; "
             "1 is linear, 2 quadratic) "
             f"over steps {first} to {last}, which at least half of the rollouts reach."
+        )
+    if parts.strata_disagree:
+        within = parts.growth_exponent_within
+        sentences.append(
+            f"Among rollouts of similar length it grows as length^{within.value:.2f} ({_interval(within)}): "
+            "the two disagree, so it is the lengths that bend the curve: they tell of rewards and of who has "
+            "ended."
         )
     return sentences
 

@@ -286,7 +286,7 @@ def decompose(
     Warns
     -----
     UserWarning
-        For intervals from fewer than ten units.
+        For fewer than ten units.
 
     Notes
     -----
@@ -371,8 +371,9 @@ def decompose(
     left_out, within_left_out = np.full((4, 0), np.nan), np.empty(0)
     resampled = None
     intervals = not weighted and units.number >= 3 and rollouts - ddof > units.sizes.max()
-    if intervals:
+    if not weighted:
         _check.warn_few(units, grouped=groups is not None)
+    if intervals:
         if interval == "bootstrap":
             resampled = resample(bootstrap, units, squares, parts, divisor / rollouts, growth_range)
         within_left_out = within.left_out

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import rlvar
+from rlvar.cli import main
 from rlvar.report import make_report
 
 
@@ -183,3 +184,21 @@ def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
         assert report.comparison[name].variance.value == pytest.approx(total.value)
     assert "95% intervals: bootstrap over 40 rollouts" in str(report)
     assert "not divided by their number" in str(make_report(rollouts, aggregation="token-mean"))
+
+
+def test_growth_that_the_lengths_bend_is_told_apart_from_growth_within_similar_ones(rng):
+    # Independent terms, whose mean tells the length: linear within a length, steeper over all.
+    lengths = rng.choice([20, 40, 60], 300)
+    scores = rng.standard_normal((300, 60, 2)) + (lengths / 40 - 1)[:, None, None]
+    text = verdict(scores, lengths / 60, lengths=lengths)
+    assert "Among rollouts of similar length it grows as length^" in text
+    assert "the two disagree" in text
+    same = verdict(scores, lengths / 60)
+    assert "similar length" not in same
+
+
+def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
+    path = tmp_path / "few.npz"
+    np.savez(path, scores=rng.standard_normal((6, 3, 2)), rewards=rng.standard_normal((6, 3)))
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().err.count("6 rollouts are few") == 1

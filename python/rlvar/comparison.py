@@ -68,8 +68,8 @@ class ComparisonRow:
         Noise scale over that of the reference estimator, from the same rollouts: what to go by where
         means differ. Undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
-        Cosine between its mean gradient and the reference's, without the bias of a plug-in;
-        from -1 to 1 where a signal is not resolved.
+        Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
+        by chance, its interval does not. From -1 to 1 where a signal is not resolved.
     largest_share : float
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
@@ -292,10 +292,9 @@ def compare(
     whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
     out.
 
-    With one terminal reward, baselines that depend on no action leave the mean of a sum alone; of a
-    sequence mean they do not, nor do past rewards, if lengths depend on actions: no row is `unbiased`
-    then unless all lengths are equal. A token mean divides all estimators' means by the mean length
-    alike.
+    Past rewards and baselines drop out of the mean of a sum. They do not drop out of a sequence mean, which
+    divides by a length that later actions decide: no row is `unbiased` then unless all lengths are equal. A
+    token mean divides the means of all estimators by the mean length alike.
 
     Examples
     --------
@@ -310,9 +309,8 @@ def compare(
         raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
     if not estimators:
         raise ValueError("estimators must name at least one estimator")
-    own = set(estimators) if isinstance(estimators, Mapping) else set()
     names = [item.name if isinstance(item, Estimator) else item for item in estimators]
-    ratios = [ratio] if isinstance(ratio, str) else list(ratio)
+    ratios = [ratio] if isinstance(ratio, str) else list(dict.fromkeys(ratio))
     if not ratios:
         raise ValueError("ratio must name at least one kind of ratio")
     _check.choice("interval", interval, ("jackknife", "bootstrap"))
@@ -332,33 +330,23 @@ def compare(
         )
         for kind in ratios
     }
-    # (estimator, kind of ratio) by the names that rows can have.
-    labels = {_label(name, kind, batches): (name, kind) for name in [*names, *CATALOG] for kind in batches}
-    asked = list(dict.fromkeys(_label(name, kind, batches) for name in names for kind in batches))
-    if reference not in labels:  # an estimator with the first ratio; or nothing, as will be said
-        name, reference = reference, _label(reference, ratios[0], batches)
-        labels.setdefault(reference, (name, ratios[0]))
-    rows = {label: labels[label] for label in dict.fromkeys([*asked, reference])}
+    asked, reference, rows = _rows(names, ratios, reference)
     gradients: dict[str, Double] = {}
     for kind, batch in batches.items():
         of_kind = [label for label, (_, each) in rows.items() if each == kind]
         weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
-    tokens = units.sums(rollouts.live_steps.astype(np.float64)) if aggregation == "token-mean" else None
-    if tokens is not None and not tokens.any():
-        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    sizes = units.sizes[:, None] if tokens is None else 1
-    samples = {label: moments.sample(units.sums(g) / sizes, tokens) for label, g in gradients.items()}
+    samples = _samples(gradients, rollouts, units, aggregation)
     findings = infer(
         [samples[label] for label in asked],
         samples[reference],
         level,
         bootstrap if interval == "bootstrap" else None,
     )
-    # Dividing by lengths that actions decide lets baselines and past rewards into the mean.
-    fair = aggregation != "sequence-mean" or len(np.unique(rollouts.live_steps)) == 1
     unbiased = {
-        label: None if name in own else fair and CATALOG[name].unbiased and batches[kind].on_policy
+        label: None
+        if isinstance(estimators, Mapping) and name in estimators
+        else CATALOG[name].unbiased and batches[kind].unbiased
         for label, (name, kind) in rows.items()
     }
     return Comparison(
@@ -384,9 +372,36 @@ def compare(
     )
 
 
-def _label(name: str, kind: str, kinds: Mapping[str, Any]) -> str:
-    """Name a row: by its estimator alone where there is one kind of ratio."""
-    return name if len(kinds) == 1 else f"{name}:{kind}"
+def _rows(
+    names: Sequence[str], ratios: Sequence[str], reference: str
+) -> tuple[list[str], str, dict[str, tuple[str, str]]]:
+    """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
+
+    A label is the estimator's name alone where there is one kind of ratio. The reference may be a
+    label, or an estimator: then with the first ratio.
+    """
+
+    def label(name: str, kind: str) -> str:
+        return name if len(ratios) == 1 else f"{name}:{kind}"
+
+    rows = {label(name, kind): (name, kind) for name in names for kind in ratios}
+    others = {label(name, kind): (name, kind) for name in CATALOG for kind in ratios}
+    first = label(reference, ratios[0])
+    known = {first: (reference, ratios[0]), **others, **rows}
+    chosen = reference if reference in known else first
+    return list(rows), chosen, {**rows, chosen: known[chosen]}
+
+
+def _samples(
+    gradients: Mapping[str, Double], rollouts: Rollouts, units: _check.Units, aggregation: str
+) -> dict[str, moments.Sample]:
+    """Return what is averaged over the batch: gradients of units, or for a token mean their sums."""
+    if aggregation != "token-mean":
+        return {label: moments.sample(units.sums(g) / units.sizes[:, None]) for label, g in gradients.items()}
+    tokens = units.sums(rollouts.live_steps.astype(np.float64))
+    if not tokens.any():
+        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    return {label: moments.sample(units.sums(g), tokens) for label, g in gradients.items()}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -31,6 +31,8 @@ class Batch:
     factors: Double | None = None  # (N, T); 1 if None
     threads: int | None = None
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
+    # Whether, by theory, an unbiased estimator is that with these factors too.
+    unbiased: bool = True
 
     @classmethod
     def of(
@@ -48,7 +50,7 @@ class Batch:
         """
         _check.choice("ratio", ratio, RATIOS)
         _check.choice("aggregation", aggregation, AGGREGATIONS)
-        importance, factors = None, None
+        importance, factors, unbiased = None, None, True
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
             importance = importance_ratios(
                 rollouts.logp,
@@ -58,14 +60,18 @@ class Batch:
                 mask=rollouts.mask,
                 lengths=rollouts.lengths,
             )
+            unbiased = importance.unbiased
             factors = None if ratio == "none" else importance.values
         elif ratio != "none" or truncate is not None:
             given = f"ratio = {ratio!r}" if truncate is None else "truncate"
             raise ValueError(f"{given} must have rollouts with logp and behavior_logp")
         if aggregation == "sequence-mean":
-            each = np.broadcast_to(1.0 / np.maximum(rollouts.live_steps, 1)[:, None], rollouts.shape[:2])
+            lengths = rollouts.live_steps[:, None]
+            each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
-        return cls(rollouts, factors, threads, importance)
+            # Lengths that actions decide let baselines and past rewards into the mean.
+            unbiased = unbiased and bool((lengths == lengths[0]).all())
+        return cls(rollouts, factors, threads, importance, unbiased)
 
     @cached_property
     def live(self) -> NDArray[np.bool_]:
@@ -89,11 +95,6 @@ class Batch:
             return np.where(self.live, rewards[:, None], 0.0)
         result = reward_to_go(rewards, mask=self.rollouts.mask, lengths=self.rollouts.lengths)
         return result.astype(np.float64, copy=False)
-
-    @property
-    def on_policy(self) -> bool:
-        """Whether, by theory, means are those under the policy that is differentiated."""
-        return self.importance is None or self.importance.unbiased
 
     @property
     def steps(self) -> _check.Steps:

@@ -86,6 +86,16 @@ def test_ratios_of_one_cost_nothing_and_one_huge_ratio_leaves_one_rollout():
     assert "effective sample size 1.0 of 8" in str(result)
 
 
+def test_the_effective_size_does_not_depend_on_a_factor_of_all_ratios(rng):
+    zeros, far = np.zeros((8, 3)), np.zeros((8, 3))
+    far[:, 0] = rng.standard_normal(8)
+    near = rlvar.importance_ratios(far, zeros)
+    far[:, 1] = -800.0  # ratios that float64 cannot tell from 0
+    result = rlvar.importance_ratios(far, zeros)
+    assert (result.largest, near.largest > 0) == (0, True)
+    assert result.effective_size == pytest.approx(near.effective_size)
+
+
 def test_a_ratio_beyond_float64_must_be_truncated():
     zeros = np.zeros((4, 3))
     far = np.add(zeros, [[0], [0], [400], [0]])

@@ -13,6 +13,7 @@ expectation under the old policy into one under the new: the others trade bias f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,21 +167,24 @@ def importance_ratios(
         logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
     with np.errstate(over="ignore"):
         values = np.where(live, np.exp(logs), 0.0)
-    # Every live step for "token", else the first live one of each rollout.
-    single = values[live] if ratio == "token" else values[counts > 0].max(axis=1, initial=0.0)
-    largest = float(single.max(initial=0.0))
+    # Every live step for "token", else one for each rollout.
+    single = logs[live] if ratio == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+    largest = float(values.max(initial=0.0))
     truncated = 0.0
     if bound is not None:
-        truncated = float(np.mean(single > bound)) if single.size else 0.0
-        values, single = np.minimum(values, bound), np.minimum(single, bound)
+        truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
+        values, single = np.minimum(values, bound), np.minimum(single, math.log(bound))
     elif not np.isfinite(largest):
         i = int(np.argmax(np.isinf(values).any(axis=1)))
         raise ValueError(
             f"truncate must be given for {ratio} ratios beyond the range of float64, got one of "
             f"exp({logs[i].max():.6g}) in rollout {i}"
         )
-    relative = single / (single.max(initial=0.0) or 1.0)  # squares within range
-    squares = float(np.square(relative).sum())
-    share = float(relative.sum()) ** 2 / squares / relative.size if squares else 1.0
+    relative = np.exp(single - single.max(initial=-np.inf))  # in range even if all ratios are not
+    share = (
+        float(relative.sum()) ** 2 / float(np.square(relative).sum()) / relative.size
+        if relative.size
+        else 1.0
+    )
     unbiased = equal or (bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1)))
     return ImportanceRatios(ratio, bound, values, n * share, largest, truncated, bool(unbiased))

@@ -266,3 +266,50 @@ def test_bootstrap_intervals_cover():
 def test_bootstrap_of_equal_values_has_no_width():
     result = bootstrap_t(Moment(2.0, np.full(5, 2.0)), 1.6, np.ones(9), np.zeros(9), 0.95)
     assert (result.low, result.high) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("exponent", [-996, -500, 300, 500, 996])
+def test_intervals_are_the_same_at_any_scale(rng, exponent):
+    # Squares of variances and signals are out of float64's range at most of these.
+    g, base = rng.standard_normal((2, 14, 3)) + 1.0
+    factor = 2.0**exponent  # of variances and signals
+
+    def intervals(scale):
+        (v, s), (v0, s0) = (
+            [Moment(m.value * scale, m.left_out * scale) for m in (units.variance(x), units.signal(x))]
+            for x in map(units.sample, (g, base))
+        )
+        cross = units.cross_signal(units.sample(g), units.sample(base))
+        cross = Moment(cross.value * scale, cross.left_out * scale)
+        signal, options = signal_interval(s, v, 3, 0.95), {"resolved": True, "confidence": 0.95}
+        free = (
+            fieller(jackknife(*v, 0.95, positive=True), signal, 0.3),
+            noise_scale_ratio(v, s, v0, s0, **options),
+            alignment(cross, s, s0, **options),
+        )
+        return [
+            *((x.value, x.stderr, x.low, x.high) for x in free),
+            (signal.low / scale, signal.high / scale),
+        ]
+
+    for scaled, plain in zip(intervals(factor), intervals(1.0), strict=True):
+        assert scaled == pytest.approx(plain, rel=1e-11)
+
+
+def test_an_interval_of_a_positive_quantity_ends_at_zero_if_a_left_out_value_is_zero():
+    left_out = np.array([0.0, 2.0, 2.0, 2.0])
+    plain, positive = (jackknife(1.0, left_out, 0.95, positive=positive) for positive in (False, True))
+    assert plain.low < 0
+    assert (positive.low, positive.high) == (0.0, plain.high)
+    # What is an estimate of a positive quantity, such as a component of variance, can be negative.
+    assert jackknife(-1.0, left_out, 0.95, positive=True).low < -1
+
+
+def test_a_bootstrap_has_no_end_where_resamples_without_variance_reach_the_tail():
+    moment = Moment(2.0, np.array([1.0, 2.0, 3.0]))
+    ratios = np.where(np.arange(100) < 10, np.nan, np.linspace(1.0, 3.0, 100))
+    estimate = bootstrap_t(moment, 2.0, ratios, np.ones(100), 0.95)
+    assert (estimate.low, estimate.high) == (0.0, math.inf)
+    # A variance of 0 does say something: it was too low.
+    estimate = bootstrap_t(moment, 2.0, np.nan_to_num(ratios), np.full(100, np.nan), 0.95)
+    assert estimate.high == math.inf

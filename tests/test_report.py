@@ -202,3 +202,15 @@ def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
     np.savez(path, scores=rng.standard_normal((6, 3, 2)), rewards=rng.standard_normal((6, 3)))
     assert main(["report", str(path)]) == 0
     assert capsys.readouterr().err.count("6 rollouts are few") == 1
+
+
+def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng):
+    # Without one rollout multi-step does not vary: its last reward is the only one.
+    scores, rewards = np.ones((12, 2, 1)), np.zeros((12, 2))
+    scores[:, 0] = 0.0
+    rewards[:, 0] = rng.standard_normal(12)
+    rewards[0, 1] = 0.5
+    report = make_report(rlvar.Rollouts(scores, rewards))
+    ratio = report.comparison["multi"].ratio
+    assert ratio.low == 0.0
+    assert f"interval {1 / ratio.high:.3g} to inf)" in report.verdict[0]

@@ -225,18 +225,30 @@ def jackknife(
 ) -> Estimate:
     """Turn a value and its leave-one-out values (M,) into an `Estimate`.
 
-    With `positive`, the interval is made on the log scale, if all values are positive. Where unit u is
-    there ``copies[u]`` times, ``left_out[u]`` leaves out one copy.
+    With `positive`, the interval is made on the log scale if all values are positive, and ends at 0 if
+    some are 0. Where unit u is there ``copies[u]`` times, ``left_out[u]`` leaves out one copy.
     """
     if not _defined(value, left_out, copies):
         return Estimate(value, confidence=confidence)
     stderr = _stderr(left_out, copies)
     if positive and value > 0 and (left_out > 0).all():
         logs = np.log(left_out)
-        factor = math.exp(min(_t(logs, confidence, copies) * _stderr(logs, copies), 700.0))
+        factor = _exp(_t(logs, confidence, copies) * _stderr(logs, copies))
         return Estimate(value, stderr, value / factor, value * factor, confidence)
     margin = _t(left_out, confidence, copies) * stderr
-    return Estimate(value, stderr, value - margin, value + margin, confidence)
+    low = value - margin
+    if positive and value >= 0 and (left_out >= 0).all():
+        low = max(low, 0.0)
+    return Estimate(value, stderr, low, value + margin, confidence)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700.0 else math.inf
+
+
+def _power(*values: float) -> float:
+    """Return a power of 2 that brings the largest of some numbers near 1: no square is out of range then."""
+    return math.ldexp(1.0, min(-math.frexp(max(map(abs, values)))[1], 1000))
 
 
 def signal_interval(
@@ -289,9 +301,10 @@ def signal_interval(
     D (U - 1): low > 0 exactly if :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for
     D = 1 is the t-test.
     """
-    (s, s_left_out), v = signal, variance.value
-    if not (_defined(s, s_left_out, copies) and math.isfinite(v)):
-        return Estimate(s, confidence=confidence)
+    if not (_defined(*signal, copies) and math.isfinite(variance.value)):
+        return Estimate(signal.value, confidence=confidence)
+    unit = _power(signal.value, variance.value)
+    (s, s_left_out), (v, v_left_out) = ((value * unit, x * unit) for value, x in (signal, variance))
     u = _number(s_left_out, copies)
     stderr, t = _stderr(s_left_out, copies), _t(s_left_out, confidence, copies)
     # |mean|^2 as the leave-one-out values see it, and their spread at its size for U, not U - 1.
@@ -305,11 +318,12 @@ def signal_interval(
 
     above = below = t * math.sqrt(a)
     if tested and a > 0:
-        spread = _stderr(variance.left_out, copies)
+        spread = _stderr(v_left_out, copies)
         dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
         error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
         below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
-    return Estimate(s, stderr, centre - margin(below), centre + margin(above), confidence)
+    low, high = centre - margin(below), centre + margin(above)
+    return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence)
 
 
 def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Estimate:
@@ -341,16 +355,22 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     lower and the denominator's upper for the lower limit, and the other way round (Donner & Zou
     2012, "MOVER"). So skewed intervals stay skewed, and the ratio's agrees with them.
     """
-    n, d = numerator, denominator
-    level = n.confidence
-    value = n.value / d.value if d.value else math.copysign(math.inf, n.value) if n.value else math.nan
-    if not (math.isfinite(n.low) and math.isfinite(d.low) and n.low > 0):
+    level = numerator.confidence
+    value = math.nan
+    if denominator.value:
+        value = numerator.value / denominator.value
+    elif numerator.value:
+        value = math.copysign(math.inf, numerator.value)
+    if not (math.isfinite(numerator.low) and math.isfinite(denominator.low) and numerator.low > 0):
         return Estimate(value, confidence=level)
+    n_unit = _power(numerator.value)
+    d_unit = _power(denominator.value, denominator.low, denominator.high)
+    n, d = _times(numerator, n_unit), _times(denominator, d_unit)
 
     def root(m_n: float, m_d: float) -> tuple[float, float, float]:
-        a = d.value**2 - m_d**2
+        a = d.value * d.value - m_d * m_d
         b = n.value * d.value - correlated * m_n * m_d
-        c = n.value**2 - m_n**2
+        c = n.value * n.value - m_n * m_n
         return a, c, b + math.sqrt(max(b * b - a * c, 0.0))
 
     low, high, stderr = 0.0, math.inf, math.nan
@@ -359,10 +379,16 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
         low = c / top if top > 0 else 0.0
     if d.low > 0:
         a, _, top = root(n.high - n.value, d.value - d.low)
-        high = top / a if a > 0 else math.inf
-        spread = n.stderr**2 - 2 * correlated * value * n.stderr * d.stderr + (value * d.stderr) ** 2
+        high = top / a if a > 0 and math.isfinite(top) else math.inf
+        x = n.value / d.value
+        spread = n.stderr * n.stderr - 2 * correlated * x * n.stderr * d.stderr + x * d.stderr * x * d.stderr
         stderr = math.sqrt(max(spread, 0.0)) / d.value
-    return Estimate(value, stderr, low, high, level)
+    unit = d_unit / n_unit
+    return Estimate(value, stderr * unit, low * unit, high * unit, level)
+
+
+def _times(x: Estimate, factor: float) -> Estimate:
+    return Estimate(x.value * factor, x.stderr * factor, x.low * factor, x.high * factor, x.confidence)
 
 
 def reciprocal(x: Estimate) -> Estimate:
@@ -393,7 +419,7 @@ def noise_scale_ratio(
     """
     with np.errstate(all="ignore"):
         value, left_out = (
-            np.asarray(v) * s0 / (np.asarray(v0) * s)
+            np.asarray(v) / v0 * (np.asarray(s0) / s)
             for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
         )
     moment = Moment(float(value), left_out)
@@ -421,7 +447,7 @@ def alignment(
     """
     with np.errstate(all="ignore"):
         value, left_out = (
-            np.asarray(x) / np.sqrt(np.asarray(s) * s0)
+            np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
             for x, s, s0 in zip(cross, signal, base_signal, strict=True)
         )
     moment = Moment(float(value), left_out)
@@ -483,10 +509,12 @@ def bootstrap_t(
         return Estimate(value, 0.0, value, value, confidence)
     with np.errstate(all="ignore"):
         t = (np.log(resampled) - math.log(centre)) / log_stderrs
-    t = np.where(np.isnan(t), -np.inf, t)  # a resample of one unit alone
-    tail = 0.5 - 0.5 * confidence
-    below, above = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
-    low, high = (value * math.exp(max(-700.0, min(700.0, -q * spread))) for q in (above, below))
+    # A resample of one unit alone has no variance, and of a ratio it says nothing.
+    unknown, tail = np.isnan(resampled), 0.5 - 0.5 * confidence
+    t = np.where(np.isnan(t), -np.inf, t)
+    below = np.quantile(t, tail, method="inverted_cdf")
+    above = np.quantile(np.where(unknown, np.inf, t), 1 - tail, method="inverted_cdf")
+    low, high = (value * _exp(-q * spread) for q in (above, below))
     return Estimate(value, _stderr(left_out, copies), low, high, confidence)
 
 

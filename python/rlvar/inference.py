@@ -124,9 +124,9 @@ def _bootstrapped(
         with np.errstate(all="ignore"):
             # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
             inverse = drawn.signal[i] / (drawn.variance[i] * (u / (u - 1)))
-            scale_ratio = drawn.variance[i] * drawn.base_signal / (drawn.base_variance * drawn.signal[i])
+            scale_ratio = drawn.variance[i] / drawn.base_variance * (drawn.base_signal / drawn.signal[i])
             scale_ratio = np.where(drawn.signal[i] > 0, np.maximum(scale_ratio, 0.0), np.inf)
-            cosine = drawn.cross[i] / np.sqrt(drawn.signal[i] * drawn.base_signal)
+            cosine = drawn.cross[i] / drawn.base_signal / np.sqrt(drawn.signal[i] / drawn.base_signal)
             cosine = np.where((drawn.signal[i] > 0) & (drawn.base_signal > 0), cosine, -1.0)
             variance_ratio = drawn.variance[i] / drawn.base_variance
         results.append(

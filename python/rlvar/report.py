@@ -277,7 +277,8 @@ def _ratio_sentence(row: ComparisonRow, reference: str, grouped: bool) -> str:
         return f"{_start(this)} does not vary over these rollouts; {that} does."
     if ratio.value < 1.0:
         this, that = that, this
-        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, 1 / ratio.low, ratio.confidence)
+        most = 1 / ratio.low if ratio.low else math.inf
+        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
     claim = (
         f"{this} needs {_number(ratio.value)} times as many {_unit(grouped)} as {that} for the same precision"
     )

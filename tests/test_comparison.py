@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -528,6 +529,15 @@ def test_bootstraps_follow_their_seed(rng):
     assert one["multi"].variance.low != other["multi"].variance.low
     assert one.interval == "bootstrap"
     assert one["single"].ratio == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+
+
+def test_the_memory_of_a_bootstrap_does_not_grow_with_resamples_times_coordinates(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((8, 1, 20000)), rng.standard_normal(8))
+    tracemalloc.start()
+    rlvar.compare(rollouts, ["single"], interval="bootstrap", resamples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1000 * 20000 * 8
 
 
 def test_a_bootstrap_of_no_variance_or_two_rollouts_is_undefined_not_wrong(rng):

@@ -185,7 +185,7 @@ def _draw(samples: Sequence[Sample], reference: Sample, bootstrap: Bootstrap) ->
     """Resample all samples with the same units drawn, a few resamples at a time."""
     u, b = len(reference.sizes), bootstrap.resamples
     drawn = _Drawn(*np.empty((5, len(samples), b)), *np.empty((2, b)))
-    for part, counts in units.draws(u, b, bootstrap.seed):
+    for part, counts in units.draws(u, b, bootstrap.seed, width=len(reference.mean)):
         base = units.resample(reference, counts)
         base_influence = units.influence(base)
         drawn.base_variance[part] = units.resampled_variance(base)

@@ -70,7 +70,7 @@ def resample(
     """Draw whole units with their squares, which are divided by `per_rollout` for each rollout drawn."""
     steps, growths = squares.steps.sum(axis=1), squares.growths
     result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((2, bootstrap.resamples)))
-    for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies):
+    for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies, width=growths.shape[1]):
         rollouts = counts @ units.sizes
         values = summaries(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)

@@ -128,11 +128,14 @@ def resample_counts(
 
 
 def draws(
-    units: int, resamples: int, seed: int, copies: NDArray[np.int64] | None = None
+    units: int, resamples: int, seed: int, copies: NDArray[np.int64] | None = None, *, width: int = 1
 ) -> Iterator[tuple[slice, Double]]:
-    """Yield `resample_counts` a few resamples at a time, with which of the resamples they are."""
+    """Yield `resample_counts` a few resamples at a time, with which of the resamples they are.
+
+    So many that neither counts nor `width` numbers for each resample take more than 8 MiB.
+    """
     rng = np.random.default_rng(seed)
-    step = max(1, (1 << 20) // units)  # 8 MiB of counts
+    step = max(1, (1 << 20) // max(units, width))
     for start in range(0, resamples, step):
         part = slice(start, min(start + step, resamples))
         yield part, resample_counts(units, part.stop - part.start, rng, copies)

@@ -446,7 +446,7 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
         signal = signal_interval(moment, variances, len(mean), level, copies=copies)
         return signal, fieller(total, signal, correlation(s.total.left_out, left_out, copies))
     resampled, inverse = np.empty((2, s.bootstrap.resamples))
-    for part, counts in unit_moments.draws(len(units), *s.bootstrap, copies):
+    for part, counts in unit_moments.draws(len(units), *s.bootstrap, copies, width=len(mean)):
         own = unit_moments.resample(sample, counts)
         variance = unit_moments.resampled_variance(own) * (u / (u - 1))
         resampled[part] = unit_moments.resampled_cross_signal(own, own) + extra(variance, u)

@@ -214,3 +214,11 @@ def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng)
     ratio = report.comparison["multi"].ratio
     assert ratio.low == 0.0
     assert f"interval {1 / ratio.high:.3g} to inf)" in report.verdict[0]
+
+
+def test_nothing_can_be_removed_from_a_reference_that_does_not_vary(rng):
+    # R S = 1 always; with a baseline it varies.
+    signs = np.sign(rng.standard_normal((20, 1, 1)))
+    text = verdict(signs, signs[:, :, 0])
+    assert "No baseline has anything to remove from single-step." in text
+    assert "inf%" not in text

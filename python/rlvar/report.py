@@ -290,7 +290,7 @@ def _ratio_sentence(row: ComparisonRow, reference: str, grouped: bool) -> str:
 def _headroom_sentence(room: Headroom) -> str:
     """Say how much a baseline could remove, and how much of that the estimators in use do."""
     share, best, reference = room.removable, _long(room.best), _long(room.reference)
-    if math.isnan(share.value):
+    if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
     if not share.low > 0:
         return (

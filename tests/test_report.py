@@ -159,7 +159,7 @@ def test_the_headroom_of_a_baseline_is_said_with_what_is_removed(rng):
     assert report.to_dict()["headroom"]["removable"]["value"] > 0.99
     assert [row.name for row in report.comparison] == ["single", "multi"]
     noise = verdict(scores, rng.standard_normal(200))
-    assert "No optimal baseline is known to help" in noise
+    assert "No baseline fitted to the scores is known to help" in noise
     assert "No baseline has anything to remove" in verdict(np.ones((12, 5, 3)), np.ones(12))
 
 
@@ -222,3 +222,19 @@ def test_nothing_can_be_removed_from_a_reference_that_does_not_vary(rng):
     text = verdict(signs, signs[:, :, 0])
     assert "No baseline has anything to remove from single-step." in text
     assert "inf%" not in text
+
+
+def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
+    # Prompts differ in their rewards: each needs a baseline of its own.
+    groups = np.repeat(np.arange(60), 8)
+    signs = rng.choice([-1.0, 1.0], (480, 1, 2))
+    rewards = 5 * rng.standard_normal(60)[groups] + signs[:, 0, 0]
+    report = make_report(rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"])
+    assert report.comparison["rloo"].ratio.high < 0.1
+    assert report.headroom.removable.low < 0
+    text = " ".join(report.verdict)
+    assert "No baseline fitted to the scores is known to help" in text
+    assert "the optimal constant baseline, one for all groups, would" in text
+    report = make_report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
+    text = " ".join(report.verdict)
+    assert "The optimal constant baseline, one for all groups, cross-fitted, would remove" in text

@@ -74,9 +74,9 @@ class ComparisonRow:
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
-        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
-        caller's own.
+        Whether its mean is the policy gradient by theory, but for a common factor, which for "multi-mean"
+        is 1 - 1/n at a step that n rollouts reach: so for the weights (see `estimators`), for the
+        importance ratios and for the aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
         do not carry `behavior_logp`.

@@ -49,7 +49,8 @@ class ImportanceRatios:
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
         Whether estimators keep by theory the mean that they have on policy: with "sequence" and
-        nothing cut off by design, or where all ratios are 1, or rollouts have one step at most.
+        nothing cut off by design, and for any ratio where both policies are equal on these rollouts;
+        "token" and "geometric", not truncated, also where rollouts have one step at most.
     """
 
     ratio: str

@@ -80,7 +80,7 @@ class Report:
         parts = self.decompositions[quietest]
         return [
             *sentences,
-            *([] if self.headroom is None else [_headroom_sentence(self.headroom)]),
+            *([] if self.headroom is None else [_headroom_sentence(self.headroom, grouped)]),
             *_source_sentences(quietest, parts, _reach(self.rollouts)),
             *_doubts(self.comparison, self.on_policy),
         ]
@@ -287,15 +287,17 @@ def _ratio_sentence(row: ComparisonRow, reference: str, grouped: bool) -> str:
     return f"{_start(claim)} ({_interval(ratio)})."
 
 
-def _headroom_sentence(room: Headroom) -> str:
+def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     """Say how much a baseline could remove, and how much of that the estimators in use do."""
     share, best, reference = room.removable, _long(room.best), _long(room.reference)
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
+    # Those of each group, such as RLOO's, can remove more.
+    common = ", one for all groups," if grouped else ""
     if not share.low > 0:
         return (
-            f"No optimal baseline is known to help: {best} would remove {share.value:.0%} of the variance of "
-            f"{reference} ({_interval(share, percent=True)})."
+            f"No baseline fitted to the scores is known to help: {best}{common} would remove "
+            f"{share.value:.0%} of the variance of {reference} ({_interval(share, percent=True)})."
         )
     parts = [
         f"{_long(name)} {part.value:.0%} ({_interval(part, percent=True)})"
@@ -304,8 +306,8 @@ def _headroom_sentence(room: Headroom) -> str:
     ]
     removed = f" Of that are removed: by {', by '.join(parts)}." if parts else ""
     return (
-        f"{_start(best)}, cross-fitted, would remove {share.value:.1%} of the variance of {reference} "
-        f"({_interval(share, percent=True)}).{removed}"
+        f"{_start(best)}{common or ','} cross-fitted, would remove {share.value:.1%} of the variance of "
+        f"{reference} ({_interval(share, percent=True)}).{removed}"
     )
 
 

@@ -395,7 +395,7 @@ def test_a_token_mean_is_a_ratio_of_sums_over_units(rng, groups, kind):
         )
         assert row.variance.stderr == pytest.approx(expected)
         assert row.unbiased
-    assert ("a group's mean's tokens" if groups else "one rollout's tokens") in str(result)
+    assert ("a group's tokens" if groups else "one rollout's tokens") in str(result)
 
 
 def test_the_variance_of_a_token_mean_is_that_of_resampled_batches(rng):

@@ -238,3 +238,13 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     report = make_report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
     text = " ".join(report.verdict)
     assert "The optimal constant baseline, one for all groups, cross-fitted, would remove" in text
+
+
+def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    text = str(make_report(rollouts, aggregation="token-mean"))
+    assert "variance of a group's tokens" in text
+    assert "A group is the unit here" in text
+    assert "group's mean" not in text

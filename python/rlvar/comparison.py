@@ -172,7 +172,8 @@ class Comparison:
 
     def __str__(self) -> str:
         unit = "a group's mean" if self.grouped else "one rollout"
-        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": f"{unit}'s tokens"}
+        tokens = "a group's tokens" if self.grouped else "one rollout's tokens"
+        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
         head = (
             "estimator",
             f"variance of {what[self.aggregation]}",

@@ -100,8 +100,9 @@ class Report:
             + _indent(str(self.comparison)),
         ]
         if self.rollouts.groups is not None:
+            unit = "group" if self.comparison.aggregation == "token-mean" else "group's mean"
             blocks[-1] += (
-                "\n  A group's mean is the unit here, its rollouts being dependent; below it is the rollout."
+                f"\n  A {unit} is the unit here, its rollouts being dependent; below it is the rollout."
             )
         if self.comparison.aggregation == "token-mean":
             blocks[-1] += "\n  Below, gradients are sums over tokens, not divided by their number."

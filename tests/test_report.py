@@ -248,3 +248,17 @@ def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
     assert "variance of a group's tokens" in text
     assert "A group is the unit here" in text
     assert "group's mean" not in text
+
+
+def test_ratios_that_leave_few_rollouts_are_told(rng):
+    # Coins of 0.5 scored as coins of 0.65: after 600 tosses one rollout has most of the ratios' sum.
+    tosses = rng.random((64, 600)) < 0.5
+    logp = np.log(np.where(tosses, 0.65, 0.35))
+    options = {"logp": logp, "behavior_logp": np.full((64, 600), np.log(0.5))}
+    rollouts = rlvar.Rollouts((tosses - 0.65)[:, :, None], tosses.mean(axis=1), **options)
+    report = make_report(rollouts, ["single", "single-mean"], ratio="sequence")
+    size = report.comparison["single"].importance.effective_size
+    assert size < 10
+    told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
+    assert told in " ".join(report.verdict)
+    assert "effective sample size" not in " ".join(make_report(rollouts, ratio="none").verdict)

@@ -32,6 +32,8 @@ _LONG_NAMES = {
     "multi-optimal": "the optimal step baselines",
     "otb": "the optimal token baselines",
 }
+# So few rollouts say little.
+_FEW = 10
 _BARS = " ▁▂▃▄▅▆▇█"
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
 _STRATA = 4  # of similar length, where lengths differ
@@ -197,6 +199,13 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
         count = max(1, math.ceil(TOP * comparison.units))
         few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
         sentences.append(f"Heavy tails: {few} {shares}. Intervals of variances may be far too narrow.")
+    for ratios in dict.fromkeys(row.importance for row in comparison if row.importance is not None):
+        rollouts = len(ratios.values)
+        if ratios.effective_size < min(_FEW, rollouts / 2):
+            sentences.append(
+                f"The {ratios.ratio} ratios leave an effective sample size of {ratios.effective_size:.1f} of "
+                f"{rollouts} rollouts: the others hardly count, and no number or interval can be trusted."
+            )
     if on_policy.on_policy is False:
         found = {
             "ratio": f"scores of different steps are correlated, {on_policy.ratio} of their variance",

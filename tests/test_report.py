@@ -261,4 +261,5 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     assert size < 10
     told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
     assert told in " ".join(report.verdict)
+    assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
     assert "effective sample size" not in " ".join(make_report(rollouts, ratio="none").verdict)

@@ -198,7 +198,10 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
         shares = ", ".join(f"{row.largest_share:.0%} of that of {_long(row.name)}" for row in heavy)
         count = max(1, math.ceil(TOP * comparison.units))
         few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
-        sentences.append(f"Heavy tails: {few} {shares}. Intervals of variances may be far too narrow.")
+        # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
+        weighted = any(row.importance is not None and row.importance.ratio != "none" for row in heavy)
+        what = "variances and of their ratios" if weighted else "variances"
+        sentences.append(f"Heavy tails: {few} {shares}. Intervals of {what} may be far too narrow.")
     for ratios in dict.fromkeys(row.importance for row in comparison if row.importance is not None):
         rollouts = len(ratios.values)
         if ratios.effective_size < min(_FEW, rollouts / 2):

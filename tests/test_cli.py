@@ -172,3 +172,24 @@ def test_covariance_refuses_in_one_line(tmp_path, capsys, options, message):
     assert main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    logp = -rng.exponential(1.0, (40, 12))
+    stale = {"logp": logp, "behavior_logp": logp + 0.05 * rng.standard_normal((40, 12))}
+    path = write(tmp_path / "r.npz", **stale)
+    weights = ["--ratio", "sequence", "--truncate", "2"]
+    options = ["--aggregation", "token-mean", "--interval", "bootstrap", "--seed", "3"]
+    assert main(["report", path, *weights, *options]) == 0
+    text = capsys.readouterr().out
+    assert "sequence ratios: effective sample size" in text
+    assert "variance of one rollout's tokens" in text
+    assert "intervals: bootstrap over 40 rollouts" in text
+    assert main(["covariance", path, *weights]) == 0
+    rollouts = rlvar.load_rollouts(path)
+    expected = rlvar.compare(rollouts, ["multi"], ratio="sequence", truncate=2.0)["multi"].variance.value
+    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+    for command in (["report"], ["covariance", "--estimator", "multi"]):
+        assert main([*command, write(tmp_path / "plain.npz"), "--ratio", "token"]) == 2
+        assert "must have rollouts with logp and behavior_logp" in capsys.readouterr().err

@@ -126,3 +126,31 @@ ZEROS = np.zeros((2, 3))
 def test_bad_arguments_are_named(arguments, options, error, message):
     with pytest.raises(error, match=message):
         rlvar.importance_ratios(*arguments, **options)
+
+
+def test_the_mean_ratio_is_one_by_theory_and_its_lack_is_told(rng):
+    # Sampled by fair coins, 12 tosses a rollout, under coins of 0.6: E rho = 1 for both kinds.
+    tosses = rng.random((4000, 12)) < 0.5
+    new, old = np.log(np.where(tosses, 0.6, 0.4)), np.full(tosses.shape, np.log(0.5))
+    for ratio in ("token", "sequence"):
+        result = rlvar.importance_ratios(new, old, ratio=ratio)
+        assert abs(result.mean.value - 1) < 4 * result.mean.stderr
+        values = result.values if ratio == "token" else result.values[:, :1]
+        assert result.mean.value == pytest.approx(values.mean())
+        expected = values.mean(axis=1).std(ddof=1) / 4000**0.5
+        assert result.mean.stderr == pytest.approx(expected)
+        # Log-probabilities of another temperature, say, are not those of the policies at work.
+        assert rlvar.importance_ratios(2 * new, old, ratio=ratio).misses
+    lost = rlvar.importance_ratios(new - 50, old)  # what the new policy does is not among the rollouts
+    assert lost.misses
+    assert lost.mean.value < 1e-200
+    assert not rlvar.importance_ratios(new - 50, old, ratio="geometric").misses  # whose mean is not 1
+
+
+def test_a_mean_ratio_counts_each_live_step_or_rollout_once(rng):
+    new, old = log_probabilities(rng)
+    mask = rng.random((N, T)) < 0.5
+    mask[3] = False
+    token, sequence = (rlvar.importance_ratios(new, old, ratio=r, mask=mask) for r in ("token", "sequence"))
+    assert token.mean.value == pytest.approx(token.values[mask].mean())
+    assert sequence.mean.value == pytest.approx(sequence.values.max(axis=1)[mask.any(axis=1)].mean())

@@ -323,3 +323,20 @@ def test_bad_arguments_of_a_plan_are_named(options, error, message):
     arguments = {"components": components(2, 1), "target": 0.1, "cost_prompt": 1, "cost_completion": 1}
     with pytest.raises(error, match=message):
         rlvar.plan(**{**arguments, **options})
+
+
+def test_stale_rollouts_are_weighed_by_their_ratios(rng):
+    logp = -rng.exponential(1.0, (40, 3))
+    options = {
+        "groups": np.arange(40) // 4,
+        "logp": logp,
+        "behavior_logp": logp + 0.3 * rng.standard_normal((40, 3)),
+    }
+    scores, rewards = rng.standard_normal((40, 3, 2)), rng.standard_normal(40)
+    stale = rlvar.Rollouts(scores, rewards, **options)
+    rho = rlvar.importance_ratios(logp, options["behavior_logp"]).values[:, 0]
+    weighed = rlvar.Rollouts(scores, rewards * rho, groups=options["groups"])
+    ours, theirs = rlvar.prompt_components(stale, ratio="sequence"), rlvar.prompt_components(weighed)
+    assert ours.within.value == pytest.approx(theirs.within.value)
+    assert ours.between.value == pytest.approx(theirs.between.value)
+    assert rlvar.prompt_components(stale).within.value != pytest.approx(theirs.within.value)

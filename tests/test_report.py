@@ -132,7 +132,7 @@ def test_the_verdict_says_what_the_rollouts_cannot_tell():
     assert "not sampled from the policy" not in text
     rewards[0] = 1e6
     text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
-    assert "Heavy tails: 1 of 100 rollouts carries 99% of that of single-step" in text
+    assert "Heavy tails: 1 of 100 rollouts carries much of the variance, 99% for single-step" in text
 
 
 def test_rollouts_of_another_policy_are_told():
@@ -234,10 +234,12 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     assert report.headroom.removable.low < 0
     text = " ".join(report.verdict)
     assert "No baseline fitted to the scores is known to help" in text
-    assert "the optimal constant baseline, one for all groups, would" in text
+    assert "the best constant baseline (single-optimal), one for all groups, would" in text
     report = make_report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
     text = " ".join(report.verdict)
-    assert "The optimal constant baseline, one for all groups, cross-fitted, would remove" in text
+    assert (
+        "The best constant baseline (single-optimal), one for all groups, cross-fitted, would remove" in text
+    )
 
 
 def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
@@ -263,3 +265,13 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     assert told in " ".join(report.verdict)
     assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
     assert "effective sample size" not in " ".join(make_report(rollouts, ratio="none").verdict)
+
+
+def test_ratios_whose_mean_is_not_one_are_told(rng):
+    tosses = rng.random((100, 4)) < 0.5
+    scores, logp = np.where(tosses, 0.5, -0.5)[:, :, None], np.full(tosses.shape, -1.0)
+    rollouts = rlvar.Rollouts(scores, np.ones(100), logp=logp, behavior_logp=logp - 0.5 * tosses)
+    text = " ".join(make_report(rollouts, ratio="sequence").verdict)
+    assert "The mean of the sequence ratios is" in text
+    assert "should be 1" in text
+    assert "effective sample size" not in text

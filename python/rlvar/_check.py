@@ -641,6 +641,14 @@ def positive_integer(name: str, value: int) -> int:
     return number
 
 
+def bootstrap(resamples: int, first: int) -> tuple[int, int]:
+    """Return the number of resamples, enough of them for an interval, and the seed."""
+    number = positive_integer("resamples", resamples)
+    if number < 100:
+        raise ValueError(f"resamples must be at least 100, got {number}")
+    return number, seed(first)
+
+
 def seed(value: int) -> int:
     """Return the seed of a random generator, an integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -654,6 +662,16 @@ def in_range(values: Double) -> None:
     """Raise if a result computed from finite rewards is not finite."""
     if not np.isfinite(values).all():
         raise ValueError("the result is beyond the range of float64; rescale the rewards")
+
+
+def names(name: str, value: Any) -> list[str]:
+    """Return one name, or a sequence of them without repetition, as a list; at least one."""
+    given = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]
+    if not all(isinstance(each, str) for each in given):
+        raise TypeError(f"{name} must be a name or a sequence of names, got {value!r}")
+    if not given:
+        raise ValueError(f"{name} must name at least one, got none")
+    return list(dict.fromkeys(given))
 
 
 def choice(name: str, value: Any, options: Sequence[Any]) -> None:

@@ -67,9 +67,14 @@ class Estimator:
 
 
 def _to_go_less_mean(batch: Batch) -> Double:
-    """G less its mean over the rollouts that are alive at the step."""
-    mean = batch.to_go.sum(axis=0) / np.maximum(batch.live.sum(axis=0), 1)
-    result: Double = np.where(batch.live, batch.to_go - mean, 0.0)
+    """G less its mean over the other rollouts that are alive at the step; G itself where there are none.
+
+    With the rollout in the mean the gradient would shrink by 1 - 1/n at a step that n reach: more at late
+    steps, so in another direction.
+    """
+    others = np.maximum(batch.live.sum(axis=0) - 1, 1)
+    means = (batch.to_go.sum(axis=0) - batch.to_go) / others
+    result: Double = np.where(batch.live, batch.to_go - means, 0.0)
     return result
 
 
@@ -140,7 +145,7 @@ CATALOG = {
             True,
             lambda batch: advantages.reinforce_pp(batch.returns),
         ),
-        Estimator("multi-mean", "G_t less its mean over the rollouts alive at t", (), True, _to_go_less_mean),
+        Estimator("multi-mean", "G_t less its mean over the others alive at t", (), True, _to_go_less_mean),
         Estimator("rloo", "R less the mean of the others in its group", ("groups",), True, _rloo),
         Estimator("grpo", "R less its group's mean, over its standard deviation", ("groups",), False, _grpo),
         Estimator("dr-grpo", "R less its group's mean", ("groups",), False, _dr_grpo),

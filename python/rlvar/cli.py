@@ -69,13 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
     )
-    report.add_argument(
-        "--ratio",
-        choices=RATIOS,
-        default="none",
-        help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
-    )
-    report.add_argument("--truncate", type=float, metavar="C", help="largest importance ratio")
+    _add_ratio(report)
     report.add_argument(
         "--aggregation",
         choices=AGGREGATIONS,
@@ -107,8 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     covariance.add_argument(
         "--out", type=Path, metavar="OUT", help="also save the accumulator to this file (.npz)"
     )
+    _add_ratio(covariance)
     covariance.set_defaults(run=_covariance)
     return parser
+
+
+def _add_ratio(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ratio",
+        choices=RATIOS,
+        default="none",
+        help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
+    )
+    command.add_argument("--truncate", type=float, metavar="C", help="largest importance ratio")
 
 
 def _report(args: argparse.Namespace) -> Report:
@@ -149,10 +154,11 @@ def _covariance(args: argparse.Namespace) -> str:
     try:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
+        batch = Batch.of(rollouts, ratio=args.ratio, truncate=args.truncate)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
         accumulator.update_from(
             rollouts.scores,
-            estimator_weights(Batch(rollouts), (), args.estimator),
+            estimator_weights(batch, (), args.estimator) * batch.step_factors,
             mask=rollouts.mask,
             lengths=rollouts.lengths,
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),

@@ -311,11 +311,9 @@ def compare(
     if not estimators:
         raise ValueError("estimators must name at least one estimator")
     names = [item.name if isinstance(item, Estimator) else item for item in estimators]
-    ratios = [ratio] if isinstance(ratio, str) else list(dict.fromkeys(ratio))
-    if not ratios:
-        raise ValueError("ratio must name at least one kind of ratio")
+    ratios = _check.names("ratio", ratio)
     _check.choice("interval", interval, ("jackknife", "bootstrap"))
-    bootstrap = Bootstrap(_check.positive_integer("resamples", resamples), _check.seed(seed))
+    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
     threads = _check.threads(num_threads)

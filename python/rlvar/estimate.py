@@ -322,7 +322,8 @@ def signal_interval(
         dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
         error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
         below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
-    low, high = centre - margin(below), centre + margin(above)
+    # Where the value is far below 0 no s may be left that the test accepts: the interval holds it still.
+    low, high = min(centre - margin(below), s), max(centre + margin(above), s)
     return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar.estimate import to_json
+from rlvar.estimate import Estimate, jackknife, to_json
 
 Double = NDArray[np.float64]
 
@@ -43,6 +43,10 @@ class ImportanceRatios:
     effective_size : float
         How many rollouts with a ratio of 1 would be as good: N mean(rho)^2 / mean(rho^2), over
         rollouts, or over live steps for "token". It is N at most, and N for "none".
+    mean : Estimate
+        Mean of the ratios before truncation, over rollouts, or over live steps for "token". It is 1 in
+        expectation for "token" and "sequence": far from it, the rollouts do not show what the new policy
+        does. Its interval is that of the jackknife over rollouts.
     largest : float
         The largest ratio before it is truncated; infinite if beyond the range of float64.
     truncated : float
@@ -57,21 +61,31 @@ class ImportanceRatios:
     truncate: float | None
     values: Double
     effective_size: float
+    mean: Estimate
     largest: float
     truncated: float
     unbiased: bool
 
+    @property
+    def misses(self) -> bool:
+        """Whether the mean is 1 by theory, and its interval excludes that."""
+        return self.ratio in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
+
     def __str__(self) -> str:
+        if self.ratio == "none":
+            if self.unbiased:
+                return "no ratios: both policies agree on these rollouts"
+            return 'no ratios, biased: another policy sampled these rollouts; ratio="sequence" would not be'
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncate is not None else ""
         return (
             f"{self.ratio} ratios: effective sample size {self.effective_size:.1f} of {len(self.values)}, "
-            f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
+            f"mean {self.mean}, largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, but for the values, as JSON-ready values."""
         names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased")
-        return {name: to_json(getattr(self, name)) for name in names}
+        return {**{name: to_json(getattr(self, name)) for name in names}, "mean": self.mean.to_dict()}
 
 
 def importance_ratios(
@@ -135,7 +149,7 @@ def importance_ratios(
     array([[1.44, 1.44],
            [0.96, 0.96]])
     >>> print(result)
-    sequence ratios: effective sample size 1.9 of 2, largest 1.44, unbiased
+    sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44, unbiased
     """
     new, old = (
         _check.floats(name, value).astype(np.float64, copy=False)
@@ -171,6 +185,8 @@ def importance_ratios(
     # Every live step for "token", else one for each rollout.
     single = logs[live] if ratio == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
     largest = float(values.max(initial=0.0))
+    # A rollout's one ratio counts once, those of its tokens one by one.
+    mean = _mean(values.sum(axis=1), counts) if ratio == "token" else _mean(values.max(axis=1), counts > 0)
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -188,4 +204,20 @@ def importance_ratios(
         else 1.0
     )
     unbiased = equal or (bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1)))
-    return ImportanceRatios(ratio, bound, values, n * share, largest, truncated, bool(unbiased))
+    return ImportanceRatios(
+        ratio=ratio,
+        truncate=bound,
+        values=values,
+        effective_size=n * share,
+        mean=mean,
+        largest=largest,
+        truncated=truncated,
+        unbiased=bool(unbiased),
+    )
+
+
+def _mean(sums: Double, counts: NDArray[Any]) -> Estimate:
+    """Return sum of sums (N,) over sum of counts (N,), with the jackknife over rollouts."""
+    with np.errstate(all="ignore"):  # beyond float64, or of one rollout alone
+        value = sums.sum() / counts.sum()
+        return jackknife(float(value), (sums.sum() - sums) / (counts.sum() - counts), 0.95)

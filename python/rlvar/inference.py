@@ -75,8 +75,17 @@ def infer(
     """Compare samples of gradients of the same units with a reference, one of them or another."""
     if bootstrap is None:
         base = moments(reference)
-        return [_jackknifed(sample, moments(sample), reference, base, confidence) for sample in samples]
-    return _bootstrapped(samples, reference, confidence, bootstrap)
+        found = [_jackknifed(sample, moments(sample), reference, base, confidence) for sample in samples]
+    else:
+        found = _bootstrapped(samples, reference, confidence, bootstrap)
+    # What is compared with itself is the same, resolved or not.
+    same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
+    return [
+        each._replace(noise_scale_ratio=same, alignment=same)
+        if sample is reference and each.variance.value > 0 and reference.number > 2
+        else each
+        for sample, each in zip(samples, found, strict=True)
+    ]
 
 
 def _jackknifed(

@@ -185,6 +185,8 @@ def prompt_components(
     rollouts: Rollouts,
     estimator: str | Estimator = "single",
     *,
+    ratio: str = "none",
+    truncate: float | None = None,
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> PromptComponents:
@@ -199,6 +201,8 @@ def prompt_components(
         One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
         other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are
         dependent, and the split would not be that of independent draws.
+    ratio, truncate
+        Importance ratios of stale rollouts, as in `compare`.
     confidence : float, default 0.95
         Nominal coverage of the intervals. They come from the jackknife over groups, and are NaN for
         two groups or where one group holds all that tells completions apart.
@@ -267,7 +271,7 @@ def prompt_components(
             "and the split is not that within and between prompts"
         )
     level = _check.confidence(confidence)
-    batch = Batch(rollouts, threads=_check.threads(num_threads))
+    batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, threads=_check.threads(num_threads))
     weights = estimator_weights(batch, (name,), name)
     units = _check.units(rollouts.groups, len(rollouts))
     if len(units) == len(rollouts):

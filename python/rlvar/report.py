@@ -28,9 +28,9 @@ _LONG_NAMES = {
     "reinforce++": "REINFORCE++",
     "opo": "OPO",
     "gae": "GAE",
-    "single-optimal": "the optimal constant baseline",
-    "multi-optimal": "the optimal step baselines",
-    "otb": "the optimal token baselines",
+    "single-optimal": "the best constant baseline (single-optimal)",
+    "multi-optimal": "a baseline for each step (multi-optimal)",
+    "otb": "token baselines (OTB)",
 }
 # So few rollouts say little.
 _FEW = 10
@@ -195,19 +195,29 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
             )
     heavy = [row for row in comparison if row.heavy_tailed]
     if heavy:
-        shares = ", ".join(f"{row.largest_share:.0%} of that of {_long(row.name)}" for row in heavy)
+        shares = " and ".join(f"{row.largest_share:.0%} for {_long(row.name)}" for row in heavy)
         count = max(1, math.ceil(TOP * comparison.units))
         few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
         # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
         weighted = any(row.importance is not None and row.importance.ratio != "none" for row in heavy)
         what = "variances and of their ratios" if weighted else "variances"
-        sentences.append(f"Heavy tails: {few} {shares}. Intervals of {what} may be far too narrow.")
+        sentences.append(
+            f"Heavy tails: {few} much of the variance, {shares}. Intervals of {what} may be far too narrow."
+        )
     for ratios in dict.fromkeys(row.importance for row in comparison if row.importance is not None):
-        rollouts = len(ratios.values)
-        if ratios.effective_size < min(_FEW, rollouts / 2):
+        rollouts, size = len(ratios.values), ratios.effective_size
+        if size < rollouts / 2:
+            trust = (
+                "no number or interval can be trusted" if size < _FEW else "intervals may be far too narrow"
+            )
             sentences.append(
-                f"The {ratios.ratio} ratios leave an effective sample size of {ratios.effective_size:.1f} of "
-                f"{rollouts} rollouts: the others hardly count, and no number or interval can be trusted."
+                f"The {ratios.ratio} ratios leave an effective sample size of {size:.1f} of {rollouts} "
+                f"rollouts, the others hardly count: {trust}."
+            )
+        if ratios.misses:
+            sentences.append(
+                f"The mean of the {ratios.ratio} ratios is {ratios.mean} and should be 1: the rollouts lack "
+                "what the new policy favours, or the log-probabilities are not those of these policies."
             )
     if on_policy.on_policy is False:
         found = {

@@ -341,7 +341,7 @@ def decompose(
     samples, weighted = _check.samples(sample_weight, counts, n), sample_weight is not None
     normaliser = samples.normaliser(ddof)
     _check.choice("interval", interval, ("jackknife", "bootstrap"))
-    bootstrap = Bootstrap(_check.positive_integer("resamples", resamples), _check.seed(seed))
+    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
     level = _check.confidence(confidence)
     wanted = None if strata is None else _check.positive_integer("strata", strata)
     if weighted:

@@ -40,6 +40,7 @@ SETTINGS = {
     "light, weak signal": (False, {"effect": 0.1}),
     "light, groups of 4": (False, {"size": 4, "steps": 4, "prompt": 0.5, "effect": 0.5}),
     "light, ragged": (False, {"ragged": True}),
+    "light, token mean": (False, {"ragged": True, "token_mean": True}),
     "heavy": (True, {"tail": "lognormal", "noise": 2.0}),
     "heavy, groups of 4": (True, {"tail": "lognormal", "noise": 2.0, "size": 4, "steps": 4, "prompt": 0.5}),
 }
@@ -53,29 +54,53 @@ def draw_noise(rng, tail, shape):
     return (rng.lognormal(-(sigma**2) / 2, sigma, shape) - 1) / np.sqrt(np.expm1(sigma**2))
 
 
-def simulate(rng, count, *, size=1, steps=6, effect=0.3, prompt=0.0, noise=0.5, tail="normal", ragged=False):
-    """Gradients (count, D) of independent units, groups of `size` rollouts, for "multi" and "now"."""
+def simulate(
+    rng,
+    count,
+    *,
+    size=1,
+    steps=6,
+    effect=0.3,
+    prompt=0.0,
+    noise=0.5,
+    tail="normal",
+    ragged=False,
+    token_mean=False,
+):
+    """Gradients (2, count, D) of independent units, groups of `size` rollouts, for "multi" and "now".
+
+    And what their sum is divided by, (count,): the number of steps for a token mean, else 1.
+    """
     shape = (count, size, steps)
     scores = rng.standard_normal((*shape, D))
     rewards = 0.3 + effect * scores[..., 0] + prompt * rng.standard_normal((count, 1, 1))
     rewards += noise * draw_noise(rng, tail, shape)
     rewards[..., 1:] += effect * scores[..., :-1, 1]
+    sizes = np.ones(count)
     if ragged:
-        rewards *= np.arange(steps) < rng.integers(1, steps + 1, (count, size, 1))
+        lengths = rng.integers(1, steps + 1, (count, size, 1))
+        rewards *= np.arange(steps) < lengths
+        sizes = lengths.sum(axis=(1, 2)).astype(float) if token_mean else sizes
     to_go = np.cumsum(rewards[..., ::-1], axis=-1)[..., ::-1]  # 0 past the end
-    return [np.einsum("nkt,nktd->nd", w, scores) / size for w in (to_go, rewards)]
+    return np.stack([np.einsum("nkt,nktd->nd", w, scores) / size for w in (to_go, rewards)]), sizes
 
 
 def true_values(options):
     """By a simulation of 1.6 million units, without the heavy tail: see `draw_noise`."""
     rng, pieces, count = np.random.default_rng(0), 80, 20_000
-    squares, means = np.zeros(2), np.zeros((2, D))
+    squares, cross, means, of_sizes = np.zeros(2), np.zeros((2, D)), np.zeros((2, D)), np.zeros(2)
     for _ in range(pieces):
-        g = np.stack(simulate(rng, count, **{**options, "tail": "normal"}))
+        g, sizes = simulate(rng, count, **{**options, "tail": "normal"})
         squares += np.square(g).sum(axis=(1, 2)) / (count * pieces)
+        cross += (sizes[:, None] * g).sum(axis=1) / (count * pieces)
         means += g.sum(axis=1) / (count * pieces)
+        of_sizes += np.array([sizes.sum(), sizes @ sizes]) / (count * pieces)
+    # Of (g - L m) / mean L with the ratio m = mean g / mean L; L is 1 but for token means.
+    means /= of_sizes[0]
+    squares += np.square(means).sum(axis=1) * of_sizes[1] - 2 * (means * cross).sum(axis=1)
+    variances = squares / of_sizes[0] ** 2
     signals = np.square(means).sum(axis=1)
-    (v0, v), (s0, s) = squares - signals, signals
+    (v0, v), (s0, s) = variances, signals
     return (v, v / v0, s, v / s, v / s * s0 / v0, means[0] @ means[1] / np.sqrt(s0 * s))
 
 
@@ -94,7 +119,8 @@ def main():
             rng = np.random.default_rng([index, count])
             covered, resolved, single, warned = np.zeros(len(QUANTITIES)), 0, 0, 0
             for number in range(args.data_sets):
-                pair = [units.sample(g) for g in simulate(rng, count, **options)]
+                gradients, sizes = simulate(rng, count, **options)
+                pair = [units.sample(g, sizes) for g in gradients]
                 bootstrap = Bootstrap(args.bootstrap, number) if args.bootstrap else None
                 base, found = infer(pair, pair[0], args.confidence, bootstrap)
                 covered += [e.low <= x <= e.high for e, x in zip(found, truth, strict=True)]

@@ -25,6 +25,7 @@ def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(compar
     assert set(room.removed) == set(NAMES) - {"single", room.best}
     for name, part in room.removed.items():
         assert part.value == pytest.approx((v["single"] - v[name]) / (v["single"] - v[room.best]))
+    assert str(room).startswith(f"{room.best} removes {room.removable} of the variance of single\n")
     assert json.loads(json.dumps(room.to_dict(), allow_nan=False))["best"] == room.best
 
 
@@ -52,6 +53,19 @@ def test_what_is_not_removable_beyond_doubt_is_not_divided_by(rng):
     assert room.removable.low < 0
     assert np.isnan(room.removed["multi"].value)
     assert room.to_dict()["removed"]["multi"]["value"] is None
+
+
+def test_only_comparisons_have_headroom():
+    with pytest.raises(TypeError, match="comparison must be a Comparison, got int"):
+        rlvar.headroom(5)
+
+
+def test_with_several_ratios_the_best_is_looked_for_among_all(rng):
+    logp = -rng.exponential(1.0, (60, 4))
+    stale = {"logp": logp, "behavior_logp": logp + 0.2 * rng.standard_normal((60, 4))}
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), np.full(60, 3.0), **stale)
+    result = rlvar.compare(rollouts, ["single", "otb"], ratio=["none", "token", "sequence"])
+    assert rlvar.headroom(result).best == "otb:sequence"  # the only ratio that leaves the mean alone
 
 
 def test_baselines_that_were_not_compared_or_bias_the_mean_are_refused(rng):

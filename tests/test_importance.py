@@ -118,7 +118,7 @@ ZEROS = np.zeros((2, 3))
         ((ZEROS, ZEROS.T), {}, ValueError, r"behavior_logp must have shape \(N, T\) = \(2, 3\)"),
         ((ZEROS, np.full((2, 3), -np.inf)), {}, ValueError, "behavior_logp must be finite"),
         ((ZEROS, ZEROS), {"ratio": "per-word"}, ValueError, "ratio must be one of"),
-        ((ZEROS, ZEROS), {"truncate": 0}, ValueError, "truncate must be positive"),
+        ((ZEROS, ZEROS), {"truncate": 0}, ValueError, "truncate must be finite and positive"),
         ((ZEROS, ZEROS), {"truncate": "1"}, TypeError, "truncate"),
         ((ZEROS, ZEROS), {"truncate": 1, "ratio": "none"}, ValueError, "must come with a ratio"),
     ],

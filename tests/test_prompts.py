@@ -309,10 +309,10 @@ def test_a_plan_says_what_the_rollouts_leave_open():
     ("options", "error", "message"),
     [
         ({"components": 3}, TypeError, "components must be a PromptComponents, got int"),
-        ({"target": 0}, ValueError, "target must be positive"),
-        ({"target": -1}, ValueError, "target must be finite and not negative"),
+        ({"target": 0}, ValueError, "target must be finite and positive"),
+        ({"target": -1}, ValueError, "target must be finite and positive"),
         ({"target": "x"}, TypeError, "target must be a number"),
-        ({"target": 5e-324}, ValueError, "target must be within reach of float64"),
+        ({"target": 5e-324}, ValueError, "target must be within reach of 2.53 prompts"),
         ({"cost_prompt": -1}, ValueError, "cost_prompt must be finite and not negative"),
         ({"cost_prompt": 0, "cost_completion": 0}, ValueError, "must not both be 0"),
         ({"max_completions": 0}, ValueError, "max_completions must be at least 1"),

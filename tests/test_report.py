@@ -127,7 +127,8 @@ def test_the_verdict_says_what_the_rollouts_cannot_tell():
     rng = np.random.default_rng(1)
     scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
     text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
-    assert "The signal of single-step, multi-step is not resolved with these 100 rollouts" in text
+    assert "The signal of single-step is not resolved with these 100 rollouts" in text
+    assert "Nothing speaks against it that the policy which scored these rollouts" in text
     assert "Heavy tails" not in text
     assert "not sampled from the policy" not in text
     rewards[0] = 1e6
@@ -191,7 +192,7 @@ def test_growth_that_the_lengths_bend_is_told_apart_from_growth_within_similar_o
     lengths = rng.choice([20, 40, 60], 300)
     scores = rng.standard_normal((300, 60, 2)) + (lengths / 40 - 1)[:, None, None]
     text = verdict(scores, lengths / 60, lengths=lengths)
-    assert "Among rollouts of similar length it grows as length^" in text
+    assert "Among rollouts of similar length the variance of single-step grows as length^" in text
     assert "the two disagree" in text
     same = verdict(scores, lengths / 60)
     assert "similar length" not in same
@@ -264,7 +265,9 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
     assert told in " ".join(report.verdict)
     assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
-    assert "effective sample size" not in " ".join(make_report(rollouts, ratio="none").verdict)
+    unweighted = " ".join(make_report(rollouts).verdict)
+    assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
+    assert "behavior_logp says so too" in unweighted
 
 
 def test_ratios_whose_mean_is_not_one_are_told(rng):
@@ -275,3 +278,45 @@ def test_ratios_whose_mean_is_not_one_are_told(rng):
     assert "The mean of the sequence ratios is" in text
     assert "should be 1" in text
     assert "effective sample size" not in text
+
+
+def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):
+    # What a trainer and an inference engine of the same policy say of the same tokens.
+    tosses = rng.random((200, 30)) < 0.5
+    logp = np.full(tosses.shape, np.log(0.5))
+    scores, rewards = (tosses - 0.5)[:, :, None], tosses.astype(float)
+    engine = logp + 1e-3 * rng.standard_normal(tosses.shape)
+    plain = make_report(rlvar.Rollouts(scores, rewards))
+    both = make_report(rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=engine))
+    assert both.verdict == plain.verdict
+    assert "the policies agree on these rollouts" in str(both)
+
+
+def test_estimators_that_are_the_same_are_told_once(rng):
+    rewards = rng.standard_normal(60)
+    logp = -rng.exponential(1.0, (60, 4))
+    stale = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
+    report = make_report(rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale))
+    text = str(report)
+    assert "are the same estimator" in text
+    assert "Their means differ" not in text
+    assert text.count("Where the variance of") == 1
+    assert "single-step comes from (multi-step is the same)" in text
+    assert text.count("Growth of the variance") == 1
+
+
+def test_nothing_is_claimed_without_intervals_or_gradients(rng):
+    two = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    assert two.verdict == ["2 rollouts are too few to tell anything: there are no intervals."]
+    still = rlvar.Rollouts(rng.standard_normal((20, 3, 1)), np.zeros(20))
+    assert make_report(still).verdict[0].startswith("All gradient estimates are 0")
+    with pytest.raises(ValueError, match="estimators must name at least one"):
+        make_report(still, [])
+
+
+def test_unresolved_quantities_are_shown_as_such(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((100, 3, 2)), rng.standard_normal((100, 3)))
+    text = str(rlvar.compare(rollouts, ["single", "multi", "reinforce++"]))
+    assert "not resolved" in text
+    assert "above " in text
+    assert " inf" not in text

@@ -183,7 +183,8 @@ def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be a rectangular array: {error}") from None
+        hint = "; pad its rows and pass lengths=" if "inhomogeneous" in str(error) else ""
+        raise ValueError(f"{name} must be a rectangular array{hint}: {error}") from None
     except (TypeError, RuntimeError) as error:  # tensors that numpy cannot see
         raise TypeError(f"{name} cannot be read as an array: {error}") from None
     if array.dtype.kind == "O":
@@ -363,6 +364,10 @@ def _first(bad: NDArray[np.bool_], time_first: bool) -> tuple[tuple[int, ...], s
     return index, ", ".join(map(str, index[::-1] if time_first else index))
 
 
+class NotFiniteError(ValueError):
+    """Scores that are not finite, or give what is not: the fault of no estimator."""
+
+
 def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
     """Explain a result that is not finite: name the first bad live score, or else the overflow.
 
@@ -375,10 +380,10 @@ def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
         good = np.isfinite(rollout) | ~alive[n][:, None]
         if not good.all():
             t, d = (int(i) for i in np.argwhere(~good)[0])
-            raise ValueError(
+            raise NotFiniteError(
                 f"scores must be finite in live steps, got scores[{first + n}, {t}, {d}] = {rollout[t, d]}"
             )
-    raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
 
 
 def non_negative(name: str, value: ArrayLike, n: int) -> Double:
@@ -685,6 +690,14 @@ def non_negative_number(name: str, value: float) -> float:
     number = _number(name, value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return number
+
+
+def positive_number(name: str, value: float) -> float:
+    """Return a finite number > 0."""
+    number = _number(name, value)
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"{name} must be finite and positive, got {value!r}")
     return number
 
 

@@ -39,6 +39,11 @@ class Headroom:
     removable: Estimate
     removed: dict[str, Estimate]
 
+    def __str__(self) -> str:
+        lines = [f"{self.best} removes {self.removable} of the variance of {self.reference}"]
+        lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         return {
@@ -65,6 +70,8 @@ def headroom(comparison: Comparison) -> Headroom:
 
     Raises
     ------
+    TypeError
+        For anything but a Comparison.
     ValueError
         If the comparison holds none of these baselines, or none with the mean of its reference.
 
@@ -84,6 +91,8 @@ def headroom(comparison: Comparison) -> Headroom:
     >>> room.best, room.removable.low > 0.5
     ('otb', True)
     """
+    if not isinstance(comparison, Comparison):
+        raise TypeError(f"comparison must be a Comparison, got {type(comparison).__name__}")
     rows = {row.name: row for row in comparison if comparison.same_mean(row)}
     # With several kinds of ratios names are as in "otb:sequence".
     candidates = [name for name in rows if name.partition(":")[0] in BASELINES]

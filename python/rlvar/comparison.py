@@ -6,6 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from rlvar.catalog import CATALOG, Estimator
 from rlvar.estimate import Estimate, Moment, to_json
 from rlvar.gradients import Batch
 from rlvar.importance import ImportanceRatios
-from rlvar.inference import Bootstrap, infer
+from rlvar.inference import Bootstrap, infer, same_sample
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -39,6 +40,8 @@ def estimator_weights(batch: Batch, estimators: Estimators, name: str) -> Double
         if name not in CATALOG:
             raise ValueError(f"it is none of {', '.join(CATALOG)}")
         return _check.weights(CATALOG[name].weights(batch), shape, live)
+    except _check.NotFiniteError:
+        raise
     except Exception as error:  # of a callable, anything
         if type(error) in (TypeError, ValueError):
             raise type(error)(f"estimator {name!r}: {error}") from error
@@ -80,6 +83,9 @@ class ComparisonRow:
     importance : ImportanceRatios or None
         The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
         do not carry `behavior_logp`.
+    identical : bool
+        Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
+        one terminal reward.
     """
 
     name: str
@@ -92,6 +98,7 @@ class ComparisonRow:
     largest_share: float
     unbiased: bool | None
     importance: ImportanceRatios | None
+    identical: bool
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
 
@@ -110,6 +117,7 @@ class ComparisonRow:
             "largest_share": to_json(self.largest_share),
             "unbiased": self.unbiased,
             "importance": None if self.importance is None else self.importance.to_dict(),
+            "identical": self.identical,
         }
 
 
@@ -164,7 +172,7 @@ class Comparison:
 
     def same_mean(self, row: ComparisonRow) -> bool:
         """Whether theory says that an estimator has the mean of the reference, up to a common factor."""
-        return row.name == self.reference or bool(row.unbiased and self.reference_unbiased)
+        return row.identical or bool(row.unbiased and self.reference_unbiased)
 
     def only(self, names: Sequence[str]) -> Comparison:
         """Return some of the rows, in the order of `names`."""
@@ -182,15 +190,15 @@ class Comparison:
             "noise scale",
         )
         rows = [
-            (row.name, str(row.variance), str(row.ratio), str(row.signal), str(row.noise_scale))
+            (row.name, str(row.variance), str(row.ratio), str(row.signal), _bounded(row.noise_scale))
             for row in self
         ]
         text = _table([head, *rows])
         if not all(self.same_mean(row) for row in self):
             # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
             ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
-            columns = ("by noise scale", f"ratio to {self.reference}", f"alignment with {self.reference}")
-            lines = [(row.name, str(row.noise_scale_ratio), str(row.alignment)) for row in ranked]
+            columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
+            lines = [(row.name, _bounded(row.noise_scale_ratio), _bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         return "\n".join([text, *ratios])
@@ -236,7 +244,8 @@ def compare(
     ratio : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
         Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
         `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
-        "multi:token"; the reference is then such a name, or an estimator with the first ratio.
+        "multi:token"; the reference is then such a name, or an estimator: with the first ratio that
+        leaves its mean alone, if any does.
     truncate : float, optional
         Largest importance ratio.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
@@ -329,7 +338,9 @@ def compare(
         )
         for kind in ratios
     }
-    asked, reference, rows = _rows(names, ratios, reference)
+    # Beside an estimator whose mean is biased by its ratios the others would look at fault.
+    first = next((kind for kind in ratios if batches[kind].unbiased), ratios[0])
+    asked, reference, rows = _rows(names, ratios, reference, first)
     gradients: dict[str, Double] = {}
     for kind, batch in batches.items():
         of_kind = [label for label, (_, each) in rows.items() if each == kind]
@@ -356,6 +367,7 @@ def compare(
                 largest_share=moments.largest_share(samples[label], moments.TOP),
                 unbiased=unbiased[label],
                 importance=batches[rows[label][1]].importance,
+                identical=same_sample(samples[label], samples[reference]),
                 _variances=moments.variance(samples[label]),
             )
             for label, found in zip(asked, findings, strict=True)
@@ -372,12 +384,12 @@ def compare(
 
 
 def _rows(
-    names: Sequence[str], ratios: Sequence[str], reference: str
+    names: Sequence[str], ratios: Sequence[str], reference: str, first: str
 ) -> tuple[list[str], str, dict[str, tuple[str, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
     A label is the estimator's name alone where there is one kind of ratio. The reference may be a
-    label, or an estimator: then with the first ratio.
+    label, or an estimator: then with the ratio `first`.
     """
 
     def label(name: str, kind: str) -> str:
@@ -385,9 +397,11 @@ def _rows(
 
     rows = {label(name, kind): (name, kind) for name in names for kind in ratios}
     others = {label(name, kind): (name, kind) for name in CATALOG for kind in ratios}
-    first = label(reference, ratios[0])
-    known = {first: (reference, ratios[0]), **others, **rows}
-    chosen = reference if reference in known else first
+    known = {**others, **rows}
+    chosen = reference if reference in known else label(reference, first)
+    if chosen not in known:
+        choices = ", ".join(dict.fromkeys([*names, *CATALOG]))
+        raise ValueError(f"reference must be one of {choices}, got {reference!r}")
     return list(rows), chosen, {**rows, chosen: known[chosen]}
 
 
@@ -409,6 +423,13 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _bounded(x: Estimate) -> str:
+    """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
+    if x.low in (-1.0, 0.0) and x.high in (1.0, math.inf) and x.stderr != 0.0:
+        return "not resolved"
+    return f"above {x.low:.4g}" if x.high == math.inf else str(x)
 
 
 def _order(noise_scale: float) -> float:

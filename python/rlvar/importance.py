@@ -27,6 +27,10 @@ Double = NDArray[np.float64]
 
 RATIOS = ("none", "token", "sequence", "geometric")
 
+# Where sum (rho - 1)^2 over whole sequences is below this, so is N times the largest relative bias
+# that leaving out ratios can have, squared: a tenth of the standard error of the mean.
+_CLOSE = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class ImportanceRatios:
@@ -52,9 +56,15 @@ class ImportanceRatios:
     truncated : float
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
-        Whether estimators keep by theory the mean that they have on policy: with "sequence" and
-        nothing cut off by design, and for any ratio where both policies are equal on these rollouts;
-        "token" and "geometric", not truncated, also where rollouts have one step at most.
+        Whether estimators keep by theory the mean that they have on policy: with "sequence" and nothing
+        cut off by design; with "token" and "geometric", not truncated, where rollouts have one step at
+        most; and with any where both policies are `close`.
+    close : bool
+        Whether the two policies are so much alike on these rollouts that no choice of ratios matters: by
+        Cauchy and Schwarz the bias without them is at most sqrt(E (rho - 1)^2 E |g|^2), rho of whole
+        sequences; with sum (rho - 1)^2 < 0.01 that is a tenth of the mean's standard error.
+    sequence_size : float
+        The effective sample size that ratios of whole sequences, not truncated, would leave.
     """
 
     ratio: str
@@ -65,6 +75,8 @@ class ImportanceRatios:
     largest: float
     truncated: float
     unbiased: bool
+    close: bool
+    sequence_size: float
 
     @property
     def misses(self) -> bool:
@@ -72,11 +84,14 @@ class ImportanceRatios:
         return self.ratio in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
 
     def __str__(self) -> str:
+        if self.close:
+            return "importance ratios hardly matter: the policies agree on these rollouts"
         if self.ratio == "none":
-            if self.unbiased:
-                return "no ratios: both policies agree on these rollouts"
-            return 'no ratios, biased: another policy sampled these rollouts; ratio="sequence" would not be'
-        cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncate is not None else ""
+            return (
+                "biased: another policy sampled these rollouts, and no ratios weigh them; those of whole "
+                f"sequences would leave an effective size of {self.sequence_size:.1f} of {len(self.values)}"
+            )
+        cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
         return (
             f"{self.ratio} ratios: effective sample size {self.effective_size:.1f} of {len(self.values)}, "
             f"mean {self.mean}, largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
@@ -84,8 +99,12 @@ class ImportanceRatios:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, but for the values, as JSON-ready values."""
-        names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased")
-        return {**{name: to_json(getattr(self, name)) for name in names}, "mean": self.mean.to_dict()}
+        names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased", "close")
+        return {
+            **{name: to_json(getattr(self, name)) for name in names},
+            "sequence_size": to_json(self.sequence_size),
+            "mean": self.mean.to_dict(),
+        }
 
 
 def importance_ratios(
@@ -164,16 +183,16 @@ def importance_ratios(
     _check.finite("logp", new, steps)
     _check.finite("behavior_logp", old, steps)
     _check.choice("ratio", ratio, RATIOS)
-    bound = None if truncate is None else _check.non_negative_number("truncate", truncate)
-    if bound == 0:
-        raise ValueError("truncate must be positive, got 0")
+    bound = None if truncate is None else _check.positive_number("truncate", truncate)
     if bound is not None and ratio == "none":
         raise ValueError("truncate must come with a ratio, got ratio = 'none'")
 
     live = steps.live((n, t))
     logs = np.where(live, np.subtract(new, old, out=np.zeros((n, t)), where=live), 0.0)
     counts = np.count_nonzero(live, axis=1)
-    equal = not logs.any()
+    whole = logs.sum(axis=1)[counts > 0]
+    with np.errstate(over="ignore"):
+        close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
     if ratio == "none":
         logs = np.zeros_like(logs)
     elif ratio == "sequence":
@@ -197,23 +216,25 @@ def importance_ratios(
             f"truncate must be given for {ratio} ratios beyond the range of float64, got one of "
             f"exp({logs[i].max():.6g}) in rollout {i}"
         )
-    relative = np.exp(single - single.max(initial=-np.inf))  # in range even if all ratios are not
-    share = (
-        float(relative.sum()) ** 2 / float(np.square(relative).sum()) / relative.size
-        if relative.size
-        else 1.0
-    )
-    unbiased = equal or (bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1)))
+    exact = bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1))
     return ImportanceRatios(
         ratio=ratio,
         truncate=bound,
         values=values,
-        effective_size=n * share,
+        effective_size=n * _kish(single),
         mean=mean,
         largest=largest,
         truncated=truncated,
-        unbiased=bool(unbiased),
+        unbiased=bool(exact or close),
+        close=close,
+        sequence_size=n * _kish(whole),
     )
+
+
+def _kish(logs: Double) -> float:
+    """Return mean(x)^2 / mean(x^2) of x = exp(logs), in range even where x is not."""
+    x = np.exp(logs - logs.max(initial=-np.inf))
+    return float(x.mean()) ** 2 / float(np.square(x).mean()) if x.size else 1.0
 
 
 def _mean(sums: Double, counts: NDArray[Any]) -> Estimate:

@@ -69,6 +69,11 @@ def quotient(above: Moment, below: Moment) -> Moment:
     return Moment(float(value), left_out)
 
 
+def same_sample(a: Sample, b: Sample) -> bool:
+    """Whether two samples are the same numbers."""
+    return np.array_equal(a.mean, b.mean) and np.array_equal(a.deviations, b.deviations)
+
+
 def infer(
     samples: Sequence[Sample], reference: Sample, confidence: float, bootstrap: Bootstrap | None = None
 ) -> list[Inference]:
@@ -82,7 +87,7 @@ def infer(
     same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
     return [
         each._replace(noise_scale_ratio=same, alignment=same)
-        if sample is reference and each.variance.value > 0 and reference.number > 2
+        if same_sample(sample, reference) and each.variance.value > 0 and reference.number > 2
         else each
         for sample, each in zip(samples, found, strict=True)
     ]

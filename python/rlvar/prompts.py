@@ -356,9 +356,7 @@ def plan(
     """
     if not isinstance(components, PromptComponents):
         raise TypeError(f"components must be a PromptComponents, got {type(components).__name__}")
-    wanted = _check.non_negative_number("target", target)
-    if wanted == 0:
-        raise ValueError("target must be positive, got 0")
+    wanted = _check.positive_number("target", target)
     each_prompt = _check.non_negative_number("cost_prompt", cost_prompt)
     each_completion = _check.non_negative_number("cost_completion", cost_completion)
     if each_prompt == each_completion == 0:
@@ -372,9 +370,9 @@ def plan(
     with np.errstate(over="ignore"):
         # Rounding must not cost a prompt where the target is met exactly.
         p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
-        cost = p * (each_prompt + k * each_completion)
+        cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
     if not np.isfinite(cost).any():
-        raise ValueError(f"target must be within reach of float64, got {target!r}")
+        raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
     best = np.lexsort((one_prompt / p, cost))[0]
     prompts, completions = int(p[best]), int(k[best])
     return Plan(

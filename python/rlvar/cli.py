@@ -168,9 +168,10 @@ def _covariance(args: argparse.Namespace) -> str:
             accumulator.save(args.out)
     finally:
         progress("")
+    blocks = "" if args.block_size == 1 else f"  (its terms below are blocks of {args.block_size} steps)"
     return (
         f"{args.file}: {args.estimator}, {accumulator.count} rollouts\n"
-        f"total variance    {totals.total_variance:.6g}\n"
+        f"total variance    {totals.total_variance:.6g}{blocks}\n"
         f"variance terms    {totals.variance_terms:.6g}\n"
         f"covariance terms  {totals.covariance_terms:.6g}" + (f"\nsaved to {args.out}" if args.out else "")
     )

@@ -479,11 +479,13 @@ def bootstrap_t(
     moment: Moment,
     centre: float,
     resampled: Double,
-    log_stderrs: Double,
+    stderrs: Double,
     confidence: float,
+    *,
+    positive: bool = True,
     copies: Copies = None,
 ) -> Estimate:
-    """Interval of a positive quantity by the bootstrap-t on the log scale (Efron 1979, Hall 1988).
+    """Interval by the bootstrap-t (Efron 1979, Hall 1988): variances and what is linear in squares.
 
     Parameters
     ----------
@@ -491,32 +493,34 @@ def bootstrap_t(
         The quantity.
     centre : float
         What the resampled values estimate: its plug-in value, as ``V (U - 1) / U``.
-    resampled, log_stderrs : ndarray, shape (B,)
-        Values of B resamples and the standard errors of their logarithms
-        (`rlvar.units.resample`).
+    resampled, stderrs : ndarray, shape (B,)
+        Values of B resamples and their standard errors; of their logarithms if `positive`.
     confidence : float
         Nominal coverage.
+    positive : bool, default True
+        Whether the quantity is positive by nature: then on the log scale.
 
     Returns
     -------
     Estimate
-        For variances and their ratios; BCa covers less (0.84 to 0.91 at 30 units).
+        BCa covers less of variances: 0.84 to 0.91 at 30 units.
     """
     value, left_out = moment
-    if not (_defined(value, left_out, copies) and value > 0 and (left_out > 0).all() and centre > 0):
+    good = _defined(value, left_out, copies)
+    if not good or (positive and not (value > 0 and (left_out > 0).all() and centre > 0)):
         return Estimate(value, confidence=confidence)
-    spread = _stderr(np.log(left_out), copies)
+    spread = _stderr(np.log(left_out) if positive else left_out, copies)
     if spread == 0:
         return Estimate(value, 0.0, value, value, confidence)
     with np.errstate(all="ignore"):
-        t = (np.log(resampled) - math.log(centre)) / log_stderrs
-    # A resample of one unit alone has no variance, and of a ratio it says nothing.
+        t = (np.log(resampled) - math.log(centre) if positive else resampled - centre) / stderrs
+    # A resample of one unit alone has no spread, and of a ratio it says nothing.
     unknown, tail = np.isnan(resampled), 0.5 - 0.5 * confidence
     t = np.where(np.isnan(t), -np.inf, t)
     below = np.quantile(t, tail, method="inverted_cdf")
     above = np.quantile(np.where(unknown, np.inf, t), 1 - tail, method="inverted_cdf")
-    low, high = (value * _exp(-q * spread) for q in (above, below))
-    return Estimate(value, _stderr(left_out, copies), low, high, confidence)
+    low, high = (value * _exp(-q * spread) if positive else value - q * spread for q in (above, below))
+    return Estimate(value, _stderr(left_out, copies), float(low), float(high), confidence)
 
 
 def bca(moment: Moment, resampled: Double, confidence: float, copies: Copies = None) -> Estimate:

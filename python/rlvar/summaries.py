@@ -56,7 +56,7 @@ class Resamples(NamedTuple):
     """The summaries of B resamples, and the exponents within strata and less that over all."""
 
     values: Double  # (6, B)
-    log_stderrs: Double  # (2, B), of the total and of the variance terms
+    stderrs: Double  # (3, B): of the logarithms of total and variance terms, of the covariance terms
 
 
 def resample(
@@ -69,17 +69,20 @@ def resample(
 ) -> Resamples:
     """Draw whole units with their squares, which are divided by `per_rollout` for each rollout drawn."""
     steps, growths = squares.steps.sum(axis=1), squares.growths
-    result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((2, bootstrap.resamples)))
+    parts = np.stack([growths[:, -1], steps, growths[:, -1] - steps])
+    result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((3, bootstrap.resamples)))
     for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies, width=growths.shape[1]):
         rollouts = counts @ units.sizes
         values = summaries(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)
         result.values[:, part] = [*values, within, within - values[3]]
-        for log_stderrs, own in zip(result.log_stderrs, (growths[:, -1], steps), strict=True):
-            # Of the ratio of squares to rollouts, what each unit adds to its logarithm.
+        for i, own in enumerate(parts):
+            # What each unit adds to a ratio of squares to rollouts, relative to it if that is positive.
             with np.errstate(all="ignore"):
-                influence = own / (counts @ own)[:, None] - units.sizes / rollouts[:, None]
-            log_stderrs[part] = unit_moments.log_stderr(counts, influence * units.number)
+                influence = own - (counts @ own / rollouts)[:, None] * units.sizes
+                scale = counts @ own if i < 2 else rollouts * per_rollout
+                influence *= (units.number / scale)[:, None]
+            result.stderrs[i, part] = unit_moments.log_stderr(counts, influence)
     return result
 
 
@@ -91,6 +94,9 @@ def estimate(
     if resampled is None:
         return jackknife(*moment, confidence, positive=positive, copies=copies)
     values = resampled.values[i]
-    if positive:
-        return bootstrap_t(moment, moment.value, values, resampled.log_stderrs[i], confidence, copies)
+    if i < 3:
+        stderrs = resampled.stderrs[i]
+        return bootstrap_t(
+            moment, moment.value, values, stderrs, confidence, positive=positive, copies=copies
+        )
     return bca(moment, values, confidence, copies)

@@ -308,8 +308,9 @@ def decompose(
     are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
 
     The bootstrap draws from the squares that each unit adds, O(resamples U T) without another pass over
-    the scores; the means stay as they are, which moves a variance by O(1 / U) of its spread. Variances
-    get the bootstrap-t on the log scale, all else BCa; a noise scale that of its reciprocal, turned around.
+    the scores; the means stay as they are, which moves a variance by O(1 / U) of its spread: intervals from
+    few units differ from those of `compare`. Total, variance and covariance terms get the bootstrap-t, the
+    first two on the log scale, all else BCa; a noise scale that of its reciprocal, turned around.
 
     Examples
     --------

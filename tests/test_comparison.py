@@ -372,6 +372,7 @@ def test_one_rollout_that_carries_the_variance_is_flagged(rng):
     rewards[7] = 1000
     row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"]
     assert row.largest_share > 0.99
+    assert row.top_share > row.largest_share  # of two of the 200
     assert row.heavy_tailed
 
 

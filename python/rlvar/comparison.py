@@ -74,6 +74,8 @@ class ComparisonRow:
         Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
         by chance, its interval does not. From -1 to 1 where a signal is not resolved.
     largest_share : float
+        Share of the variance that the largest unit carries.
+    top_share : float
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
@@ -96,6 +98,7 @@ class ComparisonRow:
     noise_scale_ratio: Estimate
     alignment: Estimate
     largest_share: float
+    top_share: float
     unbiased: bool | None
     importance: ImportanceRatios | None
     identical: bool
@@ -105,7 +108,7 @@ class ComparisonRow:
     @property
     def heavy_tailed(self) -> bool:
         """Whether so few units carry so much of the variance that its interval cannot be trusted."""
-        return self.largest_share > moments.HEAVY
+        return self.top_share > moments.HEAVY
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -115,6 +118,7 @@ class ComparisonRow:
             "name": self.name,
             **estimates,
             "largest_share": to_json(self.largest_share),
+            "top_share": to_json(self.top_share),
             "unbiased": self.unbiased,
             "importance": None if self.importance is None else self.importance.to_dict(),
             "identical": self.identical,
@@ -364,7 +368,8 @@ def compare(
             ComparisonRow(
                 name=label,
                 **found._asdict(),
-                largest_share=moments.largest_share(samples[label], moments.TOP),
+                largest_share=moments.largest_share(samples[label]),
+                top_share=moments.largest_share(samples[label], moments.TOP),
                 unbiased=unbiased[label],
                 importance=batches[rows[label][1]].importance,
                 identical=same_sample(samples[label], samples[reference]),

@@ -218,7 +218,7 @@ def _heavy_tails(comparison: Comparison) -> list[str]:
     if not heavy:
         return []
     units = unit(comparison)
-    shares = _list([f"{row.largest_share:.0%} for {long_name(row.name)}" for row in heavy])
+    shares = _list([f"{row.top_share:.0%} for {long_name(row.name)}" for row in heavy])
     count = max(1, math.ceil(TOP * comparison.units))
     few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
     # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.

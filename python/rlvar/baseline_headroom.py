@@ -30,7 +30,7 @@ class Headroom:
     removable : Estimate
         Share of the variance of the reference that `best` removes; negative if it adds to it.
     removed : dict of str to Estimate
-        For each estimator with the mean of the reference: the part of what is removable that it
+        For each other estimator with the mean of the reference: the part of what is removable that it
         removes. It can be above 1 and negative. NaN unless `removable` is positive beyond doubt.
     """
 

@@ -6,7 +6,6 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar import units as moments
 from rlvar.catalog import CATALOG, Estimator
-from rlvar.estimate import Estimate, Moment, to_json
+from rlvar.estimate import Estimate, Moment, bounded, to_json
 from rlvar.gradients import Batch
 from rlvar.importance import ImportanceRatios
 from rlvar.inference import Bootstrap, infer, same_sample
@@ -194,7 +193,7 @@ class Comparison:
             "noise scale",
         )
         rows = [
-            (row.name, str(row.variance), str(row.ratio), str(row.signal), _bounded(row.noise_scale))
+            (row.name, str(row.variance), str(row.ratio), str(row.signal), bounded(row.noise_scale))
             for row in self
         ]
         text = _table([head, *rows])
@@ -202,7 +201,7 @@ class Comparison:
             # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
             ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
-            lines = [(row.name, _bounded(row.noise_scale_ratio), _bounded(row.alignment)) for row in ranked]
+            lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         return "\n".join([text, *ratios])
@@ -428,13 +427,6 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _bounded(x: Estimate) -> str:
-    """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
-    if x.low in (-1.0, 0.0) and x.high in (1.0, math.inf) and x.stderr != 0.0:
-        return "not resolved"
-    return f"above {x.low:.4g}" if x.high == math.inf else str(x)
 
 
 def _order(noise_scale: float) -> float:

@@ -79,6 +79,13 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def bounded(x: Estimate) -> str:
+    """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
+    if x.low in (-1.0, 0.0) and x.high in (1.0, math.inf) and x.stderr != 0.0:
+        return "not resolved"
+    return f"above {x.low:.4g}" if x.high == math.inf else str(x)
+
+
 @lru_cache(maxsize=1)
 def _legendre() -> tuple[Double, Double]:
     """Nodes and weights on [-1, 1]: dearer than all else in a quantile."""

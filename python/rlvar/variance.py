@@ -26,6 +26,7 @@ from rlvar.estimate import (
     Estimate,
     Moment,
     bca,
+    bounded,
     correlation,
     fieller,
     reciprocal,
@@ -199,7 +200,10 @@ class Decomposition:
             lines.append(
                 f"                  {self.growth_exponent_within}  within strata of similar length{note}"
             )
-        lines += [f"signal            {self.signal}", f"noise scale       {self.noise_scale} rollouts"]
+        lines += [
+            f"signal            {self.signal}",
+            f"noise scale       {bounded(self.noise_scale)} rollouts",
+        ]
         if self._source.weighted:
             lines.append(
                 f"effective size    {self.effective_size:.4g} of {self._source.samples.rollouts} rollouts"

@@ -123,7 +123,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     parts = [
         f"{long_name(name)} {part.value:.0%} ({_interval(part, percent=True)})"
         for name, part in room.removed.items()
-        if name not in BASELINES and part.high - part.low < 2
+        if name not in BASELINES and 0 < part.high - part.low < 2  # 0: the reference itself
     ]
     removed = f" Of that are removed: by {', by '.join(parts)}." if parts else ""
     return (
@@ -198,13 +198,17 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         f"The {subject} not resolved with these {comparison.units:,} {units}: {reach} zero, and the {scales} "
         "no upper end."
     )
-    positive = [row for row in faint if row.signal.value > 0]
-    needed = [
-        f"{_round(_resolving(row.signal, comparison.units))} {units} for {long_name(row.name)}"
-        for row in positive
-    ]
-    if needed:
-        sentence += f" At the size that it seems to have, it takes about {_list(needed)} to resolve it."
+    needed = {
+        long_name(row.name): f"{_round(_resolving(row.signal, comparison.units))} {units}"
+        for row in faint
+        if row.signal.value > 0
+    }
+    if len(faint) == len(needed) == 1:
+        (count,) = needed.values()
+        sentence += f" At the size that it seems to have, about {count} would resolve it."
+    elif needed:
+        each = _list([f"{count} for {name}" for name, count in needed.items()])
+        sentence += f" At the sizes that they seem to have, it would take about {each}."
     return [sentence]
 
 

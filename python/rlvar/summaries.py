@@ -24,6 +24,29 @@ Double = NDArray[np.float64]
 
 
 def summaries(
+    squares: Squares,
+    units: _check.Units,
+    within: Moment,
+    divisor: float,
+    growth_range: tuple[int, int],
+    ddof: int | None,
+) -> list[Moment]:
+    """Return total, variance terms, covariance terms, growth exponent, that within strata and its shift.
+
+    With one unit left out each if `ddof` is given, and nothing otherwise. Growths are overwritten.
+    """
+    values = _values(units.total(squares.steps).sum(), units.total(squares.growths), divisor, growth_range)
+    left_out, others = np.empty((4, 0)), np.empty(0)
+    if ddof is not None:
+        left_out, others = _without_each(squares, units, ddof, growth_range), within.left_out
+    return [
+        *(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)),
+        Moment(within.value, others),
+        Moment(within.value - float(values[3]), others - left_out[3]),
+    ]
+
+
+def _values(
     step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
 ) -> Double:
     """Return total, variance terms, covariance terms and growth exponent.
@@ -37,8 +60,8 @@ def summaries(
     return np.stack([total, variance, total - variance, exponent])
 
 
-def without_each(squares: Squares, units: _check.Units, ddof: int, growth_range: tuple[int, int]) -> Double:
-    """Return the summaries with each unit (one copy of it) left out (4, U); growths are overwritten.
+def _without_each(squares: Squares, units: _check.Units, ddof: int, growth_range: tuple[int, int]) -> Double:
+    """Return the values with each unit (one copy of it) left out (4, U).
 
     Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about the mean:
     those of the rest about their own mean are left.
@@ -49,7 +72,7 @@ def without_each(squares: Squares, units: _check.Units, ddof: int, growth_range:
     step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
     growths += growth_sums / rest[:, None]
     np.subtract(growth_squares, growths, out=growths)
-    return summaries(step_squares - step_losses, growths, (rest - ddof).astype(np.float64), growth_range)
+    return _values(step_squares - step_losses, growths, (rest - ddof).astype(np.float64), growth_range)
 
 
 class Resamples(NamedTuple):
@@ -73,7 +96,7 @@ def resample(
     result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((3, bootstrap.resamples)))
     for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies, width=growths.shape[1]):
         rollouts = counts @ units.sizes
-        values = summaries(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
+        values = _values(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)
         result.values[:, part] = [*values, within, within - values[3]]
         for i, own in enumerate(parts):

@@ -35,7 +35,7 @@ from rlvar.estimate import (
 )
 from rlvar.growth import pooled, stratified, upper_half
 from rlvar.inference import Bootstrap, quotient
-from rlvar.summaries import estimate, resample, summaries, without_each
+from rlvar.summaries import estimate, resample, summaries
 from rlvar.terms import Terms, autocorrelation
 
 Double = NDArray[np.float64]
@@ -371,23 +371,15 @@ def decompose(
     first, last = growth_range = upper_half(max(1, int((2 * alive >= rollouts).sum())))
     each = np.ones(n) if samples.weight is None else samples.weight
     parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
-    within = pooled(parts, units)
-    values = summaries(step_squares.sum(), growth_squares, divisor, growth_range)
-    left_out, within_left_out = np.full((4, 0), np.nan), np.empty(0)
-    resampled = None
     intervals = not weighted and units.number >= 3 and rollouts - ddof > units.sizes.max()
     if not weighted:
         _check.warn_few(units, grouped=groups is not None)
-    if intervals:
-        if interval == "bootstrap":
-            resampled = resample(bootstrap, units, squares, parts, divisor / rollouts, growth_range)
-        within_left_out = within.left_out
-        left_out = without_each(squares, units, ddof, growth_range)
-    found = [
-        *(Moment(float(value), others) for value, others in zip(values, left_out, strict=True)),
-        Moment(within.value, within_left_out),
-        Moment(within.value - float(values[3]), within_left_out - left_out[3]),
-    ]
+    resampled = None
+    if intervals and interval == "bootstrap":
+        resampled = resample(bootstrap, units, squares, parts, divisor / rollouts, growth_range)
+    found = summaries(
+        squares, units, pooled(parts, units), divisor, growth_range, ddof if intervals else None
+    )
     total, variance, covariance, exponent, exponent_within, shift = (
         estimate(moment, i, resampled, level, units.copies) for i, moment in enumerate(found)
     )

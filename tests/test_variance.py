@@ -267,6 +267,42 @@ def test_the_bootstrap_follows_its_seed_and_covers_copies(rng, groups):
         assert (a.low, a.high) == pytest.approx((d.low, d.high), abs=0.1 * (d.high - d.low))
 
 
+@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 3])
+def test_intervals_have_the_scale_of_the_scores(rng, interval, groups):
+    scores = rng.standard_normal((40, 6, 3)) + 0.5
+    options = {"interval": interval, "groups": groups, "strata": 1}
+    expected = rlvar.decompose(scores, **options)
+    for exponent in (-490, -270, 270, 490):
+        result = rlvar.decompose(np.ldexp(scores, exponent), **options)
+        for name in QUANTITIES:
+            square = name in NAMES or name == "signal"
+            for field in ("value", "stderr", "low", "high"):
+                value = getattr(getattr(result, name), field)
+                value = np.ldexp(value, -2 * exponent) if square else value
+                assert value == pytest.approx(getattr(getattr(expected, name), field), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("copies", [1, 3])
+def test_what_one_rollout_carries_alone_is_not_known_from_rounding(seed, copies):
+    rng = np.random.default_rng(seed)
+    scores, weights = rng.standard_normal((25, 6, 3)), np.zeros(25)
+    weights[seed] = rng.standard_normal()
+    groups = np.arange(25) // copies if copies > 1 else None
+    result = rlvar.decompose(scores, weights, groups=groups)
+    for estimate in (result.total_variance, result.variance_terms):
+        assert estimate.low == 0.0
+        assert estimate.value < estimate.high < 10 * estimate.value
+    assert np.isnan(result.growth_exponent.low)
+    # Resamples without it have no spread.
+    drawn = rlvar.decompose(scores, weights, groups=groups, interval="bootstrap")
+    assert np.isnan(drawn.total_variance.low)
+    assert np.isnan(drawn.variance_terms.low)
+    ends = np.array([drawn.covariance_terms.low, drawn.covariance_terms.high])
+    assert (np.isinf(ends) | (np.abs(ends) < 10 * drawn.variance_terms.value)).all()
+
+
 def test_a_noise_scale_whose_signal_may_be_none_has_no_upper_end(rng):
     scores = rng.standard_normal((30, 4, 3))
     for interval in ("jackknife", "bootstrap"):

@@ -72,7 +72,11 @@ def _without_each(squares: Squares, units: _check.Units, ddof: int, growth_range
     step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
     growths += growth_sums / rest[:, None]
     np.subtract(growth_squares, growths, out=growths)
-    return _values(step_squares - step_losses, growths, (rest - ddof).astype(np.float64), growth_range)
+    steps_left = step_squares - step_losses
+    # What is left by rounding alone is none.
+    growths[growths < 1e-12 * growth_squares] = 0.0
+    steps_left[steps_left < 1e-12 * step_squares] = 0.0
+    return _values(steps_left, growths, (rest - ddof).astype(np.float64), growth_range)
 
 
 class Resamples(NamedTuple):
@@ -92,7 +96,7 @@ def resample(
 ) -> Resamples:
     """Draw whole units with their squares, which are divided by `per_rollout` for each rollout drawn."""
     steps, growths = squares.steps.sum(axis=1), squares.growths
-    parts = np.stack([growths[:, -1], steps, growths[:, -1] - steps])
+    parts, whole = np.stack([growths[:, -1], steps, growths[:, -1] - steps]), units.total(steps)
     result = Resamples(np.empty((6, bootstrap.resamples)), np.empty((3, bootstrap.resamples)))
     for part, counts in unit_moments.draws(len(units), *bootstrap, units.copies, width=growths.shape[1]):
         rollouts = counts @ units.sizes
@@ -100,12 +104,14 @@ def resample(
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)
         result.values[:, part] = [*values, within, within - values[3]]
         for i, own in enumerate(parts):
-            # What each unit adds to a ratio of squares to rollouts, relative to it if that is positive.
+            # What each unit adds to a ratio of squares to rollouts, relative to it if that is positive,
+            # else to all squares of steps: no square is out of range.
             with np.errstate(all="ignore"):
                 influence = own - (counts @ own / rollouts)[:, None] * units.sizes
-                scale = counts @ own if i < 2 else rollouts * per_rollout
-                influence *= (units.number / scale)[:, None]
-            result.stderrs[i, part] = unit_moments.log_stderr(counts, influence)
+                influence *= units.number / (counts @ own if i < 2 else np.full(len(counts), whole))[:, None]
+                stderrs = unit_moments.log_stderr(counts, influence)
+                stderrs[stderrs < 1e-12] = 0.0  # of equal units, by rounding
+                result.stderrs[i, part] = stderrs if i < 2 else stderrs * (whole / (rollouts * per_rollout))
     return result
 
 

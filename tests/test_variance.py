@@ -498,6 +498,27 @@ def test_one_step_and_no_variance():
     assert "total variance" in str(result)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": np.arange(23) // 2}, {"sample_weight": np.arange(23) + 0.1}]
+)
+def test_equal_rollouts_have_no_variance_at_all(rng, options):
+    scores = np.repeat(0.1 * rng.standard_normal((1, 6, 3)), 23, axis=0)
+    counts = rng.integers(1, 9, 23)
+    for extra in ({}, {"counts": counts}):
+        result = rlvar.decompose(scores, np.full(23, 1 / 3), strata=1, **extra, **options)
+        assert result.total_variance.value == result.variance_terms.value == 0.0
+        assert not result.step_variance.any()
+        assert not result.growth.any()
+        assert np.isnan(result.step_share).all()
+        assert np.isnan([result.growth_exponent.value, result.growth_exponent_within.value]).all()
+        assert result.noise_scale.value == 0.0
+    # Steps that are equal in all rollouts have none, and no growth is fitted over them.
+    scores[:, 4:] = rng.standard_normal((23, 2, 3))
+    result = rlvar.decompose(scores, np.full(23, 1 / 3), **options)
+    assert np.flatnonzero(result.growth).tolist() == [4, 5]
+    assert np.isnan(result.growth_exponent.value)
+
+
 def test_to_dict_is_json_and_holds_every_field(rng):
     result = rlvar.decompose(rng.standard_normal((2, 4, 2)))
     fields = json.loads(json.dumps(result.to_dict(covariance=True), allow_nan=False))

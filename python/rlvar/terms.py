@@ -76,7 +76,7 @@ class Terms:
         return result
 
     def squares(self, p: Double | None, mean: Double, units: _check.Units) -> Squares:
-        """Squares of each unit about `mean`."""
+        """Squares of each unit about `mean`; 0 where rounding of the mean is all that there is."""
         shape = (len(units), len(mean))
         steps, growths = np.empty(shape), np.empty(shape)
         # Of a unit of one rollout, the squared sums are its squares.
@@ -90,6 +90,16 @@ class Terms:
             *(self.scores, self.weights, *self.live, p, mean, units.members, units.offsets),
             *(steps, growths, *wanted, self.threads),
         )
+        weight = units.total(units.sizes if p is None else units.sums(p))
+        with np.errstate(all="ignore"):
+            rounding = 4 * np.finfo(np.float64).eps * np.sqrt(weight) * mean
+            norms = np.sqrt(np.square(rounding).sum(axis=1))
+            still = units.total(steps) < np.square(norms)
+            grown_still = units.total(growths) < np.square(np.cumsum(norms))
+        for array in (steps, step_sums):
+            array[:, still] = 0.0
+        for array in (growths, growth_sums):
+            array[:, grown_still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
 
     def _sums_of_copies(

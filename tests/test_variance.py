@@ -459,6 +459,20 @@ def test_strata_find_the_exponent_that_lengths_confound(lengths, shares, rewards
     assert np.mean(verdicts) > 0.95 if disagree else np.mean(verdicts) < 0.2
 
 
+@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+@pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
+def test_one_stratum_of_all_rollouts_never_disagrees(interval, groups):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scores, weights = rng.standard_normal((30, rng.integers(3, 12), 2)) + 1, rng.standard_normal(30)
+        result = rlvar.decompose(
+            scores, weights, strata=4, groups=groups, interval=interval, resamples=200, seed=seed
+        )
+        shift = result.growth_exponent_shift
+        assert shift.value == shift.stderr == shift.low == shift.high == 0.0
+        assert result.strata_disagree is False
+
+
 def test_what_tells_nothing_of_growth_is_left_out_of_the_strata(rng):
     # Of single steps there is no slope, short episodes earn nothing, and one stratum is a law.
     lengths, k = np.repeat([1, 20, 40], 12), np.arange(1, 41)

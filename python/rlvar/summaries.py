@@ -42,8 +42,14 @@ def summaries(
     return [
         *(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)),
         Moment(within.value, others),
-        Moment(within.value - float(values[3]), others - left_out[3]),
+        Moment(float(_shift(within.value, values[3])), _shift(others, left_out[3])),
     ]
+
+
+def _shift(within: float | Double, overall: Double) -> Double:
+    """Exponents within strata less those over all: 0 where that is rounding, as with one stratum."""
+    shift = np.asarray(within - overall)
+    return np.where(np.abs(shift) < 1e-10, 0.0, shift)
 
 
 def _values(
@@ -102,7 +108,7 @@ def resample(
         rollouts = counts @ units.sizes
         values = _values(counts @ steps, counts @ growths, rollouts * per_rollout, growth_range)
         within = drawn(strata, counts) if strata else np.full(len(counts), np.nan)
-        result.values[:, part] = [*values, within, within - values[3]]
+        result.values[:, part] = [*values, within, _shift(within, values[3])]
         for i, own in enumerate(parts):
             # What each unit adds to a ratio of squares to rollouts, relative to it if that is positive,
             # else to all squares of steps: no square is out of range.

@@ -13,6 +13,7 @@ from rlvar.estimate import (
     alignment,
     bca,
     bootstrap_t,
+    bounded,
     correlation,
     f_quantile,
     fieller,
@@ -182,6 +183,17 @@ def test_fieller_is_unbounded_exactly_where_the_denominator_is_unresolved():
         assert result.value == 2.0 / d.value
     nothing = fieller(n, Estimate(-1.0, 0.1, -1.2, -0.8), 0.0)
     assert (nothing.low, nothing.high) == (0.0, math.inf)
+
+
+def test_fieller_of_what_may_be_none_over_what_may_be_none_is_anything():
+    unresolved = Estimate(1e-17, 0.1, -0.2, 0.2)
+    for n in (Estimate(1.0, 1.0, 0.0, 3.0), Estimate(0.0, 0.0, 0.0, 0.0)):
+        result = fieller(n, unresolved, 0.0)
+        assert (result.low, result.high) == (0.0, math.inf)
+        assert bounded(result) == "not resolved"
+    resolved = fieller(Estimate(1.0, 1.0, 0.0, 3.0), Estimate(2.0, 0.2, 1.5, 2.5), 0.0)
+    assert resolved.low == 0.0
+    assert 0.5 < resolved.high < math.inf
 
 
 def test_fieller_of_a_certain_numerator_turns_the_interval_around():

@@ -4,6 +4,7 @@ import pytest
 import rlvar
 from rlvar.cli import main
 from rlvar.report import make_report
+from rlvar.verdict import _percent, _power
 
 
 def verdict(scores, rewards, **options):
@@ -312,6 +313,27 @@ def test_nothing_is_claimed_without_intervals_or_gradients(rng):
     assert make_report(still).verdict[0].startswith("All gradient estimates are 0")
     with pytest.raises(ValueError, match="estimators must name at least one"):
         make_report(still, [])
+
+
+@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scores, rewards = rng.standard_normal((23, 6, 3)), np.zeros(23)
+        rewards[seed] = 1.0
+        report = make_report(rlvar.Rollouts(scores, rewards), interval=interval)
+        assert str(report).count("not resolved") >= 3  # of either table, and the sentence
+        assert "would resolve it" not in str(report)
+        # Returns-to-go of the others vary, whole returns do not.
+        rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
+        sentence = make_report(rlvar.Rollouts(scores, rewards), interval=interval).verdict[0]
+        assert sentence.startswith("These rollouts do not settle it: ")
+        assert "e+" not in sentence
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    assert (_power(-0.004), _power(-0.006)) == ("0.00", "-0.01")
+    assert (_percent(-0.004), _percent(-0.006)) == ("0%", "-1%")
 
 
 def test_unresolved_quantities_are_shown_as_such(rng):

@@ -114,6 +114,15 @@ def test_equal_units_have_no_variance_at_all():
     assert len(set(units.signal(units.sample(g)).left_out)) == 1
 
 
+def test_without_the_only_unit_that_deviates_there_is_no_variance():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        gradients = np.tile(rng.standard_normal(3), (15, 1))
+        gradients[seed] += rng.standard_normal(3)
+        sizes = None if seed % 2 else np.ones(15)
+        assert units.variance(units.sample(gradients, sizes)).left_out[seed] == 0.0
+
+
 def test_the_largest_share_is_that_of_the_unit_farthest_out():
     g = np.array([[0.0], [0.0], [0.0], [4.0]])
     assert units.largest_share(units.sample(g)) == pytest.approx(9 / 12)

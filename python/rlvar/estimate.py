@@ -340,7 +340,7 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     Parameters
     ----------
     numerator : Estimate
-        Positive, with a positive interval.
+        Not negative, nor is its interval.
     denominator : Estimate
         Value and interval may reach zero and below.
     correlated : float
@@ -369,7 +369,11 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
         value = numerator.value / denominator.value
     elif numerator.value:
         value = math.copysign(math.inf, numerator.value)
-    if not (math.isfinite(numerator.low) and math.isfinite(denominator.low) and numerator.low > 0):
+    if not (math.isfinite(numerator.low) and math.isfinite(denominator.low)):
+        return Estimate(value, confidence=level)
+    if not numerator.low > 0 and denominator.low <= 0:
+        return Estimate(value, math.nan, 0.0, math.inf, level)
+    if not numerator.value > 0:
         return Estimate(value, confidence=level)
     n_unit = _power(numerator.value)
     d_unit = _power(denominator.value, denominator.low, denominator.high)
@@ -399,11 +403,15 @@ def _times(x: Estimate, factor: float) -> Estimate:
     return Estimate(x.value * factor, x.stderr * factor, x.low * factor, x.high * factor, x.confidence)
 
 
-def reciprocal(x: Estimate) -> Estimate:
-    """Turn the interval of 1 / noise scale around: unbounded where it reaches zero, as in `fieller`."""
+def reciprocal(x: Estimate, signal: Estimate) -> Estimate:
+    """Turn the interval of 1 / noise scale around: unbounded where it reaches zero, as in `fieller`.
+
+    Where it has none, the noise scale of a signal whose interval reaches zero may be anything.
+    """
     value = 1 / x.value if x.value else math.inf
     if math.isnan(x.low):
-        return Estimate(value, confidence=x.confidence)
+        low, high = (0.0, math.inf) if signal.low <= 0 else (math.nan, math.nan)
+        return Estimate(value, math.nan, low, high, x.confidence)
     low = 1 / x.high if x.high > 0 else 0.0
     high, stderr = (1 / x.low, x.stderr * value**2) if x.low > 0 else (math.inf, math.nan)
     return Estimate(value, stderr, low, high, x.confidence)

@@ -86,7 +86,7 @@ def infer(
     # What is compared with itself is the same, resolved or not.
     same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
     return [
-        each._replace(noise_scale_ratio=same, alignment=same)
+        each._replace(ratio=same, noise_scale_ratio=same, alignment=same)
         if same_sample(sample, reference) and each.variance.value > 0 and reference.number > 2
         else each
         for sample, each in zip(samples, found, strict=True)
@@ -160,7 +160,7 @@ def _bootstrapped(
                     confidence,
                 ),
                 signal=signal,
-                noise_scale=reciprocal(bca(quotient(own.signal, own.variance), inverse, confidence)),
+                noise_scale=reciprocal(bca(quotient(own.signal, own.variance), inverse, confidence), signal),
                 noise_scale_ratio=noise_scale_ratio(
                     own.variance,
                     own.signal,
@@ -210,6 +210,7 @@ def _draw(samples: Sequence[Sample], reference: Sample, bootstrap: Bootstrap) ->
             drawn.variance[i, part] = units.resampled_variance(own)
             drawn.signal[i, part] = units.resampled_cross_signal(own, own)
             drawn.cross[i, part] = units.resampled_cross_signal(own, base)
-            drawn.stderr[i, part] = units.log_stderr(counts, influence)
-            drawn.ratio_stderr[i, part] = units.log_stderr(counts, influence - base_influence)
+            with np.errstate(all="ignore"):  # what does not vary in a resample has no logarithm
+                drawn.stderr[i, part] = units.log_stderr(counts, influence)
+                drawn.ratio_stderr[i, part] = units.log_stderr(counts, influence - base_influence)
     return drawn

@@ -84,9 +84,9 @@ def _covariance(a: Sample, b: Sample) -> Moment:
 
 
 def variance(g: Sample) -> Moment:
-    """Trace of the covariance of one unit's part in the mean; never negative."""
+    """Trace of the covariance of one unit's part in the mean; what rounding leaves of it is none."""
     value, left_out = _covariance(g, g)
-    return Moment(value, np.maximum(left_out, 0.0))
+    return Moment(value, np.where(left_out < 1e-12 * value, 0.0, left_out))
 
 
 def cross_signal(a: Sample, b: Sample) -> Moment:

@@ -450,5 +450,5 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
         with np.errstate(all="ignore"):
             spread = (counts @ s.squares) / (counts @ units.sizes) / units.total(s.squares)
             inverse[part] = resampled[part] / (spread * s.samples.rollouts * s.total.value)
-    scale = reciprocal(bca(quotient(moment, s.total), inverse, level, copies))
-    return bca(moment, resampled, level, copies), scale
+    signal = bca(moment, resampled, level, copies)
+    return signal, reciprocal(bca(quotient(moment, s.total), inverse, level, copies), signal)

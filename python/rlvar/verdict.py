@@ -103,6 +103,8 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str) -> str:
         most = 1 / ratio.low if ratio.low else math.inf
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
     claim = f"{this} needs {_number(ratio.value)} times as many {units} as {that} for the same precision"
+    if math.isnan(ratio.low):
+        return f"These rollouts do not settle it: {claim}, but that has no interval."
     if ratio.low <= 1.0:
         return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
     return f"{_start(claim)} ({_interval(ratio)})."
@@ -118,10 +120,10 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     if not share.low > 0:
         return (
             f"No baseline fitted to the scores is known to help: {best}{common} would remove "
-            f"{share.value:.0%} of the variance of {reference} ({_interval(share, percent=True)})."
+            f"{_percent(share.value)} of the variance of {reference} ({_interval(share, percent=True)})."
         )
     parts = [
-        f"{long_name(name)} {part.value:.0%} ({_interval(part, percent=True)})"
+        f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
         for name, part in room.removed.items()
         if name not in BASELINES and 0 < part.high - part.low < 2  # 0: the reference itself
     ]
@@ -144,17 +146,17 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
     where = f"over steps {first} to {last}, which at least half of the rollouts reach"
     if not math.isnan(within.value):
         sentence = (
-            f"Among rollouts of similar length the variance of {name} grows as length^{within.value:.2f} "
+            f"Among rollouts of similar length the variance of {name} grows as length^{_power(within.value)} "
             f"({_interval(within)}; {scale})"
         )
         if not math.isnan(overall.value):
-            sentence += f"; among all as length^{overall.value:.2f}, {where}"
+            sentence += f"; among all as length^{_power(overall.value)}, {where}"
         if parts.strata_disagree:
             sentence += ": the two disagree, as lengths tell of rewards and who has ended adds nothing"
         sentences.append(sentence + ".")
     elif not math.isnan(overall.value):
         sentences.append(
-            f"The variance of {name} grows as length^{overall.value:.2f} ({_interval(overall)}; {scale}) "
+            f"The variance of {name} grows as length^{_power(overall.value)} ({_interval(overall)}; {scale}) "
             f"{where}."
         )
     return sentences
@@ -201,7 +203,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     needed = {
         long_name(row.name): f"{_round(_resolving(row.signal, comparison.units))} {units}"
         for row in faint
-        if row.signal.value > 0
+        if row.signal.value > 1e-12 * (row.signal.value - row.signal.low)  # else it is rounding
     }
     if len(faint) == len(needed) == 1:
         (count,) = needed.values()
@@ -301,6 +303,16 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def _power(exponent: float) -> str:
+    """Two decimals, of which 0 has no sign."""
+    return f"{round(exponent, 2) + 0.0:.2f}"
+
+
+def _percent(share: float) -> str:
+    """Whole percents, of which 0 has no sign."""
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 def _round(count: float) -> str:
     """Two significant digits of a large number."""
     digits = max(0, math.floor(math.log10(count)) - 1) if math.isfinite(count) else 0
@@ -310,5 +322,6 @@ def _round(count: float) -> str:
 def _interval(estimate: Estimate, *, percent: bool = False) -> str:
     if math.isnan(estimate.low):
         return "no interval"
-    low, high = (f"{end:,.1%}" if percent else _number(end) for end in (estimate.low, estimate.high))
+    ends = estimate.low, estimate.high
+    low, high = (f"{round(end, 3) + 0.0:,.1%}" if percent else _number(end) for end in ends)
     return f"{estimate.confidence:.0%} interval {low} to {high}"

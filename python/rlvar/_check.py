@@ -638,6 +638,8 @@ def bound(name: str, value: float) -> float:
 def positive_integer(name: str, value: int) -> int:
     """Return an integer >= 1."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None

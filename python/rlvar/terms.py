@@ -92,8 +92,9 @@ class Terms:
         )
         weight = units.total(units.sizes if p is None else units.sums(p))
         with np.errstate(all="ignore"):
-            rounding = 4 * np.finfo(np.float64).eps * np.sqrt(weight) * mean
-            norms = np.sqrt(np.square(rounding).sum(axis=1))
+            norms = np.sqrt(np.einsum("td,td->t", mean, mean))
+            norms *= 4 * np.finfo(np.float64).eps * np.sqrt(weight)
+            norms[~np.isfinite(norms)] = 0.0
             still = units.total(steps) < np.square(norms)
             grown_still = units.total(growths) < np.square(np.cumsum(norms))
         for array in (steps, step_sums):

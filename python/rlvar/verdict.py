@@ -152,7 +152,9 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
         if not math.isnan(overall.value):
             sentence += f"; among all as length^{_power(overall.value)}, {where}"
         if parts.strata_disagree:
-            sentence += ": the two disagree, as lengths tell of rewards and who has ended adds nothing"
+            sentence += (
+                ": the two disagree, as they do where rollouts end early or long ones differ in their rewards"
+            )
         sentences.append(sentence + ".")
     elif not math.isnan(overall.value):
         sentences.append(

@@ -589,6 +589,7 @@ def test_the_first_bad_score_is_named(rng, bad):
         ({"counts": [0, 1, 0, 0], "ddof": 0}, ValueError, "counts must leave at least two rollouts, got 1"),
         ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
         ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
+        ({"strata": True}, TypeError, "strata must be an integer, got bool"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),
     ],
 )

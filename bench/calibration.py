@@ -18,11 +18,11 @@ covering too rarely counts as a failure.
 """
 
 import argparse
-import os
 import sys
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+from timing import limit_threads
+
+limit_threads(1)  # before numpy is imported
 
 import numpy as np  # noqa: E402
 
@@ -122,7 +122,7 @@ def main():
                 gradients, sizes = simulate(rng, count, **options)
                 pair = [units.sample(g, sizes) for g in gradients]
                 bootstrap = Bootstrap(args.bootstrap, number) if args.bootstrap else None
-                base, found = infer(pair, pair[0], args.confidence, bootstrap)
+                base, found = infer(pair, 0, args.confidence, bootstrap)
                 covered += [e.low <= x <= e.high for e, x in zip(found, truth, strict=True)]
                 resolved += base.signal.low > 0 and found.signal.low > 0
                 single += max(units.largest_share(x) for x in pair) > units.HEAVY

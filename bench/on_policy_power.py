@@ -14,11 +14,11 @@ gradients by the probabilities, not the logits, of tokens that depend on nothing
 """
 
 import argparse
-import os
 import sys
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+from timing import limit_threads
+
+limit_threads(1)  # before numpy is imported
 
 import numpy as np  # noqa: E402
 

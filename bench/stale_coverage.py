@@ -10,12 +10,12 @@ tails, of an effective sample size below half of the rollouts, of ratios whose m
 """
 
 import argparse
-import os
 import sys
 from math import comb
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+from timing import limit_threads
+
+limit_threads(1)  # before numpy is imported
 
 import numpy as np  # noqa: E402
 

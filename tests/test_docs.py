@@ -95,8 +95,8 @@ def test_naive_ways_and_their_truths_are_what_the_script_prints(statistics):
 
 
 def test_the_coverage_table_has_all_settings_of_the_calibration(statistics, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")  # the script sets them for good where they are not set
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")  # the script sets them for good
     calibration = importlib.import_module("calibration")
     rows = table(statistics, "setting")
     assert [row[:2] for row in rows] == [[name, u] for name in calibration.SETTINGS for u in ("30", "300")]

@@ -8,6 +8,7 @@ import closed_forms
 import reference
 import rlvar
 from rlvar import _check, onpolicy
+from rlvar.terms import Terms
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def policy():
 def moments(scores):
     """|sum_t S_t|^2 and sum_t |S_t|^2 of each rollout."""
     n, t, _ = scores.shape
-    return onpolicy._second_moments(scores, _check.steps((n, t)), _check.units(None, n), None)
+    ones = np.ones((n, t))
+    return onpolicy._second_moments(Terms(scores, ones, _check.steps((n, t)), None), _check.units(None, n))
 
 
 def sequence_probabilities(policy, pi):

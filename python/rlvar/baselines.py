@@ -15,7 +15,8 @@ being in the other's baseline: their covariance is O(1/N^2), and O(1/N) of the v
 mean.
 
 The functions take a batch, rollouts with factors of their scores, and give weights: from the whole
-returns R (N,) or from the returns-to-go G (N, T). The scores S below hold those factors, such as
+returns R (N,), or from the returns-to-go G (N, T) and 0 where not live. ValueError is raised for fewer than
+two groups, or scores that are not finite. The scores S below hold those factors, such as
 importance ratios: the baseline is the best for the estimator in use. Where a denominator is 0, as at a
 step that no rollout of the other folds reaches, the baseline is 0.
 """
@@ -38,21 +39,6 @@ def single_optimal(batch: Batch) -> Double:
 
     .. math:: w = R - b, \qquad b = \frac{E[R |s|^2]}{E[|s|^2]}, \qquad s = \sum_t S_t
 
-    Parameters
-    ----------
-    batch : Batch
-        The rollouts.
-
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Weights.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two groups, or scores that are not finite.
-
     Notes
     -----
     As E[s] = 0, the variance of (R - b) s is E[(R - b)^2 |s|^2] less what does not depend on b: a
@@ -74,21 +60,6 @@ def multi_optimal(batch: Batch) -> Double:
 
     .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
               g = \sum_j G_j S_j
-
-    Parameters
-    ----------
-    batch : Batch
-        The rollouts.
-
-    Returns
-    -------
-    ndarray, shape (N, T), float64
-        Weights; 0 where not live.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two groups, or scores that are not finite.
 
     Notes
     -----
@@ -126,21 +97,6 @@ def token_baseline(batch: Batch) -> Double:
 
     over the rollouts that are alive at step t and their live steps j.
 
-    Parameters
-    ----------
-    batch : Batch
-        The rollouts.
-
-    Returns
-    -------
-    ndarray, shape (N, T), float64
-        Weights; 0 where not live.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two groups, or scores that are not finite.
-
     Notes
     -----
     The paper derives it as the baseline that accounts for the noise which the score norms have
@@ -168,21 +124,6 @@ def length_baseline(batch: Batch) -> Double:
 
     .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
 
-    Parameters
-    ----------
-    batch : Batch
-        The rollouts, with L live steps.
-
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Weights.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two groups.
-
     Notes
     -----
     The paper claims it as the best constant baseline if the gradients of tokens are uncorrelated and
@@ -204,21 +145,6 @@ def alpha_baseline(batch: Batch) -> Double:
 
     with 2 alpha the least-squares slope of log |sum_t S_t|^2 on log L, over the rollouts of the other
     folds in which both exist; 0 if those are all of one length.
-
-    Parameters
-    ----------
-    batch : Batch
-        The rollouts, with L live steps. One with none counts for nothing.
-
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Weights.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two groups, or scores that are not finite.
 
     Notes
     -----

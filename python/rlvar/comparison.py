@@ -19,7 +19,7 @@ from rlvar.catalog import CATALOG, Estimator
 from rlvar.estimate import Estimate, Moment, bounded, to_json
 from rlvar.gradients import Batch
 from rlvar.importance import ImportanceRatios
-from rlvar.inference import Bootstrap, infer, same_sample
+from rlvar.inference import Bootstrap, infer
 from rlvar.rollouts import Rollouts
 
 Double = NDArray[np.float64]
@@ -78,9 +78,9 @@ class ComparisonRow:
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor, which for "multi-mean"
-        is 1 - 1/n at a step that n rollouts reach: so for the weights (see `estimators`), for the
-        importance ratios and for the aggregation. None for weights of the caller's own.
+        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
+        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
+        caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
         do not carry `behavior_logp`.
@@ -351,11 +351,13 @@ def compare(
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
     samples = _samples(gradients, rollouts, units, aggregation)
     findings = infer(
-        [samples[label] for label in asked],
-        samples[reference],
+        list(samples.values()),
+        list(samples).index(reference),
         level,
         bootstrap if interval == "bootstrap" else None,
     )
+    found = {label: each._asdict() for label, each in zip(samples, findings, strict=True)}
+    variances = {label: each.pop("variances") for label, each in found.items()}
     unbiased = {
         label: None
         if isinstance(estimators, Mapping) and name in estimators
@@ -366,15 +368,14 @@ def compare(
         rows=tuple(
             ComparisonRow(
                 name=label,
-                **found._asdict(),
+                **found[label],
                 largest_share=moments.largest_share(samples[label]),
                 top_share=moments.largest_share(samples[label], moments.TOP),
                 unbiased=unbiased[label],
                 importance=batches[rows[label][1]].importance,
-                identical=same_sample(samples[label], samples[reference]),
-                _variances=moments.variance(samples[label]),
+                _variances=variances[label],
             )
-            for label, found in zip(asked, findings, strict=True)
+            for label in asked
         ),
         reference=reference,
         confidence=level,
@@ -383,7 +384,7 @@ def compare(
         aggregation=aggregation,
         interval=interval,
         reference_unbiased=unbiased[reference],
-        _reference_variances=moments.variance(samples[reference]),
+        _reference_variances=variances[reference],
     )
 
 

@@ -17,6 +17,7 @@ from rlvar import _check, _core
 from rlvar.importance import RATIOS, ImportanceRatios, importance_ratios
 from rlvar.returns import reward_to_go
 from rlvar.rollouts import Rollouts
+from rlvar.terms import Terms
 
 Double = NDArray[np.float64]
 
@@ -108,13 +109,12 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def gradients(self, weights: Sequence[Double], *, below: float = 1e150) -> list[Double]:
+    def gradients(self, weights: Sequence[Double]) -> list[Double]:
         """Return the gradients (N, D) of each weights (N, T), in one pass.
 
         Weights which are the same at all live steps of a rollout are a number times the sum of its
         scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
-        naming the first bad score, unless all are `below`: by default so that their squares are finite
-        too.
+        naming the first bad score, unless the squares of the gradients are finite too.
         """
         n, t, d = self.rollouts.shape
         constants = [_constant(each, self.live) for each in weights]
@@ -129,17 +129,18 @@ class Batch:
         _core.gradients(self.rollouts.scores, sets, *self.steps, result, self.threads)
         own = iter(result)
         found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
-        if not all(max(g.max(), -g.min()) < below for g in found):
+        if not all(max(g.max(), -g.min()) < 1e150 for g in found):
             _check.raise_not_finite(self.rollouts.scores, self.steps)
         return found
 
+    @property
+    def _terms(self) -> Terms:
+        """The scores with their factors."""
+        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
-        result = np.empty(self.rollouts.shape[:2])
-        _core.projections(self.rollouts.scores, *self.steps, vectors, result, self.threads)
-        if self.factors is not None:
-            result *= self.factors
-        return self._finite(result)
+        return self._finite(self._terms.projections(vectors))
 
     @property
     def step_squares(self) -> Double:
@@ -153,24 +154,8 @@ class Batch:
 
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
-        n, t, d = self.rollouts.shape
-        single = _check.units(None, n)
-        steps, running = np.empty((n, t)), np.empty((n, t))
-        _core.unit_squares(
-            self.rollouts.scores,
-            self.step_factors,
-            *self.steps,
-            None,
-            np.broadcast_to(np.zeros(d), (t, d)),
-            single.members,
-            single.offsets,
-            steps,
-            running,
-            None,
-            None,
-            self.threads,
-        )
-        return self._finite(steps), self._finite(running[:, -1].copy())
+        steps, whole = self._terms.second_moments()
+        return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:
         if not np.isfinite(result).all():

@@ -8,7 +8,7 @@ the same units are left out, or drawn, for either.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ Double = NDArray[np.float64]
 
 
 class Inference(NamedTuple):
-    """What is said of an estimator, beside a reference."""
+    """What is said of an estimator, beside a reference; and its variance with each unit left out."""
 
     variance: Estimate
     ratio: Estimate
@@ -41,6 +41,8 @@ class Inference(NamedTuple):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
+    identical: bool
+    variances: Moment
 
 
 class Moments(NamedTuple):
@@ -69,80 +71,99 @@ def quotient(above: Moment, below: Moment) -> Moment:
     return Moment(float(value), left_out)
 
 
-def same_sample(a: Sample, b: Sample) -> bool:
-    """Whether two samples are the same numbers."""
-    return np.array_equal(a.mean, b.mean) and np.array_equal(a.deviations, b.deviations)
-
-
 def infer(
-    samples: Sequence[Sample], reference: Sample, confidence: float, bootstrap: Bootstrap | None = None
+    samples: Sequence[Sample], reference: int, confidence: float, bootstrap: Bootstrap | None = None
 ) -> list[Inference]:
-    """Compare samples of gradients of the same units with a reference, one of them or another."""
+    """Compare samples of gradients of the same units with one of them, number `reference`."""
+    all_moments = [moments(sample) for sample in samples]
     if bootstrap is None:
-        base = moments(reference)
-        found = [_jackknifed(sample, moments(sample), reference, base, confidence) for sample in samples]
+        found = _jackknifed(samples, all_moments, reference, confidence)
     else:
-        found = _bootstrapped(samples, reference, confidence, bootstrap)
+        found = _bootstrapped(samples, all_moments, reference, confidence, bootstrap)
     # What is compared with itself is the same, resolved or not.
     same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
     return [
         each._replace(ratio=same, noise_scale_ratio=same, alignment=same)
-        if same_sample(sample, reference) and each.variance.value > 0 and reference.number > 2
+        if each.identical and each.variance.value > 0 and samples[reference].number > 2
         else each
-        for sample, each in zip(samples, found, strict=True)
+        for each in found
     ]
 
 
+def _beside(
+    samples: Sequence[Sample],
+    all_moments: Sequence[Moments],
+    i: int,
+    reference: int,
+    signals: Sequence[Estimate],
+    drawn: tuple[Double | None, Double | None] = (None, None),
+) -> dict[str, Any]:
+    """Return what rests on the signals of sample i and the reference; from resampled values if drawn."""
+    (sample, own), (other, base) = ((samples[k], all_moments[k]) for k in (i, reference))
+    options: dict[str, Any] = {
+        "resolved": signals[i].low > 0 and signals[reference].low > 0,
+        "confidence": signals[i].confidence,
+    }
+    scale_ratio, cosine = drawn
+    return {
+        "noise_scale_ratio": noise_scale_ratio(
+            own.variance, own.signal, base.variance, base.signal, resampled=scale_ratio, **options
+        ),
+        "alignment": alignment(
+            units.cross_signal(sample, other), own.signal, base.signal, resampled=cosine, **options
+        ),
+        "identical": np.array_equal(sample.mean, other.mean)
+        and np.array_equal(sample.deviations, other.deviations),
+        "variances": own.variance,
+    }
+
+
 def _jackknifed(
-    sample: Sample, own: Moments, reference: Sample, base: Moments, confidence: float
-) -> Inference:
-    variance = jackknife(*own.variance, confidence, positive=True)
-    signal, base_signal = (
-        signal_interval(each.signal, each.variance, len(sample.mean), confidence) for each in (own, base)
-    )
-    correlated = 0.0
-    if len(own.variance.left_out) >= 2:
-        correlated = correlation(own.variance.left_out, own.signal.left_out)
-    resolved = signal.low > 0 and base_signal.low > 0
-    return Inference(
-        variance=variance,
-        ratio=jackknife(*quotient(own.variance, base.variance), confidence, positive=True),
-        signal=signal,
-        noise_scale=fieller(variance, signal, correlated),
-        noise_scale_ratio=noise_scale_ratio(
-            own.variance, own.signal, base.variance, base.signal, resolved=resolved, confidence=confidence
-        ),
-        alignment=alignment(
-            units.cross_signal(sample, reference),
-            own.signal,
-            base.signal,
-            resolved=resolved,
-            confidence=confidence,
-        ),
-    )
+    samples: Sequence[Sample], all_moments: Sequence[Moments], reference: int, confidence: float
+) -> list[Inference]:
+    base = all_moments[reference]
+    dimension = len(samples[reference].mean)
+    signals = [signal_interval(own.signal, own.variance, dimension, confidence) for own in all_moments]
+    results = []
+    for i, own in enumerate(all_moments):
+        variance = jackknife(*own.variance, confidence, positive=True)
+        correlated = 0.0
+        if len(own.variance.left_out) >= 2:
+            correlated = correlation(own.variance.left_out, own.signal.left_out)
+        results.append(
+            Inference(
+                variance=variance,
+                ratio=jackknife(*quotient(own.variance, base.variance), confidence, positive=True),
+                signal=signals[i],
+                noise_scale=fieller(variance, signals[i], correlated),
+                **_beside(samples, all_moments, i, reference, signals),
+            )
+        )
+    return results
 
 
 def _bootstrapped(
-    samples: Sequence[Sample], reference: Sample, confidence: float, bootstrap: Bootstrap
+    samples: Sequence[Sample],
+    all_moments: Sequence[Moments],
+    reference: int,
+    confidence: float,
+    bootstrap: Bootstrap,
 ) -> list[Inference]:
-    base = moments(reference)
+    base, u = all_moments[reference], len(samples[reference].sizes)
     drawn = _draw(samples, reference, bootstrap)
-    base_signal = bca(base.signal, drawn.base_signal, confidence)
-    u = len(reference.sizes)
+    base_variance, base_signal = drawn.variance[reference], drawn.signal[reference]
+    signals = [bca(own.signal, x, confidence) for own, x in zip(all_moments, drawn.signal, strict=True)]
     results = []
-    for i, sample in enumerate(samples):
-        own = moments(sample)
-        signal = bca(own.signal, drawn.signal[i], confidence)
+    for i, own in enumerate(all_moments):
         ratio = quotient(own.variance, base.variance)
-        resolved = signal.low > 0 and base_signal.low > 0
         with np.errstate(all="ignore"):
             # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
             inverse = drawn.signal[i] / (drawn.variance[i] * (u / (u - 1)))
-            scale_ratio = drawn.variance[i] / drawn.base_variance * (drawn.base_signal / drawn.signal[i])
+            variance_ratio = drawn.variance[i] / base_variance
+            scale_ratio = variance_ratio * (base_signal / drawn.signal[i])
             scale_ratio = np.where(drawn.signal[i] > 0, np.maximum(scale_ratio, 0.0), np.inf)
-            cosine = drawn.cross[i] / drawn.base_signal / np.sqrt(drawn.signal[i] / drawn.base_signal)
-            cosine = np.where((drawn.signal[i] > 0) & (drawn.base_signal > 0), cosine, -1.0)
-            variance_ratio = drawn.variance[i] / drawn.base_variance
+            cosine = drawn.cross[i] / base_signal / np.sqrt(drawn.signal[i] / base_signal)
+            cosine = np.where((drawn.signal[i] > 0) & (base_signal > 0), cosine, -1.0)
         results.append(
             Inference(
                 variance=bootstrap_t(
@@ -152,65 +173,41 @@ def _bootstrapped(
                     drawn.stderr[i],
                     confidence,
                 ),
-                ratio=bootstrap_t(
-                    ratio,
-                    ratio.value,
-                    variance_ratio,
-                    drawn.ratio_stderr[i],
-                    confidence,
+                ratio=bootstrap_t(ratio, ratio.value, variance_ratio, drawn.ratio_stderr[i], confidence),
+                signal=signals[i],
+                noise_scale=reciprocal(
+                    bca(quotient(own.signal, own.variance), inverse, confidence), signals[i]
                 ),
-                signal=signal,
-                noise_scale=reciprocal(bca(quotient(own.signal, own.variance), inverse, confidence), signal),
-                noise_scale_ratio=noise_scale_ratio(
-                    own.variance,
-                    own.signal,
-                    base.variance,
-                    base.signal,
-                    resolved=resolved,
-                    confidence=confidence,
-                    resampled=scale_ratio,
-                ),
-                alignment=alignment(
-                    units.cross_signal(sample, reference),
-                    own.signal,
-                    base.signal,
-                    resolved=resolved,
-                    confidence=confidence,
-                    resampled=cosine,
-                ),
+                **_beside(samples, all_moments, i, reference, signals, (scale_ratio, cosine)),
             )
         )
     return results
 
 
 class _Drawn(NamedTuple):
-    """What the resamples of E samples and the reference give: (E, B), and (B,)."""
+    """What the resamples of E samples give, (E, B) each."""
 
     variance: Double
     signal: Double
-    cross: Double
+    cross: Double  # with the reference
     stderr: Double  # of log V
     ratio_stderr: Double  # of log (V / V_0)
-    base_variance: Double
-    base_signal: Double
 
 
-def _draw(samples: Sequence[Sample], reference: Sample, bootstrap: Bootstrap) -> _Drawn:
+def _draw(samples: Sequence[Sample], reference: int, bootstrap: Bootstrap) -> _Drawn:
     """Resample all samples with the same units drawn, a few resamples at a time."""
-    u, b = len(reference.sizes), bootstrap.resamples
-    drawn = _Drawn(*np.empty((5, len(samples), b)), *np.empty((2, b)))
-    for part, counts in units.draws(u, b, bootstrap.seed, width=len(reference.mean)):
-        base = units.resample(reference, counts)
-        base_influence = units.influence(base)
-        drawn.base_variance[part] = units.resampled_variance(base)
-        drawn.base_signal[part] = units.resampled_cross_signal(base, base)
+    base, b = samples[reference], bootstrap.resamples
+    result = _Drawn(*np.empty((5, len(samples), b)))
+    for part, counts in units.draws(len(base.sizes), b, bootstrap.seed, width=len(base.mean)):
+        other = units.resample(base, counts)
+        base_influence = units.influence(other)
         for i, sample in enumerate(samples):
             own = units.resample(sample, counts)
             influence = units.influence(own)
-            drawn.variance[i, part] = units.resampled_variance(own)
-            drawn.signal[i, part] = units.resampled_cross_signal(own, own)
-            drawn.cross[i, part] = units.resampled_cross_signal(own, base)
+            result.variance[i, part] = units.resampled_variance(own)
+            result.signal[i, part] = units.resampled_cross_signal(own, own)
+            result.cross[i, part] = units.resampled_cross_signal(own, other)
             with np.errstate(all="ignore"):  # what does not vary in a resample has no logarithm
-                drawn.stderr[i, part] = units.log_stderr(counts, influence)
-                drawn.ratio_stderr[i, part] = units.log_stderr(counts, influence - base_influence)
-    return drawn
+                result.stderr[i, part] = units.log_stderr(counts, influence)
+                result.ratio_stderr[i, part] = units.log_stderr(counts, influence - base_influence)
+    return result

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar import _check, _core
+from rlvar import _check
 from rlvar import units as moments
 from rlvar.estimate import Estimate, Moment, jackknife, signal_interval
+from rlvar.terms import Terms
 
 Double = NDArray[np.float64]
 
@@ -191,11 +192,9 @@ def on_policy_test(
     live = _check.steps((n, t), mask, lengths)
     units = _check.units(groups, n)
     level = _check.confidence(confidence)
-    cores = _check.threads(num_threads)
+    terms = Terms(array, np.broadcast_to(np.float64(1.0), (n, t)), live, _check.threads(num_threads))
     _check.warn_few(units, grouped=groups is not None)
-    norms, squares = _second_moments(array, live, units, cores)
-    sums = np.empty((1, n, d))
-    _core.gradients(array, np.ones((1, n, t)), *live, sums, cores)
+    norms, squares = _second_moments(terms, units)
 
     off = norms - squares
     # Where no two steps share a coordinate this is 0, and rounding must not pass for a sign.
@@ -205,38 +204,16 @@ def on_policy_test(
     ratio, off_diagonal, trace = (
         _ratio_of_sums(*pair, level) for pair in ((off, squares), (off, sizes), (squares, sizes))
     )
-    mean_score = _mean_score(units.sums(sums[0]), squares, sizes, level)
+    mean_score = _mean_score(units.sums(terms.gradients()), squares, sizes, level)
     return OnPolicyTest(ratio, mean_score, off_diagonal, trace, len(units))
 
 
-def _second_moments(
-    scores: NDArray[Any], live: _check.Steps, units: _check.Units, threads: int | None
-) -> tuple[Double, Double]:
-    """Return |sum_t S_t|^2 and sum_t |S_t|^2, summed over the rollouts of each unit (U,).
-
-    Both come out of one pass: of terms with weight 1 about mean 0 the squared running sums at the
-    last step, and the squared terms of all steps.
-    """
-    n, t, d = scores.shape
-    ones = np.broadcast_to(np.float64(1.0), (n, t))
-    steps, running = np.empty((len(units), t)), np.empty((len(units), t))
-    _core.unit_squares(
-        scores,
-        ones,
-        *live,
-        None,
-        np.zeros((t, d)),
-        units.members,
-        units.offsets,
-        steps,
-        running,
-        None,
-        None,
-        threads,
-    )
-    norms, squares = running[:, -1], steps.sum(axis=1)
+def _second_moments(terms: Terms, units: _check.Units) -> tuple[Double, Double]:
+    """Return |sum_t S_t|^2 and sum_t |S_t|^2, summed over the rollouts of each unit (U,)."""
+    steps, whole = terms.second_moments()
+    norms, squares = units.sums(whole), units.sums(steps.sum(axis=1))
     if not (np.isfinite(norms.sum()) and np.isfinite(squares.sum())):
-        _check.raise_not_finite(scores, live)
+        _check.raise_not_finite(terms.scores, terms.live)
     return norms, squares
 
 

@@ -117,15 +117,31 @@ class Terms:
             growths[u] = np.square(np.cumsum(y, axis=0)).sum(axis=1)
         return steps, growths
 
+    def second_moments(self) -> tuple[Double, Double]:
+        """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
+        n, t = self.weights.shape
+        single = _check.units(None, n)
+        zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
+        steps, running = np.empty((n, t)), np.empty((n, t))
+        _core.unit_squares(
+            *(self.scores, self.weights, *self.live, None, zero, single.members, single.offsets),
+            *(steps, running, None, None, self.threads),
+        )
+        return steps, running[:, -1].copy()
+
+    def projections(self, vectors: Double) -> Double:
+        """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
+        result = np.empty(self.weights.shape)
+        _core.projections(self.scores, *self.live, vectors, result, self.threads)
+        result *= np.where(self.alive(), self.weights, 0.0)
+        return result
+
     def with_gradient(self, p: Double | None, mean: Double) -> Double:
         """Sum over rollouts of p y[t] . (sum of all y), for each step (T,): row sums of the covariance."""
         p = np.ones(len(self.scores)) if p is None else p
         v = self.gradients() - mean.sum(axis=0)
-        projected = np.empty(self.weights.shape)
-        _core.projections(self.scores, *self.live, v, projected, self.threads)
-        projected *= np.where(self.alive(), self.weights, 0.0)
         # The p v sum to 0 but for rounding, which a mean far above the spread would show.
-        result: Double = p @ projected - mean @ (p @ v)
+        result: Double = p @ self.projections(v) - mean @ (p @ v)
         return result
 
     def lags(self, p: Double | None, mean: Double) -> Double:

@@ -102,3 +102,15 @@ def test_the_coverage_table_has_all_settings_of_the_calibration(statistics, monk
     assert [row[:2] for row in rows] == [[name, u] for name in calibration.SETTINGS for u in ("30", "300")]
     head = "| setting | units | " + " | ".join(calibration.QUANTITIES) + " |"
     assert head in statistics
+
+
+def test_the_calibration_tries_every_setting(monkeypatch):
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
+    calibration = importlib.import_module("calibration")
+    rng = np.random.default_rng(0)
+    for _, options in calibration.SETTINGS.values():
+        for bootstrap in (None, calibration.Bootstrap(100, 0)):
+            tried = calibration.trial(rng, 30, np.zeros(6), options, 0.95, bootstrap)
+            assert len(tried) == len(calibration.QUANTITIES) + 3
+            assert not tried[0]  # no variance is 0

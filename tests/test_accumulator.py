@@ -43,8 +43,8 @@ def test_batches_of_any_size_match_the_definition(case, cuts, size):
     )
     blocks = reference.blocks(matrix, size)
     np.testing.assert_allclose(result.covariance(ddof=ddof), blocks, rtol=0, atol=atol)
-    assert result.count == options.get("counts", np.ones(len(scores))).sum()
-    expected = reference.effective_size(len(scores), options.get("sample_weight"), options.get("counts"))
+    assert result.count == len(scores)
+    expected = reference.effective_size(len(scores), options.get("sample_weight"))
     assert result.effective_size == pytest.approx(expected, rel=1e-12)
 
 
@@ -123,24 +123,6 @@ def test_a_batch_without_weight_is_checked_and_counted(rng):
         accumulated(scores, cuts=(4,), sample_weight=p)
     with pytest.raises(ValueError, match="ddof must leave degrees of freedom"):
         accumulated(np.ones((4, 2, 1)), sample_weight=np.zeros(4)).covariance()
-
-
-def test_batches_of_counted_rollouts_are_those_of_repeated_ones(tmp_path, rng):
-    scores, p, counts = rng.standard_normal((20, 5, 3)), rng.random(20), rng.integers(0, 4, 20)
-    counts[8:12] = 0  # a batch of nothing
-    expected = accumulated(np.repeat(scores, counts, axis=0), sample_weight=np.repeat(p, counts))
-    batches = accumulated(scores, cuts=(4, 8, 12), sample_weight=p, counts=counts)
-    stream = rlvar.CovarianceAccumulator()
-    stream.update_from(scores, sample_weight=p, counts=counts, rollouts_per_update=4)
-    for result in (batches, stream):
-        assert result.count == counts.sum() == expected.count
-        assert_same(result, expected.covariance(), 1e-12)
-        np.testing.assert_allclose(result.growth(ddof=0), expected.growth(ddof=0), rtol=1e-12)
-    nothing = accumulated(scores, counts=np.zeros(20, int))
-    assert nothing.effective_size == rlvar.CovarianceAccumulator().effective_size == 0
-    nothing.save(tmp_path / "nothing.npz")
-    whole = rlvar.CovarianceAccumulator.load(tmp_path / "nothing.npz") + batches
-    assert_same(whole, batches.covariance(), 1e-15)
 
 
 def test_growth_totals_and_mean_are_those_of_decompose(rng):
@@ -227,7 +209,6 @@ def spoilt(index, value):
         ((GOOD, np.ones(5)), {}, ValueError, "weights must have shape"),
         ((GOOD,), {"lengths": [5] * 6}, ValueError, r"got lengths\[0\] = 5"),
         ((GOOD,), {"sample_weight": -np.ones(6)}, ValueError, "sample_weight must not be negative"),
-        ((GOOD,), {"counts": np.ones(6)}, TypeError, "counts must be integers, got dtype float64"),
         ((GOOD.astype(complex),), {}, TypeError, "complex128"),
     ],
 )

@@ -49,14 +49,6 @@ def test_jackknife_of_a_mean_is_the_textbook_interval():
     assert (estimate.stderr, estimate.low, estimate.high) == pytest.approx((stats.sem(x), low, high))
 
 
-@pytest.mark.parametrize("positive", [False, True])
-def test_copies_are_repeated_values(rng, positive):
-    x, copies = rng.random(9) + 0.1, rng.integers(0, 5, 9)
-    expected = jackknife(1.0, np.repeat(x, copies), 0.9, positive=positive).to_dict()
-    ours = jackknife(1.0, x, 0.9, positive=positive, copies=copies).to_dict()
-    assert ours == pytest.approx(expected, rel=1e-12)
-
-
 def test_positive_quantities_have_positive_intervals():
     estimate = jackknife(1.0, np.array([0.2, 1.0, 5.0]), 0.95, positive=True)
     assert 0 < estimate.low < 1 < estimate.high

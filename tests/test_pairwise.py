@@ -62,34 +62,14 @@ def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, dtype, shape):
 
 def test_agrees_with_numpy_cov(rng):
     scores = rng.standard_normal((30, 6, 1))
-    p, c = rng.random(30), rng.integers(0, 4, 30)
+    p = rng.random(30)
     for weights, theirs in (
         ({}, {}),
         ({"sample_weight": p}, {"aweights": p}),
-        ({"counts": c}, {"fweights": c}),
-        ({"sample_weight": p, "counts": c}, {"aweights": p, "fweights": c}),
-        ({"sample_weight": p, "counts": c * 10**9}, {"aweights": p, "fweights": c * 10**9}),
     ):
         for ddof in range(3):
             expected = np.cov(scores[:, :, 0].T, ddof=ddof, **theirs)
             np.testing.assert_allclose(rlvar.covariance(scores, ddof=ddof, **weights), expected, rtol=1e-11)
-
-
-def test_counted_rollouts_are_repeated_ones(isa, rng):
-    scores, p, c = rng.standard_normal((30, 6, 5)), rng.random(30), rng.integers(0, 4, 30)
-    sets, lengths = rng.standard_normal((8, 30, 6)), rng.integers(0, 7, 30)
-    for weights in (None, sets[0], sets):
-        ours = rlvar.covariance(scores, weights, lengths=lengths, sample_weight=p, counts=c)
-        again = None if weights is None else np.repeat(weights, c, axis=-2)
-        expected = rlvar.covariance(
-            *(np.repeat(scores, c, axis=0), again),
-            lengths=np.repeat(lengths, c),
-            sample_weight=np.repeat(p, c),
-        )
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-13 * expected.max())
-    scores[np.argmin(c)] = np.nan  # a count of 0 hides nothing, as a sample_weight of 0
-    with pytest.raises(ValueError, match="scores must be finite in live steps"):
-        rlvar.covariance(scores, counts=c)
 
 
 @pytest.mark.parametrize("shape", [(2000, 16, 16), (256, 600, 16), (40, 20, 3)])
@@ -369,19 +349,6 @@ GOOD = np.ones((4, 3, 2))
         (GOOD, {"sample_weight": [1, -1, 1, 1]}, ValueError, r"got sample_weight\[1\] = -1"),
         (GOOD, {"sample_weight": [1, np.nan, 1, 1]}, ValueError, r"got sample_weight\[1\] = nan"),
         (GOOD, {"sample_weight": np.zeros(4)}, ValueError, "sample_weight must not be all zero"),
-        (GOOD, {"counts": [1, 2, 3]}, ValueError, r"counts must have shape \(N,\) = \(4,\), got \(3,\)"),
-        (GOOD, {"counts": [1.0, 2, 3, 4]}, TypeError, "counts must be integers, got dtype float64"),
-        (GOOD, {"counts": [True] * 4}, TypeError, "counts must be integers, got dtype bool"),
-        (GOOD, {"counts": [1, -2, 3, 4]}, ValueError, r"counts must not be negative, got counts\[1\] = -2"),
-        (GOOD, {"counts": [0] * 4}, ValueError, "counts must not be all zero"),
-        (GOOD, {"counts": [2**62] * 4}, ValueError, r"counts must sum to at most 2\*\*53, got 1.84467e\+19"),
-        (
-            GOOD,
-            {"counts": [1, 1, 0, 0], "sample_weight": [0, 0, 1, 1]},
-            ValueError,
-            "sample_weight must not be all zero where counts are not",
-        ),
-        (GOOD, {"counts": [1, 0, 0, 0]}, ValueError, "ddof must leave degrees of freedom.* for 1 samples"),
         (GOOD, {"sample_weight": [0, 1, 0, 0]}, ValueError, "ddof must leave degrees of freedom"),
         (GOOD, {"ddof": 4}, ValueError, "ddof must leave degrees of freedom"),
         (GOOD, {"ddof": 1.5}, ValueError, "ddof must be a non-negative integer, got 1.5"),

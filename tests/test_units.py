@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import closed_forms
-from rlvar import estimate, units
+from rlvar import units
 
 
 def brute_variance(g):
@@ -60,38 +60,6 @@ def test_a_mean_far_above_the_spread_costs_no_digits(rng):
     (value, left_out), (far, far_left_out) = map(units.variance, samples)
     assert far == pytest.approx(value, rel=1e-12)
     np.testing.assert_allclose(far_left_out, left_out, rtol=1e-12)
-
-
-@pytest.mark.parametrize("sizes", [None, np.array([1.0, 4.0, 2.0, 0.0, 3.0, 5.0, 1.5])])
-def test_copies_are_repeated_units(rng, sizes):
-    g, copies = rng.standard_normal((7, 3)) + 0.5, np.array([1, 3, 2, 1, 5, 1, 4])
-    once = units.sample(g, sizes, copies)
-    again = units.sample(np.repeat(g, copies, axis=0), None if sizes is None else np.repeat(sizes, copies))
-    assert once.number == again.number == 17
-    for of in (units.variance, units.signal):
-        ours, theirs = of(once), of(again)
-        assert ours.value == pytest.approx(theirs.value, rel=1e-12)
-        np.testing.assert_allclose(np.repeat(ours.left_out, copies), theirs.left_out, rtol=1e-11)
-    for tested in (False, True):
-        ours, theirs = (
-            estimate.signal_interval(
-                units.signal(x), units.variance(x), 3, 0.95, tested=tested, copies=x.copies
-            )
-            for x in (once, again)
-        )
-        assert ours.to_dict() == pytest.approx(theirs.to_dict(), rel=1e-10)
-    # Copies of one unit, drawn in any way, are that unit drawn as often as all of them.
-    drawn = units.resample_counts(17, 6, seed=0)
-    merged = np.add.reduceat(drawn, np.cumsum(copies) - copies, axis=1)
-    ours, theirs = units.resample(once, merged), units.resample(again, drawn)
-    np.testing.assert_allclose(units.resampled_variance(ours), units.resampled_variance(theirs), rtol=1e-11)
-    signals = (units.resampled_cross_signal(x, x) for x in (ours, theirs))
-    np.testing.assert_allclose(next(signals), next(signals), rtol=1e-10)
-    errors = (units.log_stderr(x.counts, units.influence(x)) for x in (ours, theirs))
-    np.testing.assert_allclose(next(errors), next(errors), rtol=1e-11)
-    counts = units.resample_counts(7, 500, seed=0, copies=copies)
-    assert (counts.sum(axis=1) == 17).all()
-    np.testing.assert_allclose(counts.mean(axis=0), copies, atol=4 * (copies / 500).max() ** 0.5)
 
 
 def test_two_units_have_values_and_nothing_left_out(rng):

@@ -31,8 +31,8 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
     np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
     np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
-    p = reference.weights_of_samples(len(x), options.get("sample_weight"), options.get("counts"))
-    size = reference.effective_size(len(x), options.get("sample_weight"), options.get("counts"))
+    p = reference.weights_of_samples(len(x), options.get("sample_weight"))
+    size = reference.effective_size(len(x), options.get("sample_weight"))
     assert result.effective_size == pytest.approx(size, rel=1e-12)
     np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_the_parts_add_up_to_the_variance_of_the_summed_gradients(case):
     result = rlvar.decompose(scores, weights, **options)
     total, variance, covariance = (getattr(result, name).value for name in NAMES)
     ddof = options.pop("ddof")
-    p = {name: options.pop(name) for name in ("sample_weight", "counts") if name in options}
+    p = {name: options.pop(name) for name in ("sample_weight",) if name in options}
     g = reference.gradients(scores, weights, **options)
     w = reference.weights_of_samples(len(g), **p)
     summed = w @ np.square(reference.centred(g, w)).sum(axis=1) / reference.normaliser(len(g), ddof=ddof, **p)
@@ -69,7 +69,7 @@ def test_variances_within_and_between_groups_add_up_to_the_total(isa, rng):
         for rows in (groups == label for label in range(6))
     ]
     sizes = np.bincount(groups)
-    between = rlvar.decompose(np.stack([part.mean for part in parts]), counts=sizes, ddof=0)
+    between = rlvar.decompose(np.stack([part.mean for part in parts]), sample_weight=sizes, ddof=0)
     whole = rlvar.decompose(scores, weights, mask=mask, ddof=0)
     for curve in ("growth", "step_variance", "lag_profile"):
         within = sizes @ [getattr(part, curve) for part in parts] / 40
@@ -198,18 +198,15 @@ def test_the_signal_is_the_plug_in_less_its_bias_and_its_jackknife_leaves_out_ro
     assert np.isnan([weighted.signal.low, weighted.noise_scale.low]).all()
 
 
-@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
 @pytest.mark.parametrize("groups", [None, np.repeat(np.arange(15), 4)])
-def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups, interval):
+def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups):
     rewards = rng.standard_normal((60, 5)) + 1
     scores = rng.standard_normal((60, 5, 3)) + 0.3
-    options = {"interval": interval, "seed": 3, "resamples": 500}
-    row = rlvar.compare(rlvar.Rollouts(scores, rewards, groups=groups), **options)["multi"]
-    ours = rlvar.decompose(scores, rlvar.reward_to_go(rewards), groups=groups, **options)
+    row = rlvar.compare(rlvar.Rollouts(scores, rewards, groups=groups))["multi"]
+    ours = rlvar.decompose(scores, rlvar.reward_to_go(rewards), groups=groups)
     assert ours.signal.to_dict() == pytest.approx(row.signal.to_dict(), rel=1e-9)
     if groups is None:
-        if interval == "jackknife":  # resamples of compare move the mean in the variance too
-            assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
+        assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
         return
     # Of equal groups, compare's unit is the mean; here noise is counted in rollouts.
     assert ours.noise_scale.value == pytest.approx(ours.total_variance.value / row.signal.value)
@@ -228,50 +225,10 @@ def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):
 QUANTITIES = (*NAMES, "growth_exponent", "growth_exponent_within", "signal", "noise_scale")
 
 
-def test_bootstrap_and_jackknife_agree_for_many_units_of_light_tails(rng):
-    scores = rng.standard_normal((500, 12, 3)) + 0.5 * rng.standard_normal((500, 1, 3)) + 0.2
-    lengths = rng.choice([10, 12], 500)
-    options = {"lengths": lengths, "strata": 2}
-    one, other = (rlvar.decompose(scores, interval=i, **options) for i in ("jackknife", "bootstrap"))
-    counted = rlvar.decompose(
-        np.concatenate([scores, scores[:5]]),
-        counts=np.r_[np.ones(500, int), np.zeros(5, int)],
-        lengths=np.r_[lengths, lengths[:5]],
-        strata=2,
-        interval="bootstrap",
-    )
-    for name in QUANTITIES:
-        a, b, c = (getattr(result, name) for result in (one, other, counted))
-        assert a.value == b.value
-        assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.15)
-        assert (b.low, b.high) == pytest.approx((a.low, a.high), abs=0.15 * (a.high - a.low))
-        assert c.to_dict() == pytest.approx(b.to_dict(), rel=1e-9)
-
-
-@pytest.mark.parametrize("groups", [None, np.arange(40) // 2])
-def test_the_bootstrap_follows_its_seed_and_covers_copies(rng, groups):
-    scores, counts = rng.standard_normal((40, 6, 3)) + 0.5, rng.integers(1, 5, 40)
-    options = {"groups": groups, "strata": 1, "interval": "bootstrap"}
-    first, again, other = (rlvar.decompose(scores, counts=counts, seed=s, **options) for s in (1, 1, 2))
-    copies = rlvar.decompose(
-        np.repeat(scores, counts, axis=0),
-        seed=1,
-        **{**options, "groups": None if groups is None else np.repeat(groups, counts)},
-    )
-    for name in QUANTITIES:
-        a, b, c, d = (getattr(result, name) for result in (first, again, other, copies))
-        assert a == b
-        assert a != c
-        assert a.value == pytest.approx(d.value)
-        assert a.stderr == pytest.approx(d.stderr)
-        assert (a.low, a.high) == pytest.approx((d.low, d.high), abs=0.1 * (d.high - d.low))
-
-
-@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
 @pytest.mark.parametrize("groups", [None, np.arange(40) // 3])
-def test_intervals_have_the_scale_of_the_scores(rng, interval, groups):
+def test_intervals_have_the_scale_of_the_scores(rng, groups):
     scores = rng.standard_normal((40, 6, 3)) + 0.5
-    options = {"interval": interval, "groups": groups, "strata": 1}
+    options = {"groups": groups, "strata": 1}
     expected = rlvar.decompose(scores, **options)
     for exponent in (-490, -270, 270, 490):
         result = rlvar.decompose(np.ldexp(scores, exponent), **options)
@@ -295,40 +252,14 @@ def test_what_one_rollout_carries_alone_is_not_known_from_rounding(seed, copies)
         assert estimate.low == 0.0
         assert estimate.value < estimate.high < 10 * estimate.value
     assert np.isnan(result.growth_exponent.low)
-    # Resamples without it have no spread.
-    drawn = rlvar.decompose(scores, weights, groups=groups, interval="bootstrap")
-    assert np.isnan(drawn.total_variance.low)
-    assert np.isnan(drawn.variance_terms.low)
-    ends = np.array([drawn.covariance_terms.low, drawn.covariance_terms.high])
-    assert (np.isinf(ends) | (np.abs(ends) < 10 * drawn.variance_terms.value)).all()
 
 
 def test_a_noise_scale_whose_signal_may_be_none_has_no_upper_end(rng):
     scores = rng.standard_normal((30, 4, 3))
-    for interval in ("jackknife", "bootstrap"):
-        result = rlvar.decompose(scores, interval=interval)
-        assert result.signal.low <= 0
-        assert result.noise_scale.high == np.inf
-        assert result.noise_scale.low > 0
-
-
-@pytest.mark.parametrize("groups", [None, list("abcabcaabbccaddde")])
-def test_counted_rollouts_are_repeated_ones_intervals_too(isa, rng, groups):
-    scores, weights = rng.standard_normal((17, 9, 3)) + 1, rng.standard_normal((17, 9))
-    lengths, counts = rng.integers(3, 10, 17), rng.integers(0, 4, 17)
-    counts[16] = 0  # with groups, one of nothing
-    again = None if groups is None else np.repeat(groups, counts)
-    for p in (None, rng.random(17)):
-        options = {"groups": groups, "sample_weight": p, "strata": 2}
-        ours = rlvar.decompose(scores, weights, lengths=lengths, counts=counts, **options)
-        repeated = rlvar.decompose(
-            *(np.repeat(scores, counts, axis=0), np.repeat(weights, counts, axis=0)),
-            lengths=np.repeat(lengths, counts),
-            sample_weight=None if p is None else np.repeat(p, counts),
-            groups=again,
-            strata=2,
-        )
-        assert_same_results(ours, repeated)
+    result = rlvar.decompose(scores)
+    assert result.signal.low <= 0
+    assert result.noise_scale.high == np.inf
+    assert result.noise_scale.low > 0
 
 
 def assert_same_results(ours, theirs):
@@ -340,27 +271,6 @@ def assert_same_results(ours, theirs):
         np.testing.assert_allclose(
             np.array(mine, float), np.array(value, float), rtol=1e-9, atol=1e-11, err_msg=name
         )
-
-
-def test_a_billion_copies_cost_no_more_than_one(rng):
-    scores, weights, counts = rng.standard_normal((30, 5, 3)), rng.standard_normal(30), np.arange(30)
-    few, many = (rlvar.decompose(scores, weights, counts=c, ddof=0) for c in (counts, counts * 10**9))
-    np.testing.assert_allclose(many.growth, few.growth, rtol=1e-12)
-    m = counts.sum()
-    # The spread of a jackknife over M copies of equal shares goes as 1 / sqrt(M - 1).
-    few_stderr = few.total_variance.stderr * np.sqrt((m - 1) / (m * 1e9))
-    assert many.total_variance.stderr == pytest.approx(few_stderr, rel=0.1)
-
-
-def test_a_rollout_of_count_0_is_absent_but_its_scores_are_read(rng):
-    scores, counts = rng.standard_normal((6, 4, 3)), np.array([1, 1, 0, 1, 1, 1])
-    assert_same_results(rlvar.decompose(scores, counts=counts), rlvar.decompose(scores[counts > 0]))
-    with pytest.raises(ValueError, match="at least two different labels"):
-        rlvar.decompose(scores, counts=counts, groups=[0, 0, 1, 0, 0, 0])
-    scores[2, 1, 0] = np.nan
-    for weights in ({"counts": counts}, {"sample_weight": counts}):
-        with pytest.raises(ValueError, match=r"got scores\[2, 1, 0\] = nan"):
-            rlvar.decompose(scores, **weights)
 
 
 def test_growth_exponent_of_a_power_law_is_its_power():
@@ -390,7 +300,6 @@ def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
     assert record[0].filename == __file__
     with pytest.warns(UserWarning, match="4 groups are few"):
         rlvar.decompose(scores, groups=[0, 1, 2, 3] * 3)
-    rlvar.decompose(scores[:7], counts=[1, 2, 3, 4, 1, 0, 0])  # eleven
     rlvar.decompose(scores[:7], sample_weight=np.ones(7))  # no intervals
     rlvar.decompose(scores)
 
@@ -459,15 +368,12 @@ def test_strata_find_the_exponent_that_lengths_confound(lengths, shares, rewards
     assert np.mean(verdicts) > 0.95 if disagree else np.mean(verdicts) < 0.2
 
 
-@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
 @pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
-def test_one_stratum_of_all_rollouts_never_disagrees(interval, groups):
+def test_one_stratum_of_all_rollouts_never_disagrees(groups):
     for seed in range(20):
         rng = np.random.default_rng(seed)
         scores, weights = rng.standard_normal((30, rng.integers(3, 12), 2)) + 1, rng.standard_normal(30)
-        result = rlvar.decompose(
-            scores, weights, strata=4, groups=groups, interval=interval, resamples=200, seed=seed
-        )
+        result = rlvar.decompose(scores, weights, strata=4, groups=groups)
         shift = result.growth_exponent_shift
         assert shift.value == shift.stderr == shift.low == shift.high == 0.0
         assert result.strata_disagree is False
@@ -497,7 +403,7 @@ def test_no_interval_with_sample_weight_or_two_rollouts(rng):
 
 def test_the_effective_size_is_shown_with_sample_weight_alone(rng):
     scores = rng.standard_normal((4, 3, 2))
-    assert "effective size" not in str(rlvar.decompose(scores, counts=[1, 2, 3, 4]))
+    assert "effective size" not in str(rlvar.decompose(scores))
     result = rlvar.decompose(scores, sample_weight=[3, 1, 0, 0])
     assert result.effective_size == pytest.approx(1.6)
     assert "effective size    1.6 of 4 rollouts" in str(result)
@@ -517,15 +423,13 @@ def test_one_step_and_no_variance():
 )
 def test_equal_rollouts_have_no_variance_at_all(rng, options):
     scores = np.repeat(0.1 * rng.standard_normal((1, 6, 3)), 23, axis=0)
-    counts = rng.integers(1, 9, 23)
-    for extra in ({}, {"counts": counts}):
-        result = rlvar.decompose(scores, np.full(23, 1 / 3), strata=1, **extra, **options)
-        assert result.total_variance.value == result.variance_terms.value == 0.0
-        assert not result.step_variance.any()
-        assert not result.growth.any()
-        assert np.isnan(result.step_share).all()
-        assert np.isnan([result.growth_exponent.value, result.growth_exponent_within.value]).all()
-        assert result.noise_scale.value == 0.0
+    result = rlvar.decompose(scores, np.full(23, 1 / 3), strata=1, **options)
+    assert result.total_variance.value == result.variance_terms.value == 0.0
+    assert not result.step_variance.any()
+    assert not result.growth.any()
+    assert np.isnan(result.step_share).all()
+    assert np.isnan([result.growth_exponent.value, result.growth_exponent_within.value]).all()
+    assert result.noise_scale.value == 0.0
     # Steps that are equal in all rollouts have none, and no growth is fitted over them.
     scores[:, 4:] = rng.standard_normal((23, 2, 3))
     result = rlvar.decompose(scores, np.full(23, 1 / 3), **options)
@@ -579,14 +483,6 @@ def test_the_first_bad_score_is_named(rng, bad):
         ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
         ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
         ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
-        (
-            {"interval": "normal"},
-            ValueError,
-            "interval must be one of 'jackknife', 'bootstrap', got 'normal'",
-        ),
-        ({"seed": -1}, ValueError, "seed must not be negative, got -1"),
-        ({"resamples": 0}, ValueError, "resamples must be at least 1, got 0"),
-        ({"counts": [0, 1, 0, 0], "ddof": 0}, ValueError, "counts must leave at least two rollouts, got 1"),
         ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
         ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
         ({"strata": True}, TypeError, "strata must be an integer, got bool"),

@@ -105,18 +105,16 @@ class Scan(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """How much each rollout counts: by its weight p, and by the number c of its copies.
+    """How much each rollout counts: by its weight p.
 
     Weights are in units of 2**exponent, the largest in [1, 2): results do not depend on their common
     factor, and a power of two changes no digit of them.
     """
 
-    weight: Double | None  # c p (N,), or None for ones
-    counts: NDArray[np.int64] | None  # c (N,)
-    v1: float  # sum of c p
-    v2: float  # sum of c p**2
+    weight: Double | None  # p (N,), or None for ones
+    v1: float  # sum of p
+    v2: float  # sum of p**2
     exponent: int
-    rollouts: int  # N, copies among them
 
     @property
     def effective_size(self) -> float:
@@ -126,49 +124,30 @@ class Samples(NamedTuple):
     def normaliser(self, ddof: int) -> float:
         """Return what sums of squares are divided by, as numpy.cov has it; some weight must be left."""
         if self.v1 == 0:
-            if self.counts is None or self.counts.any():
-                where = "" if self.counts is None else " where counts are not"
-                raise ValueError(f"sample_weight must not be all zero{where}")
-            raise ValueError("counts must not be all zero")
+            raise ValueError("sample_weight must not be all zero")
         return divisor(self.v1, self.v2, ddof)
 
 
 class Units(NamedTuple):
-    """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]].
+    """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]]."""
 
-    Copies of a rollout are units of their own, or copies inside the unit of their group.
-    """
-
-    members: NDArray[np.int64]  # (N,), without rollouts of count 0
+    members: NDArray[np.int64]  # (N,)
     offsets: NDArray[np.int64]  # (U + 1,)
-    copies: NDArray[np.int64] | None = None  # (U,), how often each unit is there
-    counts: NDArray[np.int64] | None = None  # (N,), how often each rollout is there inside its unit
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def number(self) -> int:
-        """Number of units, copies among them."""
-        return len(self) if self.copies is None else int(self.copies.sum())
-
-    @property
     def sizes(self) -> NDArray[np.int64]:
         """Rollouts in each unit (U,)."""
-        return np.diff(self.offsets) if self.counts is None else self.sums(self.counts)
+        return np.diff(self.offsets)
 
     def among(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Units]:
         """Return which units hold some of `rows` (N,), and what they hold of them."""
         kept = rows[self.members]
         unit = np.repeat(np.arange(len(self)), np.diff(self.offsets))[kept]
         present, sizes = np.unique(unit, return_counts=True)
-        copies = None if self.copies is None else self.copies[present]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return present, Units(self.members[kept], offsets, copies, self.counts)
-
-    def total(self, values: NDArray[Any]) -> Any:
-        """Sum `values` (U, ...) over the units, copies among them."""
-        return values.sum(axis=0) if self.copies is None else self.copies @ values
+        return present, Units(self.members[kept], np.concatenate([[0], np.cumsum(sizes)]))
 
     def sums(self, values: NDArray[Any]) -> NDArray[Any]:
         """Sum `values` (N, ...) over the rollouts of each unit, giving (U, ...)."""
@@ -396,39 +375,18 @@ def non_negative(name: str, value: ArrayLike, n: int) -> Double:
     return array
 
 
-def samples(sample_weight: ArrayLike | None, counts: ArrayLike | None, n: int) -> Samples:
-    """Return how much each of N rollouts counts, by its weight p and the number c of its copies."""
-    p = None if sample_weight is None else non_negative("sample_weight", sample_weight, n)
-    c = None if counts is None else whole_counts("counts", counts, n)
-    if p is None and c is None:
-        return Samples(None, None, float(n), float(n), 0, n)
-    p = np.ones(n) if p is None else p if c is None else np.where(c > 0, p, 0.0)
+def samples(sample_weight: ArrayLike | None, n: int) -> Samples:
+    """Return how much each of N rollouts counts, by its weight p."""
+    if sample_weight is None:
+        return Samples(None, float(n), float(n), 0)
+    p = non_negative("sample_weight", sample_weight, n)
     exponent = int(np.frexp(p.max(initial=0.0))[1]) - 1  # ones stay ones
     p = np.ldexp(p, -exponent)
-    w = p if c is None else c * p
-    shift = int(np.frexp(w.max(initial=0.0))[1]) - 1
-    w = np.ldexp(w, -shift)
-    v2 = float(np.ldexp(w * p, -shift).sum())
-    return Samples(w, c, float(w.sum()), v2, exponent + shift, n if c is None else int(c.sum()))
-
-
-def whole_counts(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
-    """Return an array (N,) of non-negative integers, of a dtype of integers."""
-    array = _plain(name, value)
-    if array.shape != (n,):
-        raise _shape_error(name, f"(N,) = ({n},)", array.shape)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
-    if (array < 0).any():
-        i = int(np.argmax(array < 0))
-        raise ValueError(f"{name} must not be negative, got {name}[{i}] = {array[i]}")
-    if (total := float(array.sum(dtype=np.float64))) > 2**53:
-        raise ValueError(f"{name} must sum to at most 2**53, got {total:.6g}")
-    return array.astype(np.int64)
+    return Samples(p, float(p.sum()), float(np.square(p).sum()), exponent)
 
 
 def divisor(v1: float, v2: float, ddof: int) -> float:
-    """Return v1 - ddof * v2 / v1, with v1 = sum(c p) and v2 = sum(c p**2) of weights p, counted c times."""
+    """Return v1 - ddof * v2 / v1, with v1 = sum(p) and v2 = sum(p**2) of weights p."""
     if isinstance(ddof, bool) or not isinstance(ddof, (int, np.integer)) or ddof < 0:
         raise ValueError(f"ddof must be a non-negative integer, got {ddof!r}")
     result = v1 - ddof * v2 / v1 if v1 > 0 else 0.0
@@ -453,29 +411,23 @@ def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
     return out
 
 
-def units(
-    groups: Sequence[Hashable] | NDArray[Any] | None, n: int, counts: NDArray[np.int64] | None = None
-) -> Units:
+def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     """Return the independent units: groups of rollouts by label, or single rollouts."""
-    present = np.arange(n) if counts is None else np.flatnonzero(counts)
-    if counts is not None and counts.sum() < 2:
-        raise ValueError(f"counts must leave at least two rollouts, got {counts.sum()}")
     if groups is None:
-        return Units(present, np.arange(len(present) + 1), None if counts is None else counts[present])
-    labels = group_labels(groups, n)[present]
-    sizes = np.bincount(labels)
-    offsets = np.concatenate([[0], np.cumsum(sizes[sizes > 0])])
+        return Units(np.arange(n), np.arange(n + 1))
+    labels = group_labels(groups, n)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     if len(offsets) < 3:
         raise ValueError("groups must hold at least two different labels, got one")
-    return Units(present[np.argsort(labels, kind="stable")], offsets, counts=counts)
+    return Units(np.argsort(labels, kind="stable"), offsets)
 
 
 def warn_few(units: Units, *, grouped: bool, stacklevel: int = 3) -> None:
     """Warn of fewer than ten units; by default where the caller's caller is."""
-    if units.number < 10:
+    if len(units) < 10:
         name = "groups" if grouped else "rollouts"
-        what = "no intervals" if units.number < 3 else "intervals may be far too narrow"
-        warnings.warn(f"{units.number} {name} are few: {what}", UserWarning, stacklevel=stacklevel)
+        what = "no intervals" if len(units) < 3 else "intervals may be far too narrow"
+        warnings.warn(f"{len(units)} {name} are few: {what}", UserWarning, stacklevel=stacklevel)
 
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:

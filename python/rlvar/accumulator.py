@@ -49,10 +49,10 @@ class Totals(NamedTuple):
 class _State(NamedTuple):
     """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
 
-    rollouts: int  # copies among them
+    rollouts: int
     exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
-    weight: float  # v1, sum of the weights c p
-    square_weight: float  # v2 / v1**2, with v2 the sum of c p**2
+    weight: float  # v1, sum of the weights p
+    square_weight: float  # v2 / v1**2, with v2 the sum of p**2
     sums: Double  # (B, B)
     mean: Double  # (B, D)
     tail: Double  # (B, D)
@@ -87,7 +87,7 @@ class CovarianceAccumulator:
     Attributes
     ----------
     count : int
-        Rollouts so far, copies among them.
+        Rollouts so far.
     effective_size : float
         Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first.
     mean : ndarray, shape (B, D)
@@ -131,7 +131,7 @@ class CovarianceAccumulator:
 
     @property
     def count(self) -> int:
-        """Rollouts so far, copies among them."""
+        """Rollouts so far."""
         return 0 if self._state is None else self._state.rollouts
 
     @property
@@ -156,7 +156,6 @@ class CovarianceAccumulator:
         mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        counts: ArrayLike | None = None,
     ) -> None:
         """Take in a micro-batch of rollouts.
 
@@ -170,15 +169,13 @@ class CovarianceAccumulator:
             As in `covariance`.
         sample_weight : array_like, shape (N,), optional
             As in `covariance`; those of different batches count against each other.
-        counts : array_like of int, shape (N,), optional
-            As in `covariance`.
 
         Raises
         ------
         ValueError, TypeError
             As `covariance`; also for a D that differs from that of earlier batches.
         """
-        state = self._measured(scores, weights, mask, lengths, sample_weight, counts)
+        state = self._measured(scores, weights, mask, lengths, sample_weight)
         if state is not None:
             self._state = _merged(self._state, state, self._threads)
 
@@ -190,7 +187,6 @@ class CovarianceAccumulator:
         mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        counts: ArrayLike | None = None,
         rollouts_per_update: int | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
@@ -198,7 +194,7 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        scores, weights, mask, lengths, sample_weight, counts
+        scores, weights, mask, lengths, sample_weight
             As in `update`; `scores` is best memory-mapped: each block is read from disk once.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
@@ -221,7 +217,6 @@ class CovarianceAccumulator:
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
-        c = None if counts is None else _check.whole_counts("counts", counts, n)
         if rollouts_per_update is None:
             per_rollout = max(1, scores[:1].nbytes)
             size = max(16, _UPDATE_BYTES // per_rollout)
@@ -238,7 +233,6 @@ class CovarianceAccumulator:
                     None if live.mask is None else live.mask[part].view(np.bool_),
                     None if live.lengths is None else live.lengths[part],
                     None if p is None else p[part],
-                    None if c is None else c[part],
                     first=start,
                 )
                 if state is not None:
@@ -397,7 +391,6 @@ class CovarianceAccumulator:
         mask: ArrayLike | None,
         lengths: ArrayLike | None,
         sample_weight: ArrayLike | None,
-        counts: ArrayLike | None,
         first: int = 0,
     ) -> _State | None:
         """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
@@ -406,7 +399,7 @@ class CovarianceAccumulator:
         self._refuse_other_coordinates("scores", d)
         live = _check.steps((n, t), mask, lengths)
         w = _check.weights(weights, (n, t), live)
-        samples = _check.samples(sample_weight, counts, n)
+        samples = _check.samples(sample_weight, n)
         if n == 0:
             return None
         blocks = -(-t // self.block_size)
@@ -416,7 +409,7 @@ class CovarianceAccumulator:
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(array, live, first)
         share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
-        return _State(samples.rollouts, samples.exponent, samples.v1, share, sums, mean, tail)
+        return _State(n, samples.exponent, samples.v1, share, sums, mean, tail)
 
 
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Double = NDArray[np.float64]
-Copies = NDArray[np.int64] | None  # how often each unit is there; None: once
 
 
 class Moment(NamedTuple):
@@ -150,39 +149,27 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     return math.exp(2.0 * z)
 
 
-def _deviations(x: Double, copies: Copies = None) -> tuple[float, Double]:
+def _deviations(x: Double) -> tuple[float, Double]:
     """Return a scale, and what x deviates from its mean by in units of it: no square is out of range."""
     d = x - x[0]  # about the first value, so that equal values give exactly 0
     scale = float(np.abs(d).max())
     d = d / (scale or 1.0)
-    return scale, d - np.average(d, weights=copies)
+    return scale, d - d.mean()
 
 
-def _number(x: Double, copies: Copies) -> int:
-    """Number of units, copies among them."""
-    return len(x) if copies is None else int(copies.sum())
+def _stderr(left_out: Double) -> float:
+    m = len(left_out)
+    scale, d = _deviations(left_out)
+    return scale * math.sqrt((m - 1) / m * float(np.square(d).sum()))
 
 
-def _sum(x: Double, copies: Copies) -> float:
-    """Sum over the units, copies among them."""
-    return float(x.sum() if copies is None else copies @ x)
-
-
-def _stderr(left_out: Double, copies: Copies = None) -> float:
-    m = _number(left_out, copies)
-    scale, d = _deviations(left_out, copies)
-    return scale * math.sqrt((m - 1) / m * _sum(np.square(d), copies))
-
-
-def satterthwaite_dof(left_out: Double, copies: Copies = None) -> float:
+def satterthwaite_dof(left_out: Double) -> float:
     r"""Degrees of freedom of the jackknife's variance.
 
     Parameters
     ----------
     left_out : ndarray, shape (M,)
         Leave-one-out values, M >= 2.
-    copies : ndarray of int, shape (M,), optional
-        How often each unit is there, once by default; M is then their sum.
 
     Returns
     -------
@@ -195,54 +182,47 @@ def satterthwaite_dof(left_out: Double, copies: Copies = None) -> float:
     and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`: Satterthwaite (1946) equates the two.
     It is M for normal values, and lower where few units decide how wide the interval is.
     """
-    m = _number(left_out, copies)
-    d = np.square(_deviations(left_out, copies)[1])
-    total = _sum(d, copies)
+    m = len(left_out)
+    d = np.square(_deviations(left_out)[1])
+    total = float(d.sum())
     if total == 0:
         return m - 1.0
-    kurtosis = m * _sum(np.square(d), copies) / total**2
+    kurtosis = m * float(np.square(d).sum()) / total**2
     return min(m - 1.0, 2 * m / (kurtosis - 1 + 2 / (m - 1)))
 
 
-def _t(left_out: Double, confidence: float, copies: Copies = None) -> float:
-    return student_t_quantile(0.5 + 0.5 * confidence, satterthwaite_dof(left_out, copies))
+def _t(left_out: Double, confidence: float) -> float:
+    return student_t_quantile(0.5 + 0.5 * confidence, satterthwaite_dof(left_out))
 
 
-def _defined(value: float, left_out: Double, copies: Copies = None) -> bool:
-    return (
-        len(left_out) > 0
-        and _number(left_out, copies) >= 2
-        and math.isfinite(value)
-        and bool(np.isfinite(left_out).all())
-    )
+def _defined(value: float, left_out: Double) -> bool:
+    return len(left_out) >= 2 and math.isfinite(value) and bool(np.isfinite(left_out).all())
 
 
-def correlation(x: Double, y: Double, copies: Copies = None) -> float:
+def correlation(x: Double, y: Double) -> float:
     """Correlation of two statistics by their leave-one-out values (M,) of the same units.
 
     It is 0 where one does not vary.
     """
-    a, b = _deviations(x, copies)[1], _deviations(y, copies)[1]
-    norm = math.sqrt(_sum(a * a, copies) * _sum(b * b, copies))
-    return max(-1.0, min(1.0, _sum(a * b, copies) / norm)) if norm else 0.0
+    a, b = _deviations(x)[1], _deviations(y)[1]
+    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return max(-1.0, min(1.0, float((a * b).sum()) / norm)) if norm else 0.0
 
 
-def jackknife(
-    value: float, left_out: Double, confidence: float, *, positive: bool = False, copies: Copies = None
-) -> Estimate:
+def jackknife(value: float, left_out: Double, confidence: float, *, positive: bool = False) -> Estimate:
     """Turn a value and its leave-one-out values (M,) into an `Estimate`.
 
     With `positive`, the interval is made on the log scale if all values are positive, and ends at 0 if
-    some are 0. Where unit u is there ``copies[u]`` times, ``left_out[u]`` leaves out one copy.
+    some are 0.
     """
-    if not _defined(value, left_out, copies):
+    if not _defined(value, left_out):
         return Estimate(value, confidence=confidence)
-    stderr = _stderr(left_out, copies)
+    stderr = _stderr(left_out)
     if positive and value > 0 and (left_out > 0).all():
         logs = np.log(left_out)
-        factor = _exp(_t(logs, confidence, copies) * _stderr(logs, copies))
+        factor = _exp(_t(logs, confidence) * _stderr(logs))
         return Estimate(value, stderr, value / factor, value * factor, confidence)
-    margin = _t(left_out, confidence, copies) * stderr
+    margin = _t(left_out, confidence) * stderr
     low = value - margin
     if positive and value >= 0 and (left_out >= 0).all():
         low = max(low, 0.0)
@@ -265,7 +245,6 @@ def signal_interval(
     confidence: float,
     *,
     tested: bool = False,
-    copies: Copies = None,
 ) -> Estimate:
     r"""Interval of a signal :math:`|E g|^2`, weak or strong.
 
@@ -279,8 +258,6 @@ def signal_interval(
         Nominal coverage.
     tested : bool, default False
         Whether low > 0 is to be a test of s = 0 that errs with probability (1 - `confidence`) / 2.
-    copies : ndarray of int, shape (U,), optional
-        How often each unit is there, once by default.
 
     Returns
     -------
@@ -308,12 +285,12 @@ def signal_interval(
     D (U - 1): low > 0 exactly if :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for
     D = 1 is the t-test.
     """
-    if not (_defined(*signal, copies) and math.isfinite(variance.value)):
+    if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
     unit = _power(signal.value, variance.value)
     (s, s_left_out), (v, v_left_out) = ((value * unit, x * unit) for value, x in (signal, variance))
-    u = _number(s_left_out, copies)
-    stderr, t = _stderr(s_left_out, copies), _t(s_left_out, confidence, copies)
+    u = len(s_left_out)
+    stderr, t = _stderr(s_left_out), _t(s_left_out, confidence)
     # |mean|^2 as the leave-one-out values see it, and their spread at its size for U, not U - 1.
     norm = s + v / (u - 1)
     b = (stderr * (u - 2) / (u - 1)) ** 2 / norm if norm > 0 else 0.0
@@ -325,7 +302,7 @@ def signal_interval(
 
     above = below = t * math.sqrt(a)
     if tested and a > 0:
-        spread = _stderr(v_left_out, copies)
+        spread = _stderr(v_left_out)
         dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
         error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
         below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
@@ -498,7 +475,6 @@ def bootstrap_t(
     confidence: float,
     *,
     positive: bool = True,
-    copies: Copies = None,
 ) -> Estimate:
     """Interval by the bootstrap-t (Efron 1979, Hall 1988): variances and what is linear in squares.
 
@@ -521,10 +497,10 @@ def bootstrap_t(
         BCa covers less of variances: 0.84 to 0.91 at 30 units.
     """
     value, left_out = moment
-    good = _defined(value, left_out, copies)
+    good = _defined(value, left_out)
     if not good or (positive and not (value > 0 and (left_out > 0).all() and centre > 0)):
         return Estimate(value, confidence=confidence)
-    spread = _stderr(np.log(left_out) if positive else left_out, copies)
+    spread = _stderr(np.log(left_out) if positive else left_out)
     if spread == 0:
         return Estimate(value, 0.0, value, value, confidence)
     with np.errstate(all="ignore"):
@@ -535,10 +511,10 @@ def bootstrap_t(
     below = np.quantile(t, tail, method="inverted_cdf")
     above = np.quantile(np.where(unknown, np.inf, t), 1 - tail, method="inverted_cdf")
     low, high = (value * _exp(-q * spread) if positive else value - q * spread for q in (above, below))
-    return Estimate(value, _stderr(left_out, copies), float(low), float(high), confidence)
+    return Estimate(value, _stderr(left_out), float(low), float(high), confidence)
 
 
-def bca(moment: Moment, resampled: Double, confidence: float, copies: Copies = None) -> Estimate:
+def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987), for signals and their ratios.
 
     The resampled values (B,) must estimate what `moment` does: see `rlvar.units.resample` for the
@@ -546,12 +522,12 @@ def bca(moment: Moment, resampled: Double, confidence: float, copies: Copies = N
     `reciprocal`.
     """
     value, left_out = moment
-    if not _defined(value, left_out, copies) or np.isnan(resampled).any():
+    if not _defined(value, left_out) or np.isnan(resampled).any():
         return Estimate(value, confidence=confidence)
     normal, size = NormalDist(), len(resampled)
-    d = -_deviations(left_out, copies)[1]
-    norm = _sum(d * d, copies) ** 1.5
-    acceleration = _sum(d**3, copies) / (6 * norm) if norm else 0.0
+    d = -_deviations(left_out)[1]
+    norm = float((d * d).sum()) ** 1.5
+    acceleration = float((d**3).sum()) / (6 * norm) if norm else 0.0
     below = float((resampled < value).sum()) + 0.5 * float((resampled == value).sum())
     bias = normal.inv_cdf((below + 0.5) / (size + 1))
 
@@ -561,4 +537,4 @@ def bca(moment: Moment, resampled: Double, confidence: float, copies: Copies = N
         return float(np.quantile(resampled, place, method="inverted_cdf"))  # some may be infinite
 
     tail = 0.5 - 0.5 * confidence
-    return Estimate(value, _stderr(left_out, copies), end(tail), end(1 - tail), confidence)
+    return Estimate(value, _stderr(left_out), end(tail), end(1 - tail), confidence)

@@ -88,19 +88,19 @@ def stratified(
         mean = terms.mean(np.where(inside, weights, 0.0))
         _, growths, _, growth_sums = terms.squares(p, mean, part)
         squares, sums = (x[:, first - 1 : last].copy() for x in (growths, growth_sums))
-        total = part.total(squares)
+        total = squares.sum(axis=0)
         if (total > 1e-24 * overall[first - 1 : last]).all():
             yield Stratum(present, part.sizes, squares, sums, total, float(weights[inside].sum()), first)
 
 
 def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
-    """Mean slope of the strata, and with each unit (one copy of it) left out; NaN without any."""
+    """Mean slope of the strata, and with each unit left out; NaN without any."""
     if not strata:
         return Moment(np.nan, np.full(len(units), np.nan))
     value = _average([slope(s.total, s.first) for s in strata], [s.weight for s in strata])
     slopes, sizes = [], []
     for s in strata:
-        size = (s.sizes if units.copies is None else units.copies[s.present]).sum()
+        size = s.sizes.sum()
         each, rest = np.full(len(units), slope(s.total, s.first)), np.full(len(units), float(size))
         rest[s.present] -= s.sizes
         # As in `summaries.without_each`; what is left of a stratum by rounding alone is none.
@@ -109,13 +109,6 @@ def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
         slopes.append(each)
         sizes.append(rest)
     return Moment(float(value), _average(slopes, sizes))
-
-
-def drawn(strata: Sequence[Stratum], counts: Double) -> Double:
-    """Mean slope of the strata where each unit is drawn `counts` (B, U) times, about the same means."""
-    parts = [counts[:, s.present] for s in strata]
-    slopes = [slope(part @ s.squares, s.first) for s, part in zip(strata, parts, strict=True)]
-    return _average(slopes, [part @ s.sizes for s, part in zip(strata, parts, strict=True)])
 
 
 def _average(slopes: Sequence[Double], weights: Sequence[Double] | Sequence[float]) -> Double:

@@ -84,7 +84,7 @@ def infer(
     same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
     return [
         each._replace(ratio=same, noise_scale_ratio=same, alignment=same)
-        if each.identical and each.variance.value > 0 and samples[reference].number > 2
+        if each.identical and each.variance.value > 0 and len(samples[reference].sizes) > 2
         else each
         for each in found
     ]

@@ -15,7 +15,6 @@ def covariance(
     mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
-    counts: ArrayLike | None = None,
     ddof: int = 1,
     block_size: int = 1,
     num_threads: int | None = None,
@@ -45,12 +44,9 @@ def covariance(
     sample_weight : array_like, shape (N,), optional
         Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With
         the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
-    counts : array_like of int, shape (N,), optional
-        Number of copies of each rollout, as ``fweights`` of `numpy.cov`: a rollout of count c is the
-        same as c of them. Together with `sample_weight` p the weights are c p.
     ddof : int, default 1
-        Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(c p) and
-        v2 = sum(c p^2), as in `numpy.cov`; without weights, by N - ddof.
+        Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(p) and
+        v2 = sum(p^2), as in `numpy.cov`; without weights, by N - ddof.
     block_size : int, default 1
         Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
         of all entries stays the total variance, and the cost falls by about ``block_size**2``.
@@ -72,7 +68,7 @@ def covariance(
         For wrong shapes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
         a score or weight of a live step that is not finite (the first is named).
     TypeError
-        For dtypes that are not real numbers, or for counts not of integers.
+        For dtypes that are not real numbers.
 
     Notes
     -----
@@ -102,7 +98,7 @@ def covariance(
     live = _check.steps((n, t), mask, lengths)
     several = np.ndim(weights) >= 3  # type: ignore[arg-type]
     w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
-    samples = _check.samples(sample_weight, counts, n)
+    samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
     block = min(_check.positive_integer("block_size", block_size), t)
     threads = _check.threads(num_threads)

@@ -145,8 +145,6 @@ def make_report(
             lengths=lengths,
             groups=groups,
             strata=strata,
-            interval=interval,
-            seed=seed,
         )
     progress("testing whether the rollouts are on policy")
     on_policy = on_policy_test(rollouts.scores, mask=mask, lengths=lengths, groups=groups)

@@ -55,38 +55,27 @@ def _run(
 ) -> tuple[Float, ...]:
     """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes.
 
-    Kernels say whether all that they read was finite, for nothing. That is too late for arrays of the
-    caller's, which an error must leave as they were: then it is looked up before.
+    Kernels say whether all that they read was finite.
     """
     given = scan.as_given(scan.arrays[0])
+    results: list[Float] = []
     for out in outs:
         if out is not None:
             _check.out_array(out, given.shape, given.dtype)
-    direct = [out is not None and _may_write_to(out, scan) for out in outs]
-    plain = len(scan.inputs) == len(scan.arrays)
-    if any(direct) and not (plain and all(map(_core.all_finite, scan.arrays))):
-        scan.raise_not_finite()
-    results = [
-        scan.as_given(out) if out is not None and written else scan.empty()
-        for out, written in zip(outs, direct, strict=True)
-    ]
+            for array in map(scan.as_given, scan.inputs):
+                same = out.ctypes.data == array.ctypes.data and out.strides == array.strides
+                if not same and np.shares_memory(out, array):
+                    raise ValueError("out must not overlap an argument, unless it is that argument")
+        # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
+        results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
     if not kernel(*scan.arrays, *own, *scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
-    for i, (out, written) in enumerate(zip(outs, direct, strict=True)):
-        if out is not None and not written:
-            out[...] = scan.as_given(results[i])
-            results[i] = scan.as_given(out)
-    return tuple(scan.as_given(result) for result in results)
-
-
-def _may_write_to(out: NDArray[Any], scan: _check.Scan) -> bool:
-    """Whether a kernel may write to `out` while it reads: not where it would overwrite what comes."""
-    here = scan.as_given(out)
-    return out.flags.c_contiguous and not any(
-        np.may_share_memory(here, array)
-        and not (here.ctypes.data == array.ctypes.data and here.strides == array.strides)
-        for array in scan.inputs
+    for result, out in zip(results, outs, strict=True):
+        if out is not None and not out.flags.c_contiguous:
+            out[...] = scan.as_given(result)
+    return tuple(
+        scan.as_given(result) if out is None else out for result, out in zip(results, outs, strict=True)
     )
 
 
@@ -121,9 +110,8 @@ def reward_to_go(
         Discount factor in [0, 1] in units of one live step, or one for each step; a 0 cuts there.
     %(options)s
     out : ndarray, shape (N, T), optional
-        Where the result goes, of the result's dtype, any strides. It may be `rewards` itself. An error
-        leaves it untouched, unless it is that finite rewards add up to a result out of range: that
-        shows only once it has been written.
+        Where the result goes, of the result's dtype, any strides. It may be an argument itself, but not
+        overlap one otherwise. After an error its content is undefined.
 
     Returns
     -------

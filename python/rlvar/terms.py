@@ -7,7 +7,6 @@ O(N T D); only `Terms.covariance` costs O(N D T^2).
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ class Squares(NamedTuple):
 
     steps: Double  # sum over its rollouts of p |y|^2
     growths: Double  # the same of the running sums of y
-    step_sums: Double  # |sum of y|^2 over its rollouts, copies counted
+    step_sums: Double  # |sum of y|^2 over its rollouts
     growth_sums: Double
 
 
@@ -82,40 +81,24 @@ class Terms:
         # Of a unit of one rollout, the squared sums are its squares.
         step_sums, growth_sums = steps, growths
         wanted: tuple[Double | None, Double | None] = (None, None)
-        if units.counts is not None:
-            step_sums, growth_sums = self._sums_of_copies(mean, units, units.counts)
-        elif len(units) < len(units.members):
+        if len(units) < len(units.members):
             wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
         _core.unit_squares(
             *(self.scores, self.weights, *self.live, p, mean, units.members, units.offsets),
             *(steps, growths, *wanted, self.threads),
         )
-        weight = units.total(units.sizes if p is None else units.sums(p))
+        weight = len(units.members) if p is None else p.sum()
         with np.errstate(all="ignore"):
             norms = np.sqrt(np.einsum("td,td->t", mean, mean))
             norms *= 4 * np.finfo(np.float64).eps * np.sqrt(weight)
             norms[~np.isfinite(norms)] = 0.0
-            still = units.total(steps) < np.square(norms)
-            grown_still = units.total(growths) < np.square(np.cumsum(norms))
+            still = steps.sum(axis=0) < np.square(norms)
+            grown_still = growths.sum(axis=0) < np.square(np.cumsum(norms))
         for array in (steps, step_sums):
             array[:, still] = 0.0
         for array in (growths, growth_sums):
             array[:, grown_still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
-
-    def _sums_of_copies(
-        self, mean: Double, units: _check.Units, counts: NDArray[np.int64]
-    ) -> tuple[Double, Double]:
-        """Return |sum c y|^2 of steps and of running sums (U, T); the kernel's sums take each c for 1."""
-        steps, growths = np.empty((2, len(units), len(mean)))
-        for u, (start, stop) in enumerate(itertools.pairwise(units.offsets)):
-            rows = units.members[start:stop]
-            c = counts[rows].astype(np.float64)
-            part = Terms(self.scores[rows], self.weights[rows], self.live.rows(rows), self.threads)
-            y = c.sum() * (part.mean(c) - mean)
-            steps[u] = np.square(y).sum(axis=1)
-            growths[u] = np.square(np.cumsum(y, axis=0)).sum(axis=1)
-        return steps, growths
 
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""

@@ -36,49 +36,38 @@ class Sample(NamedTuple):
     mean: Double  # (D,)
     deviations: Double  # (U, D)
     sizes: Double  # (U,), relative: their mean is 1
-    copies: NDArray[np.int64] | None = None  # (U,), how often each unit is there; U is then their sum
-
-    @property
-    def number(self) -> int:
-        """Number of units, copies among them."""
-        return len(self.sizes) if self.copies is None else int(self.copies.sum())
-
-    def total(self, values: Double) -> Double:
-        """Sum of values (U, ...) over the units, copies among them."""
-        result: Double = values.sum(axis=0) if self.copies is None else self.copies @ values
-        return result
 
 
-def sample(gradients: Double, sizes: Double | None = None, copies: NDArray[np.int64] | None = None) -> Sample:
+def sample(gradients: Double, sizes: Double | None = None) -> Sample:
     """Make a sample of unit gradients (U, D) whose mean is sum of gradients / sum of sizes (U,)."""
     u = len(gradients)
     if sizes is None:
         relative = np.ones(u)
-        mean = np.average(gradients, axis=0, weights=copies)
+        mean = gradients.mean(axis=0)
         y = gradients - mean
     else:
-        size = float(np.average(sizes, weights=copies))
+        size = float(sizes.mean())
         relative = sizes / size
-        mean = np.average(gradients, axis=0, weights=copies) / size
+        mean = gradients.mean(axis=0) / size
         y = gradients / size
         y -= relative[:, None] * mean
-    rest = np.average(y, axis=0, weights=copies)  # rounding of the mean
+    rest = y.mean(axis=0)  # rounding of the mean
     y -= relative[:, None] * rest
-    return Sample(mean + rest, y, relative, copies)
+    return Sample(mean + rest, y, relative)
 
 
 def _covariance(a: Sample, b: Sample) -> Moment:
     """Return sum y_a . y_b / (U - 1)."""
-    (y_a, s), y_b, u = (a.deviations, a.sizes), b.deviations, a.number
+    (y_a, s), y_b, u = (a.deviations, a.sizes), b.deviations, len(a.sizes)
     products = (y_a * y_b).sum(axis=1)
-    total = float(a.total(products))
+    total = float(products.sum())
     if u < 3:
         return Moment(total / (u - 1), np.empty(0))
     # The others deviate y_v + s_v y_u / room once u is left out, of a mean size room / (U - 1).
     room = u - s
     with np.errstate(all="ignore"):  # one unit may have all the size: nothing is left without it
-        cross = y_a @ a.total(s[:, None] * y_b) + y_b @ a.total(s[:, None] * y_a) - 2 * s * products
-        others = total - products + cross / room + products * (a.total(s * s) - s * s) / room**2
+        cross = y_a @ (s @ y_b) + y_b @ (s @ y_a) - 2 * s * products
+        others = total - products + cross / room + products * (s @ s - s * s) / room**2
         left_out = others * ((u - 1) / room) ** 2 / (u - 2)
     return Moment(total / (u - 1), left_out)
 
@@ -91,7 +80,7 @@ def variance(g: Sample) -> Moment:
 
 def cross_signal(a: Sample, b: Sample) -> Moment:
     """Estimate E m_a . E m_b from two gradients of the same units, without the bias of a plug-in."""
-    u = a.number
+    u = len(a.sizes)
     value, left_out = _covariance(a, b)
     result = float(a.mean @ b.mean) - value / u
     if u < 3:
@@ -117,19 +106,13 @@ def largest_share(g: Sample, fraction: float = 0.0) -> float:
     return float(squares[-count:].sum()) / total if total else 0.0
 
 
-def resample_counts(
-    units: int, resamples: int, seed: int | np.random.Generator, copies: NDArray[np.int64] | None = None
-) -> Double:
-    """How often each unit is drawn in each resample (B, U), with replacement; any of its copies."""
+def resample_counts(units: int, resamples: int, seed: int | np.random.Generator) -> Double:
+    """How often each unit is drawn in each resample (B, U), with replacement."""
     rng = np.random.default_rng(seed)
-    number = units if copies is None else int(copies.sum())
-    shares = np.full(units, 1 / units) if copies is None else copies / number
-    return rng.multinomial(number, shares, size=resamples).astype(np.float64)
+    return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
 
 
-def draws(
-    units: int, resamples: int, seed: int, copies: NDArray[np.int64] | None = None, *, width: int = 1
-) -> Iterator[tuple[slice, Double]]:
+def draws(units: int, resamples: int, seed: int, *, width: int = 1) -> Iterator[tuple[slice, Double]]:
     """Yield `resample_counts` a few resamples at a time, with which of the resamples they are.
 
     So many that neither counts nor `width` numbers for each resample take more than 8 MiB.
@@ -138,7 +121,7 @@ def draws(
     step = max(1, (1 << 20) // max(units, width))
     for start in range(0, resamples, step):
         part = slice(start, min(start + step, resamples))
-        yield part, resample_counts(units, part.stop - part.start, rng, copies)
+        yield part, resample_counts(units, part.stop - part.start, rng)
 
 
 class Resampled(NamedTuple):
@@ -154,13 +137,13 @@ def resample(g: Sample, counts: Double) -> Resampled:
     """Draw the units of a sample `counts` (B, U) times each. O(B U D)."""
     size = counts @ g.sizes
     with np.errstate(all="ignore"):  # units of size 0 alone may be drawn
-        return Resampled(counts, g, counts @ g.deviations / size[:, None], size / g.number)
+        return Resampled(counts, g, counts @ g.deviations / size[:, None], size / len(g.sizes))
 
 
 def _resampled_covariance(a: Resampled, b: Resampled) -> Double:
     """Return `_covariance` of each resample (B,)."""
     (counts, sample, shift_a, size), (y_b, shift_b) = a, (b.sample.deviations, b.shifts)
-    y_a, s, u = sample.deviations, sample.sizes, sample.number
+    y_a, s, u = sample.deviations, sample.sizes, len(sample.sizes)
     total = counts @ (y_a * y_b).sum(axis=1) + (counts @ (s * s)) * (shift_a * shift_b).sum(axis=1)
     total -= (shift_a * (counts @ (s[:, None] * y_b))).sum(axis=1)
     total -= (shift_b * (counts @ (s[:, None] * y_a))).sum(axis=1)
@@ -179,10 +162,10 @@ def resampled_cross_signal(a: Resampled, b: Resampled) -> Double:
 
     What a resample is drawn from has the signal m_a . m_b = X + C / U: C / U is taken off.
     """
-    u = a.sample.number
+    u = len(a.sample.sizes)
     means = ((a.sample.mean + a.shifts) * (b.sample.mean + b.shifts)).sum(axis=1)
     products = (a.sample.deviations * b.sample.deviations).sum(axis=1)
-    drawn_from = float(a.sample.total(products)) / (u * (u - 1))
+    drawn_from = float(products.sum()) / (u * (u - 1))
     result: Double = means - _resampled_covariance(a, b) / u - drawn_from
     return result
 
@@ -193,8 +176,8 @@ def influence(g: Resampled) -> Double:
     With e_u = y_u - s_u shift, K = sum e^2 and M = sum s e over what is drawn:
     |e_u|^2 U / K - 1 - 2 (s_u / size - 1) - 2 e_u . M / (size K).
     """
-    counts, (_, y, s, _), shifts, size = g
-    u = g.sample.number
+    counts, (_, y, s), shifts, size = g
+    u = len(s)
     with np.errstate(all="ignore"):
         e = np.square(y).sum(axis=1) - 2 * (shifts @ y.T) * s
         e += np.square(shifts).sum(axis=1)[:, None] * (s * s)

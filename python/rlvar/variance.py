@@ -25,17 +25,15 @@ from rlvar import units as unit_moments
 from rlvar.estimate import (
     Estimate,
     Moment,
-    bca,
     bounded,
     correlation,
     fieller,
-    reciprocal,
+    jackknife,
     signal_interval,
     to_json,
 )
 from rlvar.growth import pooled, stratified, upper_half
-from rlvar.inference import Bootstrap, quotient
-from rlvar.summaries import estimate, resample, summaries
+from rlvar.summaries import summaries
 from rlvar.terms import Terms, autocorrelation
 
 Double = NDArray[np.float64]
@@ -51,9 +49,7 @@ class _Source(NamedTuple):
     ddof: int
     units: _check.Units
     grouped: bool
-    squares: Double  # (U,), sum of |h|^2 over each unit, h the whole gradients about their mean
     total: Moment  # total variance
-    bootstrap: Bootstrap | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +93,7 @@ class Decomposition:
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
     alive : ndarray of int, shape (T,)
-        Number of rollouts, copies among them, that reach each step: what later values of the curves rest on.
+        Number of rollouts that reach each step: what later values of the curves rest on.
     lag_profile : ndarray, shape (T,)
         ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
     lag_correlation : ndarray, shape (T,)
@@ -110,7 +106,7 @@ class Decomposition:
     growth_range : tuple of int
         First and last k (both included) of the fit of `growth_exponent`.
     effective_size : float
-        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2 over all copies, with
+        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
@@ -206,7 +202,7 @@ class Decomposition:
         ]
         if self._source.weighted:
             lines.append(
-                f"effective size    {self.effective_size:.4g} of {self._source.samples.rollouts} rollouts"
+                f"effective size    {self.effective_size:.4g} of {len(self._source.terms.weights)} rollouts"
             )
         return "\n".join(lines)
 
@@ -238,14 +234,10 @@ def decompose(
     mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
-    counts: ArrayLike | None = None,
     ddof: int = 1,
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
     strata: int | None = None,
     confidence: float = 0.95,
-    interval: str = "jackknife",
-    resamples: int = 2000,
-    seed: int = 0,
     num_threads: int | None = None,
 ) -> Decomposition:
     r"""Decompose the variance of a policy gradient into its step terms.
@@ -257,9 +249,8 @@ def decompose(
 
     Parameters
     ----------
-    scores, weights, mask, lengths, sample_weight, counts, ddof, num_threads
-        As in `covariance`. With `counts`, everything is what the repeated rollouts give, intervals too:
-        they leave out one copy at a time, or a group with all its copies.
+    scores, weights, mask, lengths, sample_weight, ddof, num_threads
+        As in `covariance`.
     groups : sequence of hashable, shape (N,), optional
         Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
         out whole groups. The values stay those of N rollouts.
@@ -269,13 +260,6 @@ def decompose(
     confidence : float, default 0.95
         Nominal coverage of the intervals. They are NaN with `sample_weight` and for fewer than three
         units.
-    interval : {"jackknife", "bootstrap"}, default "jackknife"
-        Leave out one unit, a rollout or a group, at a time; or draw `resamples` times as many units as
-        there are, with replacement, from this `seed`.
-    resamples : int, default 2000
-        Number of resamples of the bootstrap.
-    seed : int, default 0
-        Seed of the bootstrap: the same numbers for the same seed.
 
     Returns
     -------
@@ -284,8 +268,7 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups, or two rollouts by their `counts`, and for an
-        unknown `interval`.
+        As `covariance`; also for fewer than two groups.
 
     Warns
     -----
@@ -310,11 +293,6 @@ def decompose(
     padding and of differences between strata. The exponent within is the mean of the slopes of log V_s on
     log k, weighted by N_s: one exponent, a scale for each stratum. In its intervals the strata stay as they
     are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
-
-    The bootstrap draws from the squares that each unit adds, O(resamples U T) without another pass over
-    the scores; the means stay as they are, which moves a variance by O(1 / U) of its spread: intervals from
-    few units differ from those of `compare`. Total, variance and covariance terms get the bootstrap-t, the
-    first two on the log scale, all else BCa; a noise scale that of its reciprocal, turned around.
 
     Examples
     --------
@@ -343,45 +321,33 @@ def decompose(
     n, t, _ = array.shape
     live = _check.steps((n, t), mask, lengths)
     terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
-    samples, weighted = _check.samples(sample_weight, counts, n), sample_weight is not None
+    samples, weighted = _check.samples(sample_weight, n), sample_weight is not None
     normaliser = samples.normaliser(ddof)
-    _check.choice("interval", interval, ("jackknife", "bootstrap"))
-    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
     level = _check.confidence(confidence)
     wanted = None if strata is None else _check.positive_integer("strata", strata)
-    if weighted:
-        units, p, divisor = _check.units(groups, n), samples.weight, normaliser
-    else:  # copies that are units are counted after the kernels
-        units = _check.units(groups, n, samples.counts)
-        p = None if units.counts is None else units.counts.astype(np.float64)
-        divisor = math.ldexp(normaliser, samples.exponent)
+    units, p = _check.units(groups, n), samples.weight
 
-    mean = terms.mean(samples.weight)
+    mean = terms.mean(p)
     squares = terms.squares(p, mean, units)
-    step_squares, growth_squares = units.total(squares.steps), units.total(squares.growths)
+    step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
     if not (
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(array, live)
 
-    rollouts, last_squares = samples.rollouts, squares.growths[:, -1].copy()
-    reached = terms.ends()[:, None] > np.arange(t)
-    alive = reached.sum(axis=0) if samples.counts is None else samples.counts @ reached
+    alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
     # The steps that at least half of the rollouts reach.
-    first, last = growth_range = upper_half(max(1, int((2 * alive >= rollouts).sum())))
-    each = np.ones(n) if samples.weight is None else samples.weight
+    growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
+    each = np.ones(n) if p is None else p
     parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
-    intervals = not weighted and units.number >= 3 and rollouts - ddof > units.sizes.max()
+    intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()
     if not weighted:
         _check.warn_few(units, grouped=groups is not None)
-    resampled = None
-    if intervals and interval == "bootstrap":
-        resampled = resample(bootstrap, units, squares, parts, divisor / rollouts, growth_range)
     found = summaries(
-        squares, units, pooled(parts, units), divisor, growth_range, ddof if intervals else None
+        squares, units, pooled(parts, units), normaliser, growth_range, ddof if intervals else None
     )
     total, variance, covariance, exponent, exponent_within, shift = (
-        estimate(moment, i, resampled, level, units.copies) for i, moment in enumerate(found)
+        jackknife(*moment, level, positive=i < 2) for i, moment in enumerate(found)
     )
     return Decomposition(
         total_variance=total,
@@ -390,11 +356,11 @@ def decompose(
         growth_exponent=exponent,
         growth_exponent_within=exponent_within,
         growth_exponent_shift=shift,
-        step_variance=step_squares / divisor,
-        growth=growth_squares / divisor,
+        step_variance=step_squares / normaliser,
+        growth=growth_squares / normaliser,
         alive=alive,
         mean=mean,
-        growth_range=(first, last),
+        growth_range=growth_range,
         effective_size=samples.effective_size,
         _source=_Source(
             terms,
@@ -404,9 +370,7 @@ def decompose(
             ddof,
             units,
             groups is not None,
-            last_squares,
             found[0],
-            bootstrap if interval == "bootstrap" else None,
         ),
     )
 
@@ -421,10 +385,8 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
         return signal, fieller(total, signal, 0.0)
     units, g = s.units, s.terms.gradients()
     if s.grouped:
-        g = units.sums(g if units.counts is None else units.counts[:, None] * g)
-    else:
-        g = g[units.members]
-    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None, units.copies)
+        g = units.sums(g)
+    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
     variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
 
     def extra(variance: Any, u: int) -> Any:
@@ -432,23 +394,12 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
         taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
         return (1 - taken) * variance / u
 
-    u, copies = sample.number, units.copies
+    u = len(units)
     value = signals.value + extra(variances.value, u)
     if len(s.total.left_out) == 0:  # no intervals
         signal = Estimate(value, confidence=level)
         return signal, fieller(total, signal, 0.0)
     left_out = signals.left_out + extra(variances.left_out, u - 1)
     moment = Moment(value, left_out)
-    if s.bootstrap is None:
-        signal = signal_interval(moment, variances, len(mean), level, copies=copies)
-        return signal, fieller(total, signal, correlation(s.total.left_out, left_out, copies))
-    resampled, inverse = np.empty((2, s.bootstrap.resamples))
-    for part, counts in unit_moments.draws(len(units), *s.bootstrap, copies, width=len(mean)):
-        own = unit_moments.resample(sample, counts)
-        variance = unit_moments.resampled_variance(own) * (u / (u - 1))
-        resampled[part] = unit_moments.resampled_cross_signal(own, own) + extra(variance, u)
-        with np.errstate(all="ignore"):
-            spread = (counts @ s.squares) / (counts @ units.sizes) / units.total(s.squares)
-            inverse[part] = resampled[part] / (spread * s.samples.rollouts * s.total.value)
-    signal = bca(moment, resampled, level, copies)
-    return signal, reciprocal(bca(quotient(moment, s.total), inverse, level, copies), signal)
+    signal = signal_interval(moment, variances, len(mean), level)
+    return signal, fieller(total, signal, correlation(s.total.left_out, left_out))

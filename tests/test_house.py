@@ -10,9 +10,10 @@ import rlvar
 
 ROOT = Path(rlvar.__file__).parent
 # Lowest first: a wing imports those before it, and itself. A file at the root is a wing of its own.
-WINGS = (
-    "_types _core config _check stats rollouts files datasets terms weights analysis reporting cli __init__ __main__"
-).split()
+WINGS = [
+    *("_types", "_core", "config", "_check", "stats", "rollouts", "files", "datasets"),
+    *("terms", "weights", "analysis", "reporting", "cli", "__init__", "__main__"),
+]
 FILES = [path for path in ROOT.rglob("*.py") if "torch" not in path.parts]
 
 

@@ -82,7 +82,8 @@ def headroom(comparison: Comparison) -> Headroom:
     removable, and e removes (V - V_e) / (V - V_best) of it. On policy, for the aggregation "sum", no
     constant for all rollouts, one for the rollout or one for each step, removes more than the best of its
     kind, but for what the fit costs; a baseline that knows the state or the prompt, such as that of "rloo",
-    can. With importance ratios "multi-optimal" need not be the best: see `rlvar.weights.baselines.multi_optimal`.
+    can. With importance ratios "multi-optimal" need not be the best: see
+    `rlvar.weights.baselines.multi_optimal`.
 
     Examples
     --------

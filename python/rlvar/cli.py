@@ -9,15 +9,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rlvar import datasets
+from rlvar._types import Aggregation, Importance
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
 from rlvar.files import load_rollouts
 from rlvar.reporting.report import Report, make_report
-from rlvar.weights.batch import AGGREGATIONS, Batch
-from rlvar.weights.estimators import CATALOG, estimator_weights
-from rlvar.weights.importance import RATIOS
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import estimator, estimators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,12 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
+        help="estimators to compare (default: single,multi), out of "
+        + ", ".join(each.name for each in estimators()),
     )
     _add_ratio(report)
     report.add_argument(
         "--aggregation",
-        choices=AGGREGATIONS,
+        choices=get_args(Aggregation),
         default="sum",
         help="how gradients are divided by lengths (default: sum)",
     )
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_ratio(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ratio",
-        choices=RATIOS,
+        choices=get_args(Importance),
         default="none",
         help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
     )
@@ -153,11 +155,11 @@ def _covariance(args: argparse.Namespace) -> str:
     try:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
-        batch = Batch.of(rollouts, ratio=args.ratio, truncate=args.truncate)
+        batch = Batch.of(rollouts, importance=args.ratio, truncate=args.truncate)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
         accumulator.update_from(
             rollouts.scores,
-            estimator_weights(batch, (), args.estimator) * batch.step_factors,
+            estimator(args.estimator).weights(batch) * batch.step_factors,
             mask=rollouts.mask,
             lengths=rollouts.lengths,
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),

@@ -5,7 +5,6 @@ import pytest
 
 import reference
 import rlvar
-from rlvar.weights.estimators import CATALOG
 
 NAMES = ["single", "multi", "single-mean", "single-optimal", "otb"]
 
@@ -32,7 +31,7 @@ def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(compar
 def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
     scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "single-optimal"]
     rollouts = rlvar.Rollouts(scores, 4 + rng.standard_normal((14, 3)))
-    g = [reference.gradients(scores, CATALOG[name].weights(rollouts)) for name in names]
+    g = [reference.gradients(scores, rlvar.estimator(name).weights(rollouts)) for name in names]
 
     def part(kept):
         single, multi, best = (x[kept].var(axis=0, ddof=1).sum() for x in g)

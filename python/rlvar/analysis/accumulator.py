@@ -213,7 +213,7 @@ class CovarianceAccumulator:
         _check.scores(scores[:0] if scores.ndim == 3 else scores, rollouts=0)
         self._refuse_other_coordinates("scores", scores.shape[2])
         n, t, _ = scores.shape
-        live = _check.steps((n, t), mask, lengths)
+        live = _check.steps((n, t), lengths=lengths, mask=mask)
         w = _check.weights(weights, (n, t), live)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         if rollouts_per_update is None:
@@ -396,7 +396,7 @@ class CovarianceAccumulator:
         array = _check.scores(scores, rollouts=0)
         n, t, d = array.shape
         self._refuse_other_coordinates("scores", d)
-        live = _check.steps((n, t), mask, lengths)
+        live = _check.steps((n, t), lengths=lengths, mask=mask)
         w = _check.weights(weights, (n, t), live)
         samples = _check.samples(sample_weight, n)
         if n == 0:

@@ -19,7 +19,8 @@ from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.inference import Bootstrap, infer
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import CATALOG, Estimator, Estimators, estimator_weights
+from rlvar.weights.estimators import EstimatorLike, resolve
+from rlvar.weights.estimators import estimators as known_estimators
 from rlvar.weights.importance import ImportanceRatios
 
 
@@ -197,7 +198,7 @@ class Comparison:
 
 def compare(
     rollouts: Rollouts,
-    estimators: Estimators = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
     *,
     reference: str = "single",
     ratio: str | Sequence[str] = "none",
@@ -215,9 +216,9 @@ def compare(
     ----------
     rollouts : Rollouts
         The rollouts. Without groups they are independent; with groups only the groups are.
-    estimators : sequence of str, or mapping, default ("single", "multi")
-        Names out of `estimators`, or what it lists; or ``{name: weights}`` with weights of the
-        caller's own, (N,) or (N, T), or a function from the rollouts to them.
+    estimators : sequence, default ("single", "multi")
+        Names out of `estimators`, what `estimator` makes, and pairs ``("mine", weights)`` with weights of
+        your own, (N,) or (N, T), or a function from the rollouts to them.
     reference : str, default "single"
         The estimator whose variance is the denominator of each ratio.
     ratio : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
@@ -294,11 +295,8 @@ def compare(
     """
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
-    if isinstance(estimators, str):
-        raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
-    if not estimators:
-        raise ValueError("estimators must name at least one estimator")
-    names = [item.name if isinstance(item, Estimator) else item for item in estimators]
+    resolved = {each.name: each for each in (*known_estimators(), *resolve(estimators))}
+    names = [each.name for each in resolve(estimators)]
     ratios = _check.names("ratio", ratio)
     _check.choice("interval", interval, ("jackknife", "bootstrap"))
     bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
@@ -310,7 +308,7 @@ def compare(
     batches = {
         kind: Batch.of(
             rollouts,
-            ratio=kind,
+            importance=kind,
             truncate=None if kind == "none" and len(ratios) > 1 else truncate,
             aggregation=aggregation,
             threads=threads,
@@ -319,11 +317,11 @@ def compare(
     }
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
     first = next((kind for kind in ratios if batches[kind].unbiased), ratios[0])
-    asked, reference, rows = _rows(names, ratios, reference, first)
+    asked, reference, rows = _rows(names, list(resolved), ratios, reference, first)
     gradients: dict[str, Double] = {}
     for kind, batch in batches.items():
         of_kind = [label for label, (_, each) in rows.items() if each == kind]
-        weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
+        weights = [resolved[rows[label][0]].weights(batch) for label in of_kind]
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
     samples = _samples(gradients, rollouts, units, aggregation)
     findings = infer(
@@ -335,9 +333,7 @@ def compare(
     found = {label: each._asdict() for label, each in zip(samples, findings, strict=True)}
     variances = {label: each.pop("variances") for label, each in found.items()}
     unbiased = {
-        label: None
-        if isinstance(estimators, Mapping) and name in estimators
-        else CATALOG[name].unbiased and batches[kind].unbiased
+        label: None if resolved[name].unbiased is None else resolved[name].unbiased and batches[kind].unbiased
         for label, (name, kind) in rows.items()
     }
     return Comparison(
@@ -365,7 +361,7 @@ def compare(
 
 
 def _rows(
-    names: Sequence[str], ratios: Sequence[str], reference: str, first: str
+    names: Sequence[str], every: Sequence[str], ratios: Sequence[str], reference: str, first: str
 ) -> tuple[list[str], str, dict[str, tuple[str, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
@@ -377,11 +373,11 @@ def _rows(
         return name if len(ratios) == 1 else f"{name}:{kind}"
 
     rows = {label(name, kind): (name, kind) for name in names for kind in ratios}
-    others = {label(name, kind): (name, kind) for name in CATALOG for kind in ratios}
+    others = {label(name, kind): (name, kind) for name in every for kind in ratios}
     known = {**others, **rows}
     chosen = reference if reference in known else label(reference, first)
     if chosen not in known:
-        choices = ", ".join(dict.fromkeys([*names, *CATALOG]))
+        choices = ", ".join(dict.fromkeys([*names, *every]))
         raise ValueError(f"reference must be one of {choices}, got {reference!r}")
     return list(rows), chosen, {**rows, chosen: known[chosen]}
 

@@ -96,7 +96,7 @@ def covariance(
     """
     array = _check.scores(scores)
     n, t, _ = array.shape
-    live = _check.steps((n, t), mask, lengths)
+    live = _check.steps((n, t), lengths=lengths, mask=mask)
     several = np.ndim(weights) >= 3  # type: ignore[arg-type]
     w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
     samples = _check.samples(sample_weight, n)

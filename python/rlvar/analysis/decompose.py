@@ -310,7 +310,7 @@ def decompose(
     """
     array = _check.scores(scores)
     n, t, _ = array.shape
-    live = _check.steps((n, t), mask, lengths)
+    live = _check.steps((n, t), lengths=lengths, mask=mask)
     terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
     samples, weighted = _check.samples(sample_weight, n), sample_weight is not None
     normaliser = samples.normaliser(ddof)

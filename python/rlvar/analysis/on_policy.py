@@ -189,7 +189,7 @@ def on_policy_test(
     """
     array = _check.scores(scores)
     n, t, d = array.shape
-    live = _check.steps((n, t), mask, lengths)
+    live = _check.steps((n, t), lengths=lengths, mask=mask)
     units = _check.units(groups, n)
     level = _check.confidence(confidence)
     terms = Terms(array, np.broadcast_to(np.float64(1.0), (n, t)), live, _check.threads(num_threads))

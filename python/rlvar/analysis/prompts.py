@@ -21,7 +21,7 @@ from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.intervals import jackknife
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import CATALOG, Estimator, estimator_weights
+from rlvar.weights.estimators import Estimator, estimators, resolve
 
 _MOST_COMPLETIONS = 1 << 20  # that `plan` looks through
 
@@ -259,19 +259,18 @@ def prompt_components(
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
     if rollouts.groups is None:
         raise ValueError("rollouts must carry groups, the prompts")
-    name = estimator.name if isinstance(estimator, Estimator) else estimator
-    if not isinstance(name, str):
-        raise TypeError(f"estimator must be a name or an Estimator, got {type(name).__name__}")
-    if name in CATALOG and not CATALOG[name].per_rollout:
-        allowed = ", ".join(each.name for each in CATALOG.values() if each.per_rollout)
+    (chosen,) = resolve(estimator, "estimator")
+    name = chosen.name
+    if chosen.per_rollout is False:
+        allowed = ", ".join(each.name for each in estimators() if each.per_rollout)
         raise ValueError(
             f"estimator must have weights that depend on each rollout alone ({allowed}), got {name!r}: "
             "with weights from other rollouts the completions of a prompt are not independent draws, "
             "and the split is not that within and between prompts"
         )
     level = _check.confidence(confidence)
-    batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, threads=_check.threads(num_threads))
-    weights = estimator_weights(batch, (name,), name)
+    batch = Batch.of(rollouts, importance=ratio, truncate=truncate, threads=_check.threads(num_threads))
+    weights = chosen.weights(batch)
     units = _check.units(rollouts.groups, len(rollouts))
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")

@@ -16,7 +16,7 @@ from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import estimator_weights
+from rlvar.weights.estimators import resolve
 
 _STRATA = 4  # of similar length, where lengths differ
 
@@ -117,7 +117,7 @@ def make_report(
     progress(f"comparing {len(estimators)} estimators")
     everything = compare(
         rollouts,
-        [*estimators, *BASELINES],
+        [*estimators, *(name for name in BASELINES if name not in estimators)],
         ratio=ratio,
         truncate=truncate,
         aggregation=aggregation,
@@ -125,7 +125,7 @@ def make_report(
         seed=seed,
     )
     comparison = everything.only(list(dict.fromkeys(estimators)))
-    batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, aggregation=aggregation)
+    batch = Batch.of(rollouts, importance=ratio, truncate=truncate, aggregation=aggregation)
     mask, lengths, groups = rollouts.mask, rollouts.lengths, rollouts.groups
     strata = _STRATA if len(np.unique(rollouts.live_steps)) > 1 else None
     decompositions: dict[str, Decomposition] = {}
@@ -134,7 +134,9 @@ def make_report(
             decompositions[row.name] = decompositions[everything.reference]
             continue
         progress(f"decomposing the variance of {long_name(row.name)}")
-        weights = estimator_weights(batch, estimators, row.name) * batch.step_factors
+        weights = (
+            next(e for e in resolve(estimators) if e.name == row.name).weights(batch) * batch.step_factors
+        )
         decompositions[row.name] = decompose(
             rollouts.scores,
             weights,

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Double
+from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.terms.passes import Terms
-from rlvar.weights.importance import RATIOS, ImportanceRatios, importance_ratios
+from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
-
-AGGREGATIONS = ("sum", "sequence-mean", "token-mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,67 +38,110 @@ class Batch:
         cls,
         rollouts: Rollouts,
         *,
-        ratio: str = "none",
+        importance: Importance = "none",
         truncate: float | None = None,
-        aggregation: str = "sum",
+        aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
         """Make the factors: importance ratios, and one over the length for a mean over each sequence.
 
         A token mean divides the sum over the batch, no single score.
         """
-        _check.choice("ratio", ratio, RATIOS)
-        _check.choice("aggregation", aggregation, AGGREGATIONS)
-        importance, factors, unbiased = None, None, True
+        _check.choice("importance", importance, Importance)
+        _check.choice("aggregation", aggregation, Aggregation)
+        ratios, factors, unbiased = None, None, True
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
-            importance = importance_ratios(
+            ratios = importance_ratios(
                 rollouts.logp,
                 rollouts.behavior_logp,
-                ratio=ratio,
+                importance=importance,
                 truncate=truncate,
-                mask=rollouts.mask,
                 lengths=rollouts.lengths,
+                mask=rollouts.mask,
             )
-            unbiased = importance.unbiased
-            factors = None if ratio == "none" else importance.values
-        elif ratio != "none" or truncate is not None:
-            given = f"ratio = {ratio!r}" if truncate is None else "truncate"
-            raise ValueError(f"{given} must have rollouts with logp and behavior_logp")
+            unbiased = ratios.unbiased
+            factors = None if importance == "none" else ratios.factors
+        elif importance != "none" or truncate is not None:
+            given = f"importance={importance!r}" if truncate is None else "truncate"
+            raise ValueError(f"{given} needs rollouts with logp and behavior_logp")
         if aggregation == "sequence-mean":
             lengths = rollouts.live_steps[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, importance, unbiased)
+        return cls(rollouts, factors, threads, ratios, unbiased)
 
-    @cached_property
+    @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live (N, T)."""
         return self.rollouts.live
 
     @cached_property
-    def returns(self) -> Double:
-        """Whole return R of each rollout (N,)."""
+    def step_rewards(self) -> Double:
+        """Rewards (N, T): a terminal reward lands on the last live step."""
         rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
+        if rewards.ndim == 2:
             return rewards
-        totals: Double = np.where(self.live, rewards, 0.0).sum(axis=1)
-        return totals
+        last = self.live.shape[1] - 1 - np.argmax(self.live[:, ::-1], axis=1)
+        result = np.zeros(self.live.shape)
+        result[np.arange(len(last)), last] = rewards
+        return result
+
+    @property
+    def tails(self) -> dict[str, Any]:
+        """Live steps, and where and how episodes end: what a scan over the rewards takes."""
+        names = ("lengths", "mask", "terminated", "truncated", "next_values", "bootstrap_value")
+        return {name: getattr(self.rollouts, name) for name in names}
+
+    def to_go(self, gamma: float = 1.0) -> Double:
+        """Return-to-go G of each step (N, T), to the end of its episode; 0 where not live."""
+        if gamma not in self._to_go:
+            found = reward_to_go(self.step_rewards, gamma, **self.tails)
+            self._to_go[gamma] = found.astype(np.float64, copy=False)
+        return self._to_go[gamma]
+
+    def episode_returns(self, gamma: float = 1.0) -> Double:
+        """Return of the whole episode that each step is in (N, T): G of its first step."""
+        steps = np.broadcast_to(np.arange(self.live.shape[1]), self.live.shape)
+        first = np.maximum.accumulate(np.where(self._starts, steps, 0), axis=1)
+        return np.where(self.live, np.take_along_axis(self.to_go(gamma), first, axis=1), 0.0)
 
     @cached_property
-    def to_go(self) -> Double:
-        """Return-to-go G of each step (N, T); 0 where not live."""
+    def returns(self) -> Double:
+        """Return R of each rollout (N,), if it is one episode."""
+        several = np.count_nonzero(self._starts, axis=1) > 1
+        if several.any():
+            raise ValueError(
+                "it takes one return for each rollout, but an episode ends before the last live step of "
+                f"rollout {np.argmax(several)}; split rollouts where terminated or truncated"
+            )
         rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
-            return np.where(self.live, rewards[:, None], 0.0)
-        result = reward_to_go(rewards, mask=self.rollouts.mask, lengths=self.rollouts.lengths)
-        return result.astype(np.float64, copy=False)
+        first = np.argmax(self.live, axis=1)[:, None]
+        whole = np.take_along_axis(self.to_go(), first, axis=1)[:, 0]
+        return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
+
+    @cached_property
+    def _to_go(self) -> dict[float, Double]:
+        return {}
+
+    @cached_property
+    def _starts(self) -> NDArray[np.bool_]:
+        """Live steps that an episode starts with (N, T)."""
+        ends = np.zeros(self.live.shape, np.int64)
+        for marks in (self.rollouts.terminated, self.rollouts.truncated):
+            if marks is not None:
+                ends |= marks & self.live
+        episode = np.where(self.live, ends.cumsum(axis=1) - ends, -1)
+        before = np.maximum.accumulate(episode, axis=1)[:, :-1]  # of the live step before
+        result: NDArray[np.bool_] = self.live.copy()
+        result[:, 1:] &= episode[:, 1:] > before
+        return result
 
     @property
     def steps(self) -> _check.Steps:
         """Which steps are live, for the kernels."""
-        return _check.steps(self.rollouts.shape[:2], self.rollouts.mask, self.rollouts.lengths)
+        return self.rollouts.steps
 
     @property
     def step_factors(self) -> Double:

@@ -104,10 +104,7 @@ class ImportanceRatios:
                 f"an effective sample size of {self.sequence_size:.1f} of {len(self.values)})"
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
-        size, bias = (
-            f"{self.effective_size:.1f} of {len(self.values)}",
-            "unbiased" if self.unbiased else "biased",
-        )
+        size = f"{self.effective_size:.1f} of {len(self.values)}"
         return (
             f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
             f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"

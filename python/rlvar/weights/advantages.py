@@ -73,12 +73,9 @@ class _Scored(NamedTuple):
     def finish(self, advantages: Double, singleton: Singleton = "zero") -> Double:
         """Return advantages (N,), 0 where not scored; those of singletons come in as 0."""
         alone = self.sizes() == 1
-        if singleton == "raise":
-            if alone.any():
-                row = np.flatnonzero(self.rows)[np.argmax(alone)]
-                raise ValueError(
-                    f"groups must have two scored rewards each, got one in that of rewards[{row}]"
-                )
+        if singleton == "raise" and alone.any():
+            row = np.flatnonzero(self.rows)[np.argmax(alone)]
+            raise ValueError(f"groups must have two scored rewards each, got one in that of rewards[{row}]")
         _check.in_range(advantages)
         result = np.zeros(len(self.rows))
         result[self.rows] = np.where(alone, self.rewards, advantages) if singleton == "raw" else advantages

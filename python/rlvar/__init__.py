@@ -11,6 +11,7 @@ from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_componen
 from rlvar.config import show_config
 from rlvar.config import version as __version__
 from rlvar.files import load_rollouts
+from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
@@ -30,6 +31,7 @@ __all__ = [
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
+    "Report",
     "Rollouts",
     "Totals",
     "__version__",
@@ -51,6 +53,7 @@ __all__ = [
     "plan",
     "prompt_components",
     "reinforce_pp",
+    "report",
     "reward_to_go",
     "rloo",
     "show_config",
@@ -58,3 +61,7 @@ __all__ = [
     "vtrace",
     "whiten",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,3 +9,8 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.floating[Any]]
 Double = NDArray[np.float64]
+
+from typing import Literal
+
+Importance = Literal["none", "token", "sequence", "geometric"]
+Aggregation = Literal["sum", "sequence-mean", "token-mean"]

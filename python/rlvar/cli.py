@@ -14,7 +14,8 @@ from rlvar import datasets
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
 from rlvar.files import load_rollouts
-from rlvar.reporting.report import Report, make_report
+from rlvar.reporting.report import Report
+from rlvar.reporting.report import report as make_report
 from rlvar.weights.batch import AGGREGATIONS, Batch
 from rlvar.weights.estimators import CATALOG, estimator_weights
 from rlvar.weights.importance import RATIOS
@@ -170,7 +171,7 @@ def _covariance(args: argparse.Namespace) -> str:
     blocks = "" if args.block_size == 1 else f"  (its terms below are blocks of {args.block_size} steps)"
     return (
         f"{args.file}: {args.estimator}, {accumulator.count} rollouts\n"
-        f"total variance    {totals.total_variance:.6g}{blocks}\n"
+        f"total variance    {totals.variance:.6g}{blocks}\n"
         f"variance terms    {totals.variance_terms:.6g}\n"
         f"covariance terms  {totals.covariance_terms:.6g}" + (f"\nsaved to {args.out}" if args.out else "")
     )

@@ -106,6 +106,10 @@ class Rollouts:
         return n, t, d
 
     @property
+    def steps(self):
+        return _check.steps(self.scores.shape[:2], self.mask, self.lengths)
+
+    @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live, shape (N, T)."""
         shape = self.scores.shape[:2]

@@ -40,7 +40,7 @@ _UPDATE_BYTES = 1 << 26  # scores of one update of a stream
 class Totals(NamedTuple):
     """The total variance and its two parts; the parts add up to it."""
 
-    total_variance: float
+    variance: float
     variance_terms: float
     covariance_terms: float
 

@@ -84,7 +84,7 @@ def multi_optimal(batch: Batch) -> Double:
     has one baseline for each coordinate and each step's reward; here one for each step's score is
     shared by all coordinates.
     """
-    projections = batch.projections(batch.gradients([batch.to_go])[0])
+    projections = batch.projections(batch.gradients({"multi": batch.to_go})[0].whole())
     return np.where(batch.live, batch.to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 

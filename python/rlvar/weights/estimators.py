@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,7 +60,7 @@ class Estimator:
         for need in self.needs:
             if getattr(batch.rollouts, need) is None:
                 raise ValueError(f"it needs {need}, which the rollouts do not carry")
-        return self._weights(batch)
+        return _check.weights(self._weights(batch), batch.rollouts.shape[:2], batch.steps)
 
     def __str__(self) -> str:
         needs = f"  needs {', '.join(self.needs)}" if self.needs else ""
@@ -214,25 +215,23 @@ CATALOG = {
 Estimators = Sequence[str | Estimator] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
 
 
-def estimator_weights(batch: Batch, estimators: Estimators, name: str) -> Double:
-    """Return the weights (N, T) of one estimator, the caller's own or one known by name."""
-    shape, live = batch.rollouts.shape[:2], batch.steps
-    try:
-        if isinstance(estimators, Mapping) and name in estimators:
-            own = estimators[name]
-            given = own(batch.rollouts) if callable(own) else own
-            if given is None:
-                raise TypeError("weights must be an array, got None")
-            return _check.weights(given, shape, live)
-        if name not in CATALOG:
-            raise ValueError(f"it is none of {', '.join(CATALOG)}")
-        return _check.weights(CATALOG[name].weights(batch), shape, live)
-    except _check.NotFiniteError:
-        raise
-    except Exception as error:  # of a callable, anything
-        if type(error) in (TypeError, ValueError):
-            raise type(error)(f"estimator {name!r}: {error}") from error
-        raise ValueError(f"estimator {name!r}: {type(error).__name__}: {error}") from error
+EstimatorLike = Any
+
+
+def resolve(estimators):
+    out = []
+    for e in [estimators] if isinstance(estimators, (str, Estimator)) else estimators:
+        if isinstance(e, str):
+            if e not in CATALOG:
+                raise ValueError(f"unknown estimator {e!r}; choose from {', '.join(CATALOG)}")
+            out.append(CATALOG[e])
+        elif isinstance(e, tuple):
+            out.append(Estimator(e[0], "", (), None, lambda b, w=e[1]: w(b.rollouts) if callable(w) else w))
+        else:
+            out.append(e)
+    if not out:
+        raise ValueError("estimators must name at least one estimator")
+    return out
 
 
 def estimators() -> tuple[Estimator, ...]:

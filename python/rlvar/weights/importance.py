@@ -111,7 +111,7 @@ def importance_ratios(
     logp: ArrayLike,
     behavior_logp: ArrayLike,
     *,
-    ratio: str = "sequence",
+    importance: str = "sequence",
     truncate: float | None = None,
     mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
@@ -182,6 +182,7 @@ def importance_ratios(
     steps = _check.steps((n, t), mask, lengths)
     _check.finite("logp", new, steps)
     _check.finite("behavior_logp", old, steps)
+    ratio = importance
     _check.choice("ratio", ratio, RATIOS)
     bound = None if truncate is None else _check.positive_number("truncate", truncate)
     if bound is not None and ratio == "none":

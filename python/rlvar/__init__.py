@@ -9,12 +9,13 @@ from rlvar.catalog import Estimator, estimators
 from rlvar.comparison import Comparison, ComparisonRow, compare
 from rlvar.config import show_config
 from rlvar.estimate import Estimate
+from rlvar.files import load_rollouts, save_rollouts
 from rlvar.importance import ImportanceRatios, importance_ratios
 from rlvar.onpolicy import OnPolicyTest, on_policy_test
 from rlvar.pairwise import covariance
 from rlvar.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
-from rlvar.rollouts import Rollouts, load_rollouts
+from rlvar.rollouts import Rollouts
 from rlvar.variance import Decomposition, decompose
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "reinforce_pp",
     "reward_to_go",
     "rloo",
+    "save_rollouts",
     "show_config",
     "to_steps",
     "vtrace",

@@ -107,6 +107,7 @@ def make_report(
     estimators: Sequence[str] = ("single", "multi"),
     *,
     source: str = "rollouts",
+    reference: str = "single",
     ratio: str = "none",
     truncate: float | None = None,
     aggregation: str = "sum",
@@ -121,6 +122,7 @@ def make_report(
     everything = compare(
         rollouts,
         [*estimators, *BASELINES],
+        reference=reference,
         ratio=ratio,
         truncate=truncate,
         aggregation=aggregation,

@@ -1,23 +1,15 @@
-"""Rollouts: a validated container, and the files it is read from."""
+"""Rollouts: a validated container."""
 
 from __future__ import annotations
 
-import math
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-
-_KEYS = ("scores", "rewards", "lengths", "mask", "values", "groups", "logp", "behavior_logp")
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -28,7 +20,8 @@ class Rollouts:
     ----------
     scores : array_like, shape (N, T, D)
         Gradient of the log-probability of each step's action; float32 and float64 are kept without
-        a copy, memory-mapped arrays too.
+        a copy, memory-mapped arrays too. Mapped arrays of another dtype are converted when `scores` is
+        first asked for; streams convert them block by block.
     rewards : array_like, shape (N, T) or (N,)
         Reward of each step, or one terminal reward for each rollout. Kept as float64.
     lengths : array_like of int, shape (N,), optional
@@ -73,6 +66,7 @@ class Rollouts:
     groups: NDArray[np.int64] | None
     logp: NDArray[np.float64] | None
     behavior_logp: NDArray[np.float64] | None
+    _stored: NDArray[Any]  # the scores, not converted if they are mapped
 
     def __init__(
         self,
@@ -86,14 +80,19 @@ class Rollouts:
         logp: ArrayLike | None = None,
         behavior_logp: ArrayLike | None = None,
     ) -> None:
-        array = _check.scores(scores)
+        first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
+        if first is not None and not np.may_share_memory(_check.scores(first), first):
+            array = np.asarray(scores)  # to be converted
+        else:
+            first, array = None, _check.scores(scores)
         shape = array.shape[:2]
         live = _check.steps(shape, mask, lengths)
         checked_rewards = _check.floats("rewards", rewards).astype(np.float64, copy=False)
         _check.weights(checked_rewards, shape, live, "rewards")
         labels = None if groups is None else _check.group_labels(groups, shape[0])
         fields = {
-            "scores": array,
+            "_stored": array,
+            **({"scores": array} if first is None else {}),
             "rewards": checked_rewards,
             "lengths": live.lengths,
             "mask": None if live.mask is None else live.mask.view(np.bool_),
@@ -105,16 +104,23 @@ class Rollouts:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        if name != "scores":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "scores", _check.scores(self._stored))
+        object.__setattr__(self, "_stored", self.scores)
+        return self.scores
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        n, t, d = self.scores.shape
+        n, t, d = self._stored.shape
         return n, t, d
 
     @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live, shape (N, T)."""
-        shape = self.scores.shape[:2]
+        shape = self.shape[:2]
         return _check.steps(shape, self.mask, self.lengths).live(shape)
 
     @property
@@ -124,7 +130,7 @@ class Rollouts:
         return counts
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self._stored)
 
     def __repr__(self) -> str:
         n, t, d = self.shape
@@ -144,122 +150,3 @@ def _by_step(
         raise ValueError(f"{name} must have shape (N, T) = {shape}, got {array.shape}")
     _check.finite(name, array, live)
     return array
-
-
-def load_rollouts(path: str | PathLike[str]) -> Rollouts:
-    """Read rollouts from an .npz file, or memory-map them from a directory of .npy files.
-
-    Parameters
-    ----------
-    path : path-like
-        An .npz file with arrays ``scores`` and ``rewards``, and optionally ``lengths`` or ``mask``,
-        ``values``, ``groups``, ``logp`` and ``behavior_logp``; or a directory with ``scores.npy``,
-        ``rewards.npy`` and so on, whose scores stay on disk until they are used. So do those of an
-        .npz file without compression, where they happen to be aligned: the first array of
-        `numpy.savez` in float32 is.
-
-    Returns
-    -------
-    Rollouts
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file or directory.
-    ValueError
-        If the file is not what is described above, or its arrays do not fit each other.
-
-    Warns
-    -----
-    UserWarning
-        If there are arrays by other names: they are ignored, and ``length`` is not ``lengths``.
-
-    Examples
-    --------
-    >>> import numpy as np, pathlib, rlvar, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder, "mine.npz")
-    ...     np.savez(path, scores=np.zeros((4, 7, 2)), rewards=np.ones((4, 7)))
-    ...     rlvar.load_rollouts(path)
-    Rollouts(N=4, T=7, D=2, lengths 7 to 7)
-    """
-    path = Path(path)
-    names, read = _open_directory(path) if path.is_dir() else _open_npz(path)
-    missing = [key for key in ("scores", "rewards") if key not in names]
-    if missing:
-        found = ", ".join(sorted(names)) or "nothing"
-        raise ValueError(f"{path} holds no array named {' or '.join(missing)}, but {found}")
-    ignored = sorted(set(names) - set(_KEYS))
-    if ignored:
-        warnings.warn(f"{path}: ignored arrays named {', '.join(ignored)}", stacklevel=2)
-    arrays = {}
-    for key in _KEYS:
-        if key in names:
-            try:
-                arrays[key] = read(key)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(f"{path}: array {key} cannot be read: {error}") from None
-    try:
-        return Rollouts(**arrays)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
-
-
-def _open_directory(path: Path) -> tuple[set[str], Callable[[str], Any]]:
-    """Return the names of the arrays and how to map one."""
-
-    def read(key: str) -> Any:
-        return np.load(path / f"{key}.npy", mmap_mode="r", allow_pickle=False)
-
-    return {file.stem for file in path.glob("*.npy")}, read
-
-
-def _open_npz(path: Path) -> tuple[set[str], Callable[[str], Any]]:
-    """Return the names of the arrays and how to read one, or map it if that is the scores."""
-
-    def read(key: str) -> Any:
-        if key == "scores":
-            mapped = _map_member(path, f"{key}.npy")
-            if mapped is not None:
-                return mapped
-        with path.open("rb") as file:
-            return np.load(file, allow_pickle=False)[key]
-
-    with path.open("rb") as file:
-        try:
-            members = zipfile.ZipFile(file).namelist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is not an .npz file: {error}") from None
-    return {name.removesuffix(".npy") for name in members}, read
-
-
-def _map_member(path: Path, name: str) -> NDArray[Any] | None:
-    """Map an array inside an .npz file; None if it is compressed, not aligned or not plain numbers."""
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        if name not in archive.namelist():
-            return None
-        member = archive.getinfo(name)
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            return None
-        # The local header's own lengths of name and extra field: 30 bytes come before them.
-        file.seek(member.header_offset)
-        header = file.read(30)
-        file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
-        start = file.tell()
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            return None
-        shape, fortran, dtype = read_header(file)
-        offset = file.tell()
-        size = dtype.itemsize * math.prod(shape)
-        whole = 0 < size <= member.file_size - (offset - start)
-        if dtype.hasobject or offset % dtype.alignment or not whole:
-            return None
-        result: NDArray[Any] = np.memmap(
-            str(path), dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
-        )
-        return result

@@ -163,8 +163,8 @@ def opened(
 
             yield names, read
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # else of a bad offset
-            error.filename = error.filename or str(place)
+        if _of_system(error):
+            error.filename = error.filename or str(place)  # type: ignore[attr-defined]
             raise
         if isinstance(error, MemoryError):
             reason = "it is too large for memory; in a folder of .npy files the scores are mapped"
@@ -183,21 +183,25 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
+def _of_system(error: Exception) -> bool:
+    """Whether the system refused something, rather than a bad offset in the file's content."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def _members(file: IO[bytes]) -> tuple[list[str], zipfile.ZipFile]:
     """Return the names of what an .npz file holds, and the file as an archive."""
+    start = file.read(6)
     try:
         archive = zipfile.ZipFile(file)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        if _of_system(error):
             raise
-        file.seek(0)
-        start = file.read(6)
-        if start.startswith(b"PK"):
-            raise ValueError(f"it is a damaged .npz file: {error}") from None
-        hint = (
-            ": one .npy array, which goes into a folder as scores.npy or so" if start[1:] == b"NUMPY" else ""
-        )
-        raise ValueError("it is not an .npz file" + (hint if start else ": it is empty")) from None
+        known = {
+            b"": ": it is empty",
+            b"\x93NUMPY": " but one .npy array: put it into a folder as scores.npy",
+        }
+        damaged = f"it is a damaged .npz file: {error}" if start[:2] == b"PK" else "it is not an .npz file"
+        raise ValueError(damaged + known.get(start, "")) from None
     names = [member.filename for member in archive.infolist()]
     if len(set(names)) < len(names):
         raise ValueError("it holds two arrays of one name")
@@ -217,14 +221,15 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def _header(key: str, head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Return shape, order, dtype and place of the numbers in an .npy of `size` bytes; `head` starts it."""
     file = io.BytesIO(head)
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"it is of version {version} of the .npy format")
-    # 3.0 is 2.0 with names of fields in UTF-8.
-    first = version == (1, 0)
-    shape, fortran, dtype = (
-        np.lib.format.read_array_header_1_0(file) if first else np.lib.format.read_array_header_2_0(file)
-    )
+    formats = np.lib.format
+    try:
+        version = formats.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):  # 3.0 is 2.0 with names of fields in UTF-8
+            raise ValueError(f"it is of version {version}")
+        parse = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, fortran, dtype = parse(file)
+    except Exception as error:  # of the parser too
+        raise ValueError(f"its header is damaged: {error}") from None
     if dtype.hasobject:
         how = f"{key}.astype(str)" if key == "groups" else "numbers, padded to one shape, with their lengths"
         raise ValueError(f"it holds Python objects, which are not unpickled; save {how}")
@@ -291,7 +296,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         printed_to = _stream_of(there)
         if printed_to is not None or (there is not None and not stat.S_ISREG(there.st_mode)):
-            with open(path if printed_to is None else os.dup(printed_to), "wb") as file:
+            with _Stream(io.FileIO(path if printed_to is None else os.dup(printed_to), "w")) as file:
                 yield file
             return
         part = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.part")
@@ -310,8 +315,16 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
                 os.unlink(part)
             raise
     except OSError as error:
-        error.filename = os.fsdecode(path)
+        if error.errno is not None:
+            error.filename = os.fsdecode(path)
         raise
+
+
+class _Stream(io.BufferedWriter):
+    """A file without places to return to: /dev/null says that it has some."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("tell")
 
 
 def _stream_of(there: os.stat_result | None) -> int | None:

@@ -10,7 +10,7 @@ from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
-from rlvar.files import load_rollouts
+from rlvar.files import load_rollouts, save_rollouts
 from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
@@ -56,6 +56,7 @@ __all__ = [
     "report",
     "reward_to_go",
     "rloo",
+    "save_rollouts",
     "show_config",
     "to_steps",
     "vtrace",

@@ -1,4 +1,4 @@
-"""Rollouts: a validated container, and the files it is read from."""
+"""Rollouts: a validated container."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 
-_KEYS = ("scores", "rewards", "lengths", "mask", "values", "groups", "logp", "behavior_logp")
-
 
 @dataclass(frozen=True, eq=False, init=False)
 class Rollouts:
@@ -22,7 +20,8 @@ class Rollouts:
     ----------
     scores : array_like, shape (N, T, D)
         Gradient of the log-probability of each step's action; float32 and float64 are kept without
-        a copy, memory-mapped arrays too.
+        a copy, memory-mapped arrays too. Mapped arrays of another dtype are converted when `scores` is
+        first asked for; streams convert them block by block.
     rewards : array_like, shape (N, T) or (N,)
         Reward of each step, or one terminal reward for each rollout. Kept as float64.
     lengths : array_like of int, shape (N,), optional
@@ -67,6 +66,7 @@ class Rollouts:
     groups: NDArray[np.int64] | None
     logp: NDArray[np.float64] | None
     behavior_logp: NDArray[np.float64] | None
+    _stored: NDArray[Any]  # the scores, not converted if they are mapped
 
     def __init__(
         self,
@@ -80,14 +80,19 @@ class Rollouts:
         logp: ArrayLike | None = None,
         behavior_logp: ArrayLike | None = None,
     ) -> None:
-        array = _check.scores(scores)
+        first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
+        if first is not None and not np.may_share_memory(_check.scores(first), first):
+            array = np.asarray(scores)  # to be converted
+        else:
+            first, array = None, _check.scores(scores)
         shape = array.shape[:2]
         live = _check.steps(shape, mask, lengths)
         checked_rewards = _check.floats("rewards", rewards).astype(np.float64, copy=False)
         _check.weights(checked_rewards, shape, live, "rewards")
         labels = None if groups is None else _check.group_labels(groups, shape[0])
         fields = {
-            "scores": array,
+            "_stored": array,
+            **({"scores": array} if first is None else {}),
             "rewards": checked_rewards,
             "lengths": live.lengths,
             "mask": None if live.mask is None else live.mask.view(np.bool_),
@@ -99,20 +104,27 @@ class Rollouts:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        if name != "scores":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "scores", _check.scores(self._stored))
+        object.__setattr__(self, "_stored", self.scores)
+        return self.scores
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        n, t, d = self.scores.shape
+        n, t, d = self._stored.shape
         return n, t, d
 
     @property
     def steps(self):
-        return _check.steps(self.scores.shape[:2], self.mask, self.lengths)
+        return _check.steps(self.shape[:2], self.mask, self.lengths)
 
     @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live, shape (N, T)."""
-        shape = self.scores.shape[:2]
+        shape = self.shape[:2]
         return _check.steps(shape, self.mask, self.lengths).live(shape)
 
     @property
@@ -122,7 +134,7 @@ class Rollouts:
         return counts
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self._stored)
 
     def __repr__(self) -> str:
         n, t, d = self.shape

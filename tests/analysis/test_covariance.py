@@ -422,6 +422,7 @@ def test_extra_memory_stays_below_64_mib_and_two_matrices(shape, dtype, options,
 INTERRUPT_PROBE = """
 import os, signal, sys, threading, time
 import numpy as np, rlvar
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 threads = int(sys.argv[1])
 scores = np.random.default_rng(0).standard_normal((64, 4096, 256), np.float32)  # some 5 seconds' work
 accumulator = rlvar.CovarianceAccumulator(num_threads=threads)

@@ -25,7 +25,7 @@ class Steps(NamedTuple):
             return self.mask.view(np.bool_)
         return np.broadcast_to(np.True_, shape)
 
-    def rows(self, rows: NDArray[np.int64]) -> Steps:
+    def rows(self, rows: slice) -> Steps:
         """Return those of some rollouts."""
         return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 

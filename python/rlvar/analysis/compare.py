@@ -20,7 +20,7 @@ from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.inference import Bootstrap, infer
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import EstimatorLike, Estimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.source import estimator_of
 

@@ -19,7 +19,7 @@ from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
 from rlvar.stats.inference import Bootstrap
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import EstimatorLike, Estimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 
 @dataclass(frozen=True, repr=False)

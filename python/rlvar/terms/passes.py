@@ -98,10 +98,21 @@ class Terms:
         _core.gradients(self.scores, weights, *self.live, result[None], self.threads)
         return Gradients(None, result)
 
-    def covariance(self, p: Double | None, divisor: float, block: int, out: Double) -> None:
-        """Covariance matrix (B, B) of blocks of steps: sums of products of deviations over `divisor`."""
+    def covariance(
+        self,
+        p: Double | None,
+        divisor: float,
+        block: int,
+        out: Double,
+        mean: Double | None = None,
+        tail: Double | None = None,
+    ) -> None:
+        """Covariance matrix (B, B) of blocks of steps: sums of products of deviations over `divisor`.
+
+        And their means (B, D), in two parts, if asked for.
+        """
         _core.comoments(
-            *(self.scores, self.weights, *self.live, p, block, divisor, out, None, None, self.threads)
+            *(self.scores, self.weights, *self.live, p, block, divisor, out, mean, tail, self.threads)
         )
 
     def shared_moments(self, weights: Double, p: Double | None, out: Double) -> None:

@@ -132,14 +132,18 @@ class Batch:
             self._weights[estimator.name] = estimator.weights(self)
         return self._weights[estimator.name]
 
+    def weighed(self, estimator: Weighing) -> Double:
+        """Return the weights (N, T) of one estimator times the factors."""
+        weights = self.weights(estimator)
+        if self.factors is None:
+            return weights
+        with np.errstate(all="ignore"):  # what is not live is not read
+            return weights * self.factors
+
     def terms(self, estimator: Weighing) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
-        weights = self.weights(estimator)
-        if self.factors is not None:
-            with np.errstate(all="ignore"):  # what is not live is not read
-                weights = weights * self.factors
         known = self._gradients.get(estimator.name)
-        return Terms(self.rollouts.scores, weights, self.steps, self.threads, known)
+        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)
 
     @property
     def _scores(self) -> Terms:

@@ -12,7 +12,7 @@ from rlvar._types import Float, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.terms.passes import Terms
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import EstimatorLike, Estimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 
 def estimator_of(choice: EstimatorLike) -> Estimator:

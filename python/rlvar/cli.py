@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from rlvar import datasets
-from rlvar._version import version
-from rlvar.accumulator import CovarianceAccumulator
-from rlvar.catalog import CATALOG
-from rlvar.comparison import estimator_weights
+from rlvar.analysis.accumulator import CovarianceAccumulator
+from rlvar.config import version
 from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
-from rlvar.gradients import AGGREGATIONS, Batch
-from rlvar.importance import RATIOS
-from rlvar.report import Report, make_report
+from rlvar.reporting.report import Report, make_report
+from rlvar.weights.batch import AGGREGATIONS, Batch
+from rlvar.weights.estimators import CATALOG, estimator_weights
+from rlvar.weights.importance import RATIOS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import rlvar
-from rlvar import _check, accumulator, cli
+from rlvar import cli
+from rlvar._check import arrays
+from rlvar.analysis import accumulator
 from rlvar.cli import main
 
 
@@ -265,8 +267,8 @@ def test_covariance_converts_a_folder_block_by_block(tmp_path, monkeypatch, caps
     np.save(tmp_path / "scores.npy", np.asfortranarray(scores.astype(dtype)))
     np.save(tmp_path / "rewards.npy", np.ones(40))
     monkeypatch.setattr(accumulator, "_UPDATE_BYTES", 1)  # so blocks of 16 rollouts
-    converted, floats = [], _check.floats
-    monkeypatch.setattr(_check, "floats", lambda name, x: converted.append((name, len(x))) or floats(name, x))
+    converted, floats = [], arrays.floats
+    monkeypatch.setattr(arrays, "floats", lambda name, x: converted.append((name, len(x))) or floats(name, x))
     assert main(["covariance", str(tmp_path)]) == 0
     assert max(rows for name, rows in converted if name == "scores") == 16
     expected = rlvar.covariance(scores).sum()

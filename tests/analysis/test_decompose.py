@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-import closed_forms
 import reference
 import rlvar
-
 import strategies
 from rlvar.analysis.growth import strata_of
 

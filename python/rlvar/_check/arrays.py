@@ -53,7 +53,7 @@ def floats(name: str, value: ArrayLike) -> Float:
     """Return `value` as a native, aligned float32 or float64 array.
 
     float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
-    booleans float64.
+    booleans float64. numpy saves bfloat16 without its name, as two bytes: those are bfloat16 too.
     """
     if type(value) is np.ndarray and value.dtype in _KERNEL_DTYPES:
         flags = value.flags
@@ -62,6 +62,8 @@ def floats(name: str, value: ArrayLike) -> Float:
     array = _plain(name, value)
     if array.dtype.name == "bfloat16":  # of ml_dtypes, known by its name alone
         return array.astype(np.float32)
+    if array.dtype == "V2":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
         raise TypeError(

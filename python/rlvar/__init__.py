@@ -10,7 +10,8 @@ from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
-from rlvar.files import load_rollouts
+from rlvar.files import load_rollouts, save_rollouts
+from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
@@ -30,6 +31,7 @@ __all__ = [
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
+    "Report",
     "Rollouts",
     "Totals",
     "__version__",
@@ -52,10 +54,16 @@ __all__ = [
     "plan",
     "prompt_components",
     "reinforce_pp",
+    "report",
     "reward_to_go",
     "rloo",
+    "save_rollouts",
     "show_config",
     "to_steps",
     "vtrace",
     "whiten",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -22,7 +22,8 @@ class Rollouts:
     ----------
     scores : array_like, shape (N, T, D)
         Gradient of the log-probability of each step's action; float32 and float64 are kept without
-        a copy, memory-mapped arrays too.
+        a copy, memory-mapped arrays too. Mapped arrays of another dtype are converted when `scores` is
+        first asked for; streams convert them block by block.
     rewards : array_like, shape (N, T) or (N,)
         Reward of each step, or one terminal reward for each rollout, which its last live step earns.
         Kept as float64.
@@ -77,7 +78,6 @@ next_values, bootstrap_value
     Rollouts(N=4, T=7, D=2, lengths 2 to 7)
     """
 
-    scores: NDArray[Any]
     rewards: Double
     lengths: NDArray[np.int64] | None
     mask: NDArray[np.bool_] | None
@@ -89,6 +89,7 @@ next_values, bootstrap_value
     truncated: NDArray[np.bool_] | None
     next_values: Double | None
     bootstrap_value: Double | None
+    _stored: NDArray[Any]  # the scores, not converted if they are mapped
 
     def __init__(
         self,
@@ -106,7 +107,11 @@ next_values, bootstrap_value
         next_values: ArrayLike | None = None,
         bootstrap_value: ArrayLike | None = None,
     ) -> None:
-        array = _check.scores(scores)
+        first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
+        if first is not None and not np.may_share_memory(_check.scores(first), first):
+            array = np.asarray(scores)  # to be converted
+        else:
+            array = _check.scores(scores)
         shape = array.shape[:2]
         steps = _check.steps(shape, lengths=lengths, mask=mask)
         by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
@@ -128,9 +133,9 @@ next_values, bootstrap_value
         _check.finite("rewards", checked_rewards, steps, shape)
         self.__setstate__(
             {
-                **dict.fromkeys(_KEYS),
+                **dict.fromkeys(by_step),
                 **dict(zip(given, scan.arrays[1:], strict=True)),
-                "scores": array,
+                "_stored": array,
                 "rewards": checked_rewards,
                 "lengths": steps.lengths,
                 "mask": _marks(steps.mask),
@@ -143,11 +148,11 @@ next_values, bootstrap_value
         )
 
     def __getstate__(self) -> dict[str, NDArray[Any] | None]:
-        return {name: getattr(self, name) for name in _KEYS}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __setstate__(self, state: dict[str, NDArray[Any] | None]) -> None:
         for name, value in state.items():
-            if value is not None and name != "scores":
+            if value is not None and name != "_stored":
                 value = value.copy()
                 value.flags.writeable = False
             object.__setattr__(self, name, value)
@@ -155,8 +160,13 @@ next_values, bootstrap_value
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        n, t, d = self.scores.shape
+        n, t, d = self._stored.shape
         return n, t, d
+
+    @cached_property
+    def scores(self) -> NDArray[Any]:
+        """Scores (N, T, D)."""
+        return _check.scores(self._stored)
 
     @cached_property
     def steps(self) -> _check.Steps:
@@ -178,16 +188,13 @@ next_values, bootstrap_value
         return counts
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self._stored)
 
     def __repr__(self) -> str:
         n, t, d = self.shape
         counts = self.live_steps
         groups = "" if self.groups is None else f", {len(np.unique(self.groups))} groups"
         return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
-
-
-_KEYS = tuple(field.name for field in fields(Rollouts))
 
 
 def _marks(flags: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:

@@ -34,7 +34,7 @@ class Steps(NamedTuple):
             return Steps(None, self.mask * rows[:, None])
         return Steps(np.where(rows, np.int64(steps) if self.lengths is None else self.lengths, 0), None)
 
-    def rows(self, rows: NDArray[np.int64]) -> Steps:
+    def rows(self, rows: slice) -> Steps:
         """Return those of some rollouts."""
         return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def floats(name: str, value: ArrayLike, missing: bool = False) -> Float:
     """Return `value` as a native, aligned float32 or float64 array.
 
     float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
-    booleans float64.
+    booleans float64. numpy saves bfloat16 without its name, as two bytes: those are bfloat16 too.
     """
     if type(value) is np.ndarray and value.dtype in _KERNEL_DTYPES:
         flags = value.flags
@@ -122,6 +122,8 @@ def floats(name: str, value: ArrayLike, missing: bool = False) -> Float:
     array = _plain(name, value, missing)
     if array.dtype.name.startswith(("bfloat16", "float8")):  # of ml_dtypes, known by their names alone
         return array.astype(np.float32)
+    if array.dtype == "V2":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
         raise TypeError(

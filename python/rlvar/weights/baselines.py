@@ -85,7 +85,8 @@ def multi_optimal(batch: Batch, gamma: float = 1.0) -> Double:
     shared by all coordinates.
     """
     to_go = batch.to_go(gamma)
-    projections = batch.projections(batch.gradients([to_go])[0])
+    name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
+    projections = batch.projections(batch.gradients({name: to_go})[0].whole())
     return np.where(batch.live, to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 

@@ -6,10 +6,10 @@ lengths count: a S is what a score is for every estimator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from rlvar import _check, _core
 from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Terms
+from rlvar.terms.passes import Gradients, Terms
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
+
+
+class Weighing(Protocol):
+    """What gives weights (N, T) to the rollouts of a batch, under a name."""
+
+    @property
+    def name(self) -> str: ...
+    def weights(self, batch: Batch) -> Double: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +40,9 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    # What has been computed, by the name of the estimator.
+    _weights: dict[str, Double] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -47,8 +58,11 @@ class Batch:
 
         A token mean divides the sum over the batch, no single score.
         """
+        if not isinstance(rollouts, Rollouts):
+            raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
         _check.choice("importance", importance, Importance)
         _check.choice("aggregation", aggregation, Aggregation)
+        threads = _check.threads(threads)
         ratios, factors, unbiased = None, None, True
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
             ratios = importance_ratios(
@@ -72,10 +86,20 @@ class Batch:
             unbiased = unbiased and bool((lengths == lengths[0]).all())
         return cls(rollouts, factors, threads, ratios, unbiased)
 
+    @cached_property
+    def plain(self) -> Batch:
+        """The same rollouts without factors."""
+        return self if self.factors is None else Batch(self.rollouts, threads=self.threads)
+
     @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live (N, T)."""
         return self.rollouts.live
+
+    @property
+    def steps(self) -> _check.Steps:
+        """Which steps are live, for the kernels."""
+        return self.rollouts.steps
 
     @cached_property
     def step_rewards(self) -> Double:
@@ -139,49 +163,75 @@ class Batch:
         return result
 
     @property
-    def steps(self) -> _check.Steps:
-        """Which steps are live, for the kernels."""
-        return self.rollouts.steps
-
-    @property
     def step_factors(self) -> Double:
         """Factors (N, T), read-only where they are all 1."""
         if self.factors is None:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def gradients(self, weights: Sequence[Double]) -> list[Double]:
-        """Return the gradients (N, D) of each weights (N, T), in one pass.
+    def weights(self, estimator: Weighing) -> Double:
+        """Return the weights (N, T) of one estimator, without factors."""
+        if estimator.name not in self._weights:
+            self._weights[estimator.name] = estimator.weights(self)
+        return self._weights[estimator.name]
+
+    def weighed(self, estimator: Weighing) -> Double:
+        """Return the weights (N, T) of one estimator times the factors."""
+        weights = self.weights(estimator)
+        if self.factors is None:
+            return weights
+        with np.errstate(all="ignore"):  # what is not live is not read
+            return weights * self.factors
+
+    def terms(self, estimator: Weighing) -> Terms:
+        """Return the terms of one estimator, factors in their weights."""
+        known = self._gradients.get(estimator.name)
+        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)
+
+    @property
+    def _scores(self) -> Terms:
+        """The scores with their factors, as terms."""
+        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+
+    def summed_scores(self) -> Double:
+        """Return sum_t a[n,t] S[n,t] (N, D)."""
+        return self.gradients({"": np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])})[0].whole()
+
+    def gradients(self, named: Mapping[str, Double]) -> list[Gradients]:
+        """Return the gradients of some weights (N, T), those not known by their names yet in one pass.
 
         Weights which are the same at all live steps of a rollout are a number times the sum of its
         scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
         naming the first bad score, unless the squares of the gradients are finite too.
         """
-        n, t, d = self.rollouts.shape
-        constants = [_constant(each, self.live) for each in weights]
-        varying = [each for each, constant in zip(weights, constants, strict=True) if constant is None]
-        sets = np.empty((len(varying) + (len(varying) < len(weights)), n, t))
-        with np.errstate(invalid="ignore"):  # what is not live is not read
-            for row, each in zip(sets, varying, strict=False):
-                np.multiply(each, self.step_factors, out=row)
-        if len(varying) < len(weights):
-            sets[-1] = self.step_factors
-        result = np.empty((len(sets), n, d))
-        _core.gradients(self.rollouts.scores, sets, *self.steps, result, self.threads)
-        own = iter(result)
-        found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
-        if not all(max(g.max(), -g.min()) < 1e150 for g in found):
-            _check.raise_not_finite(self.rollouts.scores, self.steps)
-        return found
-
-    @property
-    def _terms(self) -> Terms:
-        """The scores with their factors."""
-        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+        new = {name: weights for name, weights in named.items() if name not in self._gradients}
+        constants = {name: _constant(weights, self.live) for name, weights in new.items()}
+        varying = [name for name, constant in constants.items() if constant is None]
+        base = next((g.base for g in self._gradients.values() if g.constant is not None), None)
+        shared = base is None and len(varying) < len(new)
+        if varying or shared:
+            n, t, d = self.rollouts.shape
+            sets, found = np.empty((len(varying) + shared, n, t)), np.empty((len(varying) + shared, n, d))
+            with np.errstate(all="ignore"):  # what is not live is not read
+                for row, name in zip(sets, varying, strict=False):
+                    np.multiply(new[name], self.step_factors, out=row)
+            if shared:
+                sets[-1], base = self.step_factors, found[-1]
+            _core.gradients(self.rollouts.scores, sets, *self.steps, found, self.threads)
+            own = iter(found)
+        for name, constant in constants.items():
+            g = Gradients(constant, next(own) if constant is None else base)
+            scale = 1.0 if constant is None else max(constant.max(), -constant.min())
+            with np.errstate(all="ignore"):
+                small = max(g.base.max(), -g.base.min()) * max(scale, 1.0) < 1e150
+            if not small:
+                _check.raise_not_finite(self.rollouts.scores, self.steps)
+            self._gradients[name] = g
+        return [self._gradients[name] for name in named]
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
-        return self._finite(self._terms.projections(vectors))
+        return self._finite(self._scores.projections(vectors))
 
     @property
     def step_squares(self) -> Double:
@@ -195,7 +245,7 @@ class Batch:
 
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
-        steps, whole = self._terms.second_moments()
+        steps, whole = self._scores.second_moments()
         return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:

@@ -52,10 +52,5 @@ def test_bad_arguments_are_named(rewards, options, error, message):
         rlvar.Rollouts(SCORES, rewards, **options)
 
 
-def test_nan_is_no_label():
-    with pytest.raises(ValueError, match="groups must not hold NaN"):
-        rlvar.Rollouts(SCORES, REWARDS, groups=[np.nan] * 4)
-
-
 def test_a_rollout_without_live_steps_may_have_any_reward():
     assert len(rlvar.Rollouts(SCORES, [np.nan, 1, 1, 1], lengths=[0, 3, 3, 3])) == 4

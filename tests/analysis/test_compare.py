@@ -141,7 +141,7 @@ def test_every_named_estimator_is_its_formula(rng, kind):
     names = [estimator.name for estimator in rlvar.estimators()]
     assert set(names) == set(weights)
     result = rlvar.compare(rollouts, names)
-    own = rlvar.compare(rollouts, {f"own {name}": w for name, w in weights.items()})
+    own = rlvar.compare(rollouts, [(f"own {name}", w) for name, w in weights.items()])
     for name in names:
         assert own[f"own {name}"].unbiased is None
         for field in ("variance", "ratio", "signal"):
@@ -223,7 +223,7 @@ def test_what_estimators_lists_can_be_compared(rng):
 
 
 def test_what_the_rollouts_lack_is_named(rng):
-    with pytest.raises(ValueError, match="estimator 'rloo': it needs groups"):
+    with pytest.raises(ValueError, match="estimator 'rloo' needs groups"):
         rlvar.compare(make_rollouts(rng), ["rloo"])
     with pytest.raises(ValueError, match="estimator 'gae': it needs values"):
         rlvar.compare(make_rollouts(rng), ["gae"])
@@ -289,7 +289,7 @@ def test_a_bad_score_is_named(rng):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((["magic"],), {}, ValueError, "estimator 'magic': it is none of single, multi"),
+        ((["magic"],), {}, ValueError, "unknown estimator 'magic'; choose from single, multi"),
         (("single",), {}, TypeError, "must be a sequence of names, got the string 'single'"),
         (([],), {}, ValueError, "at least one"),
         ((), {"reference": "magic"}, ValueError, "reference must be one of single, .*, got 'magic'"),
@@ -593,9 +593,9 @@ def test_a_token_mean_needs_a_token(rng):
 @pytest.mark.parametrize(
     ("n", "groups", "message"),
     [
-        (9, None, "9 rollouts are few: intervals may be far too narrow"),
-        (2, None, "2 rollouts are few: no intervals"),
-        (18, np.arange(18) % 3, "3 groups are few"),
+        (9, None, "only 9 rollouts: intervals may be far too narrow"),
+        (2, None, "only 2 rollouts: no intervals"),
+        (18, np.arange(18) % 3, "only 3 groups"),
     ],
 )
 def test_fewer_than_ten_units_are_a_warning(rng, n, groups, message):

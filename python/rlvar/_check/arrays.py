@@ -72,7 +72,7 @@ def _readable(value: Any) -> Any:
     tensor = getattr(sys.modules.get("torch"), "Tensor", ())
     if isinstance(value, tensor):
         return _untorched(value)
-    if isinstance(value, (list, tuple)) and not set(map(type, value)) <= _PLAIN:
+    if type(value) in (list, tuple) and not set(map(type, value)) <= _PLAIN:
         return [_readable(each) for each in value]
     return value
 
@@ -166,7 +166,7 @@ def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     missing = np.count_nonzero(~scored)
     if missing:
         message = f"{missing} of {len(array)} rewards are NaN; they are ignored and get advantage 0"
-        warnings.warn(message, UserWarning, stacklevel=4)  # where the caller of the public function is
+        warnings.warn(message, UserWarning, stacklevel=5)  # where the caller of the public function is
     return array, scored
 
 

@@ -15,7 +15,7 @@ from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
-from rlvar.weights.estimators import Estimator, estimators
+from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
@@ -39,6 +39,7 @@ __all__ = [
     "covariance",
     "datasets",
     "decompose",
+    "estimator",
     "estimators",
     "gae",
     "grpo",

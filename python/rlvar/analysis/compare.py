@@ -20,7 +20,7 @@ from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.inference import Bootstrap, infer
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
 from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.source import estimator_of
 
@@ -369,8 +369,11 @@ def compare_batches(
 
 
 def _rows(
-    estimators: Sequence[Estimator], kinds: Sequence[str], reference: str | Estimator, first: str
-) -> tuple[list[str], str, dict[str, tuple[Estimator, str]]]:
+    estimators: Sequence[Estimator | OwnEstimator],
+    kinds: Sequence[str],
+    reference: str | Estimator,
+    first: str,
+) -> tuple[list[str], str, dict[str, tuple[Estimator | OwnEstimator, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
     A label is the estimator's name alone where there is one kind. The reference may be a label, or an
@@ -385,7 +388,7 @@ def _rows(
         return list(rows), reference, rows
     name, _, kind = reference.partition(":") if isinstance(reference, str) else (reference, "", "")
     named = {each.name: each for each in estimators}
-    other = named[name] if name in named else estimator_of(name)  # type: ignore[index]
+    other = named[name] if name in named else estimator_of(name)
     chosen = label(other.name, kind if kind in kinds else first)
     return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
 

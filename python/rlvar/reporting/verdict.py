@@ -225,7 +225,7 @@ def _heavy_tails(comparison: Comparison) -> list[str]:
     count = max(1, math.ceil(TOP * comparison.units))
     few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
     # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
-    weighted = any(row.importance is not None and row.importance.ratio != "none" for row in heavy)
+    weighted = any(row.importance is not None and row.importance.importance != "none" for row in heavy)
     what = "variances and of their ratios" if weighted else "variances"
     return [f"Heavy tails: {few} much of the variance, {shares}. Intervals of {what} may be far too narrow."]
 
@@ -256,7 +256,7 @@ def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
 
 
 def _of_ratios(ratios: ImportanceRatios) -> list[str]:
-    rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.ratio
+    rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
         return [
             "Another policy sampled these rollouts, as behavior_logp says, and no ratios weigh them: the "

@@ -65,7 +65,7 @@ class Terms:
         """Check arrays of the caller's: at least so many `rollouts`."""
         array = _check.scores(scores, rollouts)
         shape = array.shape[:2]
-        live = _check.steps(shape, mask, lengths)
+        live = _check.steps(shape, lengths=lengths, mask=mask)
         return cls(array, _check.weights(weights, shape, live), live, _check.threads(threads))
 
     @cached_property

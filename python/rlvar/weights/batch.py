@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +60,8 @@ class Batch:
         """
         if not isinstance(rollouts, Rollouts):
             raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
-        _check.choice("importance", importance, get_args(Importance))
-        _check.choice("aggregation", aggregation, get_args(Aggregation))
+        _check.choice("importance", importance, Importance)
+        _check.choice("aggregation", aggregation, Aggregation)
         threads = _check.threads(threads)
         ratios, factors, unbiased = None, None, True
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
@@ -74,7 +74,7 @@ class Batch:
                 mask=rollouts.mask,
             )
             unbiased = ratios.unbiased
-            factors = None if importance == "none" else ratios.values
+            factors = None if importance == "none" else ratios.factors
         elif importance != "none" or truncate is not None:
             given = f"importance={importance!r}" if truncate is None else "truncate"
             raise ValueError(f"{given} needs rollouts with logp and behavior_logp")
@@ -102,22 +102,65 @@ class Batch:
         return self.rollouts.steps
 
     @cached_property
-    def returns(self) -> Double:
-        """Whole return R of each rollout (N,)."""
+    def step_rewards(self) -> Double:
+        """Rewards (N, T): a terminal reward lands on the last live step."""
         rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
+        if rewards.ndim == 2:
             return rewards
-        totals: Double = np.where(self.live, rewards, 0.0).sum(axis=1)
-        return totals
+        last = self.live.shape[1] - 1 - np.argmax(self.live[:, ::-1], axis=1)
+        result = np.zeros(self.live.shape)
+        result[np.arange(len(last)), last] = rewards
+        return result
+
+    @property
+    def tails(self) -> dict[str, Any]:
+        """Live steps, and where and how episodes end: what a scan over the rewards takes."""
+        names = ("lengths", "mask", "terminated", "truncated", "next_values", "bootstrap_value")
+        return {name: getattr(self.rollouts, name) for name in names}
+
+    def to_go(self, gamma: float = 1.0) -> Double:
+        """Return-to-go G of each step (N, T), to the end of its episode; 0 where not live."""
+        if gamma not in self._to_go:
+            found = reward_to_go(self.step_rewards, gamma, **self.tails)
+            self._to_go[gamma] = found.astype(np.float64, copy=False)
+        return self._to_go[gamma]
+
+    def episode_returns(self, gamma: float = 1.0) -> Double:
+        """Return of the whole episode that each step is in (N, T): G of its first step."""
+        steps = np.broadcast_to(np.arange(self.live.shape[1]), self.live.shape)
+        first = np.maximum.accumulate(np.where(self._starts, steps, 0), axis=1)
+        return np.where(self.live, np.take_along_axis(self.to_go(gamma), first, axis=1), 0.0)
 
     @cached_property
-    def to_go(self) -> Double:
-        """Return-to-go G of each step (N, T); 0 where not live."""
+    def returns(self) -> Double:
+        """Return R of each rollout (N,), if it is one episode."""
+        several = np.count_nonzero(self._starts, axis=1) > 1
+        if several.any():
+            raise ValueError(
+                "it takes one return for each rollout, but an episode ends before the last live step of "
+                f"rollout {np.argmax(several)}; split rollouts where terminated or truncated"
+            )
         rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
-            return np.where(self.live, rewards[:, None], 0.0)
-        result = reward_to_go(rewards, lengths=self.rollouts.lengths, mask=self.rollouts.mask)
-        return result.astype(np.float64, copy=False)
+        first = np.argmax(self.live, axis=1)[:, None]
+        whole = np.take_along_axis(self.to_go(), first, axis=1)[:, 0]
+        return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
+
+    @cached_property
+    def _to_go(self) -> dict[float, Double]:
+        return {}
+
+    @cached_property
+    def _starts(self) -> NDArray[np.bool_]:
+        """Live steps that an episode starts with (N, T)."""
+        ends = np.zeros(self.live.shape, np.int64)
+        for marks in (self.rollouts.terminated, self.rollouts.truncated):
+            if marks is not None:
+                ends |= marks & self.live
+        episode = np.where(self.live, ends.cumsum(axis=1) - ends, -1)
+        before = np.maximum.accumulate(episode, axis=1)[:, :-1]  # of the live step before
+        result: NDArray[np.bool_] = self.live.copy()
+        result[:, 1:] &= episode[:, 1:] > before
+        return result
 
     @property
     def step_factors(self) -> Double:
@@ -177,7 +220,9 @@ class Batch:
             _core.gradients(self.rollouts.scores, sets, *self.steps, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
-            g = Gradients(constant, next(own) if constant is None else base)
+            own_base = next(own) if constant is None else base
+            assert own_base is not None
+            g = Gradients(constant, own_base)
             scale = 1.0 if constant is None else max(constant.max(), -constant.min())
             with np.errstate(all="ignore"):
                 small = max(g.base.max(), -g.base.min()) * max(scale, 1.0) < 1e150

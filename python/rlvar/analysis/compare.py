@@ -199,7 +199,7 @@ class Comparison:
 
 def compare(
     rollouts: Rollouts,
-    estimators: Sequence[EstimatorLike] = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
     *,
     reference: str | Estimator = "single",
     importance: Importance | Sequence[Importance] = "none",
@@ -291,8 +291,6 @@ def compare(
     >>> result["multi"].ratio.high < 1  # reward-to-go is quieter, beyond doubt
     True
     """
-    if isinstance(estimators, str):
-        raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
     kinds = _check.names("importance", importance)
     batches = {
         kind: Batch.of(
@@ -311,7 +309,7 @@ def compare(
 
 def compare_batches(
     batches: Mapping[str, Batch],
-    estimators: Sequence[EstimatorLike],
+    estimators: EstimatorLike | Sequence[EstimatorLike],
     reference: str | Estimator,
     aggregation: Aggregation,
     interval: Literal["jackknife"] | Bootstrap,
@@ -369,7 +367,10 @@ def compare_batches(
 
 
 def _rows(
-    estimators: Sequence[Estimator], kinds: Sequence[str], reference: str | Estimator, first: str
+    estimators: Sequence[Estimator],
+    kinds: Sequence[str],
+    reference: str | Estimator,
+    first: str,
 ) -> tuple[list[str], str, dict[str, tuple[Estimator, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
@@ -385,7 +386,7 @@ def _rows(
         return list(rows), reference, rows
     name, _, kind = reference.partition(":") if isinstance(reference, str) else (reference, "", "")
     named = {each.name: each for each in estimators}
-    other = named[name] if name in named else estimator_of(name)  # type: ignore[index]
+    other = named[name] if name in named else estimator_of(name)
     chosen = label(other.name, kind if kind in kinds else first)
     return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
 

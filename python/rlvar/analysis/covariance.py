@@ -116,10 +116,11 @@ def covariance(
             several = np.stack([each.weights for each in every])
     else:
         weights = None if estimator is None else refuse_estimator(estimator)  # type: ignore[arg-type]
-        sets = weights is not None and weights.ndim == 3
-        terms = terms_of(rollouts, None if sets else weights, **options, threads=num_threads)  # type: ignore[arg-type]
-        if sets:
-            several = _check.weight_sets(weights, terms.weights.shape, terms.live)
+        sets = weights if weights is not None and weights.ndim == 3 else None
+        own = weights if sets is None else None
+        terms = terms_of(rollouts, own, **options, threads=num_threads)  # type: ignore[arg-type]
+        if sets is not None:
+            several = _check.weight_sets(sets, terms.weights.shape, terms.live)
     n, t = terms.weights.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)

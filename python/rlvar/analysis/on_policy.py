@@ -214,9 +214,8 @@ def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
     off[np.abs(off) <= t * d * np.finfo(np.float64).eps * squares] = 0.0
     sizes = units.sizes.astype(np.float64)
     # The interval of a ratio that can be 0 or negative is made on its own scale.
-    ratio, off_diagonal, trace = (
-        _ratio_of_sums(*pair, level) for pair in ((off, squares), (off, sizes), (squares, sizes))
-    )
+    pairs = ((off, squares), (off, sizes), (squares, sizes))
+    ratio, off_diagonal, trace = (_ratio_of_sums(above, below, level) for above, below in pairs)
     mean_score = _mean_score(units.sums(batch.summed_scores()), squares, sizes, level)
     return OnPolicyTest(ratio, mean_score, off_diagonal, trace, len(units))
 

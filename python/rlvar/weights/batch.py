@@ -137,8 +137,8 @@ class Batch:
         several = np.count_nonzero(self._starts, axis=1) > 1
         if several.any():
             raise ValueError(
-                "it takes one return for each rollout, but an episode ends before the last live step of "
-                f"rollout {np.argmax(several)}; split rollouts where terminated or truncated"
+                f"rollout {np.argmax(several)} holds several episodes, so it has no one return; "
+                "split it where it is terminated or truncated"
             )
         rewards = self.rollouts.rewards
         first = np.argmax(self.live, axis=1)[:, None]
@@ -220,7 +220,9 @@ class Batch:
             _core.gradients(self.rollouts.scores, sets, *self.steps, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
-            g = Gradients(constant, next(own) if constant is None else base)
+            own_base = next(own) if constant is None else base
+            assert own_base is not None
+            g = Gradients(constant, own_base)
             scale = 1.0 if constant is None else max(constant.max(), -constant.min())
             with np.errstate(all="ignore"):
                 small = max(g.base.max(), -g.base.min()) * max(scale, 1.0) < 1e150

@@ -15,9 +15,9 @@ from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 
-def estimator_of(choice: EstimatorLike) -> Estimator:
+def estimator_of(choice: EstimatorLike | ArrayLike, argument: str = "estimator") -> Estimator:
     """Return the one estimator that is meant by a name, an estimator or a pair ("mine", weights)."""
-    (estimator,) = resolve([choice])
+    (estimator,) = resolve([choice], argument)  # type: ignore[list-item]
     return estimator
 
 
@@ -41,8 +41,9 @@ def refuse_estimator(weights: EstimatorLike | ArrayLike) -> Float:
     """Return the weights that go with scores; an estimator needs rollouts."""
     name = weights[0] if isinstance(weights, tuple) and weights else weights
     if isinstance(name, (str, Estimator)):
-        raise TypeError(f"estimator {str(name)!r} needs Rollouts, got scores: pass weights (N, T) or (N,)")
-    return _check.floats("weights", weights)
+        name = name if isinstance(name, str) else name.name
+        raise TypeError(f"estimator {name!r} needs Rollouts, got scores: pass weights (N, T) or (N,)")
+    return _check.floats("weights", weights)  # type: ignore[arg-type]
 
 
 def terms_of(

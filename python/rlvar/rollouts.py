@@ -190,6 +190,16 @@ next_values, bootstrap_value
     def __len__(self) -> int:
         return len(self._stored)
 
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
+        """Return some of the rollouts, by a slice or an array of indices or booleans."""
+        if not isinstance(rows, slice) and np.ndim(rows) == 0:
+            raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(rows).__name__}")
+        state = self.__getstate__()
+        return Rollouts(
+            state.pop("_stored")[rows],  # type: ignore[index]
+            **{name: None if array is None else array[rows] for name, array in state.items()},  # type: ignore[arg-type]
+        )
+
     def __repr__(self) -> str:
         n, t, d = self.shape
         counts = self.live_steps

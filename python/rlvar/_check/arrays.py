@@ -325,7 +325,7 @@ def non_negative(name: str, value: ArrayLike, n: int) -> Double:
 
 def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Check an output array that the caller passed."""
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
     if out.shape != shape:
         raise _shape_error("out", str(shape), out.shape)

@@ -117,7 +117,7 @@ def test_a_ratio_beyond_float64_must_be_truncated():
         (
             (np.zeros((2, 3)), np.zeros((2, 3))),
             {"truncate": 1, "importance": "none"},
-            "truncate needs import",
+            "needs import",
         ),
     ],
 )

@@ -7,13 +7,13 @@
 #include <Eigen/Core>
 #include <optional>
 
+#include "covariance.hpp"
+#include "covariance_shared.hpp"
 #include "cpu.hpp"
 #include "means.hpp"
-#include "moments.hpp"
-#include "pairwise.hpp"
 #include "parallel.hpp"
+#include "passes.hpp"
 #include "returns.hpp"
-#include "shared.hpp"
 
 namespace py = pybind11;
 

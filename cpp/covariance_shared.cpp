@@ -4,10 +4,10 @@
 //
 // Panels hold the scores of one rollout as they are, no mean taken away. A task is one tile: its
 // product goes to a tile of its own in the cache, and from there, weighted, to each result.
-#include "shared.hpp"
+#include "covariance_shared.hpp"
 
 #include "parallel.hpp"
-#include "products.hpp"
+#include "tiles.hpp"
 
 namespace rlvar {
 

@@ -1,5 +1,5 @@
 // Each kernel reads every score once and does a few float64 operations on it: memory-bound work.
-#include "moments.hpp"
+#include "passes.hpp"
 
 #include "lanes.hpp"
 #include "parallel.hpp"

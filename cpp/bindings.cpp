@@ -182,7 +182,7 @@ void bind_kernels(py::module_& m) {
         const auto tail_view = tail ? mutable_view2(*tail) : View2<double>();
         const int count = threads_or_default(threads);
         py::gil_scoped_release release;
-        rlvar::comoments(terms, divisor, result, mean_view, tail_view, count);
+        rlvar::covariance(terms, divisor, result, mean_view, tail_view, count);
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("divisor"),

@@ -5,8 +5,8 @@
 // the mean of a step over the rollouts that reach it. A never exists: panels of 256 columns are
 // packed (weighted, masked, centred and transposed on the way), multiplied, forgotten. Panels come
 // in batches, packed by all threads, then multiplied by all: a task is one tile of 96 x 96 sums.
-// Where T is small there are few tiles, and several accumulators, the lanes, take panels in turn.
-// The batches and the lanes follow from the shape of the data alone.
+// Where T is small there are few tiles, and several accumulators take panels in turn.
+// The batches and the accumulators follow from the shape of the data alone.
 //
 // Raggedness: rollouts are taken longest first, so that the panels' heights shrink and padding is
 // never multiplied. A padded step has X = 0 and Y = 0, not Y = -m; `add_ragged_part` mends that.
@@ -41,11 +41,12 @@ void add_products(const Columns<T>& a, TileSums& sums, int threads) {
   const index_t rows = a.rows_from(0);
   if (rows == 0) return;
   const Tiles tiles(rows);
-  const index_t panels = ceil_div(a.count(), kPanel), lanes = sums.lanes();
+  const index_t panels = ceil_div(a.count(), kPanel), accumulators = sums.accumulators();
   const index_t panel_size = Panel<P>::size(rows);
   const index_t panel_bytes = panel_size * static_cast<index_t>(sizeof(P));
   const index_t batch =
-      ceil_div(std::min(panels, std::max(lanes, kBatchBytes / panel_bytes)), lanes) * lanes;
+      ceil_div(std::min(panels, std::max(accumulators, kBatchBytes / panel_bytes)), accumulators) *
+      accumulators;
   std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * panel_bytes, 64)));
   const auto panel = [&](index_t index) {
     const index_t columns = std::min(kPanel, a.count() - index * kPanel);
@@ -65,14 +66,14 @@ void add_products(const Columns<T>& a, TileSums& sums, int threads) {
         }
       };
     });
-    for_each_task(tiles.pairs * lanes, threads, [&] {
+    for_each_task(tiles.pairs * accumulators, threads, [&] {
       return [&](index_t task) {
-        const index_t pair = task / lanes, lane = task % lanes;
+        const index_t pair = task / accumulators, accumulator = task % accumulators;
         const auto [i0, j0] = Tiles::corner(pair);
-        for (index_t index = first + lane; index < first + count; index += lanes) {
+        for (index_t index = first + accumulator; index < first + count; index += accumulators) {
           const index_t height = a.rows_from(index * kPanel);
           if (i0 >= height) break;  // heights fall
-          tile_product(panel(index), i0, j0, height, factor, sums.tile(lane, pair));
+          tile_product(panel(index), i0, j0, height, factor, sums.tile(accumulator, pair));
         }
       };
     });
@@ -149,7 +150,7 @@ struct Comoments {
 
 /// Adds the comoments of the terms, products in P.
 template <class P, class T>
-void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
+void add_all_products(const Terms<T>& terms, const Comoments& out, int threads) {
   const index_t rows = terms.rows(), coords = terms.scores.d;
   const double total = terms.total_probability();
   const Indices ends = terms.ends(), order = by_falling(ends);
@@ -196,8 +197,8 @@ void add_comoments(const Terms<T>& terms, const Comoments& out, int threads) {
 /// Rows are sums of steps: adds up coordinates [d0, d0 + width) once, for the means and the
 /// products.
 template <class T>
-void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, const Comoments& out,
-                         int threads) {
+void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const Comoments& out,
+                        int threads) {
   const index_t samples = terms.scores.n, rows = terms.rows();
   std::vector<double> blocks = zeros(samples * rows * width);
   for_each_task(samples, threads, [&] {
@@ -218,15 +219,15 @@ void add_block_comoments(const Terms<T>& terms, index_t d0, index_t width, const
   const auto slice = [&](View2<double> m) {
     return m.data ? View2<double>{&m(0, d0), rows, width, m.row_stride, m.col_stride} : m;
   };
-  add_comoments<T>(summed, {out.tiles, out.rest, slice(out.mean), slice(out.tail), out.ragged},
-                   threads);
+  add_all_products<T>(summed, {out.tiles, out.rest, slice(out.mean), slice(out.tail), out.ragged},
+                      threads);
 }
 
 }  // namespace
 
 template <class T>
-void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
-               View2<double> tail, int threads) {
+void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
+                View2<double> tail, int threads) {
   const index_t coords = terms.scores.d, rows = terms.rows();
   threads = threads_for(terms.pass() * (2.0 + static_cast<double>(rows) / 16.0), threads);
   TileSums tiles(rows, ceil_div(terms.scores.n * coords, kPanel));
@@ -238,10 +239,10 @@ void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<d
   const index_t fitting = kBlockBytes / (terms.scores.n * rows * 8);
   if (terms.block > 1 && fitting >= std::min<index_t>(coords, 64)) {
     for (index_t d0 = 0; d0 < coords; d0 += fitting) {
-      add_block_comoments(terms, d0, std::min(fitting, coords - d0), sums, threads);
+      add_block_products(terms, d0, std::min(fitting, coords - d0), sums, threads);
     }
   } else {
-    add_comoments<T>(terms, sums, threads);
+    add_all_products<T>(terms, sums, threads);
   }
   tiles.store(out, ragged, divisor, threads);
 }
@@ -264,9 +265,9 @@ void add_product(View2<const double> x, double factor, View2<double> sums, int t
   });
 }
 
-template void comoments(const Terms<float>&, double, View2<double>, View2<double>, View2<double>,
-                        int);
-template void comoments(const Terms<double>&, double, View2<double>, View2<double>, View2<double>,
-                        int);
+template void covariance(const Terms<float>&, double, View2<double>, View2<double>, View2<double>,
+                         int);
+template void covariance(const Terms<double>&, double, View2<double>, View2<double>, View2<double>,
+                         int);
 
 }  // namespace rlvar

@@ -11,8 +11,8 @@
 
 namespace rlvar {
 
-constexpr index_t kLaneBytes = 16 * kMiB;  // accumulators beside the result
-constexpr index_t kTasks = 32;             // tiles times lanes: enough to keep the threads busy
+constexpr index_t kAccumulatorBytes = 16 * kMiB;  // accumulators beside the result
+constexpr index_t kTasks = 32;  // tiles times accumulators: enough to keep the threads busy
 
 /// The tiles of the lower half, counted row by row.
 struct Tiles {
@@ -30,46 +30,46 @@ struct Tiles {
 
 /// Accumulators of `results` matrices each, so that there are tasks for many threads also where
 /// there are few tiles: no more than `most`, or than memory allows.
-inline index_t lanes_for(index_t rows, index_t results, index_t most) {
-  const index_t fitting = kLaneBytes / (results * rows * rows * 8);
+inline index_t accumulators_for(index_t rows, index_t results, index_t most) {
+  const index_t fitting = kAccumulatorBytes / (results * rows * rows * 8);
   return std::clamp<index_t>(std::min({kTasks / Tiles(rows).pairs, most, fitting}), 1, 16);
 }
 
 /// Accumulators of the lower half of a matrix, tile by tile: rows of a whole matrix would share few
-/// sets of the cache. `lanes` accumulators take panels in turn.
+/// sets of the cache. Several accumulators take panels in turn.
 class TileSums {
   struct Free {
     void operator()(double* p) const { std::free(p); }
   };
-  index_t rows_, lanes_;
-  std::unique_ptr<double, Free> data_;  // (lanes, pairs of tiles, kTile, kTile)
+  index_t rows_, accumulators_;
+  std::unique_ptr<double, Free> data_;  // (accumulators, pairs of tiles, kTile, kTile)
 
  public:
   static constexpr index_t size = kTile * kTile;  // of a tile
   const Tiles tiles;
 
-  /// As many lanes as keep threads busy, if there are panels for them and memory.
+  /// As many accumulators as keep threads busy, if there are panels for them and memory.
   TileSums(index_t rows, index_t panels)
-      : rows_(rows), lanes_(lanes_for(rows, 1, panels / 4)), tiles(rows) {
+      : rows_(rows), accumulators_(accumulators_for(rows, 1, panels / 4)), tiles(rows) {
     // Zeros that the system hands out as they are first touched, by the thread that does.
-    const auto count = static_cast<std::size_t>(lanes_ * tiles.pairs * size);
+    const auto count = static_cast<std::size_t>(accumulators_ * tiles.pairs * size);
     data_.reset(static_cast<double*>(std::calloc(count, sizeof(double))));
     if (!data_) throw std::bad_alloc();
   }
-  index_t lanes() const { return lanes_; }
-  double* tile(index_t lane, index_t pair) {
-    return data_.get() + (lane * tiles.pairs + pair) * size;
+  index_t accumulators() const { return accumulators_; }
+  double* tile(index_t accumulator, index_t pair) {
+    return data_.get() + (accumulator * tiles.pairs + pair) * size;
   }
 
-  /// out = (out, if `add`, + the lanes' sums) / divisor, both halves of it.
+  /// out = (out, if `add`, + the accumulators' sums) / divisor, both halves of it.
   void store(View2<double> out, bool add, double divisor, int threads) {
     constexpr index_t edge = 8;  // squares of as many cache lines
     for_each_task(tiles.pairs, threads, [&] {
       return [&](index_t pair) {
         const auto [i0, j0] = Tiles::corner(pair);
         double* sums = tile(0, pair);
-        for (index_t lane = 1; lane < lanes_; ++lane) {
-          const double* other = tile(lane, pair);
+        for (index_t accumulator = 1; accumulator < accumulators_; ++accumulator) {
+          const double* other = tile(accumulator, pair);
           for (index_t k = 0; k < size; ++k) sums[k] += other[k];
         }
         for (index_t i = i0; i < std::min(i0 + kTile, rows_); i += edge) {

@@ -89,6 +89,32 @@ rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, double gam
   return in;
 }
 
+thread_local PyThreadState* released = nullptr;  // this thread's, while it holds no GIL
+
+/// Raises what Ctrl-C, or another signal's handler in Python, asks for.
+void raise_signals() {
+  PyEval_RestoreThread(released);
+  std::exception_ptr error;
+  if (PyErr_CheckSignals() != 0) error = std::make_exception_ptr(py::error_already_set());
+  PyEval_SaveThread();
+  if (error) std::rethrow_exception(error);
+}
+
+/// Runs a kernel without the GIL. Where the interpreter ends meanwhile, a daemon thread ends as it
+/// asks for the GIL: by an exception in Python 3.13 and before, so not in a destructor.
+template <class Kernel>
+void without_gil(Kernel&& kernel) {
+  released = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    kernel();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(released);
+  if (error) std::rethrow_exception(error);
+}
+
 int threads_or_default(std::optional<int> threads) {
   return threads ? *threads : rlvar::default_threads();
 }
@@ -103,8 +129,9 @@ void bind_kernels(py::module_& m) {
       "all_finite",
       [](const Array& array) {
         const auto view = view2(array);
-        py::gil_scoped_release release;
-        return rlvar::all_finite(view);
+        bool finite = false;
+        without_gil([&] { finite = rlvar::all_finite(view); });
+        return finite;
       },
       py::arg("array").noconvert());
 
@@ -118,8 +145,9 @@ void bind_kernels(py::module_& m) {
         auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
                                   next_values, bootstrap);
         const auto result = mutable_view2(out);
-        py::gil_scoped_release release;
-        return rlvar::reward_to_go(in, result, rlvar::default_threads());
+        bool finite = false;
+        without_gil([&] { finite = rlvar::reward_to_go(in, result, rlvar::default_threads()); });
+        return finite;
       },
       py::arg("rewards").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
       py::arg("lengths"), py::arg("mask"), py::arg("terminated"), py::arg("truncated"),
@@ -138,8 +166,9 @@ void bind_kernels(py::module_& m) {
         in.values = view2(values);
         in.lambda = lambda;
         const auto first = mutable_view2(advantages), second = mutable_view2(returns);
-        py::gil_scoped_release release;
-        return rlvar::gae(in, first, second, rlvar::default_threads());
+        bool finite = false;
+        without_gil([&] { finite = rlvar::gae(in, first, second, rlvar::default_threads()); });
+        return finite;
       },
       py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("lambda"),
       py::arg("gamma"), py::arg("gammas").noconvert(), py::arg("lengths"), py::arg("mask"),
@@ -160,8 +189,9 @@ void bind_kernels(py::module_& m) {
         in.rho = view2(rho);
         in.cut = view2(cut);
         const auto first = mutable_view2(targets), second = mutable_view2(advantages);
-        py::gil_scoped_release release;
-        return rlvar::vtrace(in, first, second, rlvar::default_threads());
+        bool finite = false;
+        without_gil([&] { finite = rlvar::vtrace(in, first, second, rlvar::default_threads()); });
+        return finite;
       },
       py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("rho").noconvert(),
       py::arg("cut").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
@@ -181,8 +211,8 @@ void bind_kernels(py::module_& m) {
         const auto mean_view = mean ? mutable_view2(*mean) : View2<double>();
         const auto tail_view = tail ? mutable_view2(*tail) : View2<double>();
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::covariance(terms, divisor, result, mean_view, tail_view, count);
+        without_gil(
+            [&] { rlvar::covariance(terms, divisor, result, mean_view, tail_view, count); });
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("divisor"),
@@ -202,8 +232,7 @@ void bind_kernels(py::module_& m) {
         const auto sets = weight_sets(weights);
         double* result = sums.mutable_data();
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::shared_moments(terms, sets, result, count);
+        without_gil([&] { rlvar::shared_moments(terms, sets, result, count); });
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("sample_weight"), py::arg("sums").noconvert(), py::arg("threads"));
@@ -217,8 +246,7 @@ void bind_kernels(py::module_& m) {
         const auto steps = steps_of(lengths, mask);
         double* result = out.mutable_data();
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::gradients(in, sets, steps, result, count);
+        without_gil([&] { rlvar::gradients(in, sets, steps, result, count); });
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("out").noconvert(), py::arg("threads"));
@@ -233,8 +261,7 @@ void bind_kernels(py::module_& m) {
         const double* with = vectors.data();
         double* result = out.mutable_data();
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::projections(in, steps, with, result, count);
+        without_gil([&] { rlvar::projections(in, steps, with, result, count); });
       },
       py::arg("scores").noconvert(), py::arg("lengths"), py::arg("mask"),
       py::arg("vectors").noconvert(), py::arg("out").noconvert(), py::arg("threads"));
@@ -247,8 +274,7 @@ void bind_kernels(py::module_& m) {
         const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
         const auto result = mutable_view2(mean);
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::means(terms, result, count);
+        without_gil([&] { rlvar::means(terms, result, count); });
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(), py::arg("threads"));
@@ -269,8 +295,8 @@ void bind_kernels(py::module_& m) {
                                      step_sum ? step_sum->mutable_data() : nullptr,
                                      growth_sum ? growth_sum->mutable_data() : nullptr};
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::unit_squares(terms, mean_view, member, offset, units, out, count);
+        without_gil(
+            [&] { rlvar::unit_squares(terms, mean_view, member, offset, units, out, count); });
       },
       py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
       py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(),
@@ -281,15 +307,8 @@ void bind_kernels(py::module_& m) {
 
 }  // namespace
 
-/// Raises what Ctrl-C, or another signal's handler in Python, asks for.
-void raise_signals() {
-  py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
 PYBIND11_MODULE(RLVAR_MODULE, m) {
-  rlvar::install_fork_guard();
-  rlvar::check_interrupt = &raise_signals;
+  rlvar::start_parallel(&raise_signals);
   bind_kernels<float>(m);
   bind_kernels<double>(m);
   m.def(
@@ -298,17 +317,12 @@ PYBIND11_MODULE(RLVAR_MODULE, m) {
         const auto in = view2(x);
         const auto result = mutable_view2(sums);
         const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::add_product(in, factor, result, count);
+        without_gil([&] { rlvar::add_product(in, factor, result, count); });
       },
       py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
-#ifdef _OPENMP
-  m.attr("openmp") = _OPENMP;
-#else
   m.attr("openmp") = 0;
-#endif
   m.attr("eigen_version") =
       py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);
 }

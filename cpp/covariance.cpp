@@ -208,13 +208,11 @@ void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const 
       }
     };
   });
-  const Indices ends = terms.ends();
-  const std::vector<std::int64_t> lengths(ends.begin(), ends.end());
   const double one = 1.0;
   Terms<double> summed;
   summed.scores = {blocks.data(), samples, rows, width, rows * width, width};
   summed.weights = {&one, samples, rows, 0, 0};
-  summed.steps.lengths = lengths.data();
+  summed.steps.lengths = terms.ends();
   summed.sample_weight = terms.sample_weight;
   const auto slice = [&](View2<double> m) {
     return m.data ? View2<double>{&m(0, d0), rows, width, m.row_stride, m.col_stride} : m;

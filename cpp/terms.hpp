@@ -34,10 +34,10 @@ using Indices = std::vector<index_t>;
 /// rollout is the sum of `block` consecutive terms; mostly, block = 1 and rows are steps.
 template <class T>
 struct Terms {
-  View3<const T> scores;                  // (N, T, D)
-  View2<const double> weights;            // (N, T)
-  Steps steps;                            // live steps
-  const double* sample_weight = nullptr;  // (N,), or null for ones
+  View3<const T> scores;              // (N, T, D)
+  View2<const double> weights;        // (N, T)
+  Steps steps;                        // live steps
+  std::vector<double> sample_weight;  // (N,), or empty for ones
   index_t block = 1;
 
   index_t rows() const { return ceil_div(scores.t, block); }
@@ -51,7 +51,9 @@ struct Terms {
     return width == 1 && block == 1 && !steps.mask.data && scores.t_stride == 1 &&
            weights.col_stride == 1;
   }
-  double probability(index_t n) const { return sample_weight ? sample_weight[n] : 1.0; }
+  double probability(index_t n) const {
+    return sample_weight.empty() ? 1.0 : sample_weight[static_cast<std::size_t>(n)];
+  }
   double total_probability() const {
     double total = 0.0;
     for (index_t n = 0; n < scores.n; ++n) total += probability(n);

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 import cases  # noqa: E402
 import rlvar  # noqa: E402
-from rlvar.catalog import CATALOG  # noqa: E402
+from rlvar.weights.estimators import CATALOG  # noqa: E402
 
 SHAPE, GROUP = (512, 1024, 128), 4
 ONE = ["multi"]

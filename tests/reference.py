@@ -127,23 +127,21 @@ def terms(scores, weights=None, mask=None, lengths=None):
     return result
 
 
-def weights_of_samples(n, sample_weight=None, counts=None):
-    """w[n] = c[n] p[n]: a weight p, ones by default, for each of c copies."""
-    p = np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
-    return p if counts is None else np.asarray(counts) * p
+def weights_of_samples(n, sample_weight=None):
+    """p[n], ones by default."""
+    return np.ones(n) if sample_weight is None else np.asarray(sample_weight, float)
 
 
-def effective_size(n, sample_weight=None, counts=None):
-    """(sum w)^2 / sum w^2 over all copies."""
+def effective_size(n, sample_weight=None):
+    """(sum p)^2 / sum p^2."""
     p = weights_of_samples(n, sample_weight)
-    copies = np.repeat(p, 1 if counts is None else counts)
-    return copies.sum() ** 2 / (copies**2).sum()
+    return p.sum() ** 2 / (p**2).sum()
 
 
-def normaliser(n, sample_weight=None, ddof=1, counts=None):
-    """N - ddof, or with weights v1 - ddof v2 / v1: v1 and v2 sum p and p^2 over all copies."""
-    w = weights_of_samples(n, sample_weight, counts)
-    return w.sum() - ddof * w.sum() / effective_size(n, sample_weight, counts)
+def normaliser(n, sample_weight=None, ddof=1):
+    """N - ddof, or with weights v1 - ddof v2 / v1: v1 and v2 sum p and p^2."""
+    p = weights_of_samples(n, sample_weight)
+    return p.sum() - ddof * p.sum() / effective_size(n, sample_weight)
 
 
 def centred(x, w):
@@ -151,16 +149,16 @@ def centred(x, w):
     return x - np.tensordot(w, x, axes=1) / w.sum()
 
 
-def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1, counts=None):
+def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
     """C[i,j] = sum_d sum_n w[n] (X[n,i,d] - mean) (X[n,j,d] - mean) / normaliser."""
     n, t, _ = scores.shape
-    p = weights_of_samples(n, sample_weight, counts)
+    p = weights_of_samples(n, sample_weight)
     x = centred(terms(scores, weights, mask, lengths), p)
     result = np.zeros((t, t))
     for i in range(t):
         for j in range(t):
             result[i, j] = sum(p[k] * np.dot(x[k, i], x[k, j]) for k in range(n))
-    return result / normaliser(n, sample_weight, ddof, counts)
+    return result / normaliser(n, sample_weight, ddof)
 
 
 def blocks(matrix, size):
@@ -173,16 +171,16 @@ def blocks(matrix, size):
     return result
 
 
-def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1, counts=None):
+def growth(scores, weights=None, mask=None, lengths=None, sample_weight=None, ddof=1):
     """V(k) = trace of the covariance of the sum of the first k terms, k = 1..T."""
     n, t, _ = scores.shape
-    p = weights_of_samples(n, sample_weight, counts)
+    p = weights_of_samples(n, sample_weight)
     x = terms(scores, weights, mask, lengths)
     result = np.zeros(t)
     for k in range(1, t + 1):
         h = centred(x[:, :k].sum(axis=1), p)
         result[k - 1] = sum(p[i] * np.dot(h[i], h[i]) for i in range(n))
-    return result / normaliser(n, sample_weight, ddof, counts)
+    return result / normaliser(n, sample_weight, ddof)
 
 
 def strata_of(lengths, strata):

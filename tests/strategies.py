@@ -38,9 +38,6 @@ def terms(draw, max_n=7, max_t=6, max_d=4):
     options = draw(live_steps(n, t))
     if draw(st.booleans()):
         options["sample_weight"] = draw(hnp.arrays(np.float64, n, elements=st.floats(0.125, 4.0)))
-    if draw(st.booleans()):
-        options["counts"] = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 5)))
-        options["counts"][:2] += 1  # at least two rollouts are left
     options["ddof"] = draw(st.integers(0, 1))
     return scores, weights, options
 

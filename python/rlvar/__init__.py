@@ -1,21 +1,22 @@
 """How noisy is a policy gradient, where does the noise come from, what would make it quieter?"""
 
 from rlvar import datasets
-from rlvar._version import version as __version__
-from rlvar.accumulator import CovarianceAccumulator, Totals
-from rlvar.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
-from rlvar.baseline_headroom import Headroom, headroom
-from rlvar.catalog import Estimator, estimators
-from rlvar.comparison import Comparison, ComparisonRow, compare
+from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
+from rlvar.analysis.compare import Comparison, ComparisonRow, compare
+from rlvar.analysis.covariance import covariance
+from rlvar.analysis.decompose import Decomposition, decompose
+from rlvar.analysis.headroom import Headroom, headroom
+from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
+from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.config import show_config
-from rlvar.estimate import Estimate
-from rlvar.importance import ImportanceRatios, importance_ratios
-from rlvar.onpolicy import OnPolicyTest, on_policy_test
-from rlvar.pairwise import covariance
-from rlvar.prompts import Plan, PromptComponents, plan, prompt_components
-from rlvar.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
-from rlvar.rollouts import Rollouts, load_rollouts
-from rlvar.variance import Decomposition, decompose
+from rlvar.config import version as __version__
+from rlvar.files import load_rollouts
+from rlvar.rollouts import Rollouts
+from rlvar.stats.estimate import Estimate
+from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
+from rlvar.weights.estimators import Estimator, estimators
+from rlvar.weights.importance import ImportanceRatios, importance_ratios
+from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
     "Comparison",

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlvar import datasets
-from rlvar._version import version
-from rlvar.accumulator import CovarianceAccumulator
-from rlvar.catalog import CATALOG
-from rlvar.comparison import estimator_weights
-from rlvar.gradients import AGGREGATIONS, Batch
-from rlvar.importance import RATIOS
-from rlvar.report import Report, make_report
-from rlvar.rollouts import load_rollouts
+from rlvar.analysis.accumulator import CovarianceAccumulator
+from rlvar.config import version
+from rlvar.files import load_rollouts
+from rlvar.reporting.report import Report, make_report
+from rlvar.weights.batch import AGGREGATIONS, Batch
+from rlvar.weights.estimators import CATALOG, estimator_weights
+from rlvar.weights.importance import RATIOS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as _version
+
 import numpy as np
 
 from rlvar import _core
-from rlvar._version import version
+
+version = _version("rlvar")  # of the installed package, as pyproject.toml states it
 
 
 def show_config() -> None:

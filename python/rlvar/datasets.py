@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from rlvar.rollouts import Rollouts, load_rollouts
+from rlvar.files import load_rollouts
+from rlvar.rollouts import Rollouts
 
 
 def cartpole() -> Rollouts:

@@ -1,0 +1,287 @@
+"""Arrays: dtypes, shapes, live steps, what is finite."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar._types import Double, Float
+
+
+class Steps(NamedTuple):
+    """Which steps are live: at most one of the two is given."""
+
+    lengths: NDArray[np.int64] | None  # (N,)
+    mask: NDArray[np.uint8] | None  # (N, T)
+
+    def live(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the live steps as an (N, T) array of booleans."""
+        if self.lengths is not None:
+            return np.arange(shape[1]) < self.lengths[:, None]
+        if self.mask is not None:
+            return self.mask.view(np.bool_)
+        return np.broadcast_to(np.True_, shape)
+
+    def rows(self, rows: NDArray[np.int64]) -> Steps:
+        """Return those of some rollouts."""
+        return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
+
+
+def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
+    """Turn `value` into an array; refuse what numpy would take apart wrongly."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array; pass the mask as mask=")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        hint = "; pad its rows and pass lengths=" if "inhomogeneous" in str(error) else ""
+        raise ValueError(f"{name} must be a rectangular array{hint}: {error}") from None
+    except (TypeError, RuntimeError) as error:  # tensors that numpy cannot see
+        raise TypeError(f"{name} cannot be read as an array: {error}") from None
+    if array.dtype.kind == "O":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype object")
+    return array
+
+
+_KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def floats(name: str, value: ArrayLike) -> Float:
+    """Return `value` as a native, aligned float32 or float64 array.
+
+    float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
+    booleans float64.
+    """
+    if type(value) is np.ndarray and value.dtype in _KERNEL_DTYPES:
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:
+            return value
+    array = _plain(name, value)
+    if array.dtype.name == "bfloat16":  # of ml_dtypes, known by its name alone
+        return array.astype(np.float32)
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind not in "fiub" or (kind == "f" and size > 8):
+        raise TypeError(
+            f"{name} must be float32, float64, half precision, integers or booleans, got dtype {array.dtype}"
+        )
+    target = np.dtype(np.float32 if kind == "f" and size < 8 else np.float64)
+    strided = array.flags.aligned and all(stride % target.itemsize == 0 for stride in array.strides)
+    if array.dtype != target or not array.dtype.isnative or not strided:
+        array = array.astype(target)
+    return array
+
+
+def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:
+    return ValueError(f"{name} must have shape {wanted}, got {got}")
+
+
+def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...]) -> Double:
+    """Return `value` in float64, of one of `shapes`, each (N,) or (N, T), if any are given.
+
+    Half precision is exact in float64.
+    """
+    exact = floats(name, value)
+    if shapes and exact.shape not in shapes:
+        wanted = " or ".join(f"{'(N, T)' if len(shape) == 2 else '(N,)'} = {shape}" for shape in shapes)
+        raise _shape_error(name, wanted, exact.shape)
+    return exact.astype(np.float64, copy=False)
+
+
+def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
+    """Return rewards (N,) in float64 and which are scored; warn, once, of those that are NaN."""
+    array = doubles("rewards", value)
+    if array.ndim != 1:
+        raise _shape_error("rewards", "(N,)", array.shape)
+    bad = np.flatnonzero(np.isinf(array))
+    if bad.size:
+        raise ValueError(
+            f"rewards must be finite, or NaN where unscorable, got rewards[{bad[0]}] = {array[bad[0]]}"
+        )
+    scored = ~np.isnan(array)
+    missing = np.count_nonzero(~scored)
+    if missing:
+        message = f"{missing} of {len(array)} rewards are NaN: no statistic counts them, their advantage is 0"
+        warnings.warn(message, UserWarning, stacklevel=4)  # where the caller of the public function is
+    return array, scored
+
+
+def scores(value: ArrayLike, rollouts: int = 2) -> Float:
+    """Return scores (N, T, D) with a contiguous last axis, N >= `rollouts`, T >= 1, D >= 1."""
+    array = floats("scores", value)
+    if array.ndim != 3:
+        raise _shape_error("scores", "(N, T, D)", array.shape)
+    n, t, d = array.shape
+    if n < rollouts:
+        raise ValueError(f"scores must hold at least N = {rollouts} rollouts, got shape {array.shape}")
+    if t < 1 or d < 1:
+        raise ValueError(f"scores must have T >= 1 steps and D >= 1 coordinates, got shape {array.shape}")
+    if d > 1 and array.strides[2] != array.itemsize:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: str = "weights") -> Double:
+    """Return weights as a float64 (N, T) array, a broadcast view where they came as (N,)."""
+    if value is None:
+        return np.broadcast_to(np.float64(1.0), shape)
+    array = doubles(name, value, shape, shape[:1])
+    finite(name, array, live, shape)
+    return np.broadcast_to(array[:, None], shape) if array.ndim == 1 else array
+
+
+def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double:
+    """Return E sets of weights as a float64 (E, N, T) array, C-contiguous."""
+    array = doubles("weights", value)
+    if array.ndim != 3 or array.shape[1:] != shape or not len(array):
+        raise _shape_error("weights", f"(E, N, T) = (E, {shape[0]}, {shape[1]}) with E >= 1", array.shape)
+    for e, one in enumerate(array):
+        finite(f"weights[{e}]", one, live, shape)
+    return np.ascontiguousarray(array)
+
+
+def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
+    """Return the live steps of an (N, T) array from a mask (N, T) or lengths (N,)."""
+    n, t = shape
+    if mask is not None and lengths is not None:
+        raise ValueError("mask and lengths must not both be given")
+    if lengths is not None:
+        counts = _plain("lengths", lengths)
+        if counts.dtype.kind not in "iu":
+            raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
+        if counts.shape != (n,):
+            raise _shape_error("lengths", f"(N,) = ({n},)", counts.shape)
+        bad = np.flatnonzero((counts < 0) | (counts > t))
+        if bad.size:
+            raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
+        return Steps(np.ascontiguousarray(counts, dtype=np.int64), None)
+    if mask is not None:
+        return Steps(None, flags(mask, shape).view(np.uint8))
+    return Steps(None, None)
+
+
+def flags(
+    value: ArrayLike, shape: tuple[int, ...] | None = None, name: str = "mask", axes: str = "(N, T)"
+) -> NDArray[np.bool_]:
+    """Return a mask as booleans, of the given shape or of any shape (N, T)."""
+    mask = _plain(name, value)
+    if mask.ndim != 2 if shape is None else mask.shape != shape:
+        wanted = axes if shape is None else f"{axes} = {shape}" if len(shape) == 2 else f"{shape}"
+        raise _shape_error(name, wanted, mask.shape)
+    if mask.dtype.kind != "b":
+        if mask.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be booleans, or numbers 0 and 1, got dtype {mask.dtype}")
+        wrong = np.argwhere((mask != 0) & (mask != 1))
+        if len(wrong):
+            where = ", ".join(map(str, wrong[0]))
+            raise ValueError(f"{name} must hold only 0 and 1, got {name}[{where}] = {mask[tuple(wrong[0])]}")
+    return mask.astype(np.bool_, copy=False)
+
+
+def alive(name: str, array: Double, live: NDArray[np.bool_]) -> Double:
+    """Return a copy of `array` that is 0 where not live, whatever lies there, and finite elsewhere."""
+    array = np.where(live, array, 0.0)
+    finite(name, array)
+    return array
+
+
+def finite(
+    name: str,
+    array: Float,
+    live: Steps | None = None,
+    shape: tuple[int, int] | None = None,
+    time_first: bool = False,
+) -> None:
+    """Raise where `array` is not finite; name the first index.
+
+    With `live`, only where a step is live, if `array` is (N, T), or any step of the rollout, if it
+    is (N,); `shape` is then (N, T). With `time_first`, the index is that of the transpose.
+    """
+    good = np.isfinite(array)
+    if good.all():
+        return
+    where_live = ""
+    if live is not None:
+        where_live = " in live steps"
+        alive = live.live(shape or array.shape)
+        good |= ~(alive if array.ndim == 2 else alive.any(axis=1))
+    if not good.all():
+        index, where = _first(~good, time_first)
+        raise ValueError(f"{name} must be finite{where_live}, got {name}[{where}] = {array[index]}")
+
+
+def _first(bad: NDArray[np.bool_], time_first: bool) -> tuple[tuple[int, ...], str]:
+    """Return the first index where `bad`, and as the caller has it who gave the transpose."""
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    return index, ", ".join(map(str, index[::-1] if time_first else index))
+
+
+class NotFiniteError(ValueError):
+    """Scores that are not finite, or give what is not: the fault of no estimator."""
+
+
+def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
+    """Explain a result that is not finite: name the first bad live score, or else the overflow.
+
+    Rollouts count from `first`.
+
+    Kernels do not look for NaN; it shows in what they return. This slow search runs only then.
+    """
+    alive = live.live(array.shape[:2])
+    for n, rollout in enumerate(array):
+        good = np.isfinite(rollout) | ~alive[n][:, None]
+        if not good.all():
+            t, d = (int(i) for i in np.argwhere(~good)[0])
+            raise NotFiniteError(
+                f"scores must be finite in live steps, got scores[{first + n}, {t}, {d}] = {rollout[t, d]}"
+            )
+    raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
+
+
+def non_negative(name: str, value: ArrayLike, n: int) -> Double:
+    """Return an array (N,), float64, finite and non-negative."""
+    array = np.ascontiguousarray(doubles(name, value, (n,)))
+    finite(name, array)
+    if (array < 0).any():
+        i = int(np.argmax(array < 0))
+        raise ValueError(f"{name} must not be negative, got {name}[{i}] = {array[i]}")
+    return array
+
+
+def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Check an output array that the caller passed."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
+    if out.shape != shape:
+        raise _shape_error("out", str(shape), out.shape)
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable")
+    if not out.flags.aligned or not all(stride % out.itemsize == 0 for stride in out.strides):
+        raise ValueError("out must be aligned")
+    return out
+
+
+def in_range(values: Double) -> None:
+    """Raise if a result computed from finite rewards is not finite."""
+    if not np.isfinite(values).all():
+        raise ValueError("the result is beyond the range of float64; rescale the rewards")
+
+
+def every_group(good: NDArray[np.bool_], rows: NDArray[np.bool_], wanted: str) -> None:
+    """Raise unless `good` for each row that `rows` marks; name the first that is not."""
+    if not good.all():
+        row = np.flatnonzero(rows)[np.argmin(good)]
+        raise ValueError(f"{wanted} in the group of rewards[{row}]")
+
+
+def placed(rewards: Double, last: NDArray[np.int64]) -> None:
+    """Raise unless rewards (N,) are finite, and 0 where there is no last step (-1) to hold them."""
+    finite("rewards", rewards)
+    lost = np.flatnonzero((last < 0) & (rewards != 0))
+    if lost.size:
+        i = lost[0]
+        raise ValueError(f"mask must leave a step for rewards[{i}] = {rewards[i]}, got none in row {i}")

@@ -1,0 +1,127 @@
+"""How much each rollout counts, and which rollouts are independent units."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar._check.arrays import _shape_error, non_negative
+from rlvar._types import Double
+
+
+class Samples(NamedTuple):
+    """How much each rollout counts: by its weight p.
+
+    Weights are in units of 2**exponent, the largest in [1, 2): results do not depend on their common
+    factor, and a power of two changes no digit of them.
+    """
+
+    weight: Double | None  # p (N,), or None for ones
+    v1: float  # sum of p
+    v2: float  # sum of p**2
+    exponent: int
+
+    @property
+    def effective_size(self) -> float:
+        """Number of equally weighted rollouts whose mean has the variance of the weighted mean (Kish)."""
+        return self.v1**2 / self.v2 if self.v2 > 0 else 0.0
+
+    def normaliser(self, ddof: int) -> float:
+        """Return what sums of squares are divided by, as numpy.cov has it; some weight must be left."""
+        if self.v1 == 0:
+            raise ValueError("sample_weight must not be all zero")
+        return divisor(self.v1, self.v2, ddof)
+
+
+class Units(NamedTuple):
+    """Independent units: unit u holds the rollouts members[offsets[u]:offsets[u + 1]]."""
+
+    members: NDArray[np.int64]  # (N,)
+    offsets: NDArray[np.int64]  # (U + 1,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rollouts in each unit (U,)."""
+        return np.diff(self.offsets)
+
+    def among(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Units]:
+        """Return which units hold some of `rows` (N,), and what they hold of them."""
+        kept = rows[self.members]
+        unit = np.repeat(np.arange(len(self)), np.diff(self.offsets))[kept]
+        present, sizes = np.unique(unit, return_counts=True)
+        return present, Units(self.members[kept], np.concatenate([[0], np.cumsum(sizes)]))
+
+    def sums(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Sum `values` (N, ...) over the rollouts of each unit, giving (U, ...)."""
+        result: NDArray[Any] = np.add.reduceat(values[self.members], self.offsets[:-1], axis=0)
+        return result
+
+
+def samples(sample_weight: ArrayLike | None, n: int) -> Samples:
+    """Return how much each of N rollouts counts, by its weight p."""
+    if sample_weight is None:
+        return Samples(None, float(n), float(n), 0)
+    p = non_negative("sample_weight", sample_weight, n)
+    exponent = int(np.frexp(p.max(initial=0.0))[1]) - 1  # ones stay ones
+    p = np.ldexp(p, -exponent)
+    return Samples(p, float(p.sum()), float(np.square(p).sum()), exponent)
+
+
+def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
+    """Return the independent units: groups of rollouts by label, or single rollouts."""
+    if groups is None:
+        return Units(np.arange(n), np.arange(n + 1))
+    labels = group_labels(groups, n)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+    if len(offsets) < 3:
+        raise ValueError("groups must hold at least two different labels, got one")
+    return Units(np.argsort(labels, kind="stable"), offsets)
+
+
+def warn_few(units: Units, *, grouped: bool, stacklevel: int = 3) -> None:
+    """Warn of fewer than ten units; by default where the caller's caller is."""
+    if len(units) < 10:
+        name = "groups" if grouped else "rollouts"
+        what = "no intervals" if len(units) < 3 else "intervals may be far too narrow"
+        warnings.warn(f"{len(units)} {name} are few: {what}", UserWarning, stacklevel=stacklevel)
+
+
+def divisor(v1: float, v2: float, ddof: int) -> float:
+    """Return v1 - ddof * v2 / v1, with v1 = sum(p) and v2 = sum(p**2) of weights p."""
+    if isinstance(ddof, bool) or not isinstance(ddof, (int, np.integer)) or ddof < 0:
+        raise ValueError(f"ddof must be a non-negative integer, got {ddof!r}")
+    result = v1 - ddof * v2 / v1 if v1 > 0 else 0.0
+    if result <= 0:
+        count = v1**2 / v2 if v2 > 0 else 0.0
+        raise ValueError(f"ddof must leave degrees of freedom, got ddof = {ddof} for {count:.6g} samples")
+    return result
+
+
+def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Number arbitrary hashable labels (N,) in the order of their first appearance."""
+    if hasattr(groups, "__array__"):  # tensors too: theirs hash by identity, so no two would be equal
+        array = np.asarray(groups)
+        if array.ndim != 1:
+            raise _shape_error("groups", f"(N,) = ({n},)", array.shape)
+        groups = array.tolist()
+    if isinstance(groups, (set, frozenset)) or not hasattr(groups, "__len__"):
+        raise TypeError(f"groups must be a sequence of labels, got {type(groups).__name__}")
+    if len(groups) != n:
+        raise _shape_error("groups", f"(N,) = ({n},)", (len(groups),))
+    seen: dict[Hashable, int] = {}
+    try:
+        # Scalar tensors hash by identity too: .item() is what they hold.
+        plain = (label.item() if hasattr(label, "item") else label for label in groups)
+        labels = np.array([seen.setdefault(label, len(seen)) for label in plain], dtype=np.int64)
+    except TypeError:
+        raise TypeError("groups must hold hashable labels") from None
+    if any(label != label for label in seen):
+        raise ValueError("groups must not hold NaN: it is not equal to itself")
+    return labels

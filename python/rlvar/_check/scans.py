@@ -1,0 +1,171 @@
+"""The arguments of a backward scan over the steps of each rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar._check.arrays import Steps, _first, _shape_error, finite, flags, floats, steps
+from rlvar._check.options import discount
+from rlvar._types import Float
+
+
+class Scan(NamedTuple):
+    """The checked arguments of a backward scan; all (N, T) arrays of one dtype."""
+
+    arrays: list[Float]  # rewards, and what else there is to read at every step
+    gamma: float
+    gammas: Float | None  # one discount a step
+    steps: Steps
+    terminated: NDArray[np.uint8] | None
+    truncated: NDArray[np.uint8] | None
+    next_values: Float | None
+    bootstrap: Float | None  # (N,)
+    names: Sequence[str]
+    time_first: bool  # whether the caller's arrays are (T, N)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What the kernels take after their own arguments."""
+        return (
+            self.gamma,
+            self.gammas,
+            *self.steps,
+            self.terminated,
+            self.truncated,
+            self.next_values,
+            self.bootstrap,
+        )
+
+    @property
+    def inputs(self) -> list[Float]:
+        """Every array of numbers that the kernels read."""
+        others = (self.gammas, self.next_values, self.bootstrap)
+        return [*self.arrays, *(other for other in others if other is not None)]
+
+    @property
+    def bootstrapped(self) -> NDArray[np.bool_]:
+        """Which steps (N, T) take a next value: those truncated and not terminated."""
+        assert self.truncated is not None
+        cut = self.truncated.view(np.bool_)
+        return cut if self.terminated is None else cut & ~self.terminated.view(np.bool_)
+
+    def empty(self) -> Float:
+        """Allocate a result (N, T) with the memory order of the caller's arrays."""
+        first = self.arrays[0]
+        if self.time_first:
+            return np.empty(first.shape[::-1], first.dtype).T
+        return np.empty(first.shape, first.dtype)
+
+    def as_given(self, result: Float) -> Float:
+        """Turn a result (N, T) into the caller's axes."""
+        return result.T if self.time_first else result
+
+    def raise_not_finite(self) -> None:
+        """Raise if a number that the scan reads is not finite; name the first."""
+        shape = self.arrays[0].shape
+        for name, array in zip(self.names, self.arrays, strict=True):
+            finite(name, array, self.steps, shape, self.time_first)
+        if self.gammas is not None:
+            finite("gamma", self.gammas, self.steps, shape, self.time_first)
+        if self.next_values is not None and self.truncated is not None:
+            read = self.steps.live(shape) & self.bootstrapped
+            finite("next_values", self.next_values, Steps(None, read.view(np.uint8)), shape, self.time_first)
+        if self.bootstrap is not None:
+            finite("bootstrap_value", self.bootstrap)
+
+
+def scan(
+    arrays: dict[str, ArrayLike],
+    gamma: float | ArrayLike,
+    mask: ArrayLike | None,
+    lengths: ArrayLike | None,
+    terminated: ArrayLike | None,
+    truncated: ArrayLike | None,
+    next_values: ArrayLike | None,
+    bootstrap_value: ArrayLike | None,
+    time_axis: int,
+) -> Scan:
+    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards."""
+    if time_axis not in (-1, 0, 1):
+        raise ValueError(f"time_axis must be -1, 0 or 1, got {time_axis!r}")
+    time_first = time_axis == 0
+    axes = "(T, N)" if time_first else "(N, T)"
+    checked = [floats(name, value) for name, value in arrays.items()]
+    names = list(arrays)
+    rewards = checked[0]
+    given, dtype = rewards.shape, rewards.dtype
+    if len(given) != 2:
+        raise _shape_error(names[0], axes, given)
+    for name, array in zip(names, checked, strict=True):
+        if array.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", array.shape)
+        if array.dtype != dtype:
+            dtype = np.dtype(np.float64)
+    shape = given[::-1] if time_first else given
+    stepwise = np.ndim(gamma) > 0
+    factor = 1.0 if stepwise else discount("gamma", gamma)  # type: ignore[arg-type]
+    gammas = floats("gamma", gamma) if stepwise else None
+    if (truncated is None) != (next_values is None):
+        pair = ("truncated", "next_values")
+        present, missing = pair if next_values is None else pair[::-1]
+        raise ValueError(f"{present} needs {missing}: what lies beyond a truncated step counts by its value")
+    beyond = None if next_values is None else floats("next_values", next_values)
+    tail = None if bootstrap_value is None else floats("bootstrap_value", bootstrap_value)
+    if beyond is not None and beyond.dtype != dtype:
+        dtype = np.dtype(np.float64)
+    for name, other in (("gamma", gammas), ("next_values", beyond)):
+        if other is not None and other.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", other.shape)
+    if tail is not None and tail.shape != shape[:1]:
+        raise _shape_error("bootstrap_value", f"(N,) = ({shape[0]},)", tail.shape)
+
+    def prepared(array: Float | None) -> Float | None:
+        if array is None:
+            return None
+        array = array.astype(dtype, copy=False)
+        return array.T if time_first else array
+
+    def marks(name: str, value: ArrayLike | None) -> NDArray[np.uint8] | None:
+        if value is None:
+            return None
+        array = flags(value, given, name, axes).view(np.uint8)
+        return array.T if time_first else array
+
+    if mask is not None and lengths is not None:
+        raise ValueError("mask and lengths must not both be given")
+    live = steps(shape, None, lengths) if mask is None else Steps(None, marks("mask", mask))
+    result = Scan(
+        [prepared(array) for array in checked],  # type: ignore[misc]
+        factor,
+        prepared(gammas),
+        live,
+        marks("terminated", terminated),
+        marks("truncated", truncated),
+        prepared(beyond),
+        None if tail is None else np.ascontiguousarray(tail, dtype),
+        names,
+        time_first,
+    )
+    if result.gammas is not None:
+        wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
+        if wrong.any():
+            index, where = _first(wrong, time_first)
+            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[index]}")
+    return result
+
+
+def ratios(scan: Scan) -> Float:
+    """Return the importance ratios of a scan, its last array: finite and >= 0, 0 where not live."""
+    array = scan.arrays[-1]
+    live = scan.steps.live(array.shape)
+    result: Float = np.where(live, array, array.dtype.type(0))
+    if not np.isfinite(result).all():
+        scan.raise_not_finite()
+    if (result < 0).any():
+        index, where = _first(result < 0, scan.time_first)
+        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
+    return result

@@ -1,0 +1,483 @@
+"""The covariance of step terms in micro-batches: streamed, merged, saved.
+
+What is kept of the rollouts so far is their weight W, the mean m (B, D) of the terms and the sums
+M (B, B) of the products of their deviations from it, over coordinates. Two such parts merge into
+the same of all their rollouts (Chan, Golub & LeVeque 1979):
+
+    delta = m_b - m_a,   M = M_a + M_b + W_a W_b / (W_a + W_b) delta delta^T,
+    m = m_a + delta W_b / (W_a + W_b).
+
+The mean is kept in two float64 parts, m + tail: deltas keep their digits where a mean is far above the
+spread.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlvar import _check, _core
+from rlvar._types import Double
+
+_FORMAT = "rlvar.CovarianceAccumulator"
+_VERSION = 1
+_UPDATE_BYTES = 1 << 26  # scores of one update of a stream
+
+
+class Totals(NamedTuple):
+    """The total variance and its two parts; the parts add up to it."""
+
+    total_variance: float
+    variance_terms: float
+    covariance_terms: float
+
+
+class _State(NamedTuple):
+    """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
+
+    rollouts: int
+    exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
+    weight: float  # v1, sum of the weights p
+    square_weight: float  # v2 / v1**2, with v2 the sum of p**2
+    sums: Double  # (B, B)
+    mean: Double  # (B, D)
+    tail: Double  # (B, D)
+
+    def divisor(self, ddof: int) -> float:
+        """Return what the sums are divided by."""
+        return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
+
+    def scaled(self, exponent: int) -> _State:
+        """Return the same in units of 2**exponent."""
+        shift = self.exponent - exponent
+        if shift == 0:
+            return self
+        weight, sums = math.ldexp(self.weight, shift), np.ldexp(self.sums, shift)
+        return self._replace(exponent=exponent, weight=weight, sums=sums)
+
+
+class CovarianceAccumulator:
+    """The covariance of step terms, in micro-batches of any size.
+
+    Batches and merges in any grouping agree with one call of `covariance`, to rounding. Accumulators
+    pickle, so that processes can reduce shards and send what they have. Batches may be padded to
+    different T: the terms of missing steps are 0.
+
+    Parameters
+    ----------
+    block_size : int, default 1
+        As in `covariance`.
+    num_threads : int, optional
+        As in `covariance`. Not pickled: the process that unpickles chooses by itself.
+
+    Attributes
+    ----------
+    count : int
+        Rollouts so far.
+    effective_size : float
+        Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first.
+    mean : ndarray, shape (B, D)
+        Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
+    block_size : int
+        As given.
+
+    Notes
+    -----
+    Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance`
+    costs, and D·B·(B+1) operations for the merge: batches of some 16 rollouts or more make that
+    small. `sample_weight` of different batches count against each other, of whatever scale they are.
+    With float32 scores, groupings agree to the rounding of float32 products, near 1e-6. An update
+    that fails, or is interrupted, leaves the accumulator as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> scores, weights = rng.standard_normal((100, 5, 3)), rng.standard_normal(100)
+    >>> first, second = rlvar.CovarianceAccumulator(), rlvar.CovarianceAccumulator()
+    >>> for batch in range(0, 60, 20):
+    ...     first.update(scores[batch : batch + 20], weights[batch : batch + 20])
+    >>> second.update(scores[60:], weights[60:])
+    >>> whole = first + second
+    >>> whole.count
+    100
+    >>> bool(np.allclose(whole.covariance(), rlvar.covariance(scores, weights), rtol=1e-12))
+    True
+    """
+
+    def __init__(self, *, block_size: int = 1, num_threads: int | None = None) -> None:
+        self._block_size = _check.positive_integer("block_size", block_size)
+        self._threads = _check.threads(num_threads)
+        self._state: _State | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Consecutive terms that are summed before anything else."""
+        return self._block_size
+
+    @property
+    def count(self) -> int:
+        """Rollouts so far."""
+        return 0 if self._state is None else self._state.rollouts
+
+    @property
+    def effective_size(self) -> float:
+        """Number of equally weighted rollouts that are as many."""
+        return 1.0 / self._state.square_weight if self._state is not None and self._state.weight > 0 else 0.0
+
+    @property
+    def mean(self) -> Double:
+        """Mean of each term (B, D)."""
+        return self._some().mean.copy()
+
+    def __repr__(self) -> str:
+        size = "" if self._state is None else ", B={}, D={}".format(*self._state.mean.shape)
+        return f"CovarianceAccumulator(count={self.count}, block_size={self.block_size}{size})"
+
+    def update(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        """Take in a micro-batch of rollouts.
+
+        Parameters
+        ----------
+        scores : array_like, shape (N, T, D)
+            As in `covariance`; N may be 1, or 0.
+        weights : array_like, shape (N, T) or (N,), optional
+            As in `covariance`.
+        mask, lengths : optional
+            As in `covariance`.
+        sample_weight : array_like, shape (N,), optional
+            As in `covariance`; those of different batches count against each other.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `covariance`; also for a D that differs from that of earlier batches.
+        """
+        state = self._measured(scores, weights, mask, lengths, sample_weight)
+        if state is not None:
+            self._state = _merged(self._state, state, self._threads)
+
+    def update_from(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        rollouts_per_update: int | None = None,
+        progress: bool | Callable[[int, int], object] = False,
+    ) -> None:
+        """Take in rollouts that are larger than memory, a block of rollouts at a time.
+
+        Parameters
+        ----------
+        scores, weights, mask, lengths, sample_weight
+            As in `update`; `scores` is best memory-mapped: each block is read from disk once.
+        rollouts_per_update : int, optional
+            Rollouts of one block; by default 64 MiB of scores, and at least 16.
+        progress : bool or callable, default False
+            Whether to show a progress bar (it needs tqdm, ``pip install 'rlvar[progress]'``), or a
+            function of the rollouts done and of their number.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `update`; the accumulator is then as it was before the first block.
+        ImportError
+            For a progress bar without tqdm.
+        """
+        if not isinstance(scores, np.ndarray):
+            scores = _check.scores(scores, rollouts=0)
+        _check.scores(scores[:0] if scores.ndim == 3 else scores, rollouts=0)
+        self._refuse_other_coordinates("scores", scores.shape[2])
+        n, t, _ = scores.shape
+        live = _check.steps((n, t), mask, lengths)
+        w = _check.weights(weights, (n, t), live)
+        p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
+        if rollouts_per_update is None:
+            per_rollout = max(1, scores[:1].nbytes)
+            size = max(16, _UPDATE_BYTES // per_rollout)
+        else:
+            size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
+        whole = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
+        with ExitStack() as stack:
+            report = _reporter(progress, n, stack)
+            for start in range(0, n, size):
+                part = slice(start, start + size)
+                state = whole._measured(
+                    scores[part],
+                    w[part],
+                    None if live.mask is None else live.mask[part].view(np.bool_),
+                    None if live.lengths is None else live.lengths[part],
+                    None if p is None else p[part],
+                    first=start,
+                )
+                if state is not None:
+                    whole._state = _merged(whole._state, state, self._threads)
+                report(min(start + size, n), n)
+        self.merge(whole)
+
+    def merge(self, other: CovarianceAccumulator) -> None:
+        """Take in all rollouts of another accumulator, which stays as it is.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no accumulator.
+        ValueError
+            If its block_size or its D is another one.
+        """
+        if not isinstance(other, CovarianceAccumulator):
+            raise TypeError(f"other must be a CovarianceAccumulator, got {type(other).__name__}")
+        if other.block_size != self.block_size:
+            raise ValueError(f"block_size must be {self.block_size}, as here, got {other.block_size}")
+        if other._state is None:
+            return
+        self._refuse_other_coordinates("other", other._state.mean.shape[1])
+        fresh = other._state._replace(sums=other._state.sums.copy())
+        self._state = _merged(self._state, fresh, self._threads)
+
+    def __add__(self, other: CovarianceAccumulator) -> CovarianceAccumulator:
+        """Return a new accumulator of the rollouts of both."""
+        if not isinstance(other, CovarianceAccumulator):
+            return NotImplemented
+        result = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
+        result._state = self._state
+        result.merge(other)
+        return result
+
+    def __radd__(self, other: int) -> CovarianceAccumulator:
+        """Let `sum` of accumulators start from its 0."""
+        if other != 0:
+            return NotImplemented
+        return CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads) + self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_threads": None}
+
+    def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
+        """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
+
+        Parameters
+        ----------
+        ddof : int, default 1
+            Delta degrees of freedom.
+        out : ndarray, shape (B, B), float64, optional
+            Where the result goes.
+
+        Returns
+        -------
+        ndarray, shape (B, B), float64
+
+        Raises
+        ------
+        ValueError
+            Before the first update, or with no degrees of freedom left.
+        """
+        state = self._some()
+        divisor = state.divisor(ddof)
+        if out is not None:
+            _check.out_array(out, state.sums.shape, np.dtype(np.float64))
+        result: Double = np.divide(state.sums, divisor, out=out)
+        return result
+
+    def growth(self, *, ddof: int = 1) -> Double:
+        """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
+        state = self._some()
+        divisor = state.divisor(ddof)
+        added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(state.sums)]
+        result: Double = np.cumsum(added) / divisor
+        return result
+
+    def totals(self, *, ddof: int = 1) -> Totals:
+        """Return the total variance, its variance terms and its covariance terms."""
+        total = float(self.growth(ddof=ddof)[-1])
+        state = self._some()
+        variance = float(state.sums.trace()) / state.divisor(ddof)
+        return Totals(total, variance, total - variance)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the accumulator to an .npz file, at once or not at all.
+
+        The file is written beside `path` under another name, then renamed.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
+        if self._state is not None:
+            fields |= self._state._asdict()
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with part.open("xb") as file:
+                np.savez(file, **fields)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, num_threads: int | None = None) -> CovarianceAccumulator:
+        """Read an accumulator that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is truncated, damaged, something else, or of a later version.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as archive:
+                    fields = {name: archive[name] for name in archive.files}
+                if fields.pop("format").item() != _FORMAT:
+                    raise ValueError
+                version = int(fields.pop("version"))
+                result = cls(block_size=int(fields.pop("block_size")), num_threads=num_threads)
+                if version == _VERSION and fields:
+                    result._state = _read(fields)
+            except (
+                *(ValueError, KeyError, AttributeError, TypeError, EOFError, OSError),
+                *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+            ):
+                raise ValueError(f"{path} is not a saved CovarianceAccumulator, or it is damaged") from None
+        if version != _VERSION:
+            raise ValueError(f"{path} is of version {version}, this rlvar reads version {_VERSION}")
+        return result
+
+    def _some(self) -> _State:
+        if self._state is None:
+            raise ValueError("the accumulator holds no rollouts yet: update it first")
+        return self._state
+
+    def _refuse_other_coordinates(self, name: str, d: int) -> None:
+        if self._state is not None and self._state.mean.shape[1] != d:
+            wanted = self._state.mean.shape[1]
+            raise ValueError(f"{name} must have D = {wanted} coordinates, as before, got {d}")
+
+    def _measured(
+        self,
+        scores: ArrayLike,
+        weights: ArrayLike | None,
+        mask: ArrayLike | None,
+        lengths: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+        first: int = 0,
+    ) -> _State | None:
+        """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
+        array = _check.scores(scores, rollouts=0)
+        n, t, d = array.shape
+        self._refuse_other_coordinates("scores", d)
+        live = _check.steps((n, t), mask, lengths)
+        w = _check.weights(weights, (n, t), live)
+        samples = _check.samples(sample_weight, n)
+        if n == 0:
+            return None
+        blocks = -(-t // self.block_size)
+        sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
+        block = min(self.block_size, t)
+        _core.comoments(array, w, *live, samples.weight, block, 1.0, sums, mean, tail, self._threads)
+        if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
+            _check.raise_not_finite(array, live, first)
+        share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
+        return _State(n, samples.exponent, samples.v1, share, sums, mean, tail)
+
+
+def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
+    """Return the moments of both; `b` is used up."""
+    if a is None:
+        return b
+    rows = max(len(a.mean), len(b.mean))
+    exponent = max(state.exponent for state in (a, b) if state.weight > 0 or state is b)
+    a, b = _padded(a, rows).scaled(exponent), _padded(b, rows).scaled(exponent)
+    total = a.weight + b.weight
+    delta = (b.mean - a.mean) + (b.tail - a.tail)
+    sums = b.sums
+    sums += a.sums
+    share = b.weight / total if total > 0 else 0.0
+    _core.add_product(delta, a.weight * share, sums, threads)
+    if not np.isfinite(sums.diagonal()).all():
+        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    shift = delta * share
+    mean = a.mean + shift
+    # What rounding took from the sum (Knuth's two-sum), and the old tail.
+    back = mean - a.mean
+    tail = a.tail + ((a.mean - (mean - back)) + (shift - back))
+    squares = a.square_weight * (1.0 - share) ** 2 + b.square_weight * share**2
+    return _State(a.rollouts + b.rollouts, exponent, total, squares, sums, mean, tail)
+
+
+def _padded(state: _State, rows: int) -> _State:
+    """Return the moments with terms of 0 for the rows that they lack."""
+    missing = rows - len(state.mean)
+    if missing == 0:
+        return state
+    below = ((0, missing), (0, 0))
+    return state._replace(
+        sums=np.pad(state.sums, ((0, missing), (0, missing))),
+        mean=np.pad(state.mean, below),
+        tail=np.pad(state.tail, below),
+    )
+
+
+def _read(fields: dict[str, Any]) -> _State:
+    """Return the state that a file holds; raise if it cannot be that of an accumulator."""
+    state = _State(
+        operator.index(fields["rollouts"].item()),
+        operator.index(fields["exponent"].item()),
+        float(fields["weight"]),
+        float(fields["square_weight"]),
+        *(fields[name] for name in ("sums", "mean", "tail")),
+    )
+    b, d = state.mean.shape
+    for array, shape in ((state.sums, (b, b)), (state.mean, (b, d)), (state.tail, (b, d))):
+        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ValueError
+    sane = state.rollouts >= 0 and 0 <= state.weight < math.inf and 0 <= state.square_weight <= 1
+    if not sane or (state.sums != state.sums.T).any() or (state.sums.diagonal() < 0).any():
+        raise ValueError
+    return state
+
+
+def _reporter(
+    progress: bool | Callable[[int, int], object], total: int, stack: ExitStack
+) -> Callable[[int, int], object]:
+    """Return what to call with the rollouts done and their number."""
+    if callable(progress):
+        return progress
+    if not progress:
+        return lambda done, total: None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError("a progress bar needs tqdm: pip install 'rlvar[progress]'") from None
+    bar = stack.enter_context(tqdm(total=total, unit=" rollouts"))
+    return lambda done, total: bar.update(done - bar.n)

@@ -1,0 +1,411 @@
+"""Estimators of the policy gradient side by side, on the same rollouts.
+
+An estimator is a choice of weights: g[n] = sum_t w[n,t] S[n,t]. Everything here is computed from
+these gradients (N, D), which one pass over the scores gives for all estimators at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from rlvar import _check
+from rlvar._types import Double
+from rlvar.rollouts import Rollouts
+from rlvar.stats import moments
+from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
+from rlvar.stats.inference import Bootstrap, infer
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import CATALOG, Estimator, Estimators, estimator_weights
+from rlvar.weights.importance import ImportanceRatios
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One estimator in a `Comparison`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the estimator.
+    variance : Estimate
+        Variance of one rollout's gradient estimate, summed over coordinates; with groups, of the
+        mean of one group's rollouts.
+    ratio : Estimate
+        Variance over that of the reference estimator, from the same rollouts. For two unbiased
+        estimators it is also the ratio of the rollouts needed for the same precision.
+    signal : Estimate
+        Unbiased estimate of the squared norm of the mean gradient; it can be negative.
+    noise_scale : Estimate
+        Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
+        (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
+    noise_scale_ratio : Estimate
+        Noise scale over that of the reference estimator, from the same rollouts: what to go by where
+        means differ. Undefined, from 0 to infinity, where a signal is not resolved.
+    alignment : Estimate
+        Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
+        by chance, its interval does not. From -1 to 1 where a signal is not resolved.
+    largest_share : float
+        Share of the variance that the largest unit carries.
+    top_share : float
+        Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
+        fifth, the intervals of the variance and of its ratio cannot be trusted.
+    unbiased : bool or None
+        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
+        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
+        caller's own.
+    importance : ImportanceRatios or None
+        The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
+        do not carry `behavior_logp`.
+    identical : bool
+        Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
+        one terminal reward.
+    """
+
+    name: str
+    variance: Estimate
+    ratio: Estimate
+    signal: Estimate
+    noise_scale: Estimate
+    noise_scale_ratio: Estimate
+    alignment: Estimate
+    largest_share: float
+    top_share: float
+    unbiased: bool | None
+    importance: ImportanceRatios | None
+    identical: bool
+    # Variance with each unit left out, for what compares it with other rows.
+    _variances: Moment = field(repr=False, compare=False)
+
+    @property
+    def heavy_tailed(self) -> bool:
+        """Whether so few units carry so much of the variance that its interval cannot be trusted."""
+        return self.top_share > moments.HEAVY
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        keys = ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment")
+        estimates = {key: getattr(self, key).to_dict() for key in keys}
+        return {
+            "name": self.name,
+            **estimates,
+            "largest_share": to_json(self.largest_share),
+            "top_share": to_json(self.top_share),
+            "unbiased": self.unbiased,
+            "importance": None if self.importance is None else self.importance.to_dict(),
+            "identical": self.identical,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimators side by side: iterate over the rows, or index by an estimator's name.
+
+    Attributes
+    ----------
+    rows : tuple of ComparisonRow
+        One row an estimator, in the order asked for.
+    reference : str
+        Name of the estimator whose variance is the denominator of each ratio.
+    confidence : float
+        Nominal coverage of the intervals.
+    units : int
+        Number of independent units (rollouts, or groups if given) behind the intervals.
+    grouped : bool
+        Whether the units are groups.
+    aggregation : str
+        How gradients are divided by lengths: "sum", "sequence-mean" or "token-mean".
+    interval : str
+        Where the intervals come from: "jackknife" or "bootstrap".
+    reference_unbiased : bool or None
+        `ComparisonRow.unbiased` of the reference.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    reference: str
+    confidence: float
+    units: int
+    grouped: bool
+    aggregation: str
+    interval: str
+    reference_unbiased: bool | None
+    _reference_variances: Moment = field(repr=False, compare=False)
+
+    def __getitem__(self, name: str) -> ComparisonRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r} was not compared; these were: {', '.join(row.name for row in self)}")
+
+    def __iter__(self) -> Iterator[ComparisonRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        return any(row.name == name for row in self.rows)
+
+    def same_mean(self, row: ComparisonRow) -> bool:
+        """Whether theory says that an estimator has the mean of the reference, up to a common factor."""
+        return row.identical or bool(row.unbiased and self.reference_unbiased)
+
+    def only(self, names: Sequence[str]) -> Comparison:
+        """Return some of the rows, in the order of `names`."""
+        return replace(self, rows=tuple(self[name] for name in names))
+
+    def __str__(self) -> str:
+        unit = "a group's mean" if self.grouped else "one rollout"
+        tokens = "a group's tokens" if self.grouped else "one rollout's tokens"
+        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
+        head = (
+            "estimator",
+            f"variance of {what[self.aggregation]}",
+            f"ratio to {self.reference}",
+            "signal |E g|^2",
+            "noise scale",
+        )
+        rows = [
+            (row.name, str(row.variance), str(row.ratio), str(row.signal), bounded(row.noise_scale))
+            for row in self
+        ]
+        text = _table([head, *rows])
+        if not all(self.same_mean(row) for row in self):
+            # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
+            ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
+            columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
+            lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
+            text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
+        ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
+        return "\n".join([text, *ratios])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return {
+            "rows": [row.to_dict() for row in self],
+            "reference": self.reference,
+            "confidence": self.confidence,
+            "units": self.units,
+            "grouped": self.grouped,
+            "aggregation": self.aggregation,
+            "interval": self.interval,
+        }
+
+
+def compare(
+    rollouts: Rollouts,
+    estimators: Estimators = ("single", "multi"),
+    *,
+    reference: str = "single",
+    ratio: str | Sequence[str] = "none",
+    truncate: float | None = None,
+    aggregation: str = "sum",
+    interval: str = "jackknife",
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    num_threads: int | None = None,
+) -> Comparison:
+    r"""Compare estimators of the policy gradient on the same rollouts.
+
+    Parameters
+    ----------
+    rollouts : Rollouts
+        The rollouts. Without groups they are independent; with groups only the groups are.
+    estimators : sequence of str, or mapping, default ("single", "multi")
+        Names out of `estimators`, or what it lists; or ``{name: weights}`` with weights of the
+        caller's own, (N,) or (N, T), or a function from the rollouts to them.
+    reference : str, default "single"
+        The estimator whose variance is the denominator of each ratio.
+    ratio : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
+        Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
+        `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
+        "multi:token"; the reference is then such a name, or an estimator: with the first ratio that
+        leaves its mean alone, if any does.
+    truncate : float, optional
+        Largest importance ratio.
+    aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
+        How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
+        "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
+        the batch over its number of live steps.
+    interval : {"jackknife", "bootstrap"}, default "jackknife"
+        Where the intervals come from.
+    resamples, seed : int
+        How many resamples of the units the bootstrap draws, and the seed of its draws.
+    confidence : float, default 0.95
+        Nominal coverage of the intervals.
+    num_threads : int, optional
+        Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
+        shape or not finite, a function of the caller's that raises (the estimator is named, the error
+        is the cause), scores that are not finite, fewer than two groups, ratios of rollouts without
+        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
+
+    Notes
+    -----
+    The unit is the rollout or, with groups, the group: its gradient :math:`g_u` is the mean over its
+    rollouts, so that their dependence, and that of weights which use the others' rewards, is inside.
+    With U units,
+
+    .. math::
+
+        \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
+        \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
+
+    A token mean is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u` with the gradient and the tokens
+    of each unit summed. By the delta method its variance is that of the mean of
+    :math:`(g_u - L_u m) / \bar L`, whose sample variance is :math:`\hat V`.
+
+    Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
+    of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
+    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
+    draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
+    variances and their ratios, BCa for the rest; O(`resamples` U D) for each estimator. ``python
+    studies/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
+    whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
+    out.
+
+    Past rewards and baselines drop out of the mean of a sum. They do not drop out of a sequence mean, which
+    divides by a length that later actions decide: no row is `unbiased` then unless all lengths are equal. A
+    token mean divides the means of all estimators by the mean length alike.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> result = rlvar.compare(rlvar.datasets.cartpole())
+    >>> result["multi"].ratio.high < 1  # reward-to-go is quieter, beyond doubt
+    True
+    """
+    if not isinstance(rollouts, Rollouts):
+        raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
+    if isinstance(estimators, str):
+        raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
+    if not estimators:
+        raise ValueError("estimators must name at least one estimator")
+    names = [item.name if isinstance(item, Estimator) else item for item in estimators]
+    ratios = _check.names("ratio", ratio)
+    _check.choice("interval", interval, ("jackknife", "bootstrap"))
+    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
+    level = _check.confidence(confidence)
+    units = _check.units(rollouts.groups, len(rollouts))
+    threads = _check.threads(num_threads)
+    _check.warn_few(units, grouped=rollouts.groups is not None)
+
+    batches = {
+        kind: Batch.of(
+            rollouts,
+            ratio=kind,
+            truncate=None if kind == "none" and len(ratios) > 1 else truncate,
+            aggregation=aggregation,
+            threads=threads,
+        )
+        for kind in ratios
+    }
+    # Beside an estimator whose mean is biased by its ratios the others would look at fault.
+    first = next((kind for kind in ratios if batches[kind].unbiased), ratios[0])
+    asked, reference, rows = _rows(names, ratios, reference, first)
+    gradients: dict[str, Double] = {}
+    for kind, batch in batches.items():
+        of_kind = [label for label, (_, each) in rows.items() if each == kind]
+        weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
+        gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
+    samples = _samples(gradients, rollouts, units, aggregation)
+    findings = infer(
+        list(samples.values()),
+        list(samples).index(reference),
+        level,
+        bootstrap if interval == "bootstrap" else None,
+    )
+    found = {label: each._asdict() for label, each in zip(samples, findings, strict=True)}
+    variances = {label: each.pop("variances") for label, each in found.items()}
+    unbiased = {
+        label: None
+        if isinstance(estimators, Mapping) and name in estimators
+        else CATALOG[name].unbiased and batches[kind].unbiased
+        for label, (name, kind) in rows.items()
+    }
+    return Comparison(
+        rows=tuple(
+            ComparisonRow(
+                name=label,
+                **found[label],
+                largest_share=moments.largest_share(samples[label]),
+                top_share=moments.largest_share(samples[label], moments.TOP),
+                unbiased=unbiased[label],
+                importance=batches[rows[label][1]].importance,
+                _variances=variances[label],
+            )
+            for label in asked
+        ),
+        reference=reference,
+        confidence=level,
+        units=len(units),
+        grouped=rollouts.groups is not None,
+        aggregation=aggregation,
+        interval=interval,
+        reference_unbiased=unbiased[reference],
+        _reference_variances=variances[reference],
+    )
+
+
+def _rows(
+    names: Sequence[str], ratios: Sequence[str], reference: str, first: str
+) -> tuple[list[str], str, dict[str, tuple[str, str]]]:
+    """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
+
+    A label is the estimator's name alone where there is one kind of ratio. The reference may be a
+    label, or an estimator: then with the ratio `first`.
+    """
+
+    def label(name: str, kind: str) -> str:
+        return name if len(ratios) == 1 else f"{name}:{kind}"
+
+    rows = {label(name, kind): (name, kind) for name in names for kind in ratios}
+    others = {label(name, kind): (name, kind) for name in CATALOG for kind in ratios}
+    known = {**others, **rows}
+    chosen = reference if reference in known else label(reference, first)
+    if chosen not in known:
+        choices = ", ".join(dict.fromkeys([*names, *CATALOG]))
+        raise ValueError(f"reference must be one of {choices}, got {reference!r}")
+    return list(rows), chosen, {**rows, chosen: known[chosen]}
+
+
+def _samples(
+    gradients: Mapping[str, Double], rollouts: Rollouts, units: _check.Units, aggregation: str
+) -> dict[str, moments.Sample]:
+    """Return what is averaged over the batch: gradients of units, or for a token mean their sums."""
+    if aggregation != "token-mean":
+        return {label: moments.sample(units.sums(g) / units.sizes[:, None]) for label, g in gradients.items()}
+    tokens = units.sums(rollouts.live_steps.astype(np.float64))
+    if not tokens.any():
+        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    return {label: moments.sample(units.sums(g), tokens) for label, g in gradients.items()}
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _order(noise_scale: float) -> float:
+    """Sort key: a noise scale that is negative or undefined, for want of a signal, comes last."""
+    return noise_scale if noise_scale >= 0 else float("inf")

@@ -1,0 +1,396 @@
+"""Where the variance of a policy gradient comes from.
+
+With the terms X[n,t] = w[n,t] S[n,t] and the gradient estimate g[n] = sum_t X[n,t],
+
+    Var(g) = sum_t Var(X_t) + 2 sum_{i<j} Cov(X_i, X_j):
+
+T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates. The totals,
+the steps and the growth curve need one pass over the scores; only the covariance matrix itself
+costs O(N D T^2), and it is computed when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check
+from rlvar._types import Double
+from rlvar.analysis.growth import pooled, stratified, upper_half
+from rlvar.analysis.totals import summaries
+from rlvar.stats import moments as unit_moments
+from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
+from rlvar.stats.intervals import correlation, fieller, jackknife, signal_interval
+from rlvar.terms.passes import Terms, autocorrelation
+
+
+class _Source(NamedTuple):
+    """What `decompose` was given, for what is computed on demand."""
+
+    terms: Terms
+    samples: _check.Samples
+    weighted: bool  # whether by sample_weight
+    normaliser: float  # of sums with the weights of `samples`
+    ddof: int
+    units: _check.Units
+    grouped: bool
+    total: Moment  # total variance
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """The variance of a policy gradient, taken apart.
+
+    It keeps the scores and weights, not copies of them, for what is computed when it is first
+    asked for: read `covariance`, `step_share`, `lag_profile`, `signal` and `noise_scale` before those arrays
+    are changed.
+
+    Attributes
+    ----------
+    total_variance : Estimate
+        Trace of Cov(g): the variance of one rollout's gradient estimate, in squared units of it.
+    variance_terms : Estimate
+        Sum of the T variance terms, the diagonal of the covariance matrix.
+    covariance_terms : Estimate
+        Twice the sum of the T(T-1)/2 covariance terms; the two add up to the total.
+    growth_exponent : Estimate
+        Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
+        NaN if that holds one step only.
+    growth_exponent_within : Estimate
+        The same within strata of similar length, where raggedness does not flatten the curve, nor
+        differences between long and short rollouts bend it. NaN if no `strata` were asked for, or none
+        has more than one step to fit and some variance.
+    growth_exponent_shift : Estimate
+        `growth_exponent_within` less `growth_exponent`, paired: the same units are left out of both.
+    signal : Estimate
+        |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
+        can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
+        groups. Computed when first asked for, in one pass over the scores.
+    noise_scale : Estimate
+        Total variance over signal: the number of rollouts in a batch at which the two are equal.
+        ``high`` is infinite where the signal's interval reaches zero.
+    step_variance : ndarray, shape (T,)
+        The variance terms one by one.
+    step_share : ndarray, shape (T,)
+        Which steps carry the variance: the row sums of C over the total, Cov(X_t, g) / V, where g is the
+        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0. Computed
+        when first asked for, in two passes over the scores.
+    growth : ndarray, shape (T,)
+        V(k) at index k - 1: variance of the sum of the first k terms.
+    alive : ndarray of int, shape (T,)
+        Number of rollouts that reach each step: what later values of the curves rest on.
+    lag_profile : ndarray, shape (T,)
+        ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
+    lag_correlation : ndarray, shape (T,)
+        ``lag_profile[k]`` over the sum of sqrt(C[t, t] C[t+k, t+k]): between -1 and 1, 1 at lag 0;
+        NaN where no step has any variance.
+    mean : ndarray, shape (T, D)
+        Mean of each term.
+    covariance : ndarray, shape (T, T)
+        The covariance matrix; computed when first asked for.
+    growth_range : tuple of int
+        First and last k (both included) of the fit of `growth_exponent`.
+    effective_size : float
+        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
+        `sample_weight` p (Kish 1965); without, the number of rollouts.
+    """
+
+    total_variance: Estimate
+    variance_terms: Estimate
+    covariance_terms: Estimate
+    growth_exponent: Estimate
+    growth_exponent_within: Estimate
+    growth_exponent_shift: Estimate
+    step_variance: Double
+    growth: Double
+    alive: NDArray[np.int64]
+    mean: Double
+    growth_range: tuple[int, int]
+    effective_size: float
+    _source: _Source = field(repr=False, compare=False)
+
+    @cached_property
+    def covariance(self) -> Double:
+        source = self._source
+        return source.terms.covariance(source.samples.weight, source.normaliser)
+
+    @cached_property
+    def step_share(self) -> Double:
+        source = self._source
+        total = source.normaliser * self.growth[-1]
+        if total == 0:
+            return np.full_like(self.growth, np.nan)
+        share: Double = source.terms.with_gradient(source.samples.weight, self.mean) / total
+        return share
+
+    @cached_property
+    def lag_profile(self) -> Double:
+        source = self._source
+        return source.terms.lags(source.samples.weight, self.mean) / source.normaliser
+
+    @cached_property
+    def lag_correlation(self) -> Double:
+        bound = autocorrelation(np.sqrt(self.step_variance))
+        # Rounding of the transform, where the steps that far apart have no variance.
+        bound[bound < 1e-12 * bound[0]] = 0.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
+        return ratio
+
+    @property
+    def signal(self) -> Estimate:
+        return self._signals[0]
+
+    @property
+    def noise_scale(self) -> Estimate:
+        return self._signals[1]
+
+    @cached_property
+    def _signals(self) -> tuple[Estimate, Estimate]:
+        return _signals(self._source, self.total_variance, self.mean.sum(axis=0))
+
+    @property
+    def strata_disagree(self) -> bool | None:
+        """Whether the growth exponent within strata is another one, by its interval; None without that."""
+        shift = self.growth_exponent_shift
+        return None if math.isnan(shift.low) else not shift.low <= 0 <= shift.high
+
+    @property
+    def covariance_share(self) -> float:
+        """Covariance terms as a share of the total variance; negative if they reduce it."""
+        total = self.total_variance.value
+        return self.covariance_terms.value / total if total else float("nan")
+
+    def __str__(self) -> str:
+        share = self.covariance_share
+        shares = (
+            ("", "")
+            if np.isnan(share)
+            else (f"  {1 - share:.1%} of the total", f"  {share:.1%} of the total")
+        )
+        lines = [
+            f"total variance    {self.total_variance}",
+            f"variance terms    {self.variance_terms}{shares[0]}",
+            f"covariance terms  {self.covariance_terms}{shares[1]}",
+        ]
+        if not np.isnan(self.growth_exponent.value):
+            first, last = self.growth_range
+            lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
+        if not np.isnan(self.growth_exponent_within.value):
+            note = ": they disagree" if self.strata_disagree else ""
+            lines.append(
+                f"                  {self.growth_exponent_within}  within strata of similar length{note}"
+            )
+        lines += [
+            f"signal            {self.signal}",
+            f"noise scale       {bounded(self.noise_scale)} rollouts",
+        ]
+        if self._source.weighted:
+            lines.append(
+                f"effective size    {self.effective_size:.4g} of {len(self._source.terms.weights)} rollouts"
+            )
+        return "\n".join(lines)
+
+    def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
+        """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
+        estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
+        estimates += ["signal", "noise_scale"]
+        arrays = [
+            "step_variance",
+            "step_share",
+            "growth",
+            "alive",
+            "lag_profile",
+            "lag_correlation",
+            "mean",
+        ] + ["covariance"] * covariance
+        return {
+            **{name: getattr(self, name).to_dict() for name in estimates},
+            **{name: to_json(getattr(self, name)) for name in arrays},
+            "growth_range": list(self.growth_range),
+            "effective_size": self.effective_size,
+        }
+
+
+def decompose(
+    scores: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ddof: int = 1,
+    groups: Sequence[Hashable] | NDArray[Any] | None = None,
+    strata: int | None = None,
+    confidence: float = 0.95,
+    num_threads: int | None = None,
+) -> Decomposition:
+    r"""Decompose the variance of a policy gradient into its step terms.
+
+    .. math:: V = \sum_t C_{tt} + 2 \sum_{i<j} C_{ij}, \qquad
+              V(k) = \sum_{i,j \le k} C_{ij}
+
+    with :math:`C` as in `covariance`.
+
+    Parameters
+    ----------
+    scores, weights, mask, lengths, sample_weight, ddof, num_threads
+        As in `covariance`.
+    groups : sequence of hashable, shape (N,), optional
+        Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
+        out whole groups. The values stay those of N rollouts.
+    strata : int, optional
+        Number of strata of similar length (quantiles; equal lengths stay together, so there may be
+        fewer) for `growth_exponent_within`. It takes one pass over the scores for each, and one more.
+    confidence : float, default 0.95
+        Nominal coverage of the intervals. They are NaN with `sample_weight` and for fewer than three
+        units.
+
+    Returns
+    -------
+    Decomposition
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `covariance`; also for fewer than two groups.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
+
+    Notes
+    -----
+    The growth exponent is fitted over the upper half of the steps that at least half of the
+    rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
+    the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
+    computed unless ``result.covariance`` is read.
+
+    In ragged data that slope mixes three things: how the variance grows, how many rollouts are left to
+    add to it, and how the means of long and short rollouts differ; their lengths tell of their rewards.
+    Within a stratum s of similar length,
+
+    .. math:: V_s(k) = \frac{1}{N_s} \sum_{n \in s} |h_n(k) - \bar h_s(k)|^2, \qquad
+              h_n(k) = \sum_{t \le k} X_{nt},
+
+    about the stratum's own means, over the upper half of the steps that all of s reach, is free of
+    padding and of differences between strata. The exponent within is the mean of the slopes of log V_s on
+    log k, weighted by N_s: one exponent, a scale for each stratum. In its intervals the strata stay as they
+    are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> scores = rng.standard_normal((200, 8, 3))
+    >>> result = rlvar.decompose(scores, scores.sum(axis=(1, 2)))
+    >>> total = result.variance_terms.value + result.covariance_terms.value
+    >>> bool(np.isclose(total, result.total_variance.value))
+    True
+    >>> bool(np.isclose(result.step_share.sum(), 1))
+    True
+
+    An enumerated policy: exact, with no intervals.
+
+    >>> p, score, reward = np.array([0.25, 0.75]), np.array([0.75, -0.25]), np.array([4.0, 0.0])
+    >>> print(rlvar.decompose(score.reshape(2, 1, 1), reward, sample_weight=p, ddof=0))
+    total variance    1.688
+    variance terms    1.688  100.0% of the total
+    covariance terms  0  0.0% of the total
+    signal            0.5625
+    noise scale       3 rollouts
+    effective size    1.6 of 2 rollouts
+    """
+    array = _check.scores(scores)
+    n, t, _ = array.shape
+    live = _check.steps((n, t), mask, lengths)
+    terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
+    samples, weighted = _check.samples(sample_weight, n), sample_weight is not None
+    normaliser = samples.normaliser(ddof)
+    level = _check.confidence(confidence)
+    wanted = None if strata is None else _check.positive_integer("strata", strata)
+    units, p = _check.units(groups, n), samples.weight
+
+    mean = terms.mean(p)
+    squares = terms.squares(p, mean, units)
+    step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
+    if not (
+        np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
+    ):
+        _check.raise_not_finite(array, live)
+
+    alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
+    # The steps that at least half of the rollouts reach.
+    growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
+    each = np.ones(n) if p is None else p
+    parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
+    intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()
+    if not weighted:
+        _check.warn_few(units, grouped=groups is not None)
+    found = summaries(
+        squares, units, pooled(parts, units), normaliser, growth_range, ddof if intervals else None
+    )
+    total, variance, covariance, exponent, exponent_within, shift = (
+        jackknife(*moment, level, positive=i < 2) for i, moment in enumerate(found)
+    )
+    return Decomposition(
+        total_variance=total,
+        variance_terms=variance,
+        covariance_terms=covariance,
+        growth_exponent=exponent,
+        growth_exponent_within=exponent_within,
+        growth_exponent_shift=shift,
+        step_variance=step_squares / normaliser,
+        growth=growth_squares / normaliser,
+        alive=alive,
+        mean=mean,
+        growth_range=growth_range,
+        effective_size=samples.effective_size,
+        _source=_Source(
+            terms,
+            samples,
+            weighted,
+            normaliser,
+            ddof,
+            units,
+            groups is not None,
+            found[0],
+        ),
+    )
+
+
+def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estimate]:
+    """Return signal and noise scale of gradients with this mean (D,)."""
+    level = total.confidence
+    if s.weighted:
+        signal = Estimate(
+            float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
+        )
+        return signal, fieller(total, signal, 0.0)
+    units, g = s.units, s.terms.gradients()
+    if s.grouped:
+        g = units.sums(g)
+    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
+    variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
+
+    def extra(variance: Any, u: int) -> Any:
+        """What is added to a signal that takes V / U from the plug-in, for ddof V_ddof / U to be taken."""
+        taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
+        return (1 - taken) * variance / u
+
+    u = len(units)
+    value = signals.value + extra(variances.value, u)
+    if len(s.total.left_out) == 0:  # no intervals
+        signal = Estimate(value, confidence=level)
+        return signal, fieller(total, signal, 0.0)
+    left_out = signals.left_out + extra(variances.left_out, u - 1)
+    moment = Moment(value, left_out)
+    signal = signal_interval(moment, variances, len(mean), level)
+    return signal, fieller(total, signal, correlation(s.total.left_out, left_out))

@@ -1,0 +1,73 @@
+"""Totals and growth exponents of the squares of units, with each unit left out in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlvar import _check
+from rlvar._types import Double
+from rlvar.analysis.growth import slope
+from rlvar.stats.estimate import Moment
+from rlvar.terms.passes import Squares
+
+
+def summaries(
+    squares: Squares,
+    units: _check.Units,
+    within: Moment,
+    divisor: float,
+    growth_range: tuple[int, int],
+    ddof: int | None,
+) -> list[Moment]:
+    """Return total, variance terms, covariance terms, growth exponent, that within strata and its shift.
+
+    With one unit left out each if `ddof` is given, and nothing otherwise. Growths are overwritten.
+    """
+    values = _values(squares.steps.sum(), squares.growths.sum(axis=0), divisor, growth_range)
+    left_out, others = np.empty((4, 0)), np.empty(0)
+    if ddof is not None:
+        left_out, others = _without_each(squares, units, ddof, growth_range), within.left_out
+    return [
+        *(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)),
+        Moment(within.value, others),
+        Moment(float(_shift(within.value, values[3])), _shift(others, left_out[3])),
+    ]
+
+
+def _shift(within: float | Double, overall: Double) -> Double:
+    """Exponents within strata less those over all: 0 where that is rounding, as with one stratum."""
+    shift = np.asarray(within - overall)
+    return np.where(np.abs(shift) < 1e-10, 0.0, shift)
+
+
+def _values(
+    step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
+) -> Double:
+    """Return total, variance terms, covariance terms and growth exponent.
+
+    From sums of squares: of all steps (...), and of the running sums (..., T).
+    """
+    total = growth_squares[..., -1] / normaliser
+    variance = step_squares / normaliser
+    first, last = growth_range
+    exponent = slope(growth_squares[..., first - 1 : last], first)
+    return np.stack([total, variance, total - variance, exponent])
+
+
+def _without_each(squares: Squares, units: _check.Units, ddof: int, growth_range: tuple[int, int]) -> Double:
+    """Return the values with each unit left out (4, U).
+
+    Leaving out unit u takes sum |y|^2 + |sum y|^2 / (N - size) over it from the squares about the mean:
+    those of the rest about their own mean are left.
+    """
+    steps, growths, step_sums, growth_sums = squares
+    step_squares, growth_squares = steps.sum(), growths.sum(axis=0)
+    rest = len(units.members) - units.sizes
+    step_losses = steps.sum(axis=1) + step_sums.sum(axis=1) / rest
+    growths += growth_sums / rest[:, None]
+    np.subtract(growth_squares, growths, out=growths)
+    steps_left = step_squares - step_losses
+    # What is left by rounding alone is none.
+    growths[growths < 1e-12 * growth_squares] = 0.0
+    steps_left[steps_left < 1e-12 * step_squares] = 0.0
+    return _values(steps_left, growths, (rest - ddof).astype(np.float64), growth_range)

@@ -1,0 +1,160 @@
+"""The terms X[n,t] = w[n,t] S[n,t] of rollouts, which are never stored, and passes over them.
+
+With the mean m (T, D) of the terms and y[n,t] = X[n,t] - m[t], every variance and covariance of steps is
+a sum over rollouts, of weight p, of products of their y. Each method is one or two passes over the scores,
+O(N T D); only `Terms.covariance` costs O(N D T^2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlvar import _check, _core
+from rlvar._types import Double, Float
+
+
+class Squares(NamedTuple):
+    """Squares of each unit's deviations y, at each step (U, T)."""
+
+    steps: Double  # sum over its rollouts of p |y|^2
+    growths: Double  # the same of the running sums of y
+    step_sums: Double  # |sum of y|^2 over its rollouts
+    growth_sums: Double
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Checked scores (N, T, D) and weights (N, T), and which of them are live.
+
+    Everywhere p (N,) are weights of rollouts, ones by default.
+    """
+
+    scores: Float
+    weights: Double
+    live: _check.Steps
+    threads: int | None
+
+    def alive(self) -> NDArray[np.bool_]:
+        """Live steps (N, T)."""
+        return self.live.live(self.weights.shape)
+
+    def ends(self) -> NDArray[np.int64]:
+        """One past the last live step of each rollout (N,)."""
+        n, t = self.weights.shape
+        if self.live.mask is None:
+            return np.full(n, t) if self.live.lengths is None else self.live.lengths
+        alive = self.alive()
+        ends: NDArray[np.int64] = np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0)
+        return ends
+
+    def mean(self, p: Double | None) -> Double:
+        """Mean of each term (T, D)."""
+        result = np.empty(self.scores.shape[1:])
+        _core.means(self.scores, self.weights, *self.live, p, result, self.threads)
+        return result
+
+    def gradients(self) -> Double:
+        """Gradient estimate of each rollout, the sum of its terms (N, D)."""
+        result = np.empty((len(self.scores), self.scores.shape[2]))
+        weights = np.ascontiguousarray(self.weights[None])
+        _core.gradients(self.scores, weights, *self.live, result[None], self.threads)
+        return result
+
+    def covariance(self, p: Double | None, divisor: float) -> Double:
+        """Covariance matrix (T, T): sums of products of deviations over `divisor`."""
+        t = self.weights.shape[1]
+        result = np.empty((t, t))
+        _core.comoments(
+            *(self.scores, self.weights, *self.live, p, 1, divisor, result, None, None, self.threads)
+        )
+        return result
+
+    def squares(self, p: Double | None, mean: Double, units: _check.Units) -> Squares:
+        """Squares of each unit about `mean`; 0 where rounding of the mean is all that there is."""
+        shape = (len(units), len(mean))
+        steps, growths = np.empty(shape), np.empty(shape)
+        # Of a unit of one rollout, the squared sums are its squares.
+        step_sums, growth_sums = steps, growths
+        wanted: tuple[Double | None, Double | None] = (None, None)
+        if len(units) < len(units.members):
+            wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
+        _core.unit_squares(
+            *(self.scores, self.weights, *self.live, p, mean, units.members, units.offsets),
+            *(steps, growths, *wanted, self.threads),
+        )
+        weight = len(units.members) if p is None else p.sum()
+        with np.errstate(all="ignore"):
+            norms = np.sqrt(np.einsum("td,td->t", mean, mean))
+            norms *= 4 * np.finfo(np.float64).eps * np.sqrt(weight)
+            norms[~np.isfinite(norms)] = 0.0
+            still = steps.sum(axis=0) < np.square(norms)
+            grown_still = growths.sum(axis=0) < np.square(np.cumsum(norms))
+        for array in (steps, step_sums):
+            array[:, still] = 0.0
+        for array in (growths, growth_sums):
+            array[:, grown_still] = 0.0
+        return Squares(steps, growths, step_sums, growth_sums)
+
+    def second_moments(self) -> tuple[Double, Double]:
+        """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
+        n, t = self.weights.shape
+        single = _check.units(None, n)
+        zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
+        steps, running = np.empty((n, t)), np.empty((n, t))
+        _core.unit_squares(
+            *(self.scores, self.weights, *self.live, None, zero, single.members, single.offsets),
+            *(steps, running, None, None, self.threads),
+        )
+        return steps, running[:, -1].copy()
+
+    def projections(self, vectors: Double) -> Double:
+        """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
+        result = np.empty(self.weights.shape)
+        _core.projections(self.scores, *self.live, vectors, result, self.threads)
+        result *= np.where(self.alive(), self.weights, 0.0)
+        return result
+
+    def with_gradient(self, p: Double | None, mean: Double) -> Double:
+        """Sum over rollouts of p y[t] . (sum of all y), for each step (T,): row sums of the covariance."""
+        p = np.ones(len(self.scores)) if p is None else p
+        v = self.gradients() - mean.sum(axis=0)
+        # The p v sum to 0 but for rounding, which a mean far above the spread would show.
+        result: Double = p @ self.projections(v) - mean @ (p @ v)
+        return result
+
+    def lags(self, p: Double | None, mean: Double) -> Double:
+        """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), by FFT.
+
+        Padded with T zeros a series' circular autocorrelation is its linear one, the inverse transform
+        of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
+        """
+        n, t, d = self.scores.shape
+        size = transform_size(t)
+        chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
+        alive = self.alive()
+        power = np.zeros(size // 2 + 1)
+        for i in range(n):
+            w = np.where(alive[i], self.weights[i], 0.0)[:, None]
+            for d0 in range(0, d, chunk):
+                rows = np.where(alive[i][:, None], self.scores[i, :, d0 : d0 + chunk], 0.0)
+                spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
+                power += (1.0 if p is None else p[i]) * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
+        result: Double = np.fft.irfft(power, size)[:t]
+        return result
+
+
+def autocorrelation(x: Double) -> Double:
+    """Sum over t of x[t] x[t+k], for all k (T,)."""
+    size = transform_size(len(x))
+    spectrum = np.fft.rfft(x, size)
+    result: Double = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(x)]
+    return result
+
+
+def transform_size(steps: int) -> int:
+    """Return a size of which the circular autocorrelation of `steps` numbers is the linear one."""
+    return 1 << (2 * steps - 1).bit_length()

@@ -1,0 +1,567 @@
+"""Sequence rewards and groups into advantages, and what carries them to steps.
+
+An advantage is a reward less a baseline, over a scale: A = (r - b) / s. The samples of a group, the
+completions of one prompt, give each other's b and s. Rewards are centred before anything is squared,
+and about one of the group's own: the mean of equal floats may differ from them in the last bit, and a
+small eps, or none, would make an advantage of that residue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check
+from rlvar._types import Double
+
+Groups = Sequence[Hashable] | NDArray[Any]
+
+SINGLETONS = ("zero", "raw", "raise")
+
+#: eps, ddof and singleton of `grpo`: ours, and those of the systems that it can stand in for.
+PRESETS: dict[str | None, tuple[float, int, str]] = {
+    None: (1e-6, 1, "zero"),
+    "trl": (1e-4, 1, "zero"),
+    "verl": (1e-6, 1, "raw"),
+    "openrlhf": (1e-9, 1, "raise"),
+    "paper": (0.0, 0, "zero"),
+}
+
+
+class _Scored(NamedTuple):
+    """The M of N rewards that are not NaN."""
+
+    rewards: Double  # (M,)
+    labels: NDArray[np.int64]  # (M,), of groups
+    rows: NDArray[np.bool_]  # (N,), which they are
+
+    def centred(self, weights: Double | None = None) -> Double:
+        """Return the rewards less the mean, or weighted mean, of their group."""
+        origin = np.zeros(self.labels.max(initial=-1) + 1)
+        origin[self.labels] = self.rewards  # any of the group's; the last assigned stays
+        totals = np.bincount(self.labels, weights)
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is out of range
+            shifted = self.rewards - origin[self.labels]
+            sums = np.bincount(self.labels, shifted if weights is None else shifted * weights)
+            result: Double = shifted - (sums / np.where(totals > 0, totals, 1))[self.labels]
+        return result
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Return how many scored rewards the group of each one has."""
+        sizes: NDArray[np.int64] = np.bincount(self.labels)[self.labels]
+        return sizes
+
+    def spread(self, ddof: int) -> Double:
+        """Return the standard deviation of the group of each reward, 0 for a singleton."""
+        centred = self.centred()
+        scale = _scale(centred)
+        squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
+        result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
+        return result
+
+    def finish(self, advantages: Double, singleton: str = "zero") -> Double:
+        """Return advantages (N,), 0 where not scored; those of singletons come in as 0."""
+        alone = self.sizes() == 1
+        if singleton == "raise":
+            _check.every_group(~alone, self.rows, "groups must hold two scored rewards, got one")
+        _check.in_range(advantages)
+        result = np.zeros(len(self.rows))
+        result[self.rows] = np.where(alone, self.rewards, advantages) if singleton == "raw" else advantages
+        return result
+
+
+def _scored(rewards: ArrayLike, groups: Groups | None) -> _Scored:
+    values, rows = _check.sequence_rewards(rewards)
+    n = len(values)
+    labels = np.zeros(n, np.int64) if groups is None else _check.group_labels(groups, n)
+    return _Scored(values[rows], labels[rows], rows)
+
+
+def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
+    """Divide centred values by sqrt(variance + eps), unless that is 0."""
+    unit = _scale(centred)
+    _check.in_range(centred)
+    deviation = unit * np.sqrt(np.square(centred / unit).sum() / freedom + eps / unit / unit)
+    return centred / deviation if deviation > 0 else centred
+
+
+def _scale(values: Double) -> float:
+    """Return a power of two near the largest value, so that no square is out of range."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return 2.0 ** np.clip(np.frexp(largest)[1], -500, 500) if 0.0 < largest < np.inf else 1.0
+
+
+def rloo(rewards: ArrayLike, groups: Groups, *, singleton: str = "zero") -> Double:
+    r"""Leave-one-out advantages: each reward less the mean of the others in its group.
+
+    .. math:: A_i = r_i - \frac{1}{n-1} \sum_{j \ne i} r_j = \frac{n}{n-1} (r_i - \bar r)
+
+    The baseline does not depend on the sample that it serves, so the gradient stays unbiased.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N,)
+        Reward of each sequence, computed in float64 whatever its dtype (bfloat16 too). NaN marks an
+        unscorable one: it is left out of all statistics, and a warning counts them.
+    groups : sequence of hashable, length N
+        Label of each sequence's group, such as its prompt, in any order, groups of any sizes.
+    singleton : {"zero", "raw", "raise"}, default "zero"
+        Advantage of a reward that is the only scored one of its group, so that it has no baseline: 0,
+        as in TRL and SkyRL, which drops the sample from the gradient and shrinks its mean; the reward
+        as it is, as in verl; or an error. With "raw" such samples keep the estimate unbiased, but
+        their variance swamps that of those with a baseline.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, an infinite reward (the first is named), an unknown `singleton`, or a
+        singleton if it is to raise.
+    TypeError
+        For dtypes that are not real numbers, or labels that are not hashable.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number.
+
+    References
+    ----------
+    Kool, van Hoof & Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et
+    al., "Back to basics" (2024), arXiv 2402.14740.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.rloo([1.0, 0.0, 5.0, 2.0, 4.0], ["a", "a", "b", "a", "b"])
+    array([ 0. , -1.5,  1. ,  1.5, -1. ])
+    """
+    _check.choice("singleton", singleton, SINGLETONS)
+    scored = _scored(rewards, groups)
+    sizes = scored.sizes()
+    return scored.finish(scored.centred() * (sizes / np.maximum(sizes - 1, 1)), singleton)
+
+
+def grpo(
+    rewards: ArrayLike,
+    groups: Groups,
+    *,
+    scale: str = "group",
+    eps: float | None = None,
+    ddof: int | None = None,
+    singleton: str | None = None,
+    preset: str | None = None,
+) -> Double:
+    r"""Group-relative advantages: each reward less its group's mean, over a standard deviation.
+
+    .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
+              s^2 = \frac{1}{n - \mathrm{ddof}} \sum_j (r_j - \bar r)^2
+
+    With ``s = 0`` the advantage is 0, also where ``eps = 0``.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N,)
+        Reward of each sequence, as for `rloo`.
+    groups : sequence of hashable, length N
+        Label of each sequence's group, as for `rloo`.
+    scale : {"group", "batch", "none"}, default "group"
+        Which rewards `s` is the standard deviation of: the group's, as in the paper; all scored ones
+        of the batch, about the batch's mean; or none, which leaves A = r - mean (Dr. GRPO).
+    eps : float, optional
+        Added to `s`, once the root is taken.
+    ddof : {0, 1}, optional
+        Delta degrees of freedom.
+    singleton : {"zero", "raw", "raise"}, optional
+        Advantage of a reward that is the only scored one of its group, as for `rloo`; "raw" is
+        neither centred nor scaled.
+    preset : {None, "trl", "verl", "openrlhf", "paper"}, optional
+        What `eps`, `ddof` and `singleton` are where they are not given:
+
+        ========== ===== ==== =========
+        preset     eps   ddof singleton
+        ========== ===== ==== =========
+        None       1e-6  1    "zero"
+        "trl"      1e-4  1    "zero"
+        "verl"     1e-6  1    "raw"
+        "openrlhf" 1e-9  1    "raise"
+        "paper"    0     0    "zero"
+        ========== ===== ==== =========
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, an infinite reward (the first is named), an option outside its values, or a
+        singleton if it is to raise.
+    TypeError
+        For dtypes that are not real numbers, or labels that are not hashable.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number.
+
+    Notes
+    -----
+    Division by the group's own standard deviation weighs prompts by how decided they are: the
+    gradient's mean is another than that of `rloo`, so their variances alone do not compare. With
+    ``scale="none"`` it is (n-1)/n of it.
+
+    The presets are read from TRL 1.16.0 (``GRPOTrainer``: a group with one scored completion has an
+    undefined deviation, and advantage 0), verl 0.9.1 (``compute_grpo_outcome_advantage``: mean 0 and
+    deviation 1 for a singleton, hence also a division by 1 + eps, not made here) and OpenRLHF 0.11.2
+    ("group_norm", which refuses one sample per prompt). The paper writes the standard deviation of
+    the group's rewards, without eps or correction: ddof 0 takes that as the group's own and
+    gives advantages of mean square 1 in each group.
+
+    References
+    ----------
+    Shao et al., "DeepSeekMath" (2024), section 4.1.2, arXiv 2402.03300; Liu et al., "Understanding
+    R1-Zero-like training" (Dr. GRPO, 2025), arXiv 2503.20783.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], eps=0.0)
+    array([ 0., -1.,  0.,  0.,  1.])
+    >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], scale="none")
+    array([ 0., -1.,  0.,  0.,  1.])
+    """
+    _check.choice("scale", scale, ("group", "batch", "none"))
+    _check.choice("preset", preset, tuple(PRESETS))
+    preset_eps, preset_ddof, preset_singleton = PRESETS[preset]
+    eps = _check.non_negative_number("eps", preset_eps if eps is None else eps)
+    ddof = preset_ddof if ddof is None else ddof
+    singleton = preset_singleton if singleton is None else singleton
+    _check.choice("ddof", ddof, (0, 1))
+    _check.choice("singleton", singleton, SINGLETONS)
+    scored = _scored(rewards, groups)
+    advantages = scored.centred()
+    if scale != "none":
+        batch = scored._replace(labels=np.zeros_like(scored.labels))
+        s = (scored if scale == "group" else batch).spread(ddof)
+        advantages = np.divide(advantages, s + eps, out=np.zeros_like(s), where=s > 0)
+    return scored.finish(advantages, singleton)
+
+
+def reinforce_pp(
+    rewards: ArrayLike,
+    groups: Groups | None = None,
+    *,
+    whiten: bool = False,
+    eps: float = 1e-8,
+    ddof: int = 1,
+) -> Double:
+    r"""REINFORCE++ advantages: each reward less the mean of the batch or, with groups, of its group.
+
+    .. math:: A_i = r_i - \bar r, \qquad \text{whitened: } A_i \Big/
+              \sqrt{\tfrac{1}{N - \mathrm{ddof}} \textstyle\sum_j A_j^2 + \epsilon}
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N,)
+        Reward of each sequence, as for `rloo`.
+    groups : sequence of hashable, length N, optional
+        Label of each sequence's group, as for `rloo`: REINFORCE++-baseline. A singleton is its own
+        mean: its advantage is 0. By default the batch is one group.
+    whiten : bool, default False
+        Whether to divide by the standard deviation of the batch's centred rewards.
+    eps : float, default 1e-8
+        Added to the variance under the root, if whitened.
+    ddof : {0, 1}, default 1
+        Delta degrees of freedom of that variance.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, an infinite reward (the first is named), an option outside its values, or,
+        if whitened, fewer than ddof + 1 scored rewards.
+    TypeError
+        For dtypes that are not real numbers, or labels that are not hashable.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number.
+
+    Notes
+    -----
+    Whitening here counts each sequence once. To count each step once, as verl does, whiten the steps:
+    ``whiten(to_steps(reinforce_pp(rewards, groups), mask), mask)``.
+
+    References
+    ----------
+    Hu et al., "REINFORCE++" (2025), arXiv 2501.03262.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.reinforce_pp([1.0, 2.0, 6.0])
+    array([-2., -1.,  3.])
+    >>> rlvar.reinforce_pp([1.0, 3.0, 6.0, 8.0], [0, 0, 1, 1], whiten=True, eps=0.0, ddof=0)
+    array([-1.,  1., -1.,  1.])
+    """
+    eps = _check.non_negative_number("eps", eps)
+    _check.choice("ddof", ddof, (0, 1))
+    scored = _scored(rewards, groups)
+    advantages = scored.centred()
+    if whiten:
+        # They sum to 0 over the batch already; centring again would undo exact zeros.
+        freedom = _check.degrees_of_freedom("rewards", len(advantages), ddof)
+        advantages = _over_spread(advantages, freedom, eps)
+    return scored.finish(advantages)
+
+
+def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) -> Double:
+    r"""Advantages about the optimal reward baseline, the mean of the rewards weighted by length.
+
+    .. math:: A_i = r_i - b, \qquad b = \frac{\sum_j L_j r_j}{\sum_j L_j}
+
+    The constant baseline of least variance weighs each reward by its sequence's squared score norm;
+    a sequence's length stands in for that, as if steps had orthogonal scores of equal norm.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N,)
+        Reward of each sequence, as for `rloo`.
+    lengths : array_like, shape (N,)
+        Steps of each sequence, or the squared norm of its score itself: any weights >= 0.
+    groups : sequence of hashable, length N, optional
+        Label of each sequence's group, as for `rloo`. A singleton is its own baseline: its advantage
+        is 0. By default the batch is one group.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, an infinite reward, a length that is negative or not finite (the first is
+        named), or a group whose scored sequences all have length 0.
+    TypeError
+        For dtypes that are not real numbers, or labels that are not hashable.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number.
+
+    References
+    ----------
+    Hao et al., "On-policy RL with optimal reward baseline" (2025), arXiv 2505.23585; Greensmith,
+    Bartlett & Baxter, "Variance reduction techniques for gradient estimates" (2004).
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.opo([1.0, 0.0, 4.0], [10, 20, 10])
+    array([-0.25, -1.25,  2.75])
+    """
+    scored = _scored(rewards, groups)
+    weights = _check.non_negative("lengths", lengths, len(scored.rows))[scored.rows]
+    positive = np.bincount(scored.labels, weights)[scored.labels] > 0
+    _check.every_group(positive, scored.rows, "lengths must not be 0 throughout a group, got only 0")
+    return scored.finish(scored.centred(weights))
+
+
+def whiten(
+    x: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    ddof: int = 1,
+) -> Double:
+    r"""Whitened values: less their mean, over their standard deviation, both over live entries.
+
+    .. math:: y = \frac{x - \bar x}{\sqrt{v + \epsilon}}, \qquad
+              v = \frac{1}{n - \mathrm{ddof}} \sum (x - \bar x)^2
+
+    Parameters
+    ----------
+    x : array_like, any shape
+        Values, computed in float64 whatever their dtype (bfloat16 too).
+    mask : array_like of bool, shape of `x`, optional
+        Live entries; what lies elsewhere is never read.
+    shift_mean : bool, default True
+        Whether the result has mean 0; if not, the mean of `x` is added back.
+    eps : float, default 1e-8
+        Added to the variance, under the root, as in verl. Equal values give exactly 0 before
+        any mean is added back, with ``eps=0`` too.
+    ddof : {0, 1}, default 1
+        Delta degrees of freedom.
+
+    Returns
+    -------
+    ndarray, shape of `x`, float64
+        Whitened values; exactly 0 at entries that are not live.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, a live entry that is not finite (the first is named), an option outside its
+        values, or fewer than ddof + 1 live entries.
+    TypeError
+        For dtypes that are not real numbers.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.whiten([[1.0, 3.0], [5.0, 99.0]], [[1, 1], [1, 0]], eps=0.0)
+    array([[-1.,  0.],
+           [ 1.,  0.]])
+    """
+    eps = _check.non_negative_number("eps", eps)
+    _check.choice("ddof", ddof, (0, 1))
+    array = _check.doubles("x", x)
+    live = np.ones(array.shape, np.bool_) if mask is None else _check.flags(mask, array.shape)
+    values = _check.alive("x", array, live)[live]
+    freedom = _check.degrees_of_freedom("x", len(values), ddof)
+    shifted = values - values[0]
+    mean = shifted.mean()
+    whitened = _over_spread(shifted - mean, freedom, eps)
+    result = np.zeros(array.shape)
+    result[live] = whitened if shift_mean else whitened + (values[0] + mean)
+    return result
+
+
+def kl_rewards(
+    rewards: ArrayLike,
+    logp: ArrayLike,
+    ref_logp: ArrayLike,
+    mask: ArrayLike,
+    coef: float,
+    estimator: str = "k1",
+) -> Double:
+    r"""Per-step rewards with a penalty on the divergence from a reference policy.
+
+    .. math:: r'_{n,t} = r_{n,t} - c\, k(d_{n,t}), \qquad d = \log \pi_{\mathrm{ref}} - \log \pi
+
+    with an estimate k of the step's Kullback-Leibler divergence KL(π ‖ π_ref):
+
+    .. math:: k_1 = -d, \qquad k_2 = d^2 / 2, \qquad k_3 = e^d - 1 - d
+
+    k1 and k3 are unbiased, k2 is not; k2 and k3 are never negative. Nothing is clipped.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N,) or (N, T)
+        Reward of each sequence, which lands on its last live step, or of each step.
+    logp : array_like, shape (N, T)
+        Log-probability of each step's action under the policy that took it.
+    ref_logp : array_like, shape (N, T)
+        The same under the reference policy.
+    mask : array_like of bool, shape (N, T)
+        Live steps; what lies elsewhere is never read.
+    coef : float
+        Weight c >= 0 of the penalty.
+    estimator : {"k1", "k2", "k3"}, default "k1"
+        Which estimate of the divergence.
+
+    Returns
+    -------
+    ndarray, shape (N, T), float64
+        Rewards less penalties; exactly 0 on steps that are not live.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, an option outside its values, a number of a live step or a sequence reward
+        that is not finite, a divergence beyond the range of float64, or a sequence reward other than
+        0 without a live step to hold it (the first is named).
+    TypeError
+        For dtypes that are not real numbers.
+
+    References
+    ----------
+    Schulman, "Approximating KL divergence" (2020), http://joschu.net/blog/kl-approx.html.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.kl_rewards([1.0], [[-1.0, -2.0, 0.0]], [[-2.0, -2.5, 0.0]], [[1, 1, 0]], 0.1)
+    array([[-0.1 ,  0.95,  0.  ]])
+    """
+    coef = _check.non_negative_number("coef", coef)
+    _check.choice("estimator", estimator, ("k1", "k2", "k3"))
+    live = _check.flags(mask)
+    shape = live.shape
+    policy, reference = (
+        _check.alive(name, _check.doubles(name, value, shape), live)
+        for name, value in (("logp", logp), ("ref_logp", ref_logp))
+    )
+    given = _check.doubles("rewards", rewards, shape, shape[:1])
+    if given.ndim == 2:
+        result = _check.alive("rewards", given, live)
+    else:
+        last = np.where(live, np.arange(shape[1]), -1).max(axis=1, initial=-1)
+        _check.placed(given, last)
+        rows = np.flatnonzero(last >= 0)
+        result = np.zeros(shape)
+        result[rows, last[rows]] = given[rows]
+    with np.errstate(over="ignore"):
+        d = reference - policy
+        if estimator == "k1":
+            penalty = -d
+        elif estimator == "k2":
+            penalty = np.square(d) / 2
+        else:
+            # expm1 keeps the digits of small d; a last bit of its error must not turn k3 negative.
+            penalty = np.maximum(np.expm1(d) - d, 0.0)
+    _check.finite(estimator, penalty)
+    result -= coef * penalty
+    return result
+
+
+def to_steps(per_sequence: ArrayLike, mask: ArrayLike) -> Double:
+    """Per-step weights out of one number a sequence: w[n,t] = a[n] on live steps, 0 elsewhere.
+
+    Parameters
+    ----------
+    per_sequence : array_like, shape (N,)
+        One number for each sequence, such as its advantage.
+    mask : array_like of bool, shape (N, T)
+        Live steps.
+
+    Returns
+    -------
+    ndarray, shape (N, T), float64
+        The sequence's number on its live steps, exactly 0 on the rest.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, or a number that is not finite (the first is named).
+    TypeError
+        For dtypes that are not real numbers.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.to_steps([2.0, -1.0], [[1, 1, 1], [0, 1, 0]])
+    array([[ 2.,  2.,  2.],
+           [ 0., -1.,  0.]])
+    """
+    live = _check.flags(mask)
+    values = _check.doubles("per_sequence", per_sequence, live.shape[:1])
+    _check.finite("per_sequence", values)
+    return np.where(live, values[:, None], 0.0)

@@ -1,0 +1,244 @@
+r"""Rollouts of an older policy: importance ratios, what they cost and what they bias.
+
+With the log-probabilities of a step's action under the policy that is differentiated, logp, and under
+the one that sampled it, behavior_logp, d_t = logp_t - behavior_logp_t over the live steps:
+
+    token      rho_t = exp(d_t)
+    sequence   rho   = exp(sum_t d_t), one for the rollout
+    geometric  rho   = exp(mean_t d_t), one for the rollout
+
+each truncated to min(rho, c) if so wanted. Only the whole sequence's ratio, not truncated, turns an
+expectation under the old policy into one under the new: the others trade bias for variance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check
+from rlvar._types import Double
+from rlvar.stats.estimate import Estimate, to_json
+from rlvar.stats.intervals import jackknife
+
+RATIOS = ("none", "token", "sequence", "geometric")
+
+# Where sum (rho - 1)^2 over whole sequences is below this, so is N times the largest relative bias
+# that leaving out ratios can have, squared: a tenth of the standard error of the mean.
+_CLOSE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceRatios:
+    """Importance ratios of rollouts that another policy sampled.
+
+    Attributes
+    ----------
+    ratio : str
+        Which ratio: "none", "token", "sequence" or "geometric".
+    truncate : float or None
+        What ratios are cut off at.
+    values : ndarray, shape (N, T)
+        The ratios; 0 on steps that are not live.
+    effective_size : float
+        How many rollouts with a ratio of 1 would be as good: N mean(rho)^2 / mean(rho^2), over
+        rollouts, or over live steps for "token". It is N at most, and N for "none".
+    mean : Estimate
+        Mean of the ratios before truncation, over rollouts, or over live steps for "token". It is 1 in
+        expectation for "token" and "sequence": far from it, the rollouts do not show what the new policy
+        does. Its interval is that of the jackknife over rollouts.
+    largest : float
+        The largest ratio before it is truncated; infinite if beyond the range of float64.
+    truncated : float
+        Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
+    unbiased : bool
+        Whether estimators keep by theory the mean that they have on policy: with "sequence" and nothing
+        cut off by design; with "token" and "geometric", not truncated, where rollouts have one step at
+        most; and with any where both policies are `close`.
+    close : bool
+        Whether the two policies are so much alike on these rollouts that no choice of ratios matters: by
+        Cauchy and Schwarz the bias without them is at most sqrt(E (rho - 1)^2 E |g|^2), rho of whole
+        sequences; with sum (rho - 1)^2 < 0.01 that is a tenth of the mean's standard error.
+    sequence_size : float
+        The effective sample size that ratios of whole sequences, not truncated, would leave.
+    """
+
+    ratio: str
+    truncate: float | None
+    values: Double
+    effective_size: float
+    mean: Estimate
+    largest: float
+    truncated: float
+    unbiased: bool
+    close: bool
+    sequence_size: float
+
+    @property
+    def misses(self) -> bool:
+        """Whether the mean is 1 by theory, and its interval excludes that."""
+        return self.ratio in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
+
+    def __str__(self) -> str:
+        if self.close:
+            return "importance ratios hardly matter: the policies agree on these rollouts"
+        if self.ratio == "none":
+            return (
+                "biased: another policy sampled these rollouts, and no ratios weigh them; those of whole "
+                f"sequences would leave an effective size of {self.sequence_size:.1f} of {len(self.values)}"
+            )
+        cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
+        return (
+            f"{self.ratio} ratios: effective sample size {self.effective_size:.1f} of {len(self.values)}, "
+            f"mean {self.mean}, largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, but for the values, as JSON-ready values."""
+        names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased", "close")
+        return {
+            **{name: to_json(getattr(self, name)) for name in names},
+            "sequence_size": to_json(self.sequence_size),
+            "mean": self.mean.to_dict(),
+        }
+
+
+def importance_ratios(
+    logp: ArrayLike,
+    behavior_logp: ArrayLike,
+    *,
+    ratio: str = "sequence",
+    truncate: float | None = None,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+) -> ImportanceRatios:
+    r"""Importance ratios of rollouts, by token or by sequence.
+
+    Parameters
+    ----------
+    logp, behavior_logp : array_like, shape (N, T)
+        Log-probability of each step's action under the policy that is differentiated and under the
+        one that sampled it, both as they sample: temperature and top-p included.
+    ratio : {"sequence", "token", "geometric", "none"}
+        Which ratio.
+    truncate : float, optional
+        Largest ratio: min(rho, truncate). Positive.
+    mask, lengths
+        Live steps, as in `covariance`: mask (N, T) or lengths (N,).
+
+    Returns
+    -------
+    ImportanceRatios
+
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, a live log-probability that is not finite, an unknown ratio, a
+        `truncate` that is not positive or comes with "none", or a ratio beyond the range of float64
+        that is not truncated.
+
+    Notes
+    -----
+    Weights w[n,t] times the ratios are the weights of the estimator on rollouts of the old policy mu:
+
+    .. math:: E_\mu[\rho \sum_t w_t S_t] = E_\pi[\sum_t w_t S_t], \qquad
+              \rho = \prod_t \frac{\pi(y_t)}{\mu(y_t)}
+
+    is exact for the ratio of the whole sequence alone. Its variance grows exponentially with length.
+    The token's own ratio leaves out that earlier tokens came from another policy and that later
+    rewards do. The geometric mean's (GSPO) is neither. Truncation bounds the variance and biases the
+    mean, towards the old policy. The effective sample size is Kish's,
+    :math:`(\sum \rho)^2 / \sum \rho^2`.
+
+    References
+    ----------
+    Kish, "Survey sampling" (1965); Ionides, "Truncated importance sampling" (2008); Espeholt et al.,
+    "IMPALA" (2018); Zheng et al., "Group sequence policy optimization" (GSPO, 2025), arXiv 2507.18071.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> old, new = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.6, 0.6], [0.4, 0.6]])
+    >>> result = rlvar.importance_ratios(new, old)
+    >>> result.values.round(2)
+    array([[1.44, 1.44],
+           [0.96, 0.96]])
+    >>> print(result)
+    sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44, unbiased
+    """
+    new, old = (
+        _check.floats(name, value).astype(np.float64, copy=False)
+        for name, value in (("logp", logp), ("behavior_logp", behavior_logp))
+    )
+    if new.ndim != 2:
+        raise ValueError(f"logp must have shape (N, T), got {new.shape}")
+    if old.shape != new.shape:
+        raise ValueError(f"behavior_logp must have shape (N, T) = {new.shape}, got {old.shape}")
+    n, t = new.shape
+    steps = _check.steps((n, t), mask, lengths)
+    _check.finite("logp", new, steps)
+    _check.finite("behavior_logp", old, steps)
+    _check.choice("ratio", ratio, RATIOS)
+    bound = None if truncate is None else _check.positive_number("truncate", truncate)
+    if bound is not None and ratio == "none":
+        raise ValueError("truncate must come with a ratio, got ratio = 'none'")
+
+    live = steps.live((n, t))
+    logs = np.where(live, np.subtract(new, old, out=np.zeros((n, t)), where=live), 0.0)
+    counts = np.count_nonzero(live, axis=1)
+    whole = logs.sum(axis=1)[counts > 0]
+    with np.errstate(over="ignore"):
+        close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
+    if ratio == "none":
+        logs = np.zeros_like(logs)
+    elif ratio == "sequence":
+        logs = np.broadcast_to(logs.sum(axis=1, keepdims=True), (n, t))
+    elif ratio == "geometric":
+        logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
+    with np.errstate(over="ignore"):
+        values = np.where(live, np.exp(logs), 0.0)
+    # Every live step for "token", else one for each rollout.
+    single = logs[live] if ratio == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+    largest = float(values.max(initial=0.0))
+    # A rollout's one ratio counts once, those of its tokens one by one.
+    mean = _mean(values.sum(axis=1), counts) if ratio == "token" else _mean(values.max(axis=1), counts > 0)
+    truncated = 0.0
+    if bound is not None:
+        truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
+        values, single = np.minimum(values, bound), np.minimum(single, math.log(bound))
+    elif not np.isfinite(largest):
+        i = int(np.argmax(np.isinf(values).any(axis=1)))
+        raise ValueError(
+            f"truncate must be given for {ratio} ratios beyond the range of float64, got one of "
+            f"exp({logs[i].max():.6g}) in rollout {i}"
+        )
+    exact = bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1))
+    return ImportanceRatios(
+        ratio=ratio,
+        truncate=bound,
+        values=values,
+        effective_size=n * _kish(single),
+        mean=mean,
+        largest=largest,
+        truncated=truncated,
+        unbiased=bool(exact or close),
+        close=close,
+        sequence_size=n * _kish(whole),
+    )
+
+
+def _kish(logs: Double) -> float:
+    """Return mean(x)^2 / mean(x^2) of x = exp(logs), in range even where x is not."""
+    x = np.exp(logs - logs.max(initial=-np.inf))
+    return float(x.mean()) ** 2 / float(np.square(x).mean()) if x.size else 1.0
+
+
+def _mean(sums: Double, counts: NDArray[Any]) -> Estimate:
+    """Return sum of sums (N,) over sum of counts (N,), with the jackknife over rollouts."""
+    with np.errstate(all="ignore"):  # beyond float64, or of one rollout alone
+        value = sums.sum() / counts.sum()
+        return jackknife(float(value), (sums.sum() - sums) / (counts.sum() - counts), 0.95)

@@ -1,0 +1,524 @@
+"""Rewards into per-step weights: backward scans over the steps of each rollout.
+
+Every one is a recurrence over the live steps of a row, from the last to the first: what flows to a
+step t from its next live step t', discounted once for each live step and cut where the episode ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check, _core
+from rlvar._types import Float
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS = """mask : array_like of bool, shape (N, T), optional
+        Live steps, those that belong to the policy. Gaps are skipped: the decision process is the
+        sequence of live steps, one discount for each. What lies under the mask is never read.
+    lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``. Not together with `mask`.
+    terminated : array_like of bool, shape (N, T), optional
+        Steps after which the episode is over: nothing flows to them from later steps.
+    truncated : array_like of bool, shape (N, T), optional
+        Steps after which the episode was cut short: nothing flows to them from later steps either,
+        but the value of the state that came next, in `next_values`. A step marked as both is
+        terminated.
+    next_values : array_like, shape (N, T), optional
+        Value of the state after each truncated step; read there only. Goes with `truncated`.
+    bootstrap_value : array_like, shape (N,), optional
+        Value of the state after the last live step of each row, 0 by default.
+    time_axis : {-1, 0, 1}, default -1
+        Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
+
+_RAISES = """ValueError
+        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or together with `mask`,
+        `truncated` without `next_values` or the reverse, a number that is read but not finite (the
+        first is named), or a result beyond the range of its dtype.
+    TypeError
+        For dtypes that are not real numbers."""
+
+
+def _documented(function: Function) -> Function:
+    """Fill in what the docstrings of the scans share."""
+    if function.__doc__:  # absent under python -OO
+        function.__doc__ = function.__doc__.replace("%(options)s", _OPTIONS).replace("%(raises)s", _RAISES)
+    return function
+
+
+def _run(
+    kernel: Any, scan: _check.Scan, own: tuple[Any, ...], outs: tuple[NDArray[Any] | None, ...]
+) -> tuple[Float, ...]:
+    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes.
+
+    Kernels say whether all that they read was finite.
+    """
+    given = scan.as_given(scan.arrays[0])
+    results: list[Float] = []
+    for out in outs:
+        if out is not None:
+            _check.out_array(out, given.shape, given.dtype)
+            for array in map(scan.as_given, scan.inputs):
+                same = out.ctypes.data == array.ctypes.data and out.strides == array.strides
+                if not same and np.shares_memory(out, array):
+                    raise ValueError("out must not overlap an argument, unless it is that argument")
+        # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
+        results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
+    if not kernel(*scan.arrays, *own, *scan.options, *results):
+        scan.raise_not_finite()
+        raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
+    for result, out in zip(results, outs, strict=True):
+        if out is not None and not out.flags.c_contiguous:
+            out[...] = scan.as_given(result)
+    return tuple(
+        scan.as_given(result) if out is None else out for result, out in zip(results, outs, strict=True)
+    )
+
+
+@_documented
+def reward_to_go(
+    rewards: ArrayLike,
+    gamma: float | ArrayLike = 1.0,
+    *,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    next_values: ArrayLike | None = None,
+    bootstrap_value: ArrayLike | None = None,
+    time_axis: int = -1,
+    out: NDArray[Any] | None = None,
+) -> Float:
+    r"""Return-to-go of every step.
+
+    .. math:: G_t = r_t + \gamma_t \begin{cases} 0 & \text{terminated} \\
+              V^{\mathrm{next}}_t & \text{truncated} \\ G_{t'} & \text{otherwise} \end{cases}
+
+    where :math:`t'` is the next live step after :math:`t`, and beyond the last one stands the
+    bootstrap value.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N, T)
+        Reward of each step. float32 and float64 are used as they are, with any strides; float16 and
+        bfloat16 are converted to float32, integers and booleans to float64.
+    gamma : float or array_like, shape (N, T), default 1.0
+        Discount factor in [0, 1] in units of one live step, or one for each step; a 0 cuts there.
+    %(options)s
+    out : ndarray, shape (N, T), optional
+        Where the result goes, of the result's dtype, any strides. It may be an argument itself, but not
+        overlap one otherwise. After an error its content is undefined.
+
+    Returns
+    -------
+    ndarray, shape (N, T)
+        Return-to-go, float32 or float64 as the rewards; exactly 0 on steps that are not live.
+
+    Raises
+    ------
+    %(raises)s
+
+    References
+    ----------
+    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 3.3, eq. 3.9. On
+    truncation: Pardo et al., "Time limits in reinforcement learning" (2018), arXiv 1712.00378.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.reward_to_go([[1.0, 1.0, 4.0], [2.0, 1.0, 9.0]], 0.5, lengths=[3, 2])
+    array([[2.5, 3. , 4. ],
+           [2.5, 1. , 0. ]])
+    """
+    no_option = mask is lengths is terminated is truncated is next_values is bootstrap_value is out is None
+    if no_option and time_axis == -1 and type(gamma) is float and 0.0 <= gamma <= 1.0:
+        # The common case, the shortest way. What is wrong with it falls through and is named below.
+        array = _check.floats("rewards", rewards)
+        if array.ndim == 2:
+            result = np.empty(array.shape, array.dtype)
+            if _core.reward_to_go(array, gamma, None, None, None, None, None, None, None, result):
+                return result
+    scan = _check.scan(
+        {"rewards": rewards},
+        gamma,
+        mask,
+        lengths,
+        terminated,
+        truncated,
+        next_values,
+        bootstrap_value,
+        time_axis,
+    )
+    return _run(_core.reward_to_go, scan, (), (out,))[0]
+
+
+@_documented
+def gae(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    *,
+    gamma: float | ArrayLike,
+    lam: float,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    next_values: ArrayLike | None = None,
+    bootstrap_value: ArrayLike | None = None,
+    time_axis: int = -1,
+    out: tuple[NDArray[Any], NDArray[Any]] | None = None,
+) -> tuple[Float, Float]:
+    r"""Generalised advantage estimates, and the returns that values are fitted to.
+
+    .. math:: A_t = \delta_t + \gamma_t \lambda A_{t'}, \qquad
+              \delta_t = r_t + \gamma_t V_{t'} - V_t
+
+    where :math:`t'` is the next live step after :math:`t`. After a terminated step
+    :math:`V_{t'} = A_{t'} = 0`; after a truncated one :math:`A_{t'} = 0` and :math:`V_{t'}` is the
+    next value; after the last live step it is the bootstrap value. The returns are
+    :math:`A_t + V_t`, the lambda-returns.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N, T)
+        Reward of each step, with dtypes as in `reward_to_go`.
+    values : array_like, shape (N, T)
+        Value of the state of each step.
+    gamma : float or array_like, shape (N, T)
+        Discount factor in [0, 1] in units of one live step, or one for each step.
+    lam : float
+        Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go less the value.
+    %(options)s
+    out : pair of ndarray, shape (N, T), optional
+        Where advantages and returns go, as for `reward_to_go`.
+
+    Returns
+    -------
+    advantages, returns : ndarray, shape (N, T)
+        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
+        (or are half precision), else float64. Factors and bootstrap values take that dtype.
+
+    Raises
+    ------
+    %(raises)s
+
+    Notes
+    -----
+    One scan over :math:`U_t = \lambda A_t + V_t`, which obeys
+    :math:`U_t = \lambda r_t + (1 - \lambda) V_t + \gamma_t \lambda U_{t'}`; then
+    :math:`A_t = r_t + \gamma_t U_{t'} - V_t`.
+
+    References
+    ----------
+    Schulman et al., "High-dimensional continuous control using generalized advantage estimation"
+    (2016), eq. 16, arXiv 1506.02438.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> advantages, returns = rlvar.gae([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
+    >>> advantages, returns
+    (array([[2., 1.]]), array([[2.5, 2. ]]))
+    """
+    scan = _check.scan(
+        {"rewards": rewards, "values": values},
+        gamma,
+        mask,
+        lengths,
+        terminated,
+        truncated,
+        next_values,
+        bootstrap_value,
+        time_axis,
+    )
+    decay = _check.discount("lam", lam)
+    advantages, returns = _run(_core.gae, scan, (decay,), _pair(out))
+    return advantages, returns
+
+
+@_documented
+def lambda_returns(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    *,
+    gamma: float | ArrayLike,
+    lam: float,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    next_values: ArrayLike | None = None,
+    bootstrap_value: ArrayLike | None = None,
+    time_axis: int = -1,
+) -> Float:
+    r"""Lambda-returns: the second result of `gae`.
+
+    .. math:: G^\lambda_t = r_t + \gamma_t \big((1 - \lambda) V_{t'} + \lambda G^\lambda_{t'}\big)
+
+    where :math:`t'` is the next live step after :math:`t`; beyond the last one both are the bootstrap
+    value.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N, T)
+        Reward of each step, with dtypes as in `reward_to_go`.
+    values : array_like, shape (N, T)
+        Value of the state of each step.
+    gamma : float or array_like, shape (N, T)
+        Discount factor in [0, 1] in units of one live step, or one for each step.
+    lam : float
+        Trace decay in [0, 1]: 0 gives the one-step target, 1 the return-to-go.
+    %(options)s
+
+    Returns
+    -------
+    ndarray, shape (N, T)
+        Exactly 0 on steps that are not live.
+
+    Raises
+    ------
+    %(raises)s
+
+    References
+    ----------
+    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 12.1.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.lambda_returns([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
+    array([[2.5, 2. ]])
+    """
+    return gae(
+        rewards,
+        values,
+        gamma=gamma,
+        lam=lam,
+        mask=mask,
+        lengths=lengths,
+        terminated=terminated,
+        truncated=truncated,
+        next_values=next_values,
+        bootstrap_value=bootstrap_value,
+        time_axis=time_axis,
+    )[1]
+
+
+@_documented
+def n_step_returns(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    n: int,
+    *,
+    gamma: float | ArrayLike,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    next_values: ArrayLike | None = None,
+    bootstrap_value: ArrayLike | None = None,
+    time_axis: int = -1,
+) -> Float:
+    r"""N-step returns: n rewards, then the value of the state reached.
+
+    .. math:: G^{(n)}_t = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V_{t+n}
+
+    counted in live steps. A terminated or truncated step, or the end of the row, stops it earlier:
+    with nothing, the next value, or the bootstrap value.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N, T)
+        Reward of each step, with dtypes as in `reward_to_go`.
+    values : array_like, shape (N, T)
+        Value of the state of each step.
+    n : int
+        Number of rewards, at least 1.
+    gamma : float or array_like, shape (N, T)
+        Discount factor in [0, 1] in units of one live step, or one for each step.
+    %(options)s
+
+    Returns
+    -------
+    ndarray, shape (N, T)
+        Exactly 0 on steps that are not live.
+
+    Raises
+    ------
+    %(raises)s
+
+    Notes
+    -----
+    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
+    doubling, and those that add up to n applied to the values: O(T log n), without dividing by a
+    power of gamma.
+
+    References
+    ----------
+    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 7.1.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.n_step_returns([[1.0, 2.0, 3.0]], [[9.0, 8.0, 7.0]], 2, gamma=0.5)
+    array([[3.75, 3.5 , 3.  ]])
+    """
+    scan = _check.scan(
+        {"rewards": rewards, "values": values},
+        gamma,
+        mask,
+        lengths,
+        terminated,
+        truncated,
+        next_values,
+        bootstrap_value,
+        time_axis,
+    )
+    count = _check.positive_integer("n", n)
+    scan.raise_not_finite()
+    result = scan.empty()
+    with np.errstate(all="ignore"):  # what is out of range is an error below
+        result[...] = _n_steps(scan, count)
+    if not np.isfinite(result).all():
+        raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the rewards")
+    return scan.as_given(result)
+
+
+def _n_steps(scan: _check.Scan, n: int) -> Float:
+    """N-step returns (N, T), 0 on steps that are not live."""
+    rewards, values = scan.arrays
+    dtype, shape = rewards.dtype, rewards.shape
+    live = scan.steps.live(shape)
+    tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
+    # Each step as a map x -> a + c x of what comes after it.
+    a = np.where(live, rewards, 0)
+    c = np.full(shape, scan.gamma, dtype) if scan.gammas is None else np.where(live, scan.gammas, 0)
+    if scan.next_values is not None:
+        cut = scan.bootstrapped & live
+        a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
+    if scan.terminated is not None:
+        c = np.where(scan.terminated, 0, c)
+    # Live steps to the front of their rows, the others behind them as maps that pass x on.
+    order = np.argsort(~live, axis=1, kind="stable")
+    front = np.take_along_axis(live, order, axis=1)
+    a = np.where(front, np.take_along_axis(a, order, axis=1), 0)
+    c = np.where(front, np.take_along_axis(c, order, axis=1), 1)
+    x = np.where(front, np.take_along_axis(values, order, axis=1), tail[:, None])
+
+    def ahead(array: Float, steps: int, beyond: Any) -> Float:
+        """`array` as it is `steps` steps later."""
+        moved = np.empty_like(array)
+        moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
+        moved[:, max(shape[1] - steps, 0) :] = beyond
+        return moved
+
+    steps, left = 1, min(n, max(shape[1], 1))
+    while left:
+        if left & 1:
+            x = a + c * ahead(x, steps, tail[:, None])
+        left >>= 1
+        if left:
+            a, c = a + c * ahead(a, steps, 0), c * ahead(c, steps, 1)
+            steps *= 2
+    result: Float = np.zeros(shape, dtype)
+    np.put_along_axis(result, order, np.where(front, x, 0), axis=1)
+    return result
+
+
+@_documented
+def vtrace(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    rho: ArrayLike,
+    *,
+    gamma: float | ArrayLike,
+    lam: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+    mask: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    next_values: ArrayLike | None = None,
+    bootstrap_value: ArrayLike | None = None,
+    time_axis: int = -1,
+) -> tuple[Float, Float]:
+    r"""V-trace targets and advantages for rollouts of another policy.
+
+    .. math:: v_t = V_t + \rho_t \delta_t + \gamma_t c_t (v_{t'} - V_{t'}), \qquad
+              A_t = \rho_t (r_t + \gamma_t v_{t'} - V_t)
+
+    with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \lambda \min(\bar c, \pi/\mu)`,
+    :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`.
+    After a terminated step :math:`V_{t'} = v_{t'} = 0`, after a truncated one both are the next value,
+    after the last live step the bootstrap value.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (N, T)
+        Reward of each step, with dtypes as in `reward_to_go`.
+    values : array_like, shape (N, T)
+        Value of the state of each step.
+    rho : array_like, shape (N, T)
+        Importance ratio pi/mu of each step's action: the policy that is learnt over the one that
+        acted; at least 0, not clipped.
+    gamma : float or array_like, shape (N, T)
+        Discount factor in [0, 1] in units of one live step, or one for each step.
+    lam : float, default 1.0
+        Trace decay in [0, 1].
+    rho_clip, c_clip : float, default 1.0
+        Upper bounds of the ratios in the error and in the trace; infinity for none.
+    %(options)s
+
+    Returns
+    -------
+    targets, advantages : ndarray, shape (N, T)
+        Exactly 0 on steps that are not live.
+
+    Raises
+    ------
+    %(raises)s
+
+    References
+    ----------
+    Espeholt et al., "IMPALA" (2018), section 4.1, arXiv 1802.01561.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.vtrace([[1.0, 2.0]], [[0.5, 1.0]], [[1.0, 3.0]], gamma=1.0)
+    (array([[3., 2.]]), array([[2.5, 1. ]]))
+    """
+    scan = _check.scan(
+        {"rewards": rewards, "values": values, "rho": rho},
+        gamma,
+        mask,
+        lengths,
+        terminated,
+        truncated,
+        next_values,
+        bootstrap_value,
+        time_axis,
+    )
+    decay = _check.discount("lam", lam)
+    rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
+    ratios = _check.ratios(scan)
+    one = ratios.dtype.type(1)
+    scan.arrays[2] = np.minimum(ratios, one * rho_bound)
+    cut = one * decay * np.minimum(ratios, one * c_bound)
+    targets, advantages = _run(_core.vtrace, scan, (cut,), (None, None))
+    return targets, advantages
+
+
+def _pair(out: Any) -> tuple[Any, Any]:
+    if out is None:
+        return None, None
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError("out must be a pair of arrays: advantages, returns")
+    if all(isinstance(array, np.ndarray) for array in out) and np.shares_memory(*out):
+        raise ValueError("out must be two arrays that share no memory")
+    return out[0], out[1]

@@ -1,0 +1,494 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import closed_forms
+import reference
+import rlvar
+import strategies
+from rlvar.analysis.growth import strata_of
+
+# Most cases are small; `test_intervals_from_fewer_than_ten_units_come_with_a_warning` is about it.
+NAMES = ("total_variance", "variance_terms", "covariance_terms")
+
+
+@given(case=strategies.terms())
+def test_every_part_matches_the_definition(case):
+    scores, weights, options = case
+    result = rlvar.decompose(scores, weights, **options)
+    matrix = reference.covariance(scores, weights, **options)
+    x = reference.terms(scores, weights, options.get("mask"), options.get("lengths"))
+    atol = 1e-12 * matrix.diagonal().sum() + 1e-27 * float((x**2).sum())
+    close = {"rtol": 1e-11, "atol": atol * len(matrix)}
+    np.testing.assert_allclose(result.step_variance, matrix.diagonal(), **close)
+    np.testing.assert_allclose(result.growth, reference.growth(scores, weights, **options), **close)
+    np.testing.assert_allclose(result.lag_profile, reference.lag_profile(matrix), **close)
+    if result.growth[-1]:
+        np.testing.assert_allclose(result.step_share * result.growth[-1], matrix.sum(axis=1), **close)
+    np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
+    np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
+    np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
+    p = reference.weights_of_samples(len(x), options.get("sample_weight"))
+    size = reference.effective_size(len(x), options.get("sample_weight"))
+    assert result.effective_size == pytest.approx(size, rel=1e-12)
+    np.testing.assert_allclose(result.mean, np.tensordot(p, x, 1) / p.sum(), rtol=1e-12, atol=1e-12)
+
+
+@given(case=strategies.terms())
+def test_the_parts_add_up_to_the_variance_of_the_summed_gradients(case):
+    scores, weights, options = case
+    result = rlvar.decompose(scores, weights, **options)
+    total, variance, covariance = (getattr(result, name).value for name in NAMES)
+    ddof = options.pop("ddof")
+    p = {name: options.pop(name) for name in ("sample_weight",) if name in options}
+    g = reference.gradients(scores, weights, **options)
+    w = reference.weights_of_samples(len(g), **p)
+    summed = w @ np.square(reference.centred(g, w)).sum(axis=1) / reference.normaliser(len(g), ddof=ddof, **p)
+    steps = len(result.growth)
+    close = {"rel": 1e-11, "abs": 1e-12 * steps * variance + 1e-26 * steps * float((g**2).sum()) + 1e-300}
+    assert total == result.growth[-1]
+    assert total == pytest.approx(variance + covariance, **close)
+    assert total == pytest.approx(summed, **close)
+    if scores.dtype == np.float64:  # products of float32 have fewer digits
+        assert total == pytest.approx(result.covariance.sum(), **close)
+    assert total == pytest.approx(result.lag_profile[0] + 2 * result.lag_profile[1:].sum(), **close)
+    assert variance == pytest.approx(result.step_variance.sum(), rel=1e-12)
+    if total:
+        assert result.step_share.sum() * total == pytest.approx(total, **close)
+
+
+def test_variances_within_and_between_groups_add_up_to_the_total(isa, rng):
+    scores, weights = rng.standard_normal((40, 7, 3)), rng.standard_normal((40, 7))
+    mask = rng.random((40, 7)) < 0.8
+    groups = rng.permutation(np.repeat(np.arange(6), [2, 4, 5, 7, 9, 13]))
+    parts = [
+        rlvar.decompose(scores[rows], weights[rows], mask=mask[rows], ddof=0)
+        for rows in (groups == label for label in range(6))
+    ]
+    sizes = np.bincount(groups)
+    between = rlvar.decompose(np.stack([part.mean for part in parts]), sample_weight=sizes, ddof=0)
+    whole = rlvar.decompose(scores, weights, mask=mask, ddof=0)
+    for curve in ("growth", "step_variance", "lag_profile"):
+        within = sizes @ [getattr(part, curve) for part in parts] / 40
+        np.testing.assert_allclose(within + getattr(between, curve), getattr(whole, curve), rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (7, 5, 3), (200, 9, 70), (3, 4, 200), (65, 30, 2)])
+def test_every_isa_and_cut_of_the_work_matches_numpy(isa, rng, shape, dtype):
+    n, t, _ = shape
+    scores = rng.standard_normal(shape, dtype)
+    weights = rng.standard_normal((n, t))
+    p = rng.random(n)
+    for options in ({"lengths": rng.integers(0, t + 1, n)}, {"mask": rng.random((n, t)) < 0.7}):
+        live = reference.live_steps((n, t), **options)
+        x = scores * np.where(live, weights, 0.0)[:, :, None]
+        h = np.cumsum(x, axis=1)
+        fact = p.sum() - (p**2).sum() / p.sum()
+        result = rlvar.decompose(scores, weights, sample_weight=p, **options)
+        for series, squares in ((x, result.step_variance), (h, result.growth)):
+            centred = series - np.tensordot(p, series, 1) / p.sum()
+            expected = np.einsum("n,ntd->t", p, centred**2) / fact
+            np.testing.assert_allclose(squares, expected, rtol=1e-12, atol=1e-12 * expected.max())
+
+
+def test_lag_correlations_are_those_of_the_matrix(rng):
+    scores, weights = rng.standard_normal((40, 9, 2)), rng.standard_normal((40, 9))
+    lengths = rng.integers(1, 8, 40)  # nobody reaches the last two steps
+    result = rlvar.decompose(scores, weights, lengths=lengths)
+    matrix = reference.covariance(scores, weights, lengths=lengths)
+    deviation = np.sqrt(matrix.diagonal())
+    bound = reference.lag_profile(np.outer(deviation, deviation))
+    np.testing.assert_allclose(
+        result.lag_correlation[:7], reference.lag_profile(matrix)[:7] / bound[:7], rtol=1e-9
+    )
+    assert np.isnan(result.lag_correlation[7:]).all()
+    assert result.lag_correlation[0] == pytest.approx(1)
+    assert result.alive.tolist() == [(lengths > t).sum() for t in range(9)]
+
+
+def test_step_shares_sum_to_one_and_are_negative_where_a_step_reduces_the_variance(rng):
+    scores, weights = rng.standard_normal((50, 8, 3)), rng.standard_normal((50, 8))
+    scores[:, 5], weights[:, 5] = -0.5 * scores[:, 2], weights[:, 2]
+    mask = rng.random((50, 8)) < 0.8
+    mask[:, [2, 5]] = True
+    mask[:, 7] = False
+    scores[~mask], weights[~mask] = np.nan, np.nan
+    share = rlvar.decompose(scores, weights, mask=mask).step_share
+    assert share.sum() == pytest.approx(1, rel=1e-13)
+    assert share[5] < 0 < share[2]
+    assert share[7] == 0
+
+
+def test_a_rollout_is_alive_until_its_last_live_step():
+    mask = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    assert rlvar.decompose(np.ones((3, 4, 1)), mask=mask).alive.tolist() == [2, 2, 1, 0]
+    assert rlvar.decompose(np.ones((3, 4, 1))).alive.tolist() == [3, 3, 3, 3]
+
+
+def test_growth_ends_at_the_total(rng):
+    result = rlvar.decompose(rng.standard_normal((30, 6, 2)), rng.standard_normal((30, 6)))
+    assert result.growth[-1] == result.total_variance.value
+    assert result.growth[0] == result.step_variance[0]
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits(isa, rng):
+    scores = 1e6 + rng.standard_normal((100, 9, 5))
+    result = rlvar.decompose(scores)
+    expected = reference.covariance(scores - 1e6)
+    np.testing.assert_allclose(result.step_variance, expected.diagonal(), rtol=1e-9)
+    np.testing.assert_allclose(result.growth, reference.growth(scores - 1e6), rtol=1e-8)
+    np.testing.assert_allclose(result.step_share, expected.sum(axis=1) / expected.sum(), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(result.covariance, expected, rtol=0, atol=1e-12 * expected.max())
+
+
+@pytest.mark.parametrize("shape", [(500, 20, 3), (70, 30, 200)])
+def test_bits_do_not_depend_on_the_number_of_threads(isa, rng, shape):
+    scores, weights = rng.standard_normal(shape), rng.standard_normal(shape[:2])
+    one = rlvar.decompose(scores, weights, num_threads=1)
+    for threads in (2, 3, 8):
+        other = rlvar.decompose(scores, weights, num_threads=threads)
+        assert [getattr(one, name) for name in NAMES] == [getattr(other, name) for name in NAMES]
+        for name in ("step_variance", "step_share", "growth", "mean", "lag_profile", "covariance"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("groups", [None, list("abcabcaabbccaddd")])
+def test_standard_errors_are_those_of_the_jackknife(isa, rng, groups):
+    scores, weights = rng.standard_normal((16, 5, 3)) + 1, rng.standard_normal((16, 5))
+    mask = rng.random((16, 5)) < 0.8
+    mask[:, 4] = True
+    result = rlvar.decompose(scores, weights, mask=mask, groups=groups)
+
+    def statistic(name):
+        def of_kept(kept):
+            part = rlvar.decompose(scores[kept], weights[kept], mask=mask[kept])
+            return getattr(part, name).value
+
+        return of_kept
+
+    labels = groups or np.arange(16)
+    for name in (*NAMES, "growth_exponent"):
+        expected = reference.jackknife_stderr(statistic(name), labels)
+        np.testing.assert_allclose(getattr(result, name).stderr, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ddof", [0, 1, 2])
+def test_the_signal_is_the_plug_in_less_its_bias_and_its_jackknife_leaves_out_rollouts(isa, rng, ddof):
+    scores, lengths = rng.standard_normal((16, 5, 3)) + 1, rng.integers(0, 6, 16)
+    g = reference.gradients(scores, lengths=lengths)
+
+    def signal(kept):
+        mean = g[kept].mean(axis=0)
+        return mean @ mean - ddof * g[kept].var(axis=0, ddof=ddof).sum() / len(kept)
+
+    result = rlvar.decompose(scores, lengths=lengths, ddof=ddof)
+    assert result.signal.value == pytest.approx(signal(np.arange(16)), rel=1e-12)
+    stderr = reference.jackknife_stderr(signal, np.arange(16))
+    assert result.signal.stderr == pytest.approx(stderr, rel=1e-9)
+    assert result.noise_scale.value == pytest.approx(result.total_variance.value / result.signal.value)
+    p = rng.random(16)
+    weighted = rlvar.decompose(scores, lengths=lengths, ddof=ddof, sample_weight=p)
+    mean = p @ g / p.sum()
+    bias = ddof * weighted.total_variance.value / reference.effective_size(16, p)
+    assert weighted.signal.value == pytest.approx(mean @ mean - bias, rel=1e-12)
+    assert np.isnan([weighted.signal.low, weighted.noise_scale.low]).all()
+
+
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(15), 4)])
+def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups):
+    rewards = rng.standard_normal((60, 5)) + 1
+    scores = rng.standard_normal((60, 5, 3)) + 0.3
+    row = rlvar.compare(rlvar.Rollouts(scores, rewards, groups=groups))["multi"]
+    ours = rlvar.decompose(scores, rlvar.reward_to_go(rewards), groups=groups)
+    assert ours.signal.to_dict() == pytest.approx(row.signal.to_dict(), rel=1e-9)
+    if groups is None:
+        assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
+        return
+    # Of equal groups, compare's unit is the mean; here noise is counted in rollouts.
+    assert ours.noise_scale.value == pytest.approx(ours.total_variance.value / row.signal.value)
+
+
+def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):
+    scores, groups = rng.standard_normal((30, 4, 3)) + 0.5, rng.integers(0, 12, 30)
+    result = rlvar.decompose(scores, groups=groups)
+    g = reference.gradients(scores)
+    labels, sizes = np.unique(groups, return_counts=True)
+    u, size, mean = len(labels), sizes.mean(), g.mean(axis=0)
+    y = np.array([g[groups == label].sum(axis=0) for label in labels]) / size - np.outer(sizes / size, mean)
+    assert result.signal.value == pytest.approx(mean @ mean - np.square(y).sum() / (u * (u - 1)), rel=1e-12)
+
+
+QUANTITIES = (*NAMES, "growth_exponent", "growth_exponent_within", "signal", "noise_scale")
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 3])
+def test_intervals_have_the_scale_of_the_scores(rng, groups):
+    scores = rng.standard_normal((40, 6, 3)) + 0.5
+    options = {"groups": groups, "strata": 1}
+    expected = rlvar.decompose(scores, **options)
+    for exponent in (-490, -270, 270, 490):
+        result = rlvar.decompose(np.ldexp(scores, exponent), **options)
+        for name in QUANTITIES:
+            square = name in NAMES or name == "signal"
+            for field in ("value", "stderr", "low", "high"):
+                value = getattr(getattr(result, name), field)
+                value = np.ldexp(value, -2 * exponent) if square else value
+                assert value == pytest.approx(getattr(getattr(expected, name), field), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("copies", [1, 3])
+def test_what_one_rollout_carries_alone_is_not_known_from_rounding(seed, copies):
+    rng = np.random.default_rng(seed)
+    scores, weights = rng.standard_normal((25, 6, 3)), np.zeros(25)
+    weights[seed] = rng.standard_normal()
+    groups = np.arange(25) // copies if copies > 1 else None
+    result = rlvar.decompose(scores, weights, groups=groups)
+    for estimate in (result.total_variance, result.variance_terms):
+        assert estimate.low == 0.0
+        assert estimate.value < estimate.high < 10 * estimate.value
+    assert np.isnan(result.growth_exponent.low)
+
+
+def test_a_noise_scale_whose_signal_may_be_none_has_no_upper_end(rng):
+    scores = rng.standard_normal((30, 4, 3))
+    result = rlvar.decompose(scores)
+    assert result.signal.low <= 0
+    assert result.noise_scale.high == np.inf
+    assert result.noise_scale.low > 0
+
+
+def assert_same_results(ours, theirs):
+    """Equal to rounding in every field, and in what is computed on demand."""
+    for name, value in theirs.to_dict(covariance=True).items():
+        mine = ours.to_dict(covariance=True)[name]
+        if isinstance(value, dict):
+            value, mine = (np.array(list(d.values()), float) for d in (value, mine))
+        np.testing.assert_allclose(
+            np.array(mine, float), np.array(value, float), rtol=1e-9, atol=1e-11, err_msg=name
+        )
+
+
+def test_growth_exponent_of_a_power_law_is_its_power():
+    # Increments along one direction that make the running sum k^a z: V(k) is k^(2a) exactly.
+    z = np.array([-1.0, 0.5, 2.0, -3.0])
+    k = np.arange(1, 41)
+    for a in (0.5, 1.0, 1.5):
+        increments = np.diff(k**a, prepend=0.0)
+        result = rlvar.decompose((z[:, None] * increments)[:, :, None])
+        assert result.growth_range == (20, 40)
+        np.testing.assert_allclose(result.growth_exponent.value, 2 * a, rtol=1e-10)
+        np.testing.assert_allclose(result.growth_exponent.stderr, 0, atol=1e-8)
+
+
+def test_growth_range_is_the_upper_half_of_what_half_the_rollouts_reach(rng):
+    scores = rng.standard_normal((6, 20, 2))
+    assert rlvar.decompose(scores).growth_range == (10, 20)
+    assert rlvar.decompose(scores, lengths=[2, 3, 4, 8, 12, 20]).growth_range == (4, 8)
+    assert rlvar.decompose(scores, lengths=[0] * 6).growth_range == (1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
+    scores = rng.standard_normal((12, 4, 2))
+    with pytest.warns(UserWarning, match="7 rollouts are few: intervals may be far too narrow") as record:
+        rlvar.decompose(scores[:7])
+    assert record[0].filename == __file__
+    with pytest.warns(UserWarning, match="4 groups are few"):
+        rlvar.decompose(scores, groups=[0, 1, 2, 3] * 3)
+    rlvar.decompose(scores[:7], sample_weight=np.ones(7))  # no intervals
+    rlvar.decompose(scores)
+
+
+@pytest.mark.parametrize("groups", [None, list("abcdefghij") * 3])
+def test_the_exponent_within_strata_is_its_definition_and_its_jackknife(isa, rng, groups):
+    scores, weights = rng.standard_normal((30, 12, 3)) + 0.3, rng.standard_normal((30, 12))
+    lengths = rng.integers(0, 13, 30)
+    x = reference.terms(scores, weights, lengths=lengths)
+    for strata in (1, 2, 3):
+        labels = reference.strata_of(lengths, strata)
+
+        def within(kept, labels=labels):
+            return reference.growth_exponent_within(x, labels, lengths, kept)
+
+        result = rlvar.decompose(scores, weights, lengths=lengths, groups=groups, strata=strata)
+        if strata == 1:  # some rollout has no step at all
+            assert np.isnan(result.growth_exponent_within.value)
+            assert result.strata_disagree is None
+            continue
+        ours = result.growth_exponent_within
+        assert ours.value == pytest.approx(within(None), rel=1e-10)
+        stderr = reference.jackknife_stderr(within, groups or np.arange(30))
+        assert ours.stderr == pytest.approx(stderr, rel=1e-8)
+        assert result.growth_exponent_shift.value == pytest.approx(ours.value - result.growth_exponent.value)
+
+
+def test_strata_are_quantiles_that_keep_equal_lengths_together():
+    lengths = np.array([5, 9, 9, 9, 9, 1, 20, 21, 30, 2])
+    labels = strata_of(lengths, np.ones(10), 4)
+    assert labels.tolist() == [1, 2, 2, 2, 2, 0, 3, 3, 3, 0]
+    np.testing.assert_array_equal(np.unique(reference.strata_of(lengths, 4), return_inverse=True)[1], labels)
+    assert not strata_of(np.full(6, 3), np.ones(6), 5).any()
+    assert strata_of(lengths, lengths * (lengths > 5.0), 1).tolist() == [-1, 0, 0, 0, 0, -1, 0, 0, 0, -1]
+
+
+LENGTHS, SHARES = np.array([30, 45, 60]), np.array([0.3, 0.4, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shares", "rewards", "means", "disagree"),
+    [
+        # All rollouts reach what is fitted, and all count alike: there is nothing to tell apart.
+        (LENGTHS, [0.6, 0.2, 0.2], [1, 1, 1], [0, 0, 0], False),
+        # Long episodes are good ones, here with weights and means of their own.
+        (LENGTHS, SHARES, LENGTHS / 60, [-0.5, 0.0, 0.5], True),
+    ],
+)
+def test_strata_find_the_exponent_that_lengths_confound(lengths, shares, rewards, means, disagree):
+    shares, rewards, means = np.asarray(shares), np.asarray(rewards, float), np.asarray(means)
+    growth = closed_forms.length_growth(lengths, shares, rewards, means, 60)
+    plain, within, verdicts = [], [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        kind = rng.choice(3, 300, p=shares)
+        scores = rng.standard_normal((300, 60, 2)) + means[kind, None, None]
+        result = rlvar.decompose(scores, rewards[kind], lengths=lengths[kind], strata=6)
+        first, last = result.growth_range
+        exact = np.polyfit(np.log(np.arange(first, last + 1)), np.log(growth[first - 1 : last]), 1)[0]
+        plain.append(result.growth_exponent.value - exact)
+        within.append(result.growth_exponent_within.value - 1.0)
+        verdicts.append(result.strata_disagree)
+    assert abs(exact - 1) > 0.3 or not disagree
+    for errors in (plain, within):
+        assert abs(np.mean(errors)) < 4 * np.std(errors) / 60**0.5
+    assert np.mean(verdicts) > 0.95 if disagree else np.mean(verdicts) < 0.2
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
+def test_one_stratum_of_all_rollouts_never_disagrees(groups):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scores, weights = rng.standard_normal((30, rng.integers(3, 12), 2)) + 1, rng.standard_normal(30)
+        result = rlvar.decompose(scores, weights, strata=4, groups=groups)
+        shift = result.growth_exponent_shift
+        assert shift.value == shift.stderr == shift.low == shift.high == 0.0
+        assert result.strata_disagree is False
+
+
+def test_what_tells_nothing_of_growth_is_left_out_of_the_strata(rng):
+    # Of single steps there is no slope, short episodes earn nothing, and one stratum is a law.
+    lengths, k = np.repeat([1, 20, 40], 12), np.arange(1, 41)
+    weights = np.where(lengths == 40, rng.standard_normal(36), 0.0)[:, None] * np.diff(k**0.7, prepend=0.0)
+    result = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths, strata=3)
+    assert result.growth_exponent_within.value == pytest.approx(1.4, rel=1e-10)
+    assert "within strata of similar length" in str(result)
+    alone = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths)
+    assert np.isnan(alone.growth_exponent_within.value)
+    assert "strata" not in str(alone)
+
+
+def test_no_interval_with_sample_weight_or_two_rollouts(rng):
+    scores = rng.standard_normal((5, 4, 2))
+    for result in (
+        rlvar.decompose(scores, sample_weight=np.full(5, 0.2), ddof=0),
+        rlvar.decompose(scores[:2]),
+    ):
+        assert np.isfinite(result.total_variance.value)
+        assert np.isnan([result.total_variance.low, result.total_variance.stderr]).all()
+
+
+def test_the_effective_size_is_shown_with_sample_weight_alone(rng):
+    scores = rng.standard_normal((4, 3, 2))
+    assert "effective size" not in str(rlvar.decompose(scores))
+    result = rlvar.decompose(scores, sample_weight=[3, 1, 0, 0])
+    assert result.effective_size == pytest.approx(1.6)
+    assert "effective size    1.6 of 4 rollouts" in str(result)
+
+
+def test_one_step_and_no_variance():
+    result = rlvar.decompose(np.ones((5, 1, 1)))
+    assert result.total_variance.value == 0
+    assert np.isnan(result.growth_exponent.value)
+    assert np.isnan(result.covariance_share)
+    assert np.isnan(result.step_share).all()
+    assert "total variance" in str(result)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": np.arange(23) // 2}, {"sample_weight": np.arange(23) + 0.1}]
+)
+def test_equal_rollouts_have_no_variance_at_all(rng, options):
+    scores = np.repeat(0.1 * rng.standard_normal((1, 6, 3)), 23, axis=0)
+    result = rlvar.decompose(scores, np.full(23, 1 / 3), strata=1, **options)
+    assert result.total_variance.value == result.variance_terms.value == 0.0
+    assert not result.step_variance.any()
+    assert not result.growth.any()
+    assert np.isnan(result.step_share).all()
+    assert np.isnan([result.growth_exponent.value, result.growth_exponent_within.value]).all()
+    assert result.noise_scale.value == 0.0
+    # Steps that are equal in all rollouts have none, and no growth is fitted over them.
+    scores[:, 4:] = rng.standard_normal((23, 2, 3))
+    result = rlvar.decompose(scores, np.full(23, 1 / 3), **options)
+    assert np.flatnonzero(result.growth).tolist() == [4, 5]
+    assert np.isnan(result.growth_exponent.value)
+
+
+def test_to_dict_is_json_and_holds_every_field(rng):
+    result = rlvar.decompose(rng.standard_normal((2, 4, 2)))
+    fields = json.loads(json.dumps(result.to_dict(covariance=True), allow_nan=False))
+    assert {*NAMES, "step_variance", "growth", "lag_profile", "mean", "covariance"} <= set(fields)
+    assert fields["total_variance"]["stderr"] is None
+    np.testing.assert_array_equal(fields["covariance"], result.covariance)
+    assert "covariance" not in result.to_dict()
+
+
+def test_results_are_frozen_and_picklable(rng):
+    result = rlvar.decompose(rng.standard_normal((5, 4, 2)))
+    with pytest.raises(AttributeError):
+        result.growth = None
+    copy = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(copy.covariance, result.covariance)
+
+
+def test_the_scale_of_sample_weight_does_not_matter(rng):
+    scores, p = rng.standard_normal((9, 4, 2)), rng.random(9)
+    expected = rlvar.decompose(scores, sample_weight=p)
+    for factor in (2.0**-900, 1e-300, 1e300):
+        result = rlvar.decompose(scores, sample_weight=p * factor)
+        np.testing.assert_allclose(result.growth, expected.growth, rtol=1e-13)
+        np.testing.assert_allclose(result.covariance, expected.covariance, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_first_bad_score_is_named(rng, bad):
+    scores = rng.standard_normal((6, 4, 3))
+    scores[4, 2, 1] = bad
+    with pytest.raises(ValueError, match=r"got scores\[4, 2, 1\] = "):
+        rlvar.decompose(scores)
+    lengths = [4, 4, 4, 4, 2, 4]
+    np.testing.assert_array_equal(
+        rlvar.decompose(scores, lengths=lengths).growth,
+        rlvar.decompose(np.nan_to_num(scores, posinf=0), lengths=lengths).growth,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"groups": [1, 2, 3]}, ValueError, r"groups must have shape \(N,\) = \(4,\), got \(3,\)"),
+        ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
+        ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
+        ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
+        ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
+        ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
+        ({"strata": True}, TypeError, "strata must be an integer, got bool"),
+        ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        rlvar.decompose(np.ones((4, 3, 2)), **options)

@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+
+import reference
+import rlvar
+from rlvar.weights.estimators import CATALOG
+
+NAMES = ["single", "multi", "single-mean", "single-optimal", "otb"]
+
+
+@pytest.fixture
+def comparison(rng):
+    scores = rng.standard_normal((60, 4, 3))
+    return rlvar.compare(rlvar.Rollouts(scores, 3 + scores[:, :, 0]), NAMES)
+
+
+def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(comparison):
+    room = rlvar.headroom(comparison)
+    v = {row.name: row.variance.value for row in comparison}
+    assert room.best == min(("single-optimal", "otb"), key=v.get)
+    assert room.removable.value == pytest.approx(1 - v[room.best] / v["single"])
+    assert room.removable.low < room.removable.value < room.removable.high < 1
+    assert set(room.removed) == set(NAMES) - {"single", room.best}
+    for name, part in room.removed.items():
+        assert part.value == pytest.approx((v["single"] - v[name]) / (v["single"] - v[room.best]))
+    assert str(room).startswith(f"{room.best} removes {room.removable} of the variance of single\n")
+    assert json.loads(json.dumps(room.to_dict(), allow_nan=False))["best"] == room.best
+
+
+def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
+    scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "single-optimal"]
+    rollouts = rlvar.Rollouts(scores, 4 + rng.standard_normal((14, 3)))
+    g = [reference.gradients(scores, CATALOG[name].weights(rollouts)) for name in names]
+
+    def part(kept):
+        single, multi, best = (x[kept].var(axis=0, ddof=1).sum() for x in g)
+        return (single - multi) / (single - best)
+
+    ours = rlvar.headroom(rlvar.compare(rollouts, names)).removed["multi"]
+    assert ours.value == pytest.approx(part(np.arange(14)))
+    assert ours.stderr == pytest.approx(reference.jackknife_stderr(part, np.arange(14)))
+
+
+def test_the_reference_may_be_left_out_of_the_rows(comparison):
+    assert rlvar.headroom(comparison.only(["otb"])).removed == {}
+
+
+def test_what_is_not_removable_beyond_doubt_is_not_divided_by(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((40, 3, 2)), rng.standard_normal(40))
+    room = rlvar.headroom(rlvar.compare(rollouts, ["single", "multi", "single-optimal"]))
+    assert room.removable.low < 0
+    assert np.isnan(room.removed["multi"].value)
+    assert room.to_dict()["removed"]["multi"]["value"] is None
+
+
+def test_only_comparisons_have_headroom():
+    with pytest.raises(TypeError, match="comparison must be a Comparison, got int"):
+        rlvar.headroom(5)
+
+
+def test_with_several_ratios_the_best_is_looked_for_among_all(rng):
+    logp = -rng.exponential(1.0, (60, 4))
+    stale = {"logp": logp, "behavior_logp": logp + 0.2 * rng.standard_normal((60, 4))}
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), np.full(60, 3.0), **stale)
+    result = rlvar.compare(rollouts, ["single", "otb"], ratio=["none", "token", "sequence"])
+    assert rlvar.headroom(result).best == "otb:sequence"  # the only ratio that leaves the mean alone
+
+
+def test_baselines_that_were_not_compared_or_bias_the_mean_are_refused(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 3, 2)), rng.standard_normal(40), lengths=rng.integers(1, 4, 40)
+    )
+    with pytest.raises(ValueError, match=r"must hold one of single-optimal, .* got single, multi"):
+        rlvar.headroom(rlvar.compare(rollouts))
+    with pytest.raises(ValueError, match="with the mean of single"):
+        rlvar.headroom(rlvar.compare(rollouts, ["single", "otb"], aggregation="sequence-mean"))

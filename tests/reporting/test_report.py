@@ -1,0 +1,344 @@
+import numpy as np
+import pytest
+
+import rlvar
+from rlvar.cli import main
+from rlvar.reporting.report import make_report
+from rlvar.reporting.verdict import _percent, _power
+
+
+def verdict(scores, rewards, **options):
+    return " ".join(make_report(rlvar.Rollouts(scores, rewards, **options)).verdict)
+
+
+def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
+    report = make_report(rlvar.datasets.cartpole())
+    ratio = report.comparison["multi"].ratio
+    assert (
+        f"Single-step needs {1 / ratio.value:.3g} times as many rollouts as multi-step "
+        f"for the same precision (95% interval {1 / ratio.high:.3g} to {1 / ratio.low:.3g})."
+        in report.verdict
+    )
+
+
+def test_a_tie_is_not_called_a_win(rng):
+    text = verdict(rng.standard_normal((12, 2, 3)), rng.standard_normal((12, 2)))
+    assert "do not settle it" in text
+    assert "the interval holds 1" in text
+
+
+def test_terminal_rewards_are_recognised(rng):
+    assert "are the same estimator" in verdict(rng.standard_normal((12, 5, 3)), rng.standard_normal(12))
+
+
+def test_no_variance_is_said():
+    text = verdict(np.ones((12, 5, 3)), np.ones(12))
+    assert "neither varies" in text
+    assert "does not vary" in text
+
+
+def test_two_rollouts_say_why_there_is_no_interval(rng):
+    report = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    assert "too few" in " ".join(report.verdict)
+    assert "too few" in str(report)
+
+
+def test_positive_covariance_is_a_share_of_the_variance(rng):
+    # All terms of a rollout are equal: every entry of C is the same, (T - 1) / T is covariance.
+    scores = np.repeat(rng.standard_normal((50, 1, 2)), 10, axis=1)
+    report = make_report(rlvar.Rollouts(scores, np.ones(50)))
+    text = " ".join(report.verdict)
+    assert "90% of the variance of single-step is covariance between steps" in text
+    assert "(45 covariance terms, 10 variance terms)" in text
+    assert "length^2.00" in text
+    assert report.decompositions["multi"].covariance_share == pytest.approx(0.9)
+
+
+def test_covariance_that_may_be_none_is_not_given_a_sign():
+    # Independent scores with one terminal reward of 1: every covariance term is 0.
+    wrong = 0
+    for seed in range(40):
+        scores = np.random.default_rng(seed).standard_normal((50, 6, 2))
+        wrong += "cannot be told from none" not in verdict(scores, np.ones(50))
+    assert wrong <= 8
+
+
+def test_one_estimator_without_variance_is_said():
+    # Whole returns are 0, returns-to-go are not.
+    rng = np.random.default_rng(0)
+    rewards = np.repeat(rng.standard_normal((40, 1)), 2, axis=1) * [1, -1]
+    assert "Single-step does not vary over these rollouts; multi-step does." in verdict(
+        rng.standard_normal((40, 2, 3)), rewards
+    )
+
+
+def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    text = " ".join(make_report(rollouts, ["single", "grpo"]).verdict)
+    assert "The mean gradient of GRPO is not that of single-step" in text
+    assert "times as many rollouts" not in text
+
+
+def test_many_estimators_are_told_in_few_sentences(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    report = make_report(rollouts, ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"])
+    text = " ".join(report.verdict)
+    assert "The mean gradient of GRPO, Dr. GRPO and OPO is not that of single-step" in text
+    assert "groups as" in text
+    assert str(report).count("Growth of the variance") <= 2
+
+
+def test_groups_and_ignored_rewards_are_explained(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((20, 5, 3)),
+        np.ones((20, 5)),
+        lengths=[4] * 20,
+        groups=list("aabbccddeeffgghhiijj"),
+    )
+    text = str(make_report(rollouts))
+    assert "A group's mean is the unit here" in text
+    assert "20 non-zero rewards lie on steps that are not live and are ignored" in text
+
+
+def test_what_no_rollout_reaches_is_not_counted(rng):
+    scores = rng.standard_normal((30, 50, 2))
+    report = make_report(rlvar.Rollouts(scores, rng.standard_normal((30, 50)), lengths=[7] * 30))
+    assert "(21 covariance terms, 7 variance terms)" in " ".join(report.verdict)
+    assert "7 steps" in str(report)
+
+
+def test_one_step_has_no_covariance_and_no_exponent(rng):
+    text = str(make_report(rlvar.Rollouts(rng.standard_normal((30, 1, 2)), np.ones((30, 1)))))
+    assert "nan" not in text
+
+
+def test_the_chart_rises_to_the_largest_variance(rng):
+    lines = str(make_report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Growth of the variance"))
+    heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
+    assert heights == sorted(heights)
+    assert heights[-1] == 6
+
+
+def test_the_verdict_says_what_the_rollouts_cannot_tell():
+    rng = np.random.default_rng(1)
+    scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
+    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    assert "The signal of single-step is not resolved with these 100 rollouts" in text
+    assert "Nothing speaks against it that the policy which scored these rollouts" in text
+    assert "Heavy tails" not in text
+    assert "not sampled from the policy" not in text
+    rewards[0] = 1e6
+    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    assert "Heavy tails: 1 of 100 rollouts carries much of the variance, 99% for single-step" in text
+
+
+def test_rollouts_of_another_policy_are_told():
+    rng = np.random.default_rng(0)
+    actions = rng.standard_normal((500, 5)) + 0.8  # sampled with a mean that is not the policy's
+    report = make_report(rlvar.Rollouts(actions[:, :, None], actions))
+    assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
+    assert "scores of different steps are correlated" in report.verdict[-1]
+    assert f"the square of their mean is {report.on_policy.mean_score} of" in report.verdict[-1]
+    one_step = make_report(rlvar.Rollouts(actions[:, :1, None], actions[:, :1])).verdict[-1]
+    assert "the square of their mean" in one_step
+    assert "correlated" not in one_step
+    assert report.to_dict()["on_policy"]["on_policy"] is False
+
+
+def test_the_headroom_of_a_baseline_is_said_with_what_is_removed(rng):
+    # A constant return of 10: a baseline removes nearly all of the noise, reward-to-go a half of it.
+    scores = rng.standard_normal((200, 2, 2))
+    report = make_report(rlvar.Rollouts(scores, 5 + 0.5 * rng.standard_normal((200, 2))))
+    (sentence,) = [line for line in report.verdict if "cross-fitted" in line]
+    assert "would remove 99." in sentence
+    assert "of the variance of single-step" in sentence
+    assert "Of that are removed: by multi-step" in sentence
+    assert report.to_dict()["headroom"]["removable"]["value"] > 0.99
+    assert [row.name for row in report.comparison] == ["single", "multi"]
+    noise = verdict(scores, rng.standard_normal(200))
+    assert "No baseline fitted to the scores is known to help" in noise
+    assert "No baseline has anything to remove" in verdict(np.ones((12, 5, 3)), np.ones(12))
+
+
+def test_stale_rollouts_are_told_by_their_ratios(rng):
+    logp = -rng.exponential(1.0, (60, 4))
+    options = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rng.standard_normal((60, 4)), **options)
+    biased, fair = (make_report(rollouts, ratio=ratio) for ratio in ("token", "sequence"))
+    assert "token ratios: effective sample size" in str(biased)
+    assert "is not that of single-step" in " ".join(biased.verdict)
+    assert biased.headroom is None
+    assert "times as many rollouts" in " ".join(fair.verdict)
+
+
+def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), lengths=rng.integers(1, 6, 40)
+    )
+    report = make_report(rollouts, aggregation="sequence-mean", interval="bootstrap", seed=3)
+    for name in ("single", "multi"):
+        total = report.decompositions[name].total_variance
+        assert report.comparison[name].variance.value == pytest.approx(total.value)
+    assert "95% intervals: bootstrap over 40 rollouts" in str(report)
+    assert "not divided by their number" in str(make_report(rollouts, aggregation="token-mean"))
+
+
+def test_growth_that_the_lengths_bend_is_told_apart_from_growth_within_similar_ones(rng):
+    # Independent terms, whose mean tells the length: linear within a length, steeper over all.
+    lengths = rng.choice([20, 40, 60], 300)
+    scores = rng.standard_normal((300, 60, 2)) + (lengths / 40 - 1)[:, None, None]
+    text = verdict(scores, lengths / 60, lengths=lengths)
+    assert "Among rollouts of similar length the variance of single-step grows as length^" in text
+    assert "the two disagree" in text
+    same = verdict(scores, lengths / 60)
+    assert "similar length" not in same
+
+
+def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
+    path = tmp_path / "few.npz"
+    np.savez(path, scores=rng.standard_normal((6, 3, 2)), rewards=rng.standard_normal((6, 3)))
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().err.count("6 rollouts are few") == 1
+
+
+def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng):
+    # Without one rollout multi-step does not vary: its last reward is the only one.
+    scores, rewards = np.ones((12, 2, 1)), np.zeros((12, 2))
+    scores[:, 0] = 0.0
+    rewards[:, 0] = rng.standard_normal(12)
+    rewards[0, 1] = 0.5
+    report = make_report(rlvar.Rollouts(scores, rewards))
+    ratio = report.comparison["multi"].ratio
+    assert ratio.low == 0.0
+    assert f"interval {1 / ratio.high:.3g} to inf)" in report.verdict[0]
+
+
+def test_nothing_can_be_removed_from_a_reference_that_does_not_vary(rng):
+    # R S = 1 always; with a baseline it varies.
+    signs = np.sign(rng.standard_normal((20, 1, 1)))
+    text = verdict(signs, signs[:, :, 0])
+    assert "No baseline has anything to remove from single-step." in text
+    assert "inf%" not in text
+
+
+def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
+    # Prompts differ in their rewards: each needs a baseline of its own.
+    groups = np.repeat(np.arange(60), 8)
+    signs = rng.choice([-1.0, 1.0], (480, 1, 2))
+    rewards = 5 * rng.standard_normal(60)[groups] + signs[:, 0, 0]
+    report = make_report(rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"])
+    assert report.comparison["rloo"].ratio.high < 0.1
+    assert report.headroom.removable.low < 0
+    text = " ".join(report.verdict)
+    assert "No baseline fitted to the scores is known to help" in text
+    assert "the best constant baseline (single-optimal), one for all groups, would" in text
+    report = make_report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
+    text = " ".join(report.verdict)
+    assert (
+        "The best constant baseline (single-optimal), one for all groups, cross-fitted, would remove" in text
+    )
+
+
+def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
+    )
+    text = str(make_report(rollouts, aggregation="token-mean"))
+    assert "variance of a group's tokens" in text
+    assert "A group is the unit here" in text
+    assert "group's mean" not in text
+
+
+def test_ratios_that_leave_few_rollouts_are_told(rng):
+    # Coins of 0.5 scored as coins of 0.65: after 600 tosses one rollout has most of the ratios' sum.
+    tosses = rng.random((64, 600)) < 0.5
+    logp = np.log(np.where(tosses, 0.65, 0.35))
+    options = {"logp": logp, "behavior_logp": np.full((64, 600), np.log(0.5))}
+    rollouts = rlvar.Rollouts((tosses - 0.65)[:, :, None], tosses.mean(axis=1), **options)
+    report = make_report(rollouts, ["single", "single-mean"], ratio="sequence")
+    size = report.comparison["single"].importance.effective_size
+    assert size < 10
+    told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
+    assert told in " ".join(report.verdict)
+    assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
+    unweighted = " ".join(make_report(rollouts).verdict)
+    assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
+    assert "behavior_logp says so too" in unweighted
+
+
+def test_ratios_whose_mean_is_not_one_are_told(rng):
+    tosses = rng.random((100, 4)) < 0.5
+    scores, logp = np.where(tosses, 0.5, -0.5)[:, :, None], np.full(tosses.shape, -1.0)
+    rollouts = rlvar.Rollouts(scores, np.ones(100), logp=logp, behavior_logp=logp - 0.5 * tosses)
+    text = " ".join(make_report(rollouts, ratio="sequence").verdict)
+    assert "The mean of the sequence ratios is" in text
+    assert "should be 1" in text
+    assert "effective sample size" not in text
+
+
+def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):
+    # What a trainer and an inference engine of the same policy say of the same tokens.
+    tosses = rng.random((200, 30)) < 0.5
+    logp = np.full(tosses.shape, np.log(0.5))
+    scores, rewards = (tosses - 0.5)[:, :, None], tosses.astype(float)
+    engine = logp + 1e-3 * rng.standard_normal(tosses.shape)
+    plain = make_report(rlvar.Rollouts(scores, rewards))
+    both = make_report(rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=engine))
+    assert both.verdict == plain.verdict
+    assert "the policies agree on these rollouts" in str(both)
+
+
+def test_estimators_that_are_the_same_are_told_once(rng):
+    rewards = rng.standard_normal(60)
+    logp = -rng.exponential(1.0, (60, 4))
+    stale = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
+    report = make_report(rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale))
+    text = str(report)
+    assert "are the same estimator" in text
+    assert "Their means differ" not in text
+    assert text.count("Where the variance of") == 1
+    assert "single-step comes from (multi-step is the same)" in text
+    assert text.count("Growth of the variance") == 1
+
+
+def test_nothing_is_claimed_without_intervals_or_gradients(rng):
+    two = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    assert two.verdict == ["2 rollouts are too few to tell anything: there are no intervals."]
+    still = rlvar.Rollouts(rng.standard_normal((20, 3, 1)), np.zeros(20))
+    assert make_report(still).verdict[0].startswith("All gradient estimates are 0")
+    with pytest.raises(ValueError, match="estimators must name at least one"):
+        make_report(still, [])
+
+
+@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scores, rewards = rng.standard_normal((23, 6, 3)), np.zeros(23)
+        rewards[seed] = 1.0
+        report = make_report(rlvar.Rollouts(scores, rewards), interval=interval)
+        assert str(report).count("not resolved") >= 3  # of either table, and the sentence
+        assert "would resolve it" not in str(report)
+        # Returns-to-go of the others vary, whole returns do not.
+        rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
+        sentence = make_report(rlvar.Rollouts(scores, rewards), interval=interval).verdict[0]
+        assert sentence.startswith("These rollouts do not settle it: ")
+        assert "e+" not in sentence
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    assert (_power(-0.004), _power(-0.006)) == ("0.00", "-0.01")
+    assert (_percent(-0.004), _percent(-0.006)) == ("0%", "-1%")
+
+
+def test_unresolved_quantities_are_shown_as_such(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((100, 3, 2)), rng.standard_normal((100, 3)))
+    text = str(rlvar.compare(rollouts, ["single", "multi", "reinforce++"]))
+    assert "not resolved" in text
+    assert "above " in text
+    assert " inf" not in text

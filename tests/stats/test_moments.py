@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+
+import closed_forms
+from rlvar.stats import moments as units
+from rlvar.stats import resampling
+
+
+def brute_variance(g):
+    return g.var(axis=0, ddof=1).sum()
+
+
+def brute_cross(a, b):
+    products = a @ b.T
+    u = len(a)
+    return (products.sum() - np.trace(products)) / (u * (u - 1))
+
+
+STATISTICS = {
+    "variance": (lambda a, b: units.variance(units.sample(a)), lambda a, b: brute_variance(a)),
+    "signal": (lambda a, b: units.signal(units.sample(a)), lambda a, b: brute_cross(a, a)),
+    "cross_signal": (lambda a, b: units.cross_signal(units.sample(a), units.sample(b)), brute_cross),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize(("u", "d"), [(3, 1), (10, 1), (7, 20), (40, 4)])
+def test_values_and_left_out_ones_equal_recomputation(rng, name, u, d):
+    a, b = rng.standard_normal((2, u, d)) + 0.5
+    ours, definition = STATISTICS[name]
+    value, left_out = ours(a, b)
+    assert value == pytest.approx(definition(a, b), rel=1e-12, abs=1e-12)
+    kept = [np.arange(u) != i for i in range(u)]
+    expected = [definition(a[k], b[k]) for k in kept]
+    np.testing.assert_allclose(left_out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_over_all_data_sets_the_signal_is_unbiased_and_the_plug_in_is_not(mean):
+    outcomes, p = np.array([[1.0, 0.0], [-1.0, 2.0], [0.0, -1.0]]), np.array([0.25, 0.25, 0.5])
+    outcomes += mean - p @ outcomes
+    truth, variance = 2 * mean**2, p @ np.square(outcomes - mean).sum(axis=1)
+    draws, probabilities = closed_forms.product_measure(outcomes, p, 4)
+    signals, variances, plug_in = (
+        probabilities @ [statistic(g) for g in draws]
+        for statistic in (
+            lambda g: units.signal(units.sample(g)).value,
+            lambda g: units.variance(units.sample(g)).value,
+            lambda g: np.square(g.mean(axis=0)).sum(),
+        )
+    )
+    assert signals == pytest.approx(truth, abs=1e-13)
+    assert variances == pytest.approx(variance)
+    assert plug_in == pytest.approx(truth + variance / 4)
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits(rng):
+    # Multiples of 1/256: adding 1e8 rounds nothing.
+    near = np.round(256 * rng.standard_normal((50, 3))) / 256
+    samples = units.sample(near), units.sample(near + 1e8)
+    (value, left_out), (far, far_left_out) = map(units.variance, samples)
+    assert far == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(far_left_out, left_out, rtol=1e-12)
+
+
+def test_two_units_have_values_and_nothing_left_out(rng):
+    g = rng.standard_normal((2, 3))
+    assert units.signal(units.sample(g)).value == pytest.approx(g[0] @ g[1])
+    for moment in (
+        units.variance(units.sample(g)),
+        units.signal(units.sample(g)),
+        units.cross_signal(units.sample(g), units.sample(-g)),
+    ):
+        assert len(moment.left_out) == 0
+
+
+def test_equal_units_have_no_variance_at_all():
+    g = np.full((9, 2), 0.1)
+    value, left_out = units.variance(units.sample(g))
+    assert value == 0
+    assert not left_out.any()
+    assert units.largest_share(units.sample(g)) == 0
+    assert len(set(units.signal(units.sample(g)).left_out)) == 1
+
+
+def test_without_the_only_unit_that_deviates_there_is_no_variance():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        gradients = np.tile(rng.standard_normal(3), (15, 1))
+        gradients[seed] += rng.standard_normal(3)
+        sizes = None if seed % 2 else np.ones(15)
+        assert units.variance(units.sample(gradients, sizes)).left_out[seed] == 0.0
+
+
+def test_the_largest_share_is_that_of_the_unit_farthest_out():
+    g = np.array([[0.0], [0.0], [0.0], [4.0]])
+    assert units.largest_share(units.sample(g)) == pytest.approx(9 / 12)
+    assert units.largest_share(units.sample(g), 0.01) == units.largest_share(units.sample(g))
+    assert units.largest_share(units.sample(g), 0.5) == pytest.approx(10 / 12)
+
+
+def brute_sample(g, sizes):
+    """Mean, variance and cross products of a ratio of sums by their definitions."""
+    mean = g.sum(axis=0) / sizes.sum()
+    return mean, (g - sizes[:, None] * mean) / sizes.mean()
+
+
+def brute_ratio_cross(a, b, sizes):
+    (mean_a, y_a), (mean_b, y_b) = brute_sample(a, sizes), brute_sample(b, sizes)
+    return mean_a @ mean_b - (y_a * y_b).sum() / (len(a) * (len(a) - 1))
+
+
+SIZES = np.array([3.0, 1, 0, 7, 2, 2, 5, 1, 1, 4, 3, 6])
+
+
+def test_with_sizes_values_and_left_out_ones_equal_recomputation(rng):
+    a, b = rng.standard_normal((2, 12, 3)) + 0.5
+    x, y = units.sample(a, SIZES), units.sample(b, SIZES)
+    np.testing.assert_allclose(x.mean, a.sum(axis=0) / SIZES.sum())
+    kept = [np.arange(12) != i for i in range(12)]
+
+    def variance(a, sizes):
+        return np.square(brute_sample(a, sizes)[1]).sum() / (len(a) - 1)
+
+    for moment, statistic in (
+        (units.variance(x), lambda k: variance(a[k], SIZES[k])),
+        (units.cross_signal(x, y), lambda k: brute_ratio_cross(a[k], b[k], SIZES[k])),
+    ):
+        assert moment.value == pytest.approx(statistic(slice(None)))
+        np.testing.assert_allclose(moment.left_out, [statistic(k) for k in kept])
+
+
+def test_equal_sizes_are_a_plain_mean(rng):
+    g = rng.standard_normal((9, 3)) + 1
+    for of in (units.variance, units.signal):
+        one, other = of(units.sample(g / 5)), of(units.sample(g, np.full(9, 5.0)))
+        assert one.value == pytest.approx(other.value)
+        np.testing.assert_allclose(one.left_out, other.left_out)
+
+
+def test_the_variance_of_a_ratio_of_sums_is_that_of_the_batch(rng):
+    # The delta method against the truth: the variance of the ratio over many batches.
+    def draw(batches):
+        sizes = rng.integers(1, 9, (batches, 200)).astype(float)
+        return rng.standard_normal((batches, 200, 2)) + sizes[..., None] ** 1.5, sizes
+
+    g, sizes = draw(4000)
+    ratios = g.sum(axis=1) / sizes.sum(axis=1)[..., None]
+    truth = 200 * ratios.var(axis=0).sum()
+    ours = np.mean(
+        [units.variance(units.sample(*batch)).value for batch in zip(g[:400], sizes, strict=False)]
+    )
+    assert ours == pytest.approx(truth, rel=0.08)  # four standard errors
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_a_resample_is_the_moments_of_the_units_drawn(rng, sizes):
+    g, h = rng.standard_normal((2, 12, 3)) + 1
+    counts = resampling.resample_counts(12, 5, seed=3)
+    x, y = units.sample(g, sizes), units.sample(h, sizes)
+    ours, theirs = resampling.resample(x, counts), resampling.resample(y, counts)
+    drawn_from = (x.deviations * y.deviations).sum() / (12 * 11)
+    for i, count in enumerate(counts.astype(int)):
+        drawn, other, size = (np.repeat(a, count, axis=0) for a in (g, h, sizes))
+        assert resampling.resampled_variance(ours)[i] == pytest.approx(
+            np.square(brute_sample(drawn, size)[1]).sum() / 11
+        )
+        assert resampling.resampled_cross_signal(ours, theirs)[i] == pytest.approx(
+            brute_ratio_cross(drawn, other, size) - drawn_from
+        )
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_influence_is_the_derivative_of_the_log_variance(rng, sizes):
+    g = units.sample(rng.standard_normal((12, 3)) + 1, sizes)
+    counts = resampling.resample_counts(12, 1, seed=3)
+    ours = resampling.influence(resampling.resample(g, counts))[0]
+
+    def log_variance(extra):  # shares of weight that still add up to 12
+        shares = counts * (1 - extra.sum() / 12) + extra
+        return np.log(resampling.resampled_variance(resampling.resample(g, shares))[0])
+
+    h = 1e-5
+    numeric = [(log_variance(12 * h * e) - log_variance(-12 * h * e)) / (2 * h) for e in np.eye(12)]
+    np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_standard_errors_of_logarithms_follow_from_influences(rng):
+    g = rng.standard_normal((12, 3))
+    counts = resampling.resample_counts(12, 5, seed=3)
+    influence = resampling.influence(resampling.resample(units.sample(g), counts))
+    for i, count in enumerate(counts.astype(int)):
+        drawn = np.repeat(g, count, axis=0)
+        x = np.square(drawn - drawn.mean(axis=0)).sum(axis=1)
+        expected = x.std(ddof=1) / 12**0.5 / x.mean()
+        assert resampling.log_stderr(counts, influence)[i] == pytest.approx(expected)
+    assert not resampling.log_stderr(counts, influence - influence).any()
+
+
+def test_resamples_follow_their_seed_and_keep_the_number_of_units():
+    one, other = (resampling.resample_counts(30, 8, seed=1) for _ in range(2))
+    assert np.array_equal(one, other)
+    assert (one.sum(axis=1) == 30).all()
+
+
+def test_resampled_signals_have_the_mean_of_the_estimate(rng):
+    g = units.sample(rng.standard_normal((20, 3)) + 0.3)
+    drawn = resampling.resample(g, resampling.resample_counts(20, 20_000, seed=0))
+    signals = resampling.resampled_cross_signal(drawn, drawn)
+    assert abs(signals.mean() - units.signal(g).value) < 4 * signals.std() / 20_000**0.5

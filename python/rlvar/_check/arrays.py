@@ -148,7 +148,7 @@ def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayL
     if mask is not None and lengths is not None:
         raise ValueError("mask and lengths must not both be given")
     if lengths is not None:
-        counts = _plain("lengths", lengths)
+        counts = np.array(_plain("lengths", lengths))  # a copy: the caller's can change after the check
         if counts.dtype.kind not in "iu":
             raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
         if counts.shape != (n,):

@@ -404,7 +404,8 @@ class CovarianceAccumulator:
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
         block = min(self.block_size, t)
-        _core.comoments(array, w, *live, samples.weight, block, 1.0, sums, mean, tail, self._threads)
+        terms = _core.Terms(array, w, *live, samples.weight)
+        _core.covariance(terms, block, 1.0, sums, mean, tail, self._threads)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(array, live, first)
         share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0

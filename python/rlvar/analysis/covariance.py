@@ -112,7 +112,8 @@ def covariance(
         _covariances(array, w, live, samples, normaliser, matrices, threads)
     else:
         for one, matrix in zip(w if several else w[None], matrices, strict=True):
-            _core.comoments(array, one, *live, p, block, normaliser, matrix, None, None, threads)
+            terms = _core.Terms(array, one, *live, p)
+            _core.covariance(terms, block, normaliser, matrix, None, None, threads)
     for matrix in matrices:
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(array, live)
@@ -146,12 +147,14 @@ def _covariances(
     """
     tolerated = 4.0 if scores.dtype == np.float32 else 100.0
     mean = np.empty(scores.shape[1:])
-    _core.shared_moments(scores, weights, *live, samples.weight, matrices, threads)
+    terms = _core.Terms(scores, None, *live, samples.weight)
+    _core.shared_moments(terms, weights, matrices, threads)
     for w, matrix in zip(weights, matrices, strict=True):
         before = matrix.diagonal().max()
-        _core.means(scores, w, *live, samples.weight, mean, threads)
+        terms = terms._replace(weights=w)
+        _core.means(terms, mean, threads)
         _core.add_product(mean, -samples.v1, matrix, threads)
         if before <= tolerated * matrix.diagonal().max():
             matrix /= normaliser
         else:
-            _core.comoments(scores, w, *live, samples.weight, 1, normaliser, matrix, None, None, threads)
+            _core.covariance(terms, 1, normaliser, matrix, None, None, threads)

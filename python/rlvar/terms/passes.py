@@ -38,6 +38,9 @@ class Terms:
     live: _check.Steps
     threads: int | None
 
+    def _of(self, p: Double | None) -> _core.Terms:
+        return _core.Terms(self.scores, self.weights, *self.live, p)
+
     def alive(self) -> NDArray[np.bool_]:
         """Live steps (N, T)."""
         return self.live.live(self.weights.shape)
@@ -54,23 +57,21 @@ class Terms:
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""
         result = np.empty(self.scores.shape[1:])
-        _core.means(self.scores, self.weights, *self.live, p, result, self.threads)
+        _core.means(self._of(p), result, self.threads)
         return result
 
     def gradients(self) -> Double:
         """Gradient estimate of each rollout, the sum of its terms (N, D)."""
         result = np.empty((len(self.scores), self.scores.shape[2]))
         weights = np.ascontiguousarray(self.weights[None])
-        _core.gradients(self.scores, weights, *self.live, result[None], self.threads)
+        _core.gradients(self._of(None), weights, result[None], self.threads)
         return result
 
     def covariance(self, p: Double | None, divisor: float) -> Double:
         """Covariance matrix (T, T): sums of products of deviations over `divisor`."""
         t = self.weights.shape[1]
         result = np.empty((t, t))
-        _core.comoments(
-            *(self.scores, self.weights, *self.live, p, 1, divisor, result, None, None, self.threads)
-        )
+        _core.covariance(self._of(p), 1, divisor, result, None, None, self.threads)
         return result
 
     def squares(self, p: Double | None, mean: Double, units: _check.Units) -> Squares:
@@ -83,8 +84,7 @@ class Terms:
         if len(units) < len(units.members):
             wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
         _core.unit_squares(
-            *(self.scores, self.weights, *self.live, p, mean, units.members, units.offsets),
-            *(steps, growths, *wanted, self.threads),
+            *(self._of(p), mean, units.members, units.offsets, steps, growths, *wanted, self.threads)
         )
         weight = len(units.members) if p is None else p.sum()
         with np.errstate(all="ignore"):
@@ -106,15 +106,14 @@ class Terms:
         zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
         steps, running = np.empty((n, t)), np.empty((n, t))
         _core.unit_squares(
-            *(self.scores, self.weights, *self.live, None, zero, single.members, single.offsets),
-            *(steps, running, None, None, self.threads),
+            *(self._of(None), zero, single.members, single.offsets, steps, running, None, None, self.threads)
         )
         return steps, running[:, -1].copy()
 
     def projections(self, vectors: Double) -> Double:
         """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         result = np.empty(self.weights.shape)
-        _core.projections(self.scores, *self.live, vectors, result, self.threads)
+        _core.projections(self._of(None), vectors, result, self.threads)
         result *= np.where(self.alive(), self.weights, 0.0)
         return result
 

@@ -125,7 +125,7 @@ class Batch:
         if len(varying) < len(weights):
             sets[-1] = self.step_factors
         result = np.empty((len(sets), n, d))
-        _core.gradients(self.rollouts.scores, sets, *self.steps, result, self.threads)
+        _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, result, self.threads)
         own = iter(result)
         found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
         if not all(max(g.max(), -g.min()) < 1e150 for g in found):

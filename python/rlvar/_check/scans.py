@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _first, _shape_error, finite, flags, floats, steps
+from rlvar._check.arrays import Steps, _first, _shape_error, doubles, finite, flags, floats, steps
 from rlvar._check.options import choice, discount
-from rlvar._types import Float
+from rlvar._types import Double, Float
 
 
 class Scan(NamedTuple):
@@ -18,12 +18,12 @@ class Scan(NamedTuple):
 
     arrays: list[Float]  # rewards, and what else there is to read at every step
     gamma: float
-    gammas: Float | None  # one discount a step
+    gammas: Double | None  # one discount a step
     steps: Steps
     terminated: NDArray[np.uint8] | None
     truncated: NDArray[np.uint8] | None
     next_values: Float | None
-    bootstrap: Float | None  # (N,)
+    bootstrap: Double | None  # (N,)
     names: Sequence[str]
     time_first: bool  # whether the caller's arrays are (T, N)
 
@@ -117,7 +117,7 @@ def scan(
         if array.dtype != dtype:
             dtype = np.dtype(np.float64)
     shape = given[::-1] if time_first else given
-    gammas = None if gamma is None or np.isscalar(gamma) else floats("gamma", gamma)
+    gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
     if gammas is not None and gammas.ndim == 0:
         gammas = None
     factor = discount("gamma", gamma) if gammas is None else 1.0  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def scan(
         present, missing = pair if next_values is None else pair[::-1]
         raise ValueError(f"{present} needs {missing}: the values of the states after truncated steps")
     beyond = None if next_values is None else floats("next_values", next_values)
-    tail = None if bootstrap_value is None else floats("bootstrap_value", bootstrap_value)
+    tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
     if beyond is not None and beyond.dtype != dtype:
         dtype = np.dtype(np.float64)
     for name, other in (("gamma", gammas), ("next_values", beyond)):
@@ -154,17 +154,17 @@ def scan(
     result = Scan(
         [prepared(array) for array in checked],  # type: ignore[misc]
         factor,
-        prepared(gammas),
+        gammas.T if gammas is not None and time_first else gammas,
         live,
         marks("terminated", terminated),
         marks("truncated", truncated),
         prepared(beyond),
-        None if tail is None else np.ascontiguousarray(tail, dtype),
+        None if tail is None else np.ascontiguousarray(tail),
         names,
         time_first,
     )
     if tail is not None and not np.isfinite(tail).all():
-        result = result._replace(bootstrap=np.where(result.open_ended, tail, 0).astype(dtype))
+        result = result._replace(bootstrap=np.where(result.open_ended, tail, 0.0))
     if result.gammas is not None:
         wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
         if wrong.any():
@@ -173,8 +173,8 @@ def scan(
     return result
 
 
-def ratios(scan: Scan) -> Float:
-    """Return the importance ratios of a scan, its last array: finite and >= 0, 0 where not live."""
+def ratios(scan: Scan) -> None:
+    """Raise unless the importance ratios of a scan, its last array, are finite and >= 0 where live."""
     array = scan.arrays[-1]
     live = scan.steps.live(array.shape)
     result: Float = np.where(live, array, array.dtype.type(0))
@@ -183,4 +183,3 @@ def ratios(scan: Scan) -> Float:
     if (result < 0).any():
         index, where = _first(result < 0, scan.time_first)
         raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
-    return result

@@ -167,3 +167,38 @@ def test_a_report_reads_the_scores_at_most_twelve_times(rng, monkeypatch, ragged
     taken = len(passes)
     str(report)
     assert len(passes) == taken
+
+
+@pytest.mark.parametrize("kind", ["all", "lengths", "mask"])
+def test_rollouts_of_weight_0_are_not_read(rng, kind):
+    scores, weights, p = (
+        rng.standard_normal((6, 3, 2)),
+        rng.standard_normal((6, 3)),
+        np.array([1, 2, 0, 1, 3, 0]),
+    )
+    options = {
+        "all": {},
+        "lengths": {"lengths": [3, 2, 1, 3, 3, 2]},
+        "mask": {"mask": rng.random((6, 3)) < 0.8},
+    }
+    options = options[kind]
+    spoilt = scores.copy()
+    spoilt[[2, 5]] = [[[np.nan]], [[np.inf]]]
+    matrix = rlvar.covariance(scores, weights, sample_weight=p, **options)
+    np.testing.assert_array_equal(rlvar.covariance(spoilt, weights, sample_weight=p, **options), matrix)
+    sound, decomposed = (rlvar.decompose(x, weights, sample_weight=p, **options) for x in (scores, spoilt))
+    assert str(sound) == str(decomposed)
+    accumulator = rlvar.CovarianceAccumulator()
+    accumulator.update(spoilt, weights, sample_weight=p, **options)
+    np.testing.assert_allclose(accumulator.covariance(), matrix, rtol=1e-13)
+
+
+@pytest.mark.parametrize("weight", [1e-8, 1e-12, 1e-15, 1e-100, 1e-300])
+def test_two_rollouts_of_any_weights_have_half_their_squared_distance_as_variance(weight):
+    scores, p = np.array([[[0.0]], [[1.0]]]), [weight, 1.0]
+    assert rlvar.covariance(scores, sample_weight=p)[0, 0] == pytest.approx(0.5, rel=1e-14)
+    assert rlvar.covariance(scores, sample_weight=p[::-1])[0, 0] == pytest.approx(0.5, rel=1e-14)
+    accumulator = rlvar.CovarianceAccumulator()
+    for one, of_one in zip(scores, p, strict=True):
+        accumulator.update(one[None], sample_weight=[of_one])
+    assert accumulator.covariance()[0, 0] == pytest.approx(0.5, rel=1e-14)

@@ -598,9 +598,9 @@ def test_a_token_mean_needs_a_token(rng):
 @pytest.mark.parametrize(
     ("n", "groups", "message"),
     [
-        (9, None, "9 rollouts are few: intervals may be far too narrow"),
-        (2, None, "2 rollouts are few: no intervals"),
-        (18, np.arange(18) % 3, "3 groups are few"),
+        (9, None, "only 9 rollouts: intervals may be far too narrow"),
+        (2, None, "only 2 rollouts: no intervals"),
+        (18, np.arange(18) % 3, "only 3 groups"),
     ],
 )
 def test_fewer_than_ten_units_are_a_warning(rng, n, groups, message):

@@ -1,4 +1,5 @@
 import ast
+import decimal
 import re
 from functools import partial
 
@@ -487,3 +488,48 @@ def test_scalar_tensors_are_labels_by_value():
 def test_groups_must_be_a_sequence(groups):
     with pytest.raises(TypeError, match="groups must be a sequence of labels"):
         rlvar.rloo([1.0, 2.0], groups)
+
+
+def test_what_has_no_weight_decides_nothing():
+    np.testing.assert_allclose(rlvar.opo([1.0, 2.0, 1e17], [10, 10, 0])[:2], [-0.5, 0.5])
+    np.testing.assert_allclose(rlvar.opo([1e17, 1.0, 2.0], [0, 1e-200, 1e-200])[1:], [-0.5, 0.5])
+    np.testing.assert_allclose(rlvar.opo([1.0, 2.0], [1e308, 1e308]), [-0.5, 0.5])
+    assert (rlvar.opo([1.0, 2.0, 3.0], [4, 0, 0], ["a", "b", "b"]) == 0).all()
+    logp, ref_logp = [[-1.0, -800.0]], [[-np.inf, -0.5]]
+    for name in ("k1", "k2", "k3"):
+        result = rlvar.kl_rewards([1.0], logp, ref_logp, 0.0, estimator=name)
+        np.testing.assert_array_equal(result, [[0, 1]])
+    dead = rlvar.kl_rewards([1.0, np.nan], np.zeros((2, 2)), np.zeros((2, 2)), 0.1, lengths=[1, 0])
+    np.testing.assert_array_equal(dead, [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(rlvar.to_steps([1.0, np.nan], lengths=[2, 0]), [[1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-20, 1e20, 1e200])
+def test_a_group_keeps_its_advantages_beside_one_of_any_other_size(size):
+    rewards = np.array([0.0, 1.0, 3.0, 0.0, size, 3 * size])
+    result = rlvar.grpo(rewards, [0, 0, 0, 1, 1, 1], eps=0.0)
+    np.testing.assert_allclose(result[3:], result[:3], rtol=1e-12)
+    np.testing.assert_allclose(rlvar.whiten([0, size, 3 * size], eps=0.0), result[:3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("d", [1e-170, 1e-12, 1e-6, 0.2, 0.3, -0.2, -0.3, -3.0])
+def test_k3_has_all_its_digits(d):
+    with decimal.localcontext() as context:
+        context.prec = 400
+        exact = float(decimal.Decimal(d).exp() - 1 - decimal.Decimal(d))
+    result = rlvar.kl_rewards([0.0], [[0.0]], [[d]], 1.0, estimator="k3")[0, 0]
+    np.testing.assert_allclose(-result, exact, rtol=1e-14)
+
+
+def test_lengths_and_the_mask_of_their_steps_say_the_same(rng):
+    x, lengths = rng.standard_normal((3, 4)), np.array([4, 0, 2])
+    mask = np.arange(4) < lengths[:, None]
+    for ours, theirs in (
+        (rlvar.whiten(x, lengths=lengths), rlvar.whiten(x, mask=mask)),
+        (rlvar.to_steps(x[:, 0], lengths=lengths), rlvar.to_steps(x[:, 0], mask=mask)),
+        (rlvar.kl_rewards(x, x, x**2, 0.1, lengths=lengths), rlvar.kl_rewards(x, x, x**2, 0.1, mask=mask)),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert rlvar.to_steps(x[:, 0], lengths=lengths, steps=9).shape == (3, 9)
+    with pytest.raises(ValueError, match="to_steps needs lengths or mask"):
+        rlvar.to_steps([1.0])

@@ -1,5 +1,6 @@
 """Estimators by name, with parameters, and of the caller's own."""
 
+import contextlib
 import pickle
 
 import numpy as np
@@ -211,3 +212,12 @@ def test_gae_bootstraps_where_the_rollouts_say(rng):
 def test_dead_rollouts_of_a_group_of_one_do_not_stop_rloo():
     rollouts = rlvar.Rollouts(np.ones((3, 2, 1)), [1.0, 2.0, 3.0], groups=[0, 0, 1], lengths=[2, 1, 0])
     np.testing.assert_array_equal(rlvar.estimator("rloo").weights(rollouts)[:2, 0], [-1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["single", "multi", "single-optimal", "multi-optimal", "otb", "alpha"])
+def test_gradients_whose_squares_underflow_are_an_error_not_0(rng, name):
+    scores, rewards = rng.standard_normal((20, 3, 2)), rng.standard_normal((20, 3))
+    for size, error in ((1e-100, None), (1e-200, ValueError)):
+        with pytest.raises(error, match="below the range of float64") if error else contextlib.nullcontext():
+            assert rlvar.compare(rlvar.Rollouts(scores * size, rewards), [name])[name].variance.value > 0
+    rlvar.compare(rlvar.Rollouts(0 * scores, rewards), [name])

@@ -220,7 +220,7 @@ def steps(
         bad = np.flatnonzero((counts < 0) | (counts > t))
         if bad.size:
             raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
-        return Steps(counts.astype(np.int64), None)  # a copy: no other thread can change it
+        return Steps(counts.astype(np.int64, copy=False), None)
     if mask is not None:
         return Steps(None, flags(mask, shape).view(np.uint8))
     return Steps(None, None)

@@ -51,15 +51,15 @@ class _State(NamedTuple):
     exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
     weight: float  # v1, sum of the weights p
     square_weight: float  # v2 / v1**2, with v2 the sum of p**2
+    pairs: float  # 1 - v2 / v1**2, with all its digits
     sums: Double  # (B, B)
     mean: Double  # (B, D)
     tail: Double  # (B, D)
 
     def divisor(self, ddof: int) -> float:
         """Return what the sums are divided by."""
-        return self.weight * _check.divisor(
-            *(1.0 if self.weight > 0 else 0.0, self.square_weight, 1.0 - self.square_weight, ddof)
-        )
+        some = float(self.weight > 0)
+        return self.weight * _check.divisor(some, self.square_weight, self.pairs, ddof)
 
     def growth(self, ddof: int) -> Double:
         """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
@@ -402,11 +402,12 @@ class CovarianceAccumulator:
             return None
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
+        terms = terms.counted(samples.weight)
         terms.covariance(samples.weight, 1.0, min(self.block_size, t), sums, mean, tail)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(terms.scores, terms.live, first)
-        share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
-        return _State(n, samples.exponent, samples.v1, share, sums, mean, tail)
+        square, pairs = (x / samples.v1**2 if samples.v1 > 0 else 0.0 for x in (samples.v2, samples.pairs))
+        return _State(n, samples.exponent, samples.v1, square, pairs, sums, mean, tail)
 
 
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
@@ -429,8 +430,10 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
     back = mean - a.mean
     tail = a.tail + ((a.mean - (mean - back)) + (shift - back))
-    squares = a.square_weight * (1.0 - share) ** 2 + b.square_weight * share**2
-    return _State(a.rollouts + b.rollouts, exponent, total, squares, sums, mean, tail)
+    rest = a.weight / total if total > 0 else 0.0
+    squares = a.square_weight * rest**2 + b.square_weight * share**2
+    pairs = a.pairs * rest**2 + b.pairs * share**2 + 2.0 * rest * share
+    return _State(a.rollouts + b.rollouts, exponent, total, squares, pairs, sums, mean, tail)
 
 
 def _padded(state: _State, rows: int) -> _State:
@@ -461,9 +464,9 @@ def _in_range(result: Double | float) -> None:
 def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     """Return the state that a file holds; raise if it cannot be that of an accumulator."""
     rollouts, exponent = (operator.index(read(name).item()) for name in ("rollouts", "exponent"))
-    weight, square_weight = (float(read(name).item()) for name in ("weight", "square_weight"))
+    weight, square_weight, pairs = (float(read(name).item()) for name in ("weight", "square_weight", "pairs"))
     sums, mean, tail = (np.ascontiguousarray(read(name)) for name in ("sums", "mean", "tail"))
-    state = _State(rollouts, exponent, weight, square_weight, sums, mean, tail)
+    state = _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)
     b, d = mean.shape
     for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
         if (
@@ -474,8 +477,9 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
         ):
             raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
     # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
-    nothing = weight == square_weight == 0 and not sums.any()
+    nothing = weight == square_weight == pairs == 0 and not sums.any()
     some = 1 <= weight <= 2 * rollouts and square_weight * rollouts >= 1 - 1e-9 and square_weight <= 1 + 1e-9
+    some = some and pairs >= 0 and abs(square_weight + pairs - 1) <= 1e-9
     if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
         raise ValueError("its weights are damaged: they are those of no rollouts")
     # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.

@@ -90,7 +90,7 @@ def covariance(
     short panels and are summed in float64, with an error of a few 1e-7 of the largest diagonal entry;
     up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the
     result, and beside copies of weights in float64, is below 64 MiB and two matrices of its size, for
-    any number of threads. A NaN in a live step is an error whatever its weight. Ctrl-C stops the
+    any number of threads. Rollouts of weight 0 are not read. Ctrl-C stops the
     computation within a fraction of a second.
 
     See Also
@@ -124,6 +124,7 @@ def covariance(
     n, t = terms.weights.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
+    terms = terms.counted(p)
     block = min(_check.positive_integer("block_size", block_size), t)
     blocks = -(-t // block)
     shape = (blocks, blocks) if several is None else (len(several), blocks, blocks)

@@ -338,6 +338,8 @@ def decompose_terms(
     level = _check.confidence(confidence)
     units, p = _check.units(groups, n), samples.weight
 
+    alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
+    terms = terms.counted(p)
     mean = terms.mean(p)
     squares = terms.squares(p, mean, units)
     step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
@@ -346,7 +348,6 @@ def decompose_terms(
     ):
         _check.raise_not_finite(terms.scores, terms.live)
 
-    alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
     intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()

@@ -7,7 +7,7 @@ O(N T D); only `Terms.covariance` costs O(N D T^2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -75,6 +75,12 @@ class Terms:
     def alive(self) -> NDArray[np.bool_]:
         """Live steps (N, T)."""
         return self.live.live(self.weights.shape)
+
+    def counted(self, p: Double | None) -> Terms:
+        """Return the same without steps in rollouts of weight 0: what they hold is not read."""
+        if p is None or p.all():
+            return self
+        return replace(self, live=self.live.among(p > 0, self.weights.shape[1]), known=None)
 
     def ends(self) -> NDArray[np.int64]:
         """One past the last live step of each rollout (N,)."""

@@ -21,6 +21,8 @@ from rlvar.terms.passes import Gradients, Terms
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
+_BELOW = "squares of the gradients are below the range of float64; rescale the scores or the weights"
+
 
 class Weighing(Protocol):
     """What gives weights (N, T) to the rollouts of a batch, under a name."""
@@ -225,9 +227,12 @@ class Batch:
             g = Gradients(constant, own_base)
             scale = 1.0 if constant is None else max(constant.max(), -constant.min())
             with np.errstate(all="ignore"):
-                small = max(g.base.max(), -g.base.min()) * max(scale, 1.0) < 1e150
+                largest = max(g.base.max(), -g.base.min())
+                small, tiny = largest * max(scale, 1.0) < 1e150, 0.0 < largest * scale < 1e-145
             if not small:
                 _check.raise_not_finite(self.rollouts.scores, self.steps)
+            if tiny:
+                raise _check.NotFiniteError(_BELOW)
             self._gradients[name] = g
         return [self._gradients[name] for name in named]
 
@@ -248,6 +253,8 @@ class Batch:
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
         steps, whole = self._scores.second_moments()
+        if steps.max() < 1e-280 and (steps.any() or self.summed_scores().any()):
+            raise _check.NotFiniteError(_BELOW)
         return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:

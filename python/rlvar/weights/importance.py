@@ -101,7 +101,7 @@ class ImportanceRatios:
         if self.importance == "none":
             return (
                 "biased: off-policy rollouts without importance ratios (those of whole sequences would leave "
-                f"an effective sample size of {self.sequence_size:.1f} of {len(self.values)})"
+                f"an effective size of {self.sequence_size:.1f} of {len(self.values)})"
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
         size = f"{self.effective_size:.1f} of {len(self.values)}"

@@ -113,7 +113,7 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     ...     path = pathlib.Path(folder, "mine.npz")
     ...     rlvar.save_rollouts(path, rlvar.datasets.cartpole())
     ...     rlvar.load_rollouts(path)
-    Rollouts(N=256, T=208, D=10, lengths 9 to 208)
+    Rollouts(N=256, T=208, D=10, lengths 11 to 208)
     """
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")

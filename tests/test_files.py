@@ -223,7 +223,7 @@ def test_what_is_no_file_of_rollouts_is_said_to_be_what_it_is(tmp_path, monkeypa
         "empty.npz": "it is not an .npz file: it is empty",
         "text.npz": "it is not an .npz file",
         "cut.npz": "it is a damaged .npz file",
-        "alone.npy": "it is not an .npz file but one .npy array: put it into a folder as scores.npy",
+        "alone.npy": "it is not an .npz file but one array: put it into a folder as scores.npy",
         "folder": "array scores cannot be read: it is a folder",
         "other": "it holds no array named scores or rewards, but notes.txt",
         "a\0b": "null",

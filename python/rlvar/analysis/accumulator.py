@@ -55,12 +55,6 @@ class _State(NamedTuple):
         """Return what the sums are divided by."""
         return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
 
-    def growth(self, ddof: int) -> Double:
-        """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
-        result = _growth(self.sums, self.divisor(ddof))
-        _in_range(result)
-        return result
-
     def scaled(self, exponent: int) -> _State:
         """Return the same in units of 2**exponent."""
         shift = self.exponent - exponent
@@ -314,19 +308,22 @@ class CovarianceAccumulator:
         divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
-        _in_range(float(state.sums.diagonal().max()) / divisor)
+        _in_range(np.array(float(state.sums.diagonal().max()) / divisor))
         result: Double = np.divide(state.sums, divisor, out=out)
         return result
 
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
-        return self._some().growth(ddof)
+        state = self._some()
+        return _in_range(_growth(state.sums, state.divisor(ddof)))
 
     def totals(self, *, ddof: int = 1) -> Totals:
         """Return the total variance, its variance terms and its covariance terms."""
         state = self._some()
-        total = float(state.growth(ddof)[-1])
-        variance = float(state.sums.trace()) / state.divisor(ddof)
+        divisor = state.divisor(ddof)
+        total = float(_in_range(_growth(state.sums, divisor))[-1])
+        with np.errstate(over="ignore"):
+            variance = float(_in_range(state.sums.trace() / divisor))
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -438,15 +435,17 @@ def _padded(state: _State, rows: int) -> _State:
 
 
 def _growth(sums: Double, divisor: float = 1.0) -> Double:
+    """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
     with np.errstate(over="ignore", invalid="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
         result: Double = np.cumsum(added) / divisor
     return result
 
 
-def _in_range(result: Double | float) -> None:
+def _in_range(result: Double) -> Double:
     if not np.isfinite(result).all():
         raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    return result
 
 
 def _read(read: Callable[[str], NDArray[Any]]) -> _State:

@@ -156,11 +156,15 @@ def test_an_array_that_cannot_be_is_refused_with_the_name_of_the_file(tmp_path, 
         rlvar.CovarianceAccumulator.load(tmp_path / "odd.npz")
 
 
-def test_headers_of_every_version_of_the_format_are_read(tmp_path):
+def test_headers_of_every_version_of_the_format_are_read_aligned_or_not(tmp_path):
     data = SCORES.astype(np.float64).tobytes()
+    np.save(tmp_path / "rewards.npy", REWARDS)
     for version in (b"\1\0", b"\2\0", b"\3\0"):
-        path = pack(tmp_path / "r.npz", scores=with_header(HEADER, version, data))
-        np.testing.assert_array_equal(rlvar.load_rollouts(path).scores, SCORES)
+        member = with_header(HEADER, version, data)
+        assert (len(member) - len(data)) % 2
+        (tmp_path / "scores.npy").write_bytes(member)
+        for path in (tmp_path, pack(tmp_path / "r.npz", scores=member)):
+            np.testing.assert_array_equal(rlvar.load_rollouts(path).scores, SCORES)
 
 
 def fields(path, local, central, value):

@@ -375,7 +375,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     assert "intervals: bootstrap over 40 rollouts" in text
     assert main(["covariance", path, *weights]) == 0
     rollouts = rlvar.load_rollouts(path)
-    expected = rlvar.compare(rollouts, ["multi"], ratio="sequence", truncate=2.0)["multi"].variance.value
+    expected = rlvar.compare(rollouts, ["multi"], importance="sequence", truncate=2.0)["multi"].variance.value
     assert f"total variance    {expected:.6g}" in capsys.readouterr().out
     for command in (["report"], ["covariance", "--estimator", "multi"]):
         assert main([*command, write(tmp_path / "plain.npz"), "--ratio", "token"]) == 2

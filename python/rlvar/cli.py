@@ -11,16 +11,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, get_args
 
 from rlvar import datasets
+from rlvar._types import Aggregation, Importance
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
 from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
-from rlvar.reporting.report import Report, make_report
-from rlvar.weights.batch import AGGREGATIONS, Batch
-from rlvar.weights.estimators import CATALOG, estimator_weights
-from rlvar.weights.importance import RATIOS
+from rlvar.reporting.report import Report
+from rlvar.reporting.report import report as make_report
+from rlvar.stats.inference import Bootstrap
+from rlvar.weights.estimators import estimators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rlvar {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    known = ", ".join(each.name for each in estimators())
     report = commands.add_parser(
         "report",
         help="compare estimators on rollouts and say where the variance comes from",
@@ -89,15 +91,15 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
+        help=f"estimators to compare, out of {known} (default: single,multi)",
     )
     report.add_argument(
         "--reference", default="single", metavar="A", help="what ratios are relative to (default: single)"
     )
-    _add_ratio(report)
+    _add_importance(report)
     report.add_argument(
         "--aggregation",
-        choices=AGGREGATIONS,
+        choices=get_args(Aggregation),
         default="sum",
         help="how gradients are divided by lengths (default: sum)",
     )
@@ -128,15 +130,15 @@ def _parser() -> argparse.ArgumentParser:
     covariance.add_argument(
         "--out", type=Path, metavar="OUT", help="also save the accumulator to this file (.npz)"
     )
-    _add_ratio(covariance)
+    _add_importance(covariance)
     covariance.set_defaults(run=_covariance)
     return parser
 
 
-def _add_ratio(command: argparse.ArgumentParser) -> None:
+def _add_importance(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--ratio",
-        choices=RATIOS,
+        "--importance",
+        choices=get_args(Importance),
         default="none",
         help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
     )
@@ -173,11 +175,10 @@ def _report(args: argparse.Namespace) -> Report:
                 args.estimators,
                 source=source,
                 reference=args.reference,
-                ratio=args.ratio,
+                importance=args.importance,
                 truncate=args.truncate,
                 aggregation=args.aggregation,
-                interval=args.interval,
-                seed=args.seed,
+                interval=Bootstrap(seed=args.seed) if args.interval == "bootstrap" else "jackknife",
                 progress=progress,
             )
         except ValueError as error:
@@ -195,13 +196,12 @@ def _covariance(args: argparse.Namespace) -> str:
     with _progress() as progress:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
-        batch = Batch.of(rollouts, ratio=args.ratio, truncate=args.truncate)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
         accumulator.update_from(
-            rollouts._stored,
-            estimator_weights(batch, (), args.estimator) * batch.step_factors,
-            mask=rollouts.mask,
-            lengths=rollouts.lengths,
+            rollouts,
+            args.estimator,
+            importance=args.importance,
+            truncate=args.truncate,
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),
         )
         totals = accumulator.totals()
@@ -211,7 +211,7 @@ def _covariance(args: argparse.Namespace) -> str:
     saved = f"\nsaved to {printable(str(args.out))}" if args.out else ""
     return (
         f"{printable(args.file)}: {args.estimator}, {accumulator.count} rollouts\n"
-        f"total variance    {totals.total_variance:.6g}{blocks}\n"
+        f"variance          {totals.variance:.6g}{blocks}\n"
         f"variance terms    {totals.variance_terms:.6g}\n"
         f"covariance terms  {totals.covariance_terms:.6g}{saved}"
     )

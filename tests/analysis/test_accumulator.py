@@ -142,10 +142,10 @@ def test_growth_totals_and_mean_are_those_of_decompose(rng):
     parts = rlvar.decompose(scores, weights, lengths=lengths)
     np.testing.assert_allclose(result.growth(), parts.growth, rtol=1e-12)
     np.testing.assert_allclose(result.mean, parts.mean, rtol=1e-12, atol=1e-14)
-    names = ("total_variance", "variance_terms", "covariance_terms")
+    names = ("variance", "variance_terms", "covariance_terms")
     for total, name in zip(result.totals(), names, strict=True):
         assert total == pytest.approx(getattr(parts, name).value, rel=1e-11)
-    assert result.totals().total_variance == result.growth()[-1]
+    assert result.totals().variance == result.growth()[-1]
 
 
 def test_batches_padded_to_different_lengths(rng):

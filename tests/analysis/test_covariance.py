@@ -161,7 +161,7 @@ def test_blocks_are_sums_of_the_matrix(case, size):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(9, 50, 70), (6, 1000, 3), (6000, 20, 40)])
-def test_blocks_keep_the_total_variance(isa, rng, shape, dtype):
+def test_blocks_keep_the_variance(isa, rng, shape, dtype):
     scores = rng.standard_normal(shape, dtype)
     weights = rng.standard_normal(shape[:2])
     for options in ({}, {"lengths": rng.integers(0, shape[1] + 1, shape[0])}):

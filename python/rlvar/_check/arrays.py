@@ -25,7 +25,7 @@ class Steps(NamedTuple):
             return self.mask.view(np.bool_)
         return np.broadcast_to(np.True_, shape)
 
-    def rows(self, rows: NDArray[np.int64]) -> Steps:
+    def rows(self, rows: slice) -> Steps:
         """Return those of some rollouts."""
         return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
@@ -144,11 +144,13 @@ def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double
     return np.ascontiguousarray(array)
 
 
-def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
-    """Return the live steps of an (N, T) array from a mask (N, T) or lengths (N,)."""
+def steps(
+    shape: tuple[int, int], *, lengths: ArrayLike | None = None, mask: ArrayLike | None = None
+) -> Steps:
+    """Return the live steps of an (N, T) array from lengths (N,) or a mask (N, T)."""
     n, t = shape
-    if mask is not None and lengths is not None:
-        raise ValueError("mask and lengths must not both be given")
+    if lengths is not None and mask is not None:
+        raise ValueError("give lengths or mask, not both")
     if lengths is not None:
         counts = _plain("lengths", lengths)
         if counts.dtype.kind not in "iu":

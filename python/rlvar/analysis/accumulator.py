@@ -25,7 +25,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core, files
-from rlvar._types import Double
+from rlvar._types import Double, Importance
+from rlvar.rollouts import Rollouts
+from rlvar.terms.passes import Terms
+from rlvar.weights.estimators import EstimatorLike
+from rlvar.weights.source import batch_of, estimator_of, terms_of
 
 _FORMAT = "rlvar.CovarianceAccumulator"
 _VERSION = 1
@@ -35,7 +39,7 @@ _UPDATE_BYTES = 1 << 26  # scores of one update of a stream
 class Totals(NamedTuple):
     """The total variance and its two parts; the parts add up to it."""
 
-    total_variance: float
+    variance: float
     variance_terms: float
     covariance_terms: float
 
@@ -151,23 +155,22 @@ class CovarianceAccumulator:
 
     def update(
         self,
-        scores: ArrayLike,
-        weights: ArrayLike | None = None,
+        rollouts: Rollouts | ArrayLike,
+        estimator: EstimatorLike | ArrayLike | None = None,
         *,
-        mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        importance: Importance = "none",
+        truncate: float | None = None,
     ) -> None:
         """Take in a micro-batch of rollouts.
 
         Parameters
         ----------
-        scores : array_like, shape (N, T, D)
-            As in `covariance`; N may be 1, or 0.
-        weights : array_like, shape (N, T) or (N,), optional
-            As in `covariance`.
-        mask, lengths : optional
-            As in `covariance`.
+        rollouts, estimator, lengths, mask, importance, truncate
+            As in `covariance`, of one estimator; N may be 1, or 0, for scores. An estimator that looks at
+            other rollouts (groups, means over the batch) sees those of this micro-batch.
         sample_weight : array_like, shape (N,), optional
             As in `covariance`; those of different batches count against each other.
 
@@ -176,18 +179,30 @@ class CovarianceAccumulator:
         ValueError, TypeError
             As `covariance`; also for a D that differs from that of earlier batches.
         """
-        state = self._measured(scores, weights, mask, lengths, sample_weight)
+        terms = terms_of(
+            rollouts,
+            estimator,
+            lengths=lengths,
+            mask=mask,
+            importance=importance,
+            truncate=truncate,
+            threads=self._threads,
+            least=0,
+        )
+        state = self._measured(terms, sample_weight)
         if state is not None:
             self._take("scores", state)
 
     def update_from(
         self,
-        scores: ArrayLike,
-        weights: ArrayLike | None = None,
+        rollouts: Rollouts | ArrayLike,
+        estimator: EstimatorLike | ArrayLike | None = None,
         *,
-        mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        importance: Importance = "none",
+        truncate: float | None = None,
         rollouts_per_update: int | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
@@ -195,8 +210,9 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        scores, weights, mask, lengths, sample_weight
-            As in `update`; `scores` is best memory-mapped: each block is read from disk once.
+        rollouts, estimator, lengths, mask, sample_weight, importance, truncate
+            As in `update`; scores are best memory-mapped, as those of a folder that `load_rollouts` reads:
+            each block is read from disk once. An estimator sees all rollouts.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
         progress : bool or callable, default False
@@ -210,13 +226,20 @@ class CovarianceAccumulator:
         ImportError
             For a progress bar without tqdm.
         """
-        if not isinstance(scores, np.ndarray):
-            scores = _check.scores(scores, rollouts=0)
-        one = _check.scores(scores[:1] if scores.ndim == 3 else scores, rollouts=0)
+        options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
+        if isinstance(rollouts, Rollouts):
+            batch = batch_of(rollouts, **options)  # type: ignore[arg-type]
+            scores, live = rollouts._stored, rollouts.steps
+            w = batch.weighed(estimator_of("multi" if estimator is None else estimator))
+        else:
+            scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
+            # Checks all but the scores, which are converted a block at a time.
+            none = np.broadcast_to(np.float32(0.0), scores.shape) if scores.ndim == 3 else scores
+            terms = terms_of(none, estimator, **options, least=0)  # type: ignore[arg-type]
+            live, w = terms.live, terms.weights
+        one = _check.scores(scores[:1], rollouts=0)
         self._refuse_other_coordinates("scores", scores.shape[2])
-        n, t, _ = scores.shape
-        live = _check.steps((n, t), mask, lengths)
-        w = _check.weights(weights, (n, t), live)
+        n = len(scores)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         if rollouts_per_update is None:
             size = max(16, _UPDATE_BYTES // max(1, one.nbytes))
@@ -227,14 +250,10 @@ class CovarianceAccumulator:
             report = _reporter(progress, n, stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
-                state = whole._measured(
-                    scores[part],
-                    w[part],
-                    None if live.mask is None else live.mask[part].view(np.bool_),
-                    None if live.lengths is None else live.lengths[part],
-                    None if p is None else p[part],
-                    first=start,
+                block = Terms(
+                    _check.scores(scores[part], rollouts=0), w[part], live.rows(part), self._threads
                 )
+                state = whole._measured(block, None if p is None else p[part], first=start)
                 if state is not None:
                     whole._take("scores", state)
                 report(min(start + size, n), n)
@@ -369,30 +388,18 @@ class CovarianceAccumulator:
         if state is not None and state.mean.shape[1] != d:
             raise ValueError(f"{name} must have D = {state.mean.shape[1]} coordinates, as before, got {d}")
 
-    def _measured(
-        self,
-        scores: ArrayLike,
-        weights: ArrayLike | None,
-        mask: ArrayLike | None,
-        lengths: ArrayLike | None,
-        sample_weight: ArrayLike | None,
-        first: int = 0,
-    ) -> _State | None:
+    def _measured(self, terms: Terms, sample_weight: ArrayLike | None, first: int = 0) -> _State | None:
         """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
-        array = _check.scores(scores, rollouts=0)
-        n, t, d = array.shape
+        n, t, d = terms.scores.shape
         self._refuse_other_coordinates("scores", d)
-        live = _check.steps((n, t), mask, lengths)
-        w = _check.weights(weights, (n, t), live)
         samples = _check.samples(sample_weight, n)
         if n == 0:
             return None
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
-        block = min(self.block_size, t)
-        _core.comoments(array, w, *live, samples.weight, block, 1.0, sums, mean, tail, self._threads)
+        terms.covariance(samples.weight, 1.0, min(self.block_size, t), sums, mean, tail)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
-            _check.raise_not_finite(array, live, first)
+            _check.raise_not_finite(terms.scores, terms.live, first)
         share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
         return _State(n, samples.exponent, samples.v1, share, sums, mean, tail)
 
@@ -456,19 +463,23 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     state = _State(rollouts, exponent, weight, square_weight, sums, mean, tail)
     b, d = mean.shape
     for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
-        fits = array.shape == shape and array.size and array.dtype == np.float64
-        if not (fits and np.isfinite(array).all()):
+        if (
+            array.shape != shape
+            or not array.size
+            or array.dtype != np.float64
+            or not np.isfinite(array).all()
+        ):
             raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
     # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
     nothing = weight == square_weight == 0 and not sums.any()
-    some = 1 <= weight <= 2 * rollouts and 1 - 1e-6 <= square_weight * rollouts <= (1 + 1e-6) * rollouts
+    some = 1 <= weight <= 2 * rollouts and square_weight * rollouts >= 1 - 1e-9 and square_weight <= 1 + 1e-9
     if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
         raise ValueError("its weights are damaged: they are those of no rollouts")
     # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.
     diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0)
     bound = np.sqrt(np.maximum(diagonal, 0.0))
     cross = all((np.abs(row) <= bound * end + worst).all() for row, end in zip(sums, bound, strict=True))
-    if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * b * worst).any():
+    if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():
         raise ValueError("its sums are damaged: they are those of no covariance")
     return state
 

@@ -12,32 +12,15 @@ from rlvar.terms.passes import Squares
 
 
 def summaries(
-    squares: Squares,
-    units: _check.Units,
-    within: Moment,
-    divisor: float,
-    growth_range: tuple[int, int],
-    ddof: int | None,
+    squares: Squares, units: _check.Units, divisor: float, growth_range: tuple[int, int], ddof: int | None
 ) -> list[Moment]:
-    """Return total, variance terms, covariance terms, growth exponent, that within strata and its shift.
+    """Return total, variance terms, covariance terms and growth exponent.
 
-    With one unit left out each if `ddof` is given, and nothing otherwise. Growths are overwritten.
+    With each unit left out if `ddof` is given, and nothing otherwise. Growths are overwritten.
     """
     values = _values(squares.steps.sum(), squares.growths.sum(axis=0), divisor, growth_range)
-    left_out, others = np.empty((4, 0)), np.empty(0)
-    if ddof is not None:
-        left_out, others = _without_each(squares, units, ddof, growth_range), within.left_out
-    return [
-        *(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)),
-        Moment(within.value, others),
-        Moment(float(_shift(within.value, values[3])), _shift(others, left_out[3])),
-    ]
-
-
-def _shift(within: float | Double, overall: Double) -> Double:
-    """Exponents within strata less those over all: 0 where that is rounding, as with one stratum."""
-    shift = np.asarray(within - overall)
-    return np.where(np.abs(shift) < 1e-10, 0.0, shift)
+    left_out = np.empty((4, 0)) if ddof is None else _without_each(squares, units, ddof, growth_range)
+    return [Moment(float(value), each) for value, each in zip(values, left_out, strict=True)]
 
 
 def _values(

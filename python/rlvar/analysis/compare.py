@@ -199,7 +199,7 @@ class Comparison:
 
 def compare(
     rollouts: Rollouts,
-    estimators: Sequence[EstimatorLike] = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
     *,
     reference: str | Estimator = "single",
     importance: Importance | Sequence[Importance] = "none",
@@ -291,8 +291,6 @@ def compare(
     >>> result["multi"].ratio.high < 1  # reward-to-go is quieter, beyond doubt
     True
     """
-    if isinstance(estimators, str):
-        raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
     kinds = _check.names("importance", importance)
     batches = {
         kind: Batch.of(
@@ -311,7 +309,7 @@ def compare(
 
 def compare_batches(
     batches: Mapping[str, Batch],
-    estimators: Sequence[EstimatorLike],
+    estimators: EstimatorLike | Sequence[EstimatorLike],
     reference: str | Estimator,
     aggregation: Aggregation,
     interval: Literal["jackknife"] | Bootstrap,

@@ -102,7 +102,7 @@ class Report:
 
 def report(
     rollouts: Rollouts,
-    estimators: Sequence[EstimatorLike] = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
     *,
     reference: str | Estimator = "single",
     importance: Importance = "none",

@@ -172,7 +172,7 @@ def test_standard_output_in_a_file_is_not_replaced_by_the_json(tmp_path):
 
 def test_unknown_estimators_and_commands(tmp_path, capsys):
     assert main(["report", "--estimators", "magic"]) == 2
-    assert "estimator 'magic': it is none of single, multi" in capsys.readouterr().err
+    assert "unknown estimator 'magic'; choose from single, multi" in capsys.readouterr().err
     for arguments in ([], ["dance"], ["report", "--dance"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
@@ -282,7 +282,7 @@ def test_covariance_converts_a_folder_block_by_block(tmp_path, monkeypatch, caps
     assert main(["covariance", str(tmp_path)]) == 0
     assert max(rows for name, rows in converted if name == "scores") == 16
     expected = rlvar.covariance(scores).sum()
-    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+    assert f"variance          {expected:.6g}" in capsys.readouterr().out
 
 
 def test_the_reference_is_chosen(tmp_path, capsys):
@@ -293,7 +293,7 @@ def test_the_reference_is_chosen(tmp_path, capsys):
     for name, row in rows.items():
         assert row["ratio"]["value"] == expected[name].ratio.value
     capsys.readouterr()
-    refused(capsys, ["report", path, "--reference", "best"], "reference must be one of")
+    refused(capsys, ["report", path, "--reference", "best"], "unknown estimator 'best'")
 
 
 INTERRUPTED = """
@@ -342,13 +342,13 @@ def test_covariance_streams_a_folder_into_an_accumulator(tmp_path, capsys):
     expected = rlvar.covariance(scores, whole, lengths=lengths, block_size=2)
     result = rlvar.CovarianceAccumulator.load(out)
     np.testing.assert_allclose(result.covariance(), expected, rtol=0, atol=1e-12 * expected.max())
-    assert f"total variance    {expected.sum():.6g}" in capsys.readouterr().out
+    assert f"variance          {expected.sum():.6g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--estimator", "best"], "estimator 'best': it is none of single, multi"),
+        (["--estimator", "best"], "unknown estimator 'best'; choose from single, multi"),
         (["--block-size", "0"], "block_size must be at least 1, got 0"),
         (["--out", "none/out.npz"], "none: No such file or directory"),
         (["--out", "."], ".: Is a directory"),
@@ -366,7 +366,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     logp = -rng.exponential(1.0, (40, 12))
     stale = {"logp": logp, "behavior_logp": logp + 0.05 * rng.standard_normal((40, 12))}
     path = write(tmp_path / "r.npz", **stale)
-    weights = ["--ratio", "sequence", "--truncate", "2"]
+    weights = ["--importance", "sequence", "--truncate", "2"]
     options = ["--aggregation", "token-mean", "--interval", "bootstrap", "--seed", "3"]
     assert main(["report", path, *weights, *options]) == 0
     text = capsys.readouterr().out
@@ -376,7 +376,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     assert main(["covariance", path, *weights]) == 0
     rollouts = rlvar.load_rollouts(path)
     expected = rlvar.compare(rollouts, ["multi"], importance="sequence", truncate=2.0)["multi"].variance.value
-    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+    assert f"variance          {expected:.6g}" in capsys.readouterr().out
     for command in (["report"], ["covariance", "--estimator", "multi"]):
-        assert main([*command, write(tmp_path / "plain.npz"), "--ratio", "token"]) == 2
-        assert "must have rollouts with logp and behavior_logp" in capsys.readouterr().err
+        assert main([*command, write(tmp_path / "plain.npz"), "--importance", "token"]) == 2
+        assert "needs rollouts with logp and behavior_logp" in capsys.readouterr().err

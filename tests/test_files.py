@@ -17,6 +17,7 @@ from fuzz_files import fuzz, npy
 from rlvar import files
 
 SCORES, REWARDS = np.random.default_rng(0).standard_normal((4, 3, 2)).astype(np.float32), np.ones((4, 3))
+ENDS = np.array([[False, False, True]] * 4)
 HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (4, 3, 2), }"
 
 
@@ -50,6 +51,7 @@ def same(a, b):
         {"lengths": np.array([3, 0, 2, 1])},
         {"mask": np.array([[True, False, True]] * 4), "logp": -REWARDS, "behavior_logp": -REWARDS},
         {"values": REWARDS, "groups": np.array(["b", "a", "b", "a"])},
+        {"terminated": ENDS, "truncated": ~ENDS, "next_values": REWARDS, "bootstrap_value": np.ones(4)},
         {"scores": np.asfortranarray(SCORES, ">f8")},
         {"scores": (10 * SCORES).astype(np.int16), "rewards": np.array([1, 0, 1, 0], bool)},
     ],
@@ -65,6 +67,11 @@ def test_npz_and_folder_hold_the_same_and_saved_they_still_do(tmp_path, options)
     rlvar.save_rollouts(str(tmp_path / "saved"), folder)
     for each in (archive, folder, rlvar.load_rollouts(tmp_path / "saved")):
         same(each, expected)
+    assert {name for name in files.KEYS if getattr(expected, name) is not None} == {
+        "scores",
+        "rewards",
+        *options,
+    }
 
 
 def test_bfloat16_is_read_although_numpy_saves_it_without_its_name(tmp_path):

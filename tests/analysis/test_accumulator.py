@@ -3,6 +3,7 @@ import itertools
 import os
 import pickle
 import threading
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -300,7 +301,7 @@ def test_threads_that_share_an_accumulator_lose_nothing(tmp_path, rng):
             else:
                 total.merge(accumulated(batch))
             totals = total.totals()  # of whole updates, whatever the others do
-            assert totals.total_variance == pytest.approx(totals.variance_terms + totals.covariance_terms)
+            assert totals.variance == pytest.approx(totals.variance_terms + totals.covariance_terms)
             others.append((total + accumulated(batch)).count)
             total.save(tmp_path / f"{k}.npz")
 
@@ -497,6 +498,17 @@ def test_a_stream_of_mapped_scores_is_one_call(tmp_path):
     masked = rlvar.CovarianceAccumulator()
     masked.update_from(scores, weights, mask=mask, rollouts_per_update=16, sample_weight=np.ones(50))
     np.testing.assert_array_equal(masked.covariance(), result.covariance())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_stream_takes_the_memory_of_its_blocks_alone(tmp_path, dtype):
+    np.save(tmp_path / "scores.npy", np.ones((1000, 10, 512), dtype))
+    scores = np.load(tmp_path / "scores.npy", mmap_mode="r")
+    for given in (scores, rlvar.Rollouts(scores, np.ones(1000))):
+        tracemalloc.start()
+        rlvar.CovarianceAccumulator().update_from(given, rollouts_per_update=50)
+        assert tracemalloc.get_traced_memory()[1] < scores.nbytes / 4
+        tracemalloc.stop()
 
 
 def test_a_stream_names_the_bad_score_and_changes_nothing(tmp_path):

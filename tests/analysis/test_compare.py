@@ -567,7 +567,11 @@ def test_a_bootstrap_of_no_variance_or_two_rollouts_is_undefined_not_wrong(rng):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"importance": "token"}, ValueError, "importance='token' needs rollouts with logp and behavior_logp"),
+        (
+            {"importance": "token"},
+            ValueError,
+            "importance='token' needs rollouts with logp and behavior_logp",
+        ),
         ({"importance": "both"}, ValueError, "importance must be one of"),
         ({"importance": []}, ValueError, "importance must name at least one"),
         ({"importance": None}, TypeError, "importance must be a name or a sequence of names, got None"),

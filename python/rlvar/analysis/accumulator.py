@@ -234,7 +234,7 @@ class CovarianceAccumulator:
         else:
             scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
             # Checks all but the scores, which are converted a block at a time.
-            none = np.broadcast_to(np.float32(0.0), scores.shape) if scores.ndim == 3 else scores
+            none = np.broadcast_to(np.float32(0.0), (*scores.shape[:2], 1)) if scores.ndim == 3 else scores
             terms = terms_of(none, estimator, **options, least=0)  # type: ignore[arg-type]
             live, w = terms.live, terms.weights
         one = _check.scores(scores[:1], rollouts=0)

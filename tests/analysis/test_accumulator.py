@@ -456,6 +456,19 @@ def test_results_beyond_the_range_are_told_after_loading_too(tmp_path):
             use()
 
 
+def test_the_error_state_of_numpy_changes_nothing(rng):
+    small = 1e-155 * rng.standard_normal((6, 4, 3))
+
+    def results():
+        both = accumulated(small) + accumulated(1e5 * small)
+        return both.covariance(), both.growth(), both.totals(), both.mean
+
+    expected = results()
+    with np.errstate(all="raise"):
+        for one, other in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_saving_is_at_once_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "part.npz"
     accumulated(GOOD).save(path)
@@ -504,9 +517,9 @@ def test_a_stream_of_mapped_scores_is_one_call(tmp_path):
 def test_a_stream_takes_the_memory_of_its_blocks_alone(tmp_path, dtype):
     np.save(tmp_path / "scores.npy", np.ones((1000, 10, 512), dtype))
     scores = np.load(tmp_path / "scores.npy", mmap_mode="r")
-    for given in (scores, rlvar.Rollouts(scores, np.ones(1000))):
+    for source in (scores, rlvar.Rollouts(scores, np.ones(1000))):
         tracemalloc.start()
-        rlvar.CovarianceAccumulator().update_from(given, rollouts_per_update=50)
+        rlvar.CovarianceAccumulator().update_from(source, rollouts_per_update=50)
         assert tracemalloc.get_traced_memory()[1] < scores.nbytes / 4
         tracemalloc.stop()
 

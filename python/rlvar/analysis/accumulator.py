@@ -279,7 +279,7 @@ class CovarianceAccumulator:
 
     def _take(self, name: str, state: _State) -> None:
         """Take in the moments of other rollouts, which are used up."""
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):  # what is out of range is told below
             self._refuse_other_coordinates(name, state.mean.shape[1])
             self._state = _merged(self._state, state, self._threads)
 
@@ -328,7 +328,8 @@ class CovarianceAccumulator:
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
         _in_range(np.array(float(state.sums.diagonal().max()) / divisor))
-        result: Double = np.divide(state.sums, divisor, out=out)
+        with np.errstate(all="ignore"):
+            result: Double = np.divide(state.sums, divisor, out=out)
         return result
 
     def growth(self, *, ddof: int = 1) -> Double:
@@ -341,7 +342,7 @@ class CovarianceAccumulator:
         state = self._some()
         divisor = state.divisor(ddof)
         total = float(_in_range(_growth(state.sums, divisor))[-1])
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             variance = float(_in_range(state.sums.trace() / divisor))
         return Totals(total, variance, total - variance)
 
@@ -413,9 +414,8 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     a, b = _padded(a, rows).scaled(exponent), _padded(b, rows).scaled(exponent)
     total = a.weight + b.weight
     sums = b.sums
-    with np.errstate(over="ignore", invalid="ignore"):
-        delta = (b.mean - a.mean) + (b.tail - a.tail)
-        sums += a.sums
+    sums += a.sums
+    delta = (b.mean - a.mean) + (b.tail - a.tail)
     share = b.weight / total if total > 0 else 0.0
     _core.add_product(delta, a.weight * share, sums, threads)
     _in_range(sums.diagonal())
@@ -443,7 +443,7 @@ def _padded(state: _State, rows: int) -> _State:
 
 def _growth(sums: Double, divisor: float = 1.0) -> Double:
     """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
         result: Double = np.cumsum(added) / divisor
     return result

@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_not_merged():
         rlvar.CovarianceAccumulator(block_size=0)
 
 
-@pytest.mark.parametrize("kernel", ["comoments", "add_product"])
+@pytest.mark.parametrize("kernel", ["covariance", "add_product"])
 def test_an_interrupt_anywhere_leaves_the_accumulator_as_it_was(monkeypatch, kernel):
     accumulator, other = accumulated(GOOD), accumulated(2 * GOOD)
     before = accumulator.covariance()

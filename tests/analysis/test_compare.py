@@ -476,17 +476,18 @@ def test_importance_ratios_multiply_the_weights(rng, truncate):
             rho = reference.importance_ratios(
                 rollouts.logp, rollouts.behavior_logp, kind, truncate, lengths=lengths
             )
-        own = {
-            n: np.ones((18, 7)) * weights_of(rollouts, n).reshape(18, -1) * rho for n in ("single", "multi")
-        }
+        own = [
+            (f"own {n}", np.ones((18, 7)) * weights_of(rollouts, n).reshape(18, -1) * rho)
+            for n in ("single", "multi")
+        ]
         theirs = rlvar.compare(rollouts, own)
         alone = rlvar.compare(rollouts, importance=kind, truncate=truncate if kind != "none" else None)
-        for name in own:
+        for name in ("single", "multi"):
             row = together[f"{name}:{kind}"]
-            assert row.variance.value == pytest.approx(theirs[name].variance.value)
+            assert row.variance.value == pytest.approx(theirs[f"own {name}"].variance.value)
             assert row.variance == alone[name].variance
             assert row.unbiased == (kind == "sequence" and truncate is None)
-            assert row.importance.ratio == kind
+            assert row.importance.importance == kind
     text = str(together)
     assert text.count("effective sample size") == 3
     assert "biased: another policy sampled these rollouts, and no ratios weigh them" in text

@@ -69,7 +69,8 @@ def test_projections_match_their_definition_and_never_read_dead_steps(isa, rng, 
     scores[~alive] = np.nan
     mask = options["mask"].view(np.uint8) if "mask" in options else None
     for threads in (1, 3):
-        _core.projections(scores, options.get("lengths"), mask, vectors, out, threads)
+        terms = _core.Terms(scores, None, options.get("lengths"), mask)
+        _core.projections(terms, vectors, out, threads)
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
         assert (out[~alive] == 0).all()
 

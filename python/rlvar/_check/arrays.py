@@ -152,7 +152,7 @@ def steps(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        counts = _plain("lengths", lengths)
+        counts = np.array(_plain("lengths", lengths))  # a copy: the caller's can change after the check
         if counts.dtype.kind not in "iu":
             raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
         if counts.shape != (n,):

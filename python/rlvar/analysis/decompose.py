@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.analysis.growth import LengthGrowth, length_growth, upper_half
-from rlvar.analysis.totals import summaries
+from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
@@ -43,7 +43,7 @@ class _Source(NamedTuple):
     ddof: int
     units: _check.Units
     grouped: bool
-    total: Moment  # the variance
+    variance: Moment
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -350,15 +350,12 @@ def decompose_terms(
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
     intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()
-    found = summaries(squares, units, normaliser, growth_range, ddof if intervals else None)
-    total, variance, covariance, exponent = (
-        jackknife(*moment, level, positive=i < 2) for i, moment in enumerate(found)
-    )
+    found = totals(squares, units, normaliser, growth_range, ddof if intervals else None)
     return Decomposition(
-        variance=total,
-        variance_terms=variance,
-        covariance_terms=covariance,
-        growth_exponent=exponent,
+        variance=jackknife(*found.variance, level, positive=True),
+        variance_terms=jackknife(*found.variance_terms, level, positive=True),
+        covariance_terms=jackknife(*found.covariance_terms, level),
+        growth_exponent=jackknife(*found.growth_exponent, level),
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
         alive=alive,
@@ -366,14 +363,14 @@ def decompose_terms(
         growth_range=growth_range,
         effective_size=samples.effective_size,
         _source=_Source(
-            terms,
-            samples,
-            weighted,
-            normaliser,
-            ddof,
-            units,
-            groups is not None,
-            found[0],
+            terms=terms,
+            samples=samples,
+            weighted=weighted,
+            normaliser=normaliser,
+            ddof=ddof,
+            units=units,
+            grouped=groups is not None,
+            variance=found.variance,
         ),
     )
 
@@ -399,10 +396,10 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
 
     u = len(units)
     value = signals.value + extra(variances.value, u)
-    if len(s.total.left_out) == 0:  # no intervals
+    if len(s.variance.left_out) == 0:  # no intervals
         signal = Estimate(value, confidence=level)
         return signal, fieller(total, signal, 0.0)
     left_out = signals.left_out + extra(variances.left_out, u - 1)
     moment = Moment(value, left_out)
     signal = signal_interval(moment, variances, len(mean), level)
-    return signal, fieller(total, signal, correlation(s.total.left_out, left_out))
+    return signal, fieller(total, signal, correlation(s.variance.left_out, left_out))

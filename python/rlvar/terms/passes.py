@@ -68,6 +68,9 @@ class Terms:
         live = _check.steps(shape, lengths=lengths, mask=mask)
         return cls(array, _check.weights(weights, shape, live), live, _check.threads(threads))
 
+    def _of(self, p: Double | None) -> _core.Terms:
+        return _core.Terms(self.scores, self.weights, *self.live, p)
+
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
         """Live steps (N, T)."""
@@ -85,7 +88,7 @@ class Terms:
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""
         result = np.empty(self.scores.shape[1:])
-        _core.means(self.scores, self.weights, *self.live, p, result, self.threads)
+        _core.means(self._of(p), result, self.threads)
         return result
 
     @cached_property
@@ -95,7 +98,7 @@ class Terms:
             return self.known
         result = np.empty((len(self.scores), self.scores.shape[2]))
         weights = np.ascontiguousarray(self.weights[None])
-        _core.gradients(self.scores, weights, *self.live, result[None], self.threads)
+        _core.gradients(self._of(None), weights, result[None], self.threads)
         return Gradients(None, result)
 
     def covariance(
@@ -111,13 +114,11 @@ class Terms:
 
         And their means (B, D), in two parts, if asked for.
         """
-        _core.comoments(
-            *(self.scores, self.weights, *self.live, p, block, divisor, out, mean, tail, self.threads)
-        )
+        _core.covariance(self._of(p), block, divisor, out, mean, tail, self.threads)
 
     def shared_moments(self, weights: Double, p: Double | None, out: Double) -> None:
         """Sums of products of terms (E, T, T), means not taken off, of E sets of weights (E, N, T)."""
-        _core.shared_moments(self.scores, weights, *self.live, p, out, self.threads)
+        _core.shared_moments(self._of(p), weights, out, self.threads)
 
     def squares(self, p: Double | None, mean: Double, units: _check.Units) -> Squares:
         """Squares of each unit about `mean`; 0 where rounding of the mean is all that there is."""
@@ -129,8 +130,7 @@ class Terms:
         if len(units) < len(units.members):
             wanted = step_sums, growth_sums = np.empty(shape), np.empty(shape)
         _core.unit_squares(
-            *(self.scores, self.weights, *self.live, p, mean, units.members, units.offsets),
-            *(steps, growths, *wanted, self.threads),
+            *(self._of(p), mean, units.members, units.offsets, steps, growths, *wanted, self.threads)
         )
         weight = len(units.members) if p is None else p.sum()
         with np.errstate(all="ignore"):
@@ -152,15 +152,14 @@ class Terms:
         zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
         steps, running = np.empty((n, t)), np.empty((n, t))
         _core.unit_squares(
-            *(self.scores, self.weights, *self.live, None, zero, single.members, single.offsets),
-            *(steps, running, None, None, self.threads),
+            *(self._of(None), zero, single.members, single.offsets, steps, running, None, None, self.threads)
         )
         return steps, running[:, -1].copy()
 
     def projections(self, vectors: Double) -> Double:
         """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         result = np.empty(self.weights.shape)
-        _core.projections(self.scores, *self.live, vectors, result, self.threads)
+        _core.projections(self._of(None), vectors, result, self.threads)
         result *= np.where(self.alive, self.weights, 0.0)
         return result
 

@@ -217,7 +217,7 @@ class Batch:
                     np.multiply(new[name], self.step_factors, out=row)
             if shared:
                 sets[-1], base = self.step_factors, found[-1]
-            _core.gradients(self.rollouts.scores, sets, *self.steps, found, self.threads)
+            _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
             own_base = next(own) if constant is None else base

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Float
+from rlvar._types import Double, Float
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,6 +50,9 @@ def _documented(function: Function) -> Function:
     return function
 
 
+_NO_OPTION = (None,) * 7  # of a scan, but for its gamma
+
+
 def _run(
     kernel: Any, scan: _check.Scan, own: tuple[Any, ...], outs: tuple[NDArray[Any] | None, ...]
 ) -> tuple[Float, ...]:
@@ -68,7 +71,7 @@ def _run(
                     raise ValueError("out must not overlap an argument, unless it is that argument")
         # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
         results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
-    if not kernel(*scan.arrays, *own, *scan.options, *results):
+    if not kernel(*scan.arrays, *own, scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
     for result, out in zip(results, outs, strict=True):
@@ -116,7 +119,8 @@ def reward_to_go(
     Returns
     -------
     ndarray, shape (N, T)
-        Return-to-go, float32 or float64 as the rewards; exactly 0 on steps that are not live.
+        Return-to-go, float32 or float64 as the rewards, added up in float64; exactly 0 on steps that
+        are not live.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def reward_to_go(
         array = _check.floats("rewards", rewards)
         if array.ndim == 2:
             result = np.empty(array.shape, array.dtype)
-            if _core.reward_to_go(array, gamma, None, None, None, None, None, None, None, result):
+            if _core.reward_to_go(array, (gamma, *_NO_OPTION), result):
                 return result
     scan = _check.scan(
         {"rewards": rewards},
@@ -200,7 +204,7 @@ def gae(
     -------
     advantages, returns : ndarray, shape (N, T)
         Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
-        (or are half precision), else float64. Factors and bootstrap values take that dtype.
+        (or are half precision), else float64. Sums, factors and bootstrap values are float64 always.
 
     Raises
     ------
@@ -388,15 +392,15 @@ def n_step_returns(
     return scan.as_given(result)
 
 
-def _n_steps(scan: _check.Scan, n: int) -> Float:
-    """N-step returns (N, T), 0 on steps that are not live."""
-    rewards, values = scan.arrays
-    dtype, shape = rewards.dtype, rewards.shape
+def _n_steps(scan: _check.Scan, n: int) -> Double:
+    """N-step returns (N, T) in float64, 0 on steps that are not live."""
+    rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
+    shape = rewards.shape
     live = scan.steps.live(shape)
-    tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
+    tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
     # Each step as a map x -> a + c x of what comes after it.
     a = np.where(live, rewards, 0)
-    c = np.full(shape, scan.gamma, dtype) if scan.gammas is None else np.where(live, scan.gammas, 0)
+    c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
         cut = scan.bootstrapped & live
         a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
@@ -409,7 +413,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
     c = np.where(front, np.take_along_axis(c, order, axis=1), 1)
     x = np.where(front, np.take_along_axis(values, order, axis=1), tail[:, None])
 
-    def ahead(array: Float, steps: int, beyond: Any) -> Float:
+    def ahead(array: Double, steps: int, beyond: Any) -> Double:
         """`array` as it is `steps` steps later."""
         moved = np.empty_like(array)
         moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
@@ -424,7 +428,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
         if left:
             a, c = a + c * ahead(a, steps, 0), c * ahead(c, steps, 1)
             steps *= 2
-    result: Float = np.zeros(shape, dtype)
+    result = np.zeros(shape)
     np.put_along_axis(result, order, np.where(front, x, 0), axis=1)
     return result
 
@@ -506,11 +510,8 @@ def vtrace(
     )
     decay = _check.discount("lam", lam)
     rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
-    ratios = _check.ratios(scan)
-    one = ratios.dtype.type(1)
-    scan.arrays[2] = np.minimum(ratios, one * rho_bound)
-    cut = one * decay * np.minimum(ratios, one * c_bound)
-    targets, advantages = _run(_core.vtrace, scan, (cut,), (None, None))
+    _check.ratios(scan)
+    targets, advantages = _run(_core.vtrace, scan, (decay, rho_bound, c_bound), (None, None))
     return targets, advantages
 
 

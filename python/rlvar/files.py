@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
 
-KEYS = tuple(field.name for field in dataclasses.fields(Rollouts) if not field.name.startswith("_"))
+KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 
 _HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
 _CHUNK = 1 << 22

@@ -213,7 +213,7 @@ def test_errors_of_any_kind_keep_the_name_and_their_cause(rng):
 
 def test_rloo_refuses_singletons_which_would_shrink_its_mean(rng):
     rollouts = make_rollouts(rng, groups=[0, 0, 1, *range(2, 17)])
-    with pytest.raises(ValueError, match=r"estimator 'rloo': groups must hold two scored rewards"):
+    with pytest.raises(ValueError, match=r"estimator 'rloo': groups must have two scored rewards"):
         rlvar.compare(rollouts, ["rloo"])
 
 

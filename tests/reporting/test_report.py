@@ -204,7 +204,7 @@ def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
     path = tmp_path / "few.npz"
     np.savez(path, scores=rng.standard_normal((6, 3, 2)), rewards=rng.standard_normal((6, 3)))
     assert main(["report", str(path)]) == 0
-    assert capsys.readouterr().err.count("6 rollouts are few") == 1
+    assert capsys.readouterr().err.count("only 6 rollouts") == 1
 
 
 def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng):

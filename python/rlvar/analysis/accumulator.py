@@ -57,7 +57,9 @@ class _State(NamedTuple):
 
     def divisor(self, ddof: int) -> float:
         """Return what the sums are divided by."""
-        return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
+        return self.weight * _check.divisor(
+            *(1.0 if self.weight > 0 else 0.0, self.square_weight, 1.0 - self.square_weight, ddof)
+        )
 
     def scaled(self, exponent: int) -> _State:
         """Return the same in units of 2**exponent."""

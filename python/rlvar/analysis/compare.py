@@ -20,7 +20,7 @@ from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.inference import Bootstrap, infer
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.source import estimator_of
 
@@ -367,11 +367,11 @@ def compare_batches(
 
 
 def _rows(
-    estimators: Sequence[Estimator | OwnEstimator],
+    estimators: Sequence[Estimator],
     kinds: Sequence[str],
     reference: str | Estimator,
     first: str,
-) -> tuple[list[str], str, dict[str, tuple[Estimator | OwnEstimator, str]]]:
+) -> tuple[list[str], str, dict[str, tuple[Estimator, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
     A label is the estimator's name alone where there is one kind. The reference may be a label, or an

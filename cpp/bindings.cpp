@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cpu.hpp"
+#include "gram.hpp"
 #include "means.hpp"
 #include "moments.hpp"
 #include "pairwise.hpp"
@@ -302,6 +303,17 @@ PYBIND11_MODULE(RLVAR_MODULE, m) {
         rlvar::add_product(in, factor, result, count);
       },
       py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
+  m.def(
+      "add_matmul",
+      [](const Strided& a, const Strided& b, Strided out, std::optional<int> threads) {
+        const auto left = view2(a), right = view2(b);
+        const auto result = mutable_view2(out);
+        const int count = threads_or_default(threads);
+        py::gil_scoped_release release;
+        rlvar::add_matmul(left, right, result, count);
+      },
+      py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
+      py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
 #ifdef _OPENMP

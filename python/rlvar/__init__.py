@@ -13,12 +13,14 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.weights.estimators import Estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
+    "Bootstrap",
     "Comparison",
     "ComparisonRow",
     "CovarianceAccumulator",

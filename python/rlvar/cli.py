@@ -15,6 +15,7 @@ from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
 from rlvar.files import load_rollouts
 from rlvar.reporting.report import Report, make_report
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import AGGREGATIONS, Batch
 from rlvar.weights.estimators import CATALOG, estimator_weights
 from rlvar.weights.importance import RATIOS
@@ -131,8 +132,7 @@ def _report(args: argparse.Namespace) -> Report:
                 ratio=args.ratio,
                 truncate=args.truncate,
                 aggregation=args.aggregation,
-                interval=args.interval,
-                seed=args.seed,
+                interval=Bootstrap(seed=args.seed) if args.interval == "bootstrap" else "jackknife",
                 progress=progress,
             )
         except ValueError as error:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let infinity, NaN and underflow be values in a function, whatever the caller's `numpy.seterr` says."""
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with np.errstate(all="ignore"):  # a new one each time: one object is not for several threads
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _number(name: str, value: Any) -> float:
@@ -54,14 +69,6 @@ def positive_integer(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
-
-
-def bootstrap(resamples: int, first: int) -> tuple[int, int]:
-    """Return the number of resamples, enough of them for an interval, and the seed."""
-    number = positive_integer("resamples", resamples)
-    if number < 100:
-        raise ValueError(f"resamples must be at least 100, got {number}")
-    return number, seed(first)
 
 
 def seed(value: int) -> int:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rlvar import _check
-from rlvar._types import Double
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
-from rlvar.stats.inference import Bootstrap, infer
+from rlvar.stats.inference import infer
+from rlvar.stats.moments import Rows
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import CATALOG, Estimator, Estimators, estimator_weights
 from rlvar.weights.importance import ImportanceRatios
@@ -32,8 +33,9 @@ class ComparisonRow:
     name : str
         Name of the estimator.
     variance : Estimate
-        Variance of one rollout's gradient estimate, summed over coordinates; with groups, of the
-        mean of one group's rollouts.
+        U times the variance of the batch's gradient, the mean over its rollouts, summed over
+        coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
+        groups of one size, of the mean of one group's rollouts.
     ratio : Estimate
         Variance over that of the reference estimator, from the same rollouts. For two unbiased
         estimators it is also the ratio of the rollouts needed for the same precision.
@@ -195,6 +197,7 @@ class Comparison:
         }
 
 
+@_check.quiet
 def compare(
     rollouts: Rollouts,
     estimators: Estimators = ("single", "multi"),
@@ -203,9 +206,7 @@ def compare(
     ratio: str | Sequence[str] = "none",
     truncate: float | None = None,
     aggregation: str = "sum",
-    interval: str = "jackknife",
-    resamples: int = 2000,
-    seed: int = 0,
+    interval: Literal["jackknife"] | Bootstrap = "jackknife",
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> Comparison:
@@ -231,10 +232,8 @@ def compare(
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
         the batch over its number of live steps.
-    interval : {"jackknife", "bootstrap"}, default "jackknife"
-        Where the intervals come from.
-    resamples, seed : int
-        How many resamples of the units the bootstrap draws, and the seed of its draws.
+    interval : "jackknife" or Bootstrap, default "jackknife"
+        Where the intervals come from, such as ``rlvar.Bootstrap(2000, seed=1)``.
     confidence : float, default 0.95
         Nominal coverage of the intervals.
     num_threads : int, optional
@@ -259,24 +258,25 @@ def compare(
 
     Notes
     -----
-    The unit is the rollout or, with groups, the group: its gradient :math:`g_u` is the mean over its
-    rollouts, so that their dependence, and that of weights which use the others' rewards, is inside.
-    With U units,
+    The batch's gradient is the mean over its rollouts, whatever the sizes of their groups, or over its
+    tokens. The unit is the rollout or, with groups, the group, so that the dependence of its rollouts, and
+    that of weights which use the others' rewards, is inside. So it is a ratio of sums,
+    :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each unit summed and :math:`L_u` its number
+    of rollouts, or of tokens. By the delta method its variance is that of the mean over U units of
+    :math:`y_u = (g_u - L_u m) / \bar L`, and
 
     .. math::
 
-        \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
-        \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
+        \hat V = \frac{1}{U - 1} \sum_u |y_u|^2, \qquad
+        \widehat{|E m|^2} = |m|^2 - \hat V / U .
 
-    A token mean is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u` with the gradient and the tokens
-    of each unit summed. By the delta method its variance is that of the mean of
-    :math:`(g_u - L_u m) / \bar L`, whose sample variance is :math:`\hat V`.
+    For units of one size :math:`y_u` is what the mean of a unit deviates from that of all.
 
     Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
     of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
     log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
     draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
-    variances and their ratios, BCa for the rest; O(`resamples` U D) for each estimator. ``python
+    variances and their ratios, BCa for the rest; O(resamples U min(U, D)) for each estimator. ``python
     studies/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
     whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
     out.
@@ -300,12 +300,12 @@ def compare(
         raise ValueError("estimators must name at least one estimator")
     names = [item.name if isinstance(item, Estimator) else item for item in estimators]
     ratios = _check.names("ratio", ratio)
-    _check.choice("interval", interval, ("jackknife", "bootstrap"))
-    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
+    if not isinstance(interval, Bootstrap) and interval != "jackknife":
+        raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
     level = _check.confidence(confidence)
     units = _check.units(rollouts.groups, len(rollouts))
     threads = _check.threads(num_threads)
-    _check.warn_few(units, grouped=rollouts.groups is not None)
+    _check.warn_few(units, grouped=rollouts.groups is not None, stacklevel=4)
 
     batches = {
         kind: Batch.of(
@@ -320,7 +320,7 @@ def compare(
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
     first = next((kind for kind in ratios if batches[kind].unbiased), ratios[0])
     asked, reference, rows = _rows(names, ratios, reference, first)
-    gradients: dict[str, Double] = {}
+    gradients: dict[str, Rows] = {}
     for kind, batch in batches.items():
         of_kind = [label for label, (_, each) in rows.items() if each == kind]
         weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
@@ -330,7 +330,8 @@ def compare(
         list(samples.values()),
         list(samples).index(reference),
         level,
-        bootstrap if interval == "bootstrap" else None,
+        interval if isinstance(interval, Bootstrap) else None,
+        threads,
     )
     found = {label: each._asdict() for label, each in zip(samples, findings, strict=True)}
     variances = {label: each.pop("variances") for label, each in found.items()}
@@ -345,8 +346,6 @@ def compare(
             ComparisonRow(
                 name=label,
                 **found[label],
-                largest_share=moments.largest_share(samples[label]),
-                top_share=moments.largest_share(samples[label], moments.TOP),
                 unbiased=unbiased[label],
                 importance=batches[rows[label][1]].importance,
                 _variances=variances[label],
@@ -358,7 +357,7 @@ def compare(
         units=len(units),
         grouped=rollouts.groups is not None,
         aggregation=aggregation,
-        interval=interval,
+        interval="bootstrap" if isinstance(interval, Bootstrap) else interval,
         reference_unbiased=unbiased[reference],
         _reference_variances=variances[reference],
     )
@@ -387,15 +386,16 @@ def _rows(
 
 
 def _samples(
-    gradients: Mapping[str, Double], rollouts: Rollouts, units: _check.Units, aggregation: str
+    gradients: Mapping[str, Rows], rollouts: Rollouts, units: _check.Units, aggregation: str
 ) -> dict[str, moments.Sample]:
-    """Return what is averaged over the batch: gradients of units, or for a token mean their sums."""
-    if aggregation != "token-mean":
-        return {label: moments.sample(units.sums(g) / units.sizes[:, None]) for label, g in gradients.items()}
-    tokens = units.sums(rollouts.live_steps.astype(np.float64))
-    if not tokens.any():
-        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    return {label: moments.sample(units.sums(g), tokens) for label, g in gradients.items()}
+    """Return what the batch's gradient is made of: sums over units, to be divided by rollouts or tokens."""
+    sizes = units.sizes.astype(np.float64)
+    if aggregation == "token-mean":
+        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        if not sizes.any():
+            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    summed = units if len(units) < len(rollouts) else None
+    return {label: moments.sample(g, sizes, summed) for label, g in gradients.items()}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,8 @@ from rlvar.analysis.growth import pooled, stratified, upper_half
 from rlvar.analysis.totals import summaries
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
-from rlvar.stats.intervals import correlation, fieller, jackknife, signal_interval
+from rlvar.stats.inference import signal_and_noise_scale, signal_of
+from rlvar.stats.intervals import jackknife
 from rlvar.terms.passes import Terms, autocorrelation
 
 
@@ -153,7 +154,19 @@ class Decomposition:
 
     @cached_property
     def _signals(self) -> tuple[Estimate, Estimate]:
-        return _signals(self._source, self.total_variance, self.mean.sum(axis=0))
+        source, units = self._source, self._source.units
+        signal, variance = Moment(math.nan, np.empty(0)), source.total
+        if source.weighted:
+            taken = source.ddof * source.total.value / self.effective_size
+            signal = signal._replace(value=float(np.square(self.mean.sum(axis=0)).sum()) - taken)
+        else:
+            whole = (units.sizes.astype(np.float64), units) if source.grouped else ()
+            gradients = unit_moments.sample(source.terms.gradients(), *whole)
+            ((own, _),) = unit_moments.products([gradients])
+            signal = signal_of(own, source.ddof, grouped=source.grouped)
+            variance = unit_moments.variance(own)
+        dimension, level = self.mean.shape[1], self.total_variance.confidence
+        return signal_and_noise_scale(signal, variance, source.total, dimension, level)
 
     @property
     def strata_disagree(self) -> bool | None:
@@ -364,33 +377,3 @@ def decompose(
             found[0],
         ),
     )
-
-
-def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estimate]:
-    """Return signal and noise scale of gradients with this mean (D,)."""
-    level = total.confidence
-    if s.weighted:
-        signal = Estimate(
-            float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
-        )
-        return signal, fieller(total, signal, 0.0)
-    units, g = s.units, s.terms.gradients()
-    if s.grouped:
-        g = units.sums(g)
-    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
-    variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
-
-    def extra(variance: Any, u: int) -> Any:
-        """What is added to a signal that takes V / U from the plug-in, for ddof V_ddof / U to be taken."""
-        taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
-        return (1 - taken) * variance / u
-
-    u = len(units)
-    value = signals.value + extra(variances.value, u)
-    if len(s.total.left_out) == 0:  # no intervals
-        signal = Estimate(value, confidence=level)
-        return signal, fieller(total, signal, 0.0)
-    left_out = signals.left_out + extra(variances.left_out, u - 1)
-    moment = Moment(value, left_out)
-    signal = signal_interval(moment, variances, len(mean), level)
-    return signal, fieller(total, signal, correlation(s.total.left_out, left_out))

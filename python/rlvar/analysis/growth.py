@@ -41,6 +41,7 @@ def upper_half(last: int) -> tuple[int, int]:
     return (last + 1) // 2, last
 
 
+@_check.quiet
 def slope(values: Double, first: int) -> Double:
     """Slope of the logarithm of values (..., K) at k = first, first + 1, ... on log k.
 
@@ -48,9 +49,8 @@ def slope(values: Double, first: int) -> Double:
     """
     log_k = np.log(np.arange(first, first + values.shape[-1]))
     log_k -= log_k.mean()
-    with np.errstate(all="ignore"):
-        result: Double = np.log(np.where(values > 0, values, np.nan)) @ log_k / (log_k @ log_k)
-    return result
+    logs = np.log(np.where(values > 0, values, np.nan))
+    return np.asarray((logs * log_k).sum(axis=-1) / np.square(log_k).sum())
 
 
 def strata_of(lengths: NDArray[np.int64], p: Double, strata: int) -> NDArray[np.int64]:
@@ -110,9 +110,8 @@ def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
     return Moment(float(value), _average(slopes, sizes))
 
 
+@_check.quiet
 def _average(slopes: Sequence[Double], weights: Sequence[Double] | Sequence[float]) -> Double:
     """Weighted mean over strata, without those that have no slope."""
     w = np.where(np.isnan(slopes), 0.0, weights)
-    with np.errstate(all="ignore"):
-        result: Double = (w * np.nan_to_num(slopes)).sum(axis=0) / w.sum(axis=0)
-    return result
+    return np.asarray((w * np.nan_to_num(slopes)).sum(axis=0) / w.sum(axis=0))

@@ -64,8 +64,8 @@ class PromptComponents:
 
     @property
     def resolved(self) -> bool:
-        """Whether the variance between prompts is positive beyond doubt: its interval excludes 0."""
-        return self.between.low > 0
+        """Whether the variance between prompts is told from none: its interval excludes 0."""
+        return self.between.resolved
 
     def variance(self, prompts: int, completions: int) -> Estimate:
         """Return the variance of the mean gradient of a batch, between / P + within / (P K).
@@ -277,7 +277,7 @@ def prompt_components(
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
     _check.warn_few(units, grouped=True)
 
-    g = batch.gradients([weights])[0]
+    g = np.asarray(batch.gradients([weights])[0])
     (within, between), left_out = _components(g, rollouts.groups, units)
     returns = batch.returns
     first = returns[units.members[units.offsets[:-1]]]
@@ -400,7 +400,7 @@ def _components(
     means = units.sums(centred) / sizes[:, None]
     centred -= means[labels]
     within_squares = units.sums(np.square(centred).sum(axis=1))
-    means -= sizes @ means / n
+    means -= (sizes[:, None] * means).sum(axis=0) / n
     between_squares = sizes * np.square(means).sum(axis=1)
 
     def anova(within: Any, between: Any, n: Any, u: float, square: Any) -> tuple[Any, Any]:

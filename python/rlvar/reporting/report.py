@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import estimator_weights
 
@@ -107,8 +108,7 @@ def make_report(
     ratio: str = "none",
     truncate: float | None = None,
     aggregation: str = "sum",
-    interval: str = "jackknife",
-    seed: int = 0,
+    interval: Literal["jackknife"] | Bootstrap = "jackknife",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Report:
     """Compare the estimators, decompose the variance of each, and call `progress` on the way."""
@@ -122,7 +122,6 @@ def make_report(
         truncate=truncate,
         aggregation=aggregation,
         interval=interval,
-        seed=seed,
     )
     comparison = everything.only(list(dict.fromkeys(estimators)))
     batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, aggregation=aggregation)

@@ -84,7 +84,7 @@ def multi_optimal(batch: Batch) -> Double:
     has one baseline for each coordinate and each step's reward; here one for each step's score is
     shared by all coordinates.
     """
-    projections = batch.projections(batch.gradients([batch.to_go])[0])
+    projections = batch.projections(np.asarray(batch.gradients([batch.to_go])[0]))
     return np.where(batch.live, batch.to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 
@@ -168,7 +168,7 @@ def alpha_baseline(batch: Batch) -> Double:
         # Only ratios of lengths count, and those to the longest overflow for no alpha >= 0.
         relative = np.log(lengths[others] / lengths[others].max()) * (2.0 * alpha)
         power = np.exp(relative - relative.max())
-        baselines[folds == fold] = (power @ batch.returns[others]) / power.sum()
+        baselines[folds == fold] = (power * batch.returns[others]).sum() / power.sum()
     return batch.returns - baselines
 
 
@@ -179,7 +179,7 @@ def _alpha(squares: Double, lengths: Double) -> float:
     if not both.any() or x.min() == x.max():
         return 0.0
     x -= x.mean()
-    return float(x @ (y - y.mean()) / (x @ x)) / 2.0
+    return float((x * (y - y.mean())).sum() / np.square(x).sum()) / 2.0
 
 
 def _folds(batch: Batch) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rlvar import _check, _core
 from rlvar._types import Double
 from rlvar.rollouts import Rollouts
+from rlvar.stats.moments import Rows
 from rlvar.terms.passes import Terms
 from rlvar.weights.importance import RATIOS, ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
@@ -108,7 +109,7 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def gradients(self, weights: Sequence[Double]) -> list[Double]:
+    def gradients(self, weights: Sequence[Double]) -> list[Rows]:
         """Return the gradients (N, D) of each weights (N, T), in one pass.
 
         Weights which are the same at all live steps of a rollout are a number times the sum of its
@@ -127,8 +128,8 @@ class Batch:
         result = np.empty((len(sets), n, d))
         _core.gradients(self.rollouts.scores, sets, *self.steps, result, self.threads)
         own = iter(result)
-        found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
-        if not all(max(g.max(), -g.min()) < 1e150 for g in found):
+        found = [Rows(next(own)) if each is None else Rows(result[-1], each) for each in constants]
+        if not all(rows.largest() < 1e150 for rows in found):
             _check.raise_not_finite(self.rollouts.scores, self.steps)
         return found
 

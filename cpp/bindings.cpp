@@ -1,20 +1,25 @@
 // The module: take pointers, release the GIL, call one kernel. Arrays arrive validated
-// (python/rlvar/_check.py): dtypes, shapes and strides are what the kernels expect.
+// (python/rlvar/_check.py), but they are the caller's, who can change them at any time. Small ones,
+// which hold indices, are copied and then checked here; what kernels read of the others is numbers
+// and marks alone, whatever they are.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <Eigen/Core>
+#include <exception>
+#include <initializer_list>
 #include <optional>
+#include <tuple>
 
+#include "covariance.hpp"
+#include "covariance_shared.hpp"
 #include "cpu.hpp"
 #include "gram.hpp"
 #include "means.hpp"
-#include "moments.hpp"
-#include "pairwise.hpp"
 #include "parallel.hpp"
+#include "passes.hpp"
 #include "returns.hpp"
-#include "shared.hpp"
 
 namespace py = pybind11;
 
@@ -27,300 +32,320 @@ using Int64s = py::array_t<std::int64_t, py::array::c_style>;
 using Doubles = py::array_t<double, py::array::c_style>;
 using Strided = py::array_t<double>;
 using Bytes = py::array_t<std::uint8_t>;
+using Threads = std::optional<int>;
 
-template <class T>
-index_t stride(const py::array_t<T>& a, int axis) {
+/// Raises unless an array is aligned and has the shape that it had when it was checked.
+template <class T, int flags>
+void expect(const py::array_t<T, flags>& a, std::initializer_list<index_t> shape) {
+  bool same = a.ndim() == static_cast<index_t>(shape.size()) &&
+              reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0;
+  for (index_t i = 0; same && i < a.ndim(); ++i) {
+    same = a.shape(i) == shape.begin()[i] && a.strides(i) % static_cast<index_t>(sizeof(T)) == 0;
+  }
+  if (!same) throw py::value_error("an array has changed its shape since it was checked");
+}
+
+template <class T, int flags>
+index_t stride(const py::array_t<T, flags>& a, int axis) {
   return a.strides(axis) / static_cast<index_t>(sizeof(T));
 }
 
+template <class T, int flags>
+View2<const T> view(const py::array_t<T, flags>& a, index_t rows, index_t cols) {
+  expect(a, {rows, cols});
+  return {a.data(), rows, cols, stride(a, 0), stride(a, 1)};
+}
+template <class T, int flags>
+View2<T> result(py::array_t<T, flags>& a, index_t rows, index_t cols) {
+  expect(a, {rows, cols});
+  return {a.mutable_data(), rows, cols, stride(a, 0), stride(a, 1)};
+}
+/// The same where None came for "absent".
 template <class T>
-View2<const T> view2(const py::array_t<T>& a) {
-  return {a.data(), a.shape(0), a.shape(1), stride(a, 0), stride(a, 1)};
+View2<const T> view(const std::optional<py::array_t<T>>& a, index_t rows, index_t cols) {
+  return a ? view(*a, rows, cols) : View2<const T>();
 }
+template <class T>
+View2<T> result(std::optional<py::array_t<T>>& a, index_t rows, index_t cols) {
+  return a ? result(*a, rows, cols) : View2<T>();
+}
+
+/// A copy of the numbers of a small array (size,), which need not be aligned; empty if absent.
+template <class To, class T>
+std::vector<To> copied(const std::optional<py::array_t<T, py::array::c_style>>& a, index_t size) {
+  if (!a) return {};
+  if (a->ndim() != 1 || a->shape(0) != size)
+    throw py::value_error("an array has changed its size since it was checked");
+  std::vector<T> numbers(static_cast<std::size_t>(size));
+  if (size) std::memcpy(numbers.data(), a->data(), static_cast<std::size_t>(a->nbytes()));
+  return {numbers.begin(), numbers.end()};
+}
+/// A copy of indices, none of them outside [low, high].
+rlvar::Indices indices(const std::optional<Int64s>& a, index_t size, index_t low, index_t high) {
+  auto copy = copied<index_t>(a, size);
+  for (const index_t i : copy) {
+    if (i < low || i > high)
+      throw py::value_error("an index has changed since it was checked, to " + std::to_string(i));
+  }
+  return copy;
+}
+
+rlvar::Steps steps_of(const std::optional<Int64s>& lengths, const std::optional<Bytes>& mask,
+                      index_t n, index_t t) {
+  return {indices(lengths, n, 0, t), view(mask, n, t)};
+}
+
+/// Terms in Python: scores, weights, lengths, mask, sample_weight.
+template <class T>
+using TermsTuple = std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>,
+                              std::optional<Bytes>, std::optional<Doubles>>;
 
 template <class T>
-View2<T> mutable_view2(py::array_t<T>& a) {
-  return {a.mutable_data(), a.shape(0), a.shape(1), stride(a, 0), stride(a, 1)};
+rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
+  const auto& [scores, weights, lengths, mask, sample_weight] = arrays;
+  if (scores.ndim() != 3 || scores.size() == 0)
+    throw py::value_error("scores must be (N, T, D) and not empty");
+  const index_t n = scores.shape(0), t = scores.shape(1), d = scores.shape(2);
+  expect(scores, {n, t, d});
+  if (d > 1 && stride(scores, 2) != 1)
+    throw py::value_error("scores must have a contiguous last axis");
+  return {{scores.data(), n, t, d, stride(scores, 0), stride(scores, 1)},
+          view(weights, n, t),
+          steps_of(lengths, mask, n, t),
+          copied<double>(sample_weight, n)};
 }
+
+/// Weights (E, N, T), C-contiguous, of E estimators.
+template <class T>
+View3<const double> weight_sets(const Doubles& weights, const rlvar::Terms<T>& terms) {
+  const index_t sets = weights.ndim() ? weights.shape(0) : 0, n = terms.scores.n,
+                t = terms.scores.t;
+  expect(weights, {sets, n, t});
+  return {weights.data(), sets, n, t, n * t, t};
+}
+
+/// The options of a scan in Python: gamma, gammas, lengths, mask, terminated, truncated,
+/// next_values, bootstrap.
+template <class T>
+using ScanTuple = std::tuple<double, std::optional<Strided>, std::optional<Int64s>,
+                             std::optional<Bytes>, std::optional<Bytes>, std::optional<Bytes>,
+                             std::optional<py::array_t<T>>, std::optional<Doubles>>;
 
 template <class T>
-View3<const T> view3(const py::array_t<T>& a) {
-  return {a.data(), a.shape(0), a.shape(1), a.shape(2), stride(a, 0), stride(a, 1)};
-}
-
-rlvar::Steps steps_of(const std::optional<Int64s>& lengths, const std::optional<Bytes>& mask) {
-  rlvar::Steps steps;
-  if (lengths) steps.lengths = lengths->data();
-  if (mask) steps.mask = view2(*mask);
-  return steps;
-}
-
-template <class T>
-rlvar::Terms<T> terms_of(const py::array_t<T>& scores, const Strided& weights,
-                         const std::optional<Int64s>& lengths, const std::optional<Bytes>& mask,
-                         const std::optional<Doubles>& sample_weight) {
-  return {view3(scores), view2(weights), steps_of(lengths, mask),
-          sample_weight ? sample_weight->data() : nullptr};
-}
-
-/// Weights (E, N, T), C-contiguous.
-View3<const double> weight_sets(const Doubles& weights) {
-  const index_t n = weights.shape(1), t = weights.shape(2);
-  return {weights.data(), weights.shape(0), n, t, n * t, t};
-}
-
-template <class T>
-rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, double gamma,
-                                       const std::optional<py::array_t<T>>& gammas,
-                                       const std::optional<Int64s>& lengths,
-                                       const std::optional<Bytes>& mask,
-                                       const std::optional<Bytes>& terminated,
-                                       const std::optional<Bytes>& truncated,
-                                       const std::optional<py::array_t<T>>& next_values,
-                                       const std::optional<py::array_t<T>>& bootstrap) {
+rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, const ScanTuple<T>& options) {
+  const auto& [gamma, gammas, lengths, mask, terminated, truncated, next_values, bootstrap] =
+      options;
+  if (rewards.ndim() != 2) throw py::value_error("rewards must be (N, T)");
+  const index_t n = rewards.shape(0), t = rewards.shape(1);
   rlvar::Trajectories<T> in;
-  in.rewards = view2(rewards);
+  in.rewards = view(rewards, n, t);
   in.gamma = gamma;
-  if (gammas) in.gammas = view2(*gammas);
-  in.steps = steps_of(lengths, mask);
-  if (terminated) in.terminated = view2(*terminated);
-  if (truncated) in.truncated = view2(*truncated);
-  if (next_values) in.next_values = view2(*next_values);
-  if (bootstrap) in.bootstrap = bootstrap->data();
+  in.gammas = view(gammas, n, t);
+  in.steps = steps_of(lengths, mask, n, t);
+  in.terminated = view(terminated, n, t);
+  in.truncated = view(truncated, n, t);
+  in.next_values = view(next_values, n, t);
+  in.bootstrap = copied<double>(bootstrap, n);
+  if (in.truncated.data && !in.next_values.data)
+    throw py::value_error("truncated needs next_values");
   return in;
 }
 
-int threads_or_default(std::optional<int> threads) {
-  return threads ? *threads : rlvar::default_threads();
+thread_local PyThreadState* released = nullptr;  // this thread's, while it holds no GIL
+
+/// Raises what Ctrl-C, or another signal's handler in Python, asks for.
+void raise_signals() {
+  PyEval_RestoreThread(released);
+  std::exception_ptr error;
+  if (PyErr_CheckSignals() != 0) error = std::make_exception_ptr(py::error_already_set());
+  PyEval_SaveThread();
+  if (error) std::rethrow_exception(error);
 }
+
+/// Runs a kernel without the GIL. Where the interpreter ends meanwhile, a daemon thread ends as it
+/// asks for the GIL: by an exception in Python 3.13 and before, so not in a destructor.
+template <class Kernel>
+void without_gil(Kernel&& kernel) {
+  released = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    kernel();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(released);
+  if (error) std::rethrow_exception(error);
+}
+
+int number_of(Threads threads) { return threads ? *threads : rlvar::default_threads(); }
 
 template <class T>
 void bind_kernels(py::module_& m) {
   using Array = py::array_t<T>;
+  using Terms = TermsTuple<T>;
+  using Options = ScanTuple<T>;
 
-  using MaybeArray = std::optional<Array>;
-
-  m.def(
-      "all_finite",
-      [](const Array& array) {
-        const auto view = view2(array);
-        py::gil_scoped_release release;
-        return rlvar::all_finite(view);
-      },
-      py::arg("array").noconvert());
-
-  // The scans return whether everything that they read was finite.
+  // The scans return whether all that they wrote is finite: then so is all that they read.
   m.def(
       "reward_to_go",
-      [](const Array& rewards, double gamma, const MaybeArray& gammas,
-         const std::optional<Int64s>& lengths, const std::optional<Bytes>& mask,
-         const std::optional<Bytes>& terminated, const std::optional<Bytes>& truncated,
-         const MaybeArray& next_values, const MaybeArray& bootstrap, Array out) {
-        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
-                                  next_values, bootstrap);
-        const auto result = mutable_view2(out);
-        py::gil_scoped_release release;
-        return rlvar::reward_to_go(in, result, rlvar::default_threads());
+      [](const Array& rewards, const Options& options, Array out) {
+        const auto in = trajectories_of(rewards, options);
+        const auto to = result(out, in.rewards.rows, in.rewards.cols);
+        bool finite = false;
+        without_gil([&] { finite = rlvar::reward_to_go(in, to, rlvar::default_threads()); });
+        return finite;
       },
-      py::arg("rewards").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
-      py::arg("lengths"), py::arg("mask"), py::arg("terminated"), py::arg("truncated"),
-      py::arg("next_values").noconvert(), py::arg("bootstrap").noconvert(),
-      py::arg("out").noconvert());
+      py::arg("rewards").noconvert(), py::arg("options").noconvert(), py::arg("out").noconvert());
 
   m.def(
       "gae",
-      [](const Array& rewards, const Array& values, double lambda, double gamma,
-         const MaybeArray& gammas, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Bytes>& terminated,
-         const std::optional<Bytes>& truncated, const MaybeArray& next_values,
-         const MaybeArray& bootstrap, Array advantages, Array returns) {
-        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
-                                  next_values, bootstrap);
-        in.values = view2(values);
+      [](const Array& rewards, const Array& values, double lambda, const Options& options,
+         Array advantages, Array returns) {
+        auto in = trajectories_of(rewards, options);
+        const index_t n = in.rewards.rows, t = in.rewards.cols;
+        in.values = view(values, n, t);
         in.lambda = lambda;
-        const auto first = mutable_view2(advantages), second = mutable_view2(returns);
-        py::gil_scoped_release release;
-        return rlvar::gae(in, first, second, rlvar::default_threads());
+        const auto first = result(advantages, n, t), second = result(returns, n, t);
+        bool finite = false;
+        without_gil([&] { finite = rlvar::gae(in, first, second, rlvar::default_threads()); });
+        return finite;
       },
-      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("lambda"),
-      py::arg("gamma"), py::arg("gammas").noconvert(), py::arg("lengths"), py::arg("mask"),
-      py::arg("terminated"), py::arg("truncated"), py::arg("next_values").noconvert(),
-      py::arg("bootstrap").noconvert(), py::arg("advantages").noconvert(),
+      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("lambda_"),
+      py::arg("options").noconvert(), py::arg("advantages").noconvert(),
       py::arg("returns").noconvert());
 
   m.def(
       "vtrace",
-      [](const Array& rewards, const Array& values, const Array& rho, const Array& cut,
-         double gamma, const MaybeArray& gammas, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Bytes>& terminated,
-         const std::optional<Bytes>& truncated, const MaybeArray& next_values,
-         const MaybeArray& bootstrap, Array targets, Array advantages) {
-        auto in = trajectories_of(rewards, gamma, gammas, lengths, mask, terminated, truncated,
-                                  next_values, bootstrap);
-        in.values = view2(values);
-        in.rho = view2(rho);
-        in.cut = view2(cut);
-        const auto first = mutable_view2(targets), second = mutable_view2(advantages);
-        py::gil_scoped_release release;
-        return rlvar::vtrace(in, first, second, rlvar::default_threads());
+      [](const Array& rewards, const Array& values, const Array& rho, double lambda,
+         double rho_clip, double c_clip, const Options& options, Array targets, Array advantages) {
+        auto in = trajectories_of(rewards, options);
+        const index_t n = in.rewards.rows, t = in.rewards.cols;
+        in.values = view(values, n, t);
+        in.rho = view(rho, n, t);
+        in.lambda = lambda;
+        in.rho_clip = rho_clip;
+        in.c_clip = c_clip;
+        const auto first = result(targets, n, t), second = result(advantages, n, t);
+        bool finite = false;
+        without_gil([&] { finite = rlvar::vtrace(in, first, second, rlvar::default_threads()); });
+        return finite;
       },
       py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("rho").noconvert(),
-      py::arg("cut").noconvert(), py::arg("gamma"), py::arg("gammas").noconvert(),
-      py::arg("lengths"), py::arg("mask"), py::arg("terminated"), py::arg("truncated"),
-      py::arg("next_values").noconvert(), py::arg("bootstrap").noconvert(),
+      py::arg("lambda_"), py::arg("rho_clip"), py::arg("c_clip"), py::arg("options").noconvert(),
       py::arg("targets").noconvert(), py::arg("advantages").noconvert());
 
   m.def(
-      "comoments",
-      [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         index_t block, double divisor, Strided out, std::optional<Strided> mean,
-         std::optional<Strided> tail, std::optional<int> threads) {
-        auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        terms.block = block;
-        const auto result = mutable_view2(out);
-        const auto mean_view = mean ? mutable_view2(*mean) : View2<double>();
-        const auto tail_view = tail ? mutable_view2(*tail) : View2<double>();
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::comoments(terms, divisor, result, mean_view, tail_view, count);
+      "covariance",
+      [](const Terms& arrays, index_t block, double divisor, Strided out,
+         std::optional<Strided> mean, std::optional<Strided> tail, Threads threads) {
+        auto terms = terms_of(arrays);
+        terms.block = std::clamp<index_t>(block, 1, terms.scores.t);
+        const index_t rows = terms.rows(), d = terms.scores.d;
+        const auto to = result(out, rows, rows), mean_to = result(mean, rows, d),
+                   tail_to = result(tail, rows, d);
+        without_gil(
+            [&] { rlvar::covariance(terms, divisor, to, mean_to, tail_to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("block"), py::arg("divisor"),
+      py::arg("terms").noconvert(), py::arg("block"), py::arg("divisor"),
       py::arg("out").noconvert(), py::arg("mean").noconvert(), py::arg("tail").noconvert(),
       py::arg("threads"));
 
   m.def(
       "shared_moments",
-      [](const Array& scores, const Doubles& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         Doubles sums, std::optional<int> threads) {
-        const rlvar::Terms<T> terms{view3(scores),
-                                    {},
-                                    steps_of(lengths, mask),
-                                    sample_weight ? sample_weight->data() : nullptr,
-                                    1};
-        const auto sets = weight_sets(weights);
-        double* result = sums.mutable_data();
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::shared_moments(terms, sets, result, count);
+      [](const Terms& arrays, const Doubles& weights, Doubles sums, Threads threads) {
+        const auto terms = terms_of(arrays);
+        const auto sets = weight_sets(weights, terms);
+        expect(sums, {sets.n, terms.scores.t, terms.scores.t});
+        double* to = sums.mutable_data();
+        without_gil([&] { rlvar::shared_moments(terms, sets, to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("sums").noconvert(), py::arg("threads"));
+      py::arg("terms").noconvert(), py::arg("weights").noconvert(), py::arg("sums").noconvert(),
+      py::arg("threads"));
 
   m.def(
       "gradients",
-      [](const Array& scores, const Doubles& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, Doubles out, std::optional<int> threads) {
-        const auto in = view3(scores);
-        const auto sets = weight_sets(weights);
-        const auto steps = steps_of(lengths, mask);
-        double* result = out.mutable_data();
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::gradients(in, sets, steps, result, count);
+      [](const Terms& arrays, const Doubles& weights, Doubles out, Threads threads) {
+        const auto terms = terms_of(arrays);
+        const auto sets = weight_sets(weights, terms);
+        expect(out, {sets.n, terms.scores.n, terms.scores.d});
+        double* to = out.mutable_data();
+        without_gil([&] { rlvar::gradients(terms, sets, to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("out").noconvert(), py::arg("threads"));
+      py::arg("terms").noconvert(), py::arg("weights").noconvert(), py::arg("out").noconvert(),
+      py::arg("threads"));
 
   m.def(
       "projections",
-      [](const Array& scores, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const Doubles& vectors, Doubles out,
-         std::optional<int> threads) {
-        const auto in = view3(scores);
-        const auto steps = steps_of(lengths, mask);
-        const double* with = vectors.data();
-        double* result = out.mutable_data();
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::projections(in, steps, with, result, count);
+      [](const Terms& arrays, const Doubles& vectors, Doubles out, Threads threads) {
+        const auto terms = terms_of(arrays);
+        const double* with = view(vectors, terms.scores.n, terms.scores.d).data;
+        double* to = result(out, terms.scores.n, terms.scores.t).data;
+        without_gil([&] { rlvar::projections(terms, with, to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("lengths"), py::arg("mask"),
-      py::arg("vectors").noconvert(), py::arg("out").noconvert(), py::arg("threads"));
+      py::arg("terms").noconvert(), py::arg("vectors").noconvert(), py::arg("out").noconvert(),
+      py::arg("threads"));
 
   m.def(
       "means",
-      [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         Strided mean, std::optional<int> threads) {
-        const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        const auto result = mutable_view2(mean);
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::means(terms, result, count);
+      [](const Terms& arrays, Strided mean, Threads threads) {
+        const auto terms = terms_of(arrays);
+        const auto to = result(mean, terms.scores.t, terms.scores.d);
+        without_gil([&] { rlvar::means(terms, to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(), py::arg("threads"));
+      py::arg("terms").noconvert(), py::arg("mean").noconvert(), py::arg("threads"));
 
   m.def(
       "unit_squares",
-      [](const Array& scores, const Strided& weights, const std::optional<Int64s>& lengths,
-         const std::optional<Bytes>& mask, const std::optional<Doubles>& sample_weight,
-         const Strided& mean, const Int64s& members, const Int64s& offsets, Strided step,
-         Strided growth, std::optional<Strided> step_sum, std::optional<Strided> growth_sum,
-         std::optional<int> threads) {
-        const auto terms = terms_of(scores, weights, lengths, mask, sample_weight);
-        const auto mean_view = view2(mean);
-        const std::int64_t* member = members.data();
-        const std::int64_t* offset = offsets.data();
-        const index_t units = offsets.shape(0) - 1;
-        const rlvar::UnitSquares out{step.mutable_data(), growth.mutable_data(),
-                                     step_sum ? step_sum->mutable_data() : nullptr,
-                                     growth_sum ? growth_sum->mutable_data() : nullptr};
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::unit_squares(terms, mean_view, member, offset, units, out, count);
+      [](const Terms& arrays, const Strided& mean, const Int64s& members, const Int64s& offsets,
+         Doubles step, Doubles growth, std::optional<Doubles> step_sum,
+         std::optional<Doubles> growth_sum, Threads threads) {
+        const auto terms = terms_of(arrays);
+        const index_t n = terms.scores.n, t = terms.scores.t;
+        const auto about = view(mean, t, terms.scores.d);
+        const auto member = indices(members, members.size(), 0, n - 1);
+        const auto offset =
+            indices(offsets, offsets.size(), 0, static_cast<index_t>(member.size()));
+        if (offset.empty() || !std::is_sorted(offset.begin(), offset.end()))
+          throw py::value_error("offsets must rise");
+        const index_t units = static_cast<index_t>(offset.size()) - 1;
+        const rlvar::UnitSquares to{result(step, units, t).data, result(growth, units, t).data,
+                                    step_sum ? result(*step_sum, units, t).data : nullptr,
+                                    growth_sum ? result(*growth_sum, units, t).data : nullptr};
+        without_gil(
+            [&] { rlvar::unit_squares(terms, about, member, offset, to, number_of(threads)); });
       },
-      py::arg("scores").noconvert(), py::arg("weights").noconvert(), py::arg("lengths"),
-      py::arg("mask"), py::arg("sample_weight"), py::arg("mean").noconvert(),
-      py::arg("members").noconvert(), py::arg("offsets").noconvert(), py::arg("step").noconvert(),
-      py::arg("growth").noconvert(), py::arg("step_sum").noconvert(),
-      py::arg("growth_sum").noconvert(), py::arg("threads"));
+      py::arg("terms").noconvert(), py::arg("mean").noconvert(), py::arg("members").noconvert(),
+      py::arg("offsets").noconvert(), py::arg("step").noconvert(), py::arg("growth").noconvert(),
+      py::arg("step_sum").noconvert(), py::arg("growth_sum").noconvert(), py::arg("threads"));
 }
 
 }  // namespace
 
-/// Raises what Ctrl-C, or another signal's handler in Python, asks for.
-void raise_signals() {
-  py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-PYBIND11_MODULE(RLVAR_MODULE, m) {
-  rlvar::install_fork_guard();
-  rlvar::check_interrupt = &raise_signals;
+PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
+  rlvar::start_parallel(&raise_signals);
   bind_kernels<float>(m);
   bind_kernels<double>(m);
   m.def(
       "add_product",
-      [](const Strided& x, double factor, Strided sums, std::optional<int> threads) {
-        const auto in = view2(x);
-        const auto result = mutable_view2(sums);
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::add_product(in, factor, result, count);
+      [](const Doubles& x, double factor, Strided sums, Threads threads) {
+        if (x.ndim() != 2) throw py::value_error("x must be (T, D)");
+        const auto in = view(x, x.shape(0), x.shape(1));
+        const auto to = result(sums, in.rows, in.rows);
+        without_gil([&] { rlvar::add_product(in, factor, to, number_of(threads)); });
       },
       py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
   m.def(
       "add_matmul",
-      [](const Strided& a, const Strided& b, Strided out, std::optional<int> threads) {
-        const auto left = view2(a), right = view2(b);
-        const auto result = mutable_view2(out);
-        const int count = threads_or_default(threads);
-        py::gil_scoped_release release;
-        rlvar::add_matmul(left, right, result, count);
+      [](const Strided& a, const Strided& b, Strided out, Threads threads) {
+        if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must have two axes");
+        const auto left = view(a, a.shape(0), a.shape(1)), right = view(b, a.shape(1), b.shape(1));
+        const auto to = result(out, left.rows, right.cols);
+        without_gil([&] { rlvar::add_matmul(left, right, to, number_of(threads)); });
       },
       py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
       py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
-#ifdef _OPENMP
-  m.attr("openmp") = _OPENMP;
-#else
-  m.attr("openmp") = 0;
-#endif
   m.attr("eigen_version") =
       py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);
 }

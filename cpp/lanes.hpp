@@ -45,15 +45,13 @@ struct Lanes {
   /// p[0] .. p[width - 1].
   static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   /// p[0], p[stride], ... in the first `count` lanes, 0 in the others.
-  static Vec gather(const T* p, index_t stride, index_t count) {
+  template <class U>
+  static Vec gather(const U* p, index_t stride, index_t count) {
     Vec v{};
-    for (index_t i = 0; i < count; ++i) v[i] = p[i * stride];
+    for (index_t i = 0; i < count; ++i) v[i] = static_cast<T>(p[i * stride]);
     return v;
   }
   static void store(Vec v, T* p) { *reinterpret_cast<Unaligned*>(p) = v; }
-  static void scatter(Vec v, T* p, index_t stride, index_t count) {
-    for (index_t i = 0; i < count; ++i) p[i * stride] = v[i];
-  }
 
   /// All ones where a byte is not 0, zeros elsewhere.
   static Mask load(const std::uint8_t* p) {
@@ -88,17 +86,11 @@ struct Lanes {
 #endif
   }
 
+  static Vec smaller(Vec a, Vec b) { return select(b < a, b, a); }  // a if NaN
   /// The larger of a and |b| in each lane; a where b is NaN.
   static Vec larger(Vec a, Vec b) {
     const Vec magnitude = (Vec)((Mask)b & std::numeric_limits<Int>::max());
     return select(magnitude > a, magnitude, a);
-  }
-
-  /// Bytes of the first vector's worth at p, as one number: 0 if none is set.
-  static std::uint64_t bits(const std::uint8_t* p) {
-    std::uint64_t b = 0;
-    std::memcpy(&b, p, static_cast<std::size_t>(width));
-    return b;
   }
 
   /// Lane i gets lane i + 1, the last one the first of `beyond`.
@@ -174,6 +166,16 @@ inline Lanes<double>::Vec load_doubles(const double* p) { return Lanes<double>::
 inline Lanes<double>::Vec load_doubles(const float* p) {
   typedef float Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4)));
   return to_doubles(*reinterpret_cast<const Unaligned*>(p));
+}
+
+/// Rounds v to what p points at, and stores it. Returns what it stored.
+inline Lanes<double>::Vec store_doubles(Lanes<double>::Vec v, double* p) {
+  Lanes<double>::store(v, p);
+  return v;
+}
+inline HalfVec store_doubles(Lanes<double>::Vec v, float* p) {
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4)));
+  return *reinterpret_cast<Unaligned*>(p) = __builtin_convertvector(v, HalfVec);
 }
 
 /// Sum and maximum of the lanes.

@@ -1,62 +1,36 @@
-// The only OpenMP of the package: independent tasks, handed out to threads.
+// Independent tasks, handed out to threads.
 //
 // What a task computes depends on the data alone, never on the thread that runs it or on how many
 // there are; kernels merge the results of tasks in the order of the tasks. Results are therefore
 // bit-identical for any number of threads.
 //
-// Fork guard: libgomp's thread pool does not survive fork(), and a child that enters a parallel
-// region hangs. A child of fork() runs its tasks serially.
-//
-// Interrupts: between its tasks the calling thread looks, a few times a second, whether the user
-// wants to stop. Kernels that are not to be left half done write to memory of their own.
+// Interrupts: between its tasks the main thread looks, a few times a second, whether the user wants
+// to stop. Kernels that are not to be left half done write to memory of their own.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <exception>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
+#include <functional>
+#include <optional>
 
 #include "views.hpp"
 
 namespace rlvar {
 
-inline std::atomic<bool> forked_child{false};
+/// Reads how many threads to use and installs the fork guard; called once, when the module is
+/// loaded. `check_interrupt`, called on the main thread alone, throws if the program is to stop.
+void start_parallel(void (*check_interrupt)());
 
-/// Installs the fork guard; called once, when the module is loaded.
-inline void install_fork_guard() {
-#if defined(__unix__) || defined(__APPLE__)
-  pthread_atfork(nullptr, nullptr, [] { forked_child = true; });
-#endif
-}
+/// Threads used unless the caller asks for a number: OMP_NUM_THREADS, or else the cores that this
+/// process may use; one in a child of fork().
+int default_threads();
 
-/// Throws if the program is to be interrupted; set by the module.
-inline void (*check_interrupt)() = nullptr;
+/// Throws if the program is to be interrupted; looks at most ten times a second.
+void poll_interrupt();
 
-/// Calls check_interrupt, at most ten times a second on each thread.
-inline void poll_interrupt() {
-  using Clock = std::chrono::steady_clock;
-  thread_local Clock::time_point next{};
-  const auto now = Clock::now();
-  if (check_interrupt == nullptr || now < next) return;
-  next = now + std::chrono::milliseconds(100);
-  check_interrupt();
-}
-
-/// Threads used unless the caller asks for a number: OpenMP's own default (OMP_NUM_THREADS).
-inline int default_threads() {
-#ifdef _OPENMP
-  return forked_child ? 1 : omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
+/// Runs share(true) here and share(false), meanwhile, on up to `helpers` threads: fewer where they
+/// are busy or cannot be started. Returns when all that began have ended; throws what one threw.
+void run_together(int helpers, const std::function<void(bool)>& share);
 
 /// At most one thread for each 100 microseconds of work: waking a thread costs some of them.
 inline int threads_for(double nanoseconds, int threads) {
@@ -68,38 +42,22 @@ inline int threads_for(double nanoseconds, int threads) {
 /// rethrown here.
 template <class MakeWorker>
 void for_each_task(index_t tasks, int threads, MakeWorker&& make_worker) {
-  const index_t useful = std::min<index_t>(threads, tasks);
-  if (useful <= 1 || forked_child) {
-    if (tasks <= 0) return;
-    auto worker = make_worker();
-    for (index_t i = 0; i < tasks; ++i) {
-      if (i > 0) poll_interrupt();
-      worker(i);
-    }
-    return;
-  }
-#ifdef _OPENMP
+  if (tasks <= 0) return;
   std::atomic<index_t> next{0};
-  std::exception_ptr error;
-#pragma omp parallel num_threads(static_cast<int>(useful))
-  {
+  run_together(static_cast<int>(std::min<index_t>(threads, tasks)) - 1, [&](bool caller) {
+    std::optional<decltype(make_worker())> worker;
     try {
-      auto worker = make_worker();
-      const bool caller = omp_get_thread_num() == 0;
+      worker.emplace(make_worker());
       for (index_t i; (i = next.fetch_add(1)) < tasks;) {
-        if (caller) poll_interrupt();
-        worker(i);
+        if (caller && i > 0) poll_interrupt();
+        (*worker)(i);
       }
     } catch (...) {
+      if (!caller && !worker) return;  // no memory for its scratch: leaves its share to the others
       next = tasks;
-#pragma omp critical
-      if (!error) error = std::current_exception();
+      throw;
     }
-  }
-  if (error) std::rethrow_exception(error);
-#else
-  for_each_task(tasks, 1, make_worker);
-#endif
+  });
 }
 
 }  // namespace rlvar

@@ -11,17 +11,14 @@
 #pragma once
 
 #include <cmath>
-#include <utility>
 
 #include "lanes.hpp"
 
 namespace rlvar {
 
 constexpr index_t kMiB = 1 << 20;
-constexpr index_t kLaneBytes = 16 * kMiB;  // accumulators beside the result
 constexpr index_t kBatchBytes = 2 * kMiB;  // panels packed at a time, if one is not larger
 constexpr index_t kPackGroups = 8;         // row groups packed by one task
-constexpr index_t kTasks = 32;             // tiles times lanes: enough to keep the threads busy
 
 constexpr index_t kPanel = 256;  // columns of a panel
 constexpr index_t kTile = 96;    // rows of a tile, a multiple of 3 W for every W: fits the L2 cache
@@ -59,27 +56,6 @@ void store_group(const Rows<T>& rows, index_t g, const Panel<T>& panel) {
     L::transpose(v);
     for (index_t r = 0; r < L::width; ++r) L::store(v[r], out + (k + r) * L::width);
   }
-}
-
-/// The tiles of the lower half, counted row by row.
-struct Tiles {
-  index_t count, pairs;
-
-  explicit Tiles(index_t rows) : count(ceil_div(rows, kTile)), pairs(count * (count + 1) / 2) {}
-  /// First row and first column of a tile.
-  static std::pair<index_t, index_t> corner(index_t pair) {
-    index_t i = static_cast<index_t>((std::sqrt(8.0 * static_cast<double>(pair) + 1.0) - 1.0) / 2);
-    while (i * (i + 1) / 2 > pair) --i;
-    while ((i + 1) * (i + 2) / 2 <= pair) ++i;
-    return {i * kTile, (pair - i * (i + 1) / 2) * kTile};
-  }
-};
-
-/// Accumulators of `results` matrices each, so that there are tasks for many threads also where
-/// there are few tiles: no more than `most`, or than memory allows.
-inline index_t lanes_for(index_t rows, index_t results, index_t most) {
-  const index_t fitting = kLaneBytes / (results * rows * rows * 8);
-  return std::clamp<index_t>(std::min({kTasks / Tiles(rows).pairs, most, fitting}), 1, 16);
 }
 
 /// The power of two that takes numbers up to `peak` to the order of 1, where products are float32:

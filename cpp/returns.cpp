@@ -1,10 +1,11 @@
-// Bytes: each input is read once and each output written once. Arithmetic: step by step, a row is a
-// chain of multiply-adds, each waiting 4 cycles for the one before; memory could deliver a step in
-// less than one. So W steps of a row, a vector, are scanned at once: log2(W) rounds of
+// Bytes: each input is read once and each output written once. What is carried is float64, also
+// between float32 arrays: a sum over many steps keeps its digits. Arithmetic: step by step, a row
+// is a chain of multiply-adds, each waiting 4 cycles for the one before; memory could deliver a
+// step in less than one. So W steps of a row, a vector, are scanned at once: log2(W) rounds of
 //   a += c * (a further on),  c *= (c further on)
-// turn their recurrences into x = a + c * carry, and the chain is one multiply-add for W steps. A
-// block of W steps that are all live, with none terminated or truncated, has one constant c, and
-// its powers are known beforehand.
+// turn their recurrences into x = a + c * carry. A block of W steps that are all live, with none
+// terminated or truncated, has one constant c, and its powers are known beforehand. Two such blocks
+// are joined in the same way: the chain is one multiply-add for 2 W steps.
 //
 // Where rows, not steps, are contiguous ((T, N) arrays), the lanes are W rows instead, each step is
 // one vector recurrence, and many vectors of rows hide each other's waiting.
@@ -21,8 +22,8 @@ namespace {
 
 // Below this many rewards for each thread, starting threads costs more than the scan.
 constexpr index_t kRewardsPerThread = 1 << 17;
-constexpr index_t kRowsPerTask = 8;     // where lanes are steps
-constexpr index_t kVectorsPerTask = 8;  // where lanes are rows
+constexpr index_t kRowsPerTask = 8;      // where lanes are steps
+constexpr index_t kVectorsPerTask = 16;  // where lanes are rows
 
 enum class Kind { kReturns, kGae, kVtrace };
 
@@ -35,15 +36,15 @@ enum class Along { kSteps, kRows };
 
 template <class T, Kind kind>
 struct Scan {
-  using L = Lanes<T>;
+  using L = Lanes<double>;
   using Vec = typename L::Vec;
+  using Stored = std::conditional_t<sizeof(T) == 4, HalfVec, Vec>;  // W numbers of an array
   using Mask = typename L::Mask;
   static constexpr index_t W = L::width;
 
-  const Trajectories<T> in;
+  const Trajectories<T>& in;
   const View2<T> first, second;  // outputs
   const Flags flags;
-  const T gamma, lambda;
   Vec powers{};       // c^W .. c^1, with c = gamma (kReturns) or gamma lambda (kGae)
   Vec half_powers{};  // c^(W/2) .. c^1 and zeros
 
@@ -53,11 +54,9 @@ struct Scan {
         second(second_out),
         flags(in.terminated.data || in.truncated.data || in.gammas.data ? Flags::kAny
               : in.steps.mask.data                                      ? Flags::kMask
-                                                                        : Flags::kNone),
-        gamma(static_cast<T>(in.gamma)),
-        lambda(static_cast<T>(in.lambda)) {
+                                                                        : Flags::kNone) {
     const double c = kind == Kind::kGae ? in.gamma * in.lambda : in.gamma;
-    for (index_t i = 0; i < W; ++i) powers[i] = static_cast<T>(std::pow(c, W - i));
+    for (index_t i = 0; i < W; ++i) powers[i] = std::pow(c, W - i);
     for (index_t i = 0; i < W / 2; ++i) half_powers[i] = powers[i + W / 2];
   }
 
@@ -76,7 +75,8 @@ struct Scan {
     return {v.data + i * v.col_stride, v.row_stride};
   }
   struct Lines {
-    Line<const T> rewards, values, next_values, gammas, rho, cut;
+    Line<const T> rewards, values, next_values, rho;
+    Line<const double> gammas;
     Line<const std::uint8_t> mask, terminated, truncated;
     Line<T> first, second;
   };
@@ -90,10 +90,7 @@ struct Scan {
       l.values = line<along>(in.values, i);
       l.second = line<along>(second, i);
     }
-    if constexpr (kind == Kind::kVtrace) {
-      l.rho = line<along>(in.rho, i);
-      l.cut = line<along>(in.cut, i);
-    }
+    if constexpr (kind == Kind::kVtrace) l.rho = line<along>(in.rho, i);
     if constexpr (flags != Flags::kNone) l.mask = line<along>(in.steps.mask, i);
     if constexpr (flags == Flags::kAny) {
       l.gammas = line<along>(in.gammas, i);
@@ -106,19 +103,20 @@ struct Scan {
 
   template <bool full, class U>
   static auto load(const Line<const U>& l, index_t i, index_t count) {
-    if constexpr (full) {
-      return L::load(l.data + i);
-    } else {
+    if constexpr (!full)
       return L::gather(l.data + i * l.stride, l.stride, count);
-    }
+    else if constexpr (std::is_same_v<U, std::uint8_t>)
+      return L::load(l.data + i);
+    else
+      return load_doubles(l.data + i);
   }
+  /// Rounds x to what the array holds. Returns 0 in each lane, or NaN where that is not finite.
   template <bool full>
-  static void store(Vec x, const Line<T>& l, index_t i, index_t count) {
-    if constexpr (full) {
-      L::store(x, l.data + i);
-    } else {
-      L::scatter(x, l.data + i * l.stride, l.stride, count);
-    }
+  static Stored store(Vec x, const Line<T>& l, index_t i, index_t count) {
+    if constexpr (full) return store_doubles(x, l.data + i) * T(0);
+    const auto rounded = __builtin_convertvector(x, Stored);
+    for (index_t k = 0; k < count; ++k) l.data[(i + k) * l.stride] = rounded[k];
+    return rounded * T(0);
   }
   static Mask first_lanes(index_t count) {
     Mask m;
@@ -141,7 +139,7 @@ struct Scan {
     const auto get = [&](const auto& l) { return load<full>(l, i, count); };
     const Vec reward = get(at.rewards);
     Block b{};
-    b.g = L::fill(gamma);
+    b.g = L::fill(in.gamma);
     if (!quiet && at.gammas.data) b.g = get(at.gammas);
     // What comes after a step that stops: the value beyond it where truncated, nothing where
     // terminated. It counts at once, and the trace ends.
@@ -164,14 +162,15 @@ struct Scan {
       b.delta = reward - b.value;
     }
     if constexpr (kind == Kind::kGae) {
-      b.a = lambda * reward + (T(1) - lambda) * b.value;
-      b.c = lambda * b.g;
+      b.a = in.lambda * reward + (1.0 - in.lambda) * b.value;
+      b.c = in.lambda * b.g;
     }
     if constexpr (kind == Kind::kVtrace) {
       b.delta += b.g * L::select(stops, beyond, next_value);
-      b.rho = get(at.rho);
+      const Vec rho = get(at.rho);
+      b.rho = L::smaller(rho, L::fill(in.rho_clip));
       b.a = b.rho * b.delta;
-      b.c = b.g * get(at.cut);
+      b.c = b.g * (in.lambda * L::smaller(rho, L::fill(in.c_clip)));
     }
     if (!quiet && (at.truncated.data || at.terminated.data)) {
       if constexpr (kind != Kind::kVtrace) {
@@ -183,16 +182,16 @@ struct Scan {
     }
     if constexpr (!quiet) {
       b.a = L::keep(live, b.a);
-      b.c = L::select(live, b.c, L::fill(T(1)));
+      b.c = L::select(live, b.c, L::fill(1.0));
     }
     return b;
   }
 
-  /// Writes the outputs of a block from its x and that of each step's next live step. Returns 0 in
-  /// each lane, or NaN where an output is not finite.
+  /// Writes the outputs of a block from its x and that of each step's next live step. Returns as
+  /// `store`.
   template <bool full, bool quiet>
-  [[gnu::always_inline]] Vec finish(const Block& b, const Lines& at, index_t i, index_t count,
-                                    Mask live, Vec x, Vec next) const {
+  [[gnu::always_inline]] Stored finish(const Block& b, const Lines& at, index_t i, index_t count,
+                                       Mask live, Vec x, Vec next) const {
     Vec one = x, two{};
     if constexpr (kind == Kind::kGae) {
       one = b.delta + b.g * next;
@@ -206,9 +205,9 @@ struct Scan {
       one = L::keep(live, one);
       two = L::keep(live, two);
     }
-    store<full>(one, at.first, i, count);
-    if constexpr (kind != Kind::kReturns) store<full>(two, at.second, i, count);
-    return one * T(0) + two * T(0);
+    auto watch = store<full>(one, at.first, i, count);
+    if constexpr (kind != Kind::kReturns) watch += store<full>(two, at.second, i, count);
+    return watch;
   }
 
   // ---- Lanes are steps of one row. ----
@@ -216,7 +215,7 @@ struct Scan {
   /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block):
   /// rounds over 1 and 2 lanes in each 16 bytes (Hillis & Steele 1986), then across the two.
   static void solve(Vec& a, Vec& c) {
-    const Vec zero{}, one = L::fill(T(1));
+    const Vec zero{}, one = L::fill(1.0);
     a += c * L::template shift_in_half<1>(a, zero);
     c *= L::template shift_in_half<1>(c, one);
     if constexpr (L::half > 2) {
@@ -238,31 +237,28 @@ struct Scan {
 
   /// What passes from a block to the one before it.
   struct Carry {
-    T x, value;  // of the next live step
-    Vec watch;   // 0, or NaN if an output was not finite
+    double x, value;  // of the next live step
+    Stored watch;     // 0, or NaN if an output was not finite
   };
 
-  /// Scans steps [t, t + count) of a row.
+  /// The solved recurrence of steps [t, t + count) of a row; value is that of the next live step,
+  /// and becomes that of the first.
   template <bool full, bool quiet>
-  [[gnu::always_inline]] void block(const Lines& at, index_t t, index_t count, Carry& carry) const {
-    Mask live{};
-    if constexpr (!quiet) {
-      live = full ? ~Mask{} : first_lanes(count);
-      if (at.mask.data) live &= load<full>(at.mask, t, count);
-    }
+  [[gnu::always_inline]] Block solved(const Lines& at, index_t t, index_t count, Mask live,
+                                      double& value) const {
     Vec next_value{};
     if constexpr (kind == Kind::kVtrace) {
       if (quiet || !at.mask.data) {
-        next_value = L::shift(load<full>(at.values, t, count), L::fill(carry.value));
-        if (!full) next_value[count - 1] = carry.value;
-        carry.value = at.values.data[t * at.values.stride];
+        next_value = L::shift(load<full>(at.values, t, count), L::fill(value));
+        if (!full) next_value[count - 1] = value;
+        value = static_cast<double>(at.values.data[t * at.values.stride]);
       } else {
-        Vec value = L::keep(live, load<full>(at.values, t, count));
-        Vec pass = L::keep(~live, L::fill(T(1)));
-        solve(value, pass);
-        value += pass * carry.value;
-        next_value = L::shift(value, L::fill(carry.value));
-        carry.value = value[0];
+        Vec own = L::keep(live, load<full>(at.values, t, count));
+        Vec pass = L::keep(~live, L::fill(1.0));
+        solve(own, pass);
+        own += pass * value;
+        next_value = L::shift(own, L::fill(value));
+        value = own[0];
       }
     }
     Block b = recurrence<full, quiet>(at, t, count, live, next_value);
@@ -272,22 +268,49 @@ struct Scan {
     } else {
       solve(b.a, b.c);
     }
-    const Vec x = b.a + b.c * carry.x, next = L::shift(x, L::fill(carry.x));
-    carry.watch += finish<full, quiet>(b, at, t, count, live, x, next);
-    carry.x = b.a[0] + b.c[0] * carry.x;
+    return b;
   }
 
-  /// Whether the W steps from t are all live and go on (flags contiguous in time).
+  /// Scans steps [t, t + count) of a row: one block, or two that are full and quiet.
+  template <bool full, bool quiet, int blocks>
+  [[gnu::always_inline]] void scan(const Lines& at, index_t t, index_t count, Carry& carry) const {
+    Mask live{};
+    if constexpr (!quiet) {
+      live = full ? ~Mask{} : first_lanes(count);
+      if (at.mask.data) live &= load<full>(at.mask, t, count);
+    }
+    Block b[blocks];
+    double a = 0.0, c = 1.0, x = carry.x;  // of the blocks so far: x = a + c * carry.x
+    for (int k = blocks - 1; k >= 0; --k) {
+      b[k] = solved<full, quiet>(at, t + k * W, count, live, carry.value);
+      a = k == blocks - 1 ? b[k].a[0] : b[k].a[0] + b[k].c[0] * a;
+      c *= b[k].c[0];
+    }
+    for (int k = blocks - 1; k >= 0; --k) {
+      const Vec own = b[k].a + b[k].c * x;
+      carry.watch +=
+          finish<full, quiet>(b[k], at, t + k * W, count, live, own, L::shift(own, L::fill(x)));
+      x = b[k].a[0] + b[k].c[0] * x;
+    }
+    carry.x = a + c * carry.x;
+  }
+
+  /// Whether the 2 W steps from t are all live and go on (flags contiguous in time).
   static bool is_quiet(const Lines& at, index_t t) {
     constexpr std::uint8_t ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const auto bits = [](const std::uint8_t* p) {
+      std::uint64_t b = 0;
+      std::memcpy(&b, p, 2 * W);
+      return b;
+    };
     std::uint64_t unusual = 0;
-    if (at.mask.data) unusual |= L::bits(at.mask.data + t) ^ L::bits(ones);
-    if (at.terminated.data) unusual |= L::bits(at.terminated.data + t);
-    if (at.truncated.data) unusual |= L::bits(at.truncated.data + t);
+    if (at.mask.data) unusual |= bits(at.mask.data + t) ^ bits(ones);
+    if (at.terminated.data) unusual |= bits(at.terminated.data + t);
+    if (at.truncated.data) unusual |= bits(at.truncated.data + t);
     return unusual == 0 && !at.gammas.data;
   }
 
-  static bool is_zero(const Vec& v) {
+  static bool is_zero(const Stored& v) {
     bool zero = true;
     for (index_t i = 0; i < W; ++i) zero = zero && v[i] == T(0);
     return zero;
@@ -301,7 +324,7 @@ struct Scan {
       first(n, t) = T(0);
       if constexpr (kind != Kind::kReturns) second(n, t) = T(0);
     }
-    Carry carry{T(0), in.bootstrap ? in.bootstrap[n] : T(0), Vec{}};
+    Carry carry{0.0, in.bootstrap_of(n), Stored{}};
     if constexpr (kind != Kind::kVtrace) carry.x = carry.value;
     const Lines at = lines<Along::kSteps, flags>(n);
     index_t t = end;
@@ -311,13 +334,16 @@ struct Scan {
     }
     if (!unit) {
       for (; t > 0; t -= W) partial_block(at, t - W, W, carry);
-    } else if (flags != Flags::kNone) {
-      while (t > 0) {
-        for (; t > 0 && is_quiet(at, t - W); t -= W) block<true, true>(at, t - W, W, carry);
-        for (; t > 0 && !is_quiet(at, t - W); t -= W) block<true, false>(at, t - W, W, carry);
+      return is_zero(carry.watch);
+    }
+    while (t > 0) {
+      if (t >= 2 * W && (flags == Flags::kNone || is_quiet(at, t - 2 * W))) {
+        t -= 2 * W;
+        scan<true, true, 2>(at, t, W, carry);
+      } else {
+        t -= W;
+        scan<true, flags == Flags::kNone, 1>(at, t, W, carry);
       }
-    } else {
-      for (; t > 0; t -= W) block<true, true>(at, t - W, W, carry);
     }
     return is_zero(carry.watch);
   }
@@ -330,7 +356,7 @@ struct Scan {
                                        Carry& carry) const {
     Carry local = carry;
     const Lines lines_here = at;
-    block<false, false>(lines_here, t, count, local);
+    scan<false, false, 1>(lines_here, t, count, local);
     carry = local;
   }
 
@@ -340,11 +366,12 @@ struct Scan {
   template <bool full, bool quiet>
   bool rows(index_t n, index_t count) const {
     const index_t steps = in.rewards.cols, vectors = ceil_div(count, W);
-    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {}, watch[kVectorsPerTask] = {};
+    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {};
+    Stored watch{};
     Mask end[kVectorsPerTask] = {};
     for (index_t i = 0; i < count; ++i) {
       end[i / W][i % W] = static_cast<typename L::Int>(in.steps.end(n + i, steps));
-      value[i / W][i % W] = in.bootstrap ? in.bootstrap[n + i] : T(0);
+      value[i / W][i % W] = in.bootstrap_of(n + i);
     }
     if constexpr (kind != Kind::kVtrace) std::copy(value, value + vectors, x);
     for (index_t t = steps - 1; t >= 0; --t) {
@@ -359,21 +386,19 @@ struct Scan {
         const Block b = recurrence<full, quiet>(at, row, lanes, live, value[v]);
         const Vec next = x[v];
         x[v] = b.a + b.c * next;
-        watch[v] += finish<full, quiet>(b, at, row, lanes, live, x[v], next);
+        watch += finish<full, quiet>(b, at, row, lanes, live, x[v], next);
         if constexpr (kind == Kind::kVtrace) {
           value[v] = quiet ? b.value : L::select(live, b.value, value[v]);
         }
       }
     }
-    bool finite = true;
-    for (index_t v = 0; v < vectors; ++v) finite = finite && is_zero(watch[v]);
-    return finite;
+    return is_zero(watch);
   }
 
   bool any_rows(index_t n, index_t count) const {
     if (count % W) return rows<false, false>(n, count);
-    return flags != Flags::kNone || in.steps.lengths ? rows<true, false>(n, count)
-                                                     : rows<true, true>(n, count);
+    return flags != Flags::kNone || in.steps.ragged() ? rows<true, false>(n, count)
+                                                      : rows<true, true>(n, count);
   }
 
   /// Whether every array present has unit stride along `along`.
@@ -382,8 +407,8 @@ struct Scan {
       return !v.data || (along == Along::kSteps ? v.col_stride : v.row_stride) == 1;
     };
     return unit(in.rewards) && unit(in.values) && unit(in.next_values) && unit(in.gammas) &&
-           unit(in.rho) && unit(in.cut) && unit(in.terminated) && unit(in.truncated) &&
-           unit(in.steps.mask) && unit(first) && unit(second);
+           unit(in.rho) && unit(in.terminated) && unit(in.truncated) && unit(in.steps.mask) &&
+           unit(first) && unit(second);
   }
 
   bool run(int threads) const {
@@ -421,35 +446,6 @@ bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads) {
 }
 
 template <class T>
-bool all_finite(View2<const T> array) {
-  // x - x is 0, or NaN for what is not finite; 64 sums hide each other's waiting.
-  constexpr index_t kSums = 64;
-  const bool swap = array.row_stride == 1;
-  index_t lines = swap ? array.cols : array.rows, length = swap ? array.rows : array.cols;
-  const index_t stride = swap ? array.row_stride : array.col_stride;
-  const index_t step = swap ? array.col_stride : array.row_stride;
-  if (stride == 1 && step == length) {  // one piece
-    length *= lines;
-    lines = std::min<index_t>(lines, 1);
-  }
-  for (index_t i = 0; i < lines; ++i) {
-    const T* x = array.data + i * step;
-    T sums[kSums] = {};
-    index_t j = 0;
-    if (stride == 1) {
-      for (; j + kSums <= length; j += kSums) {
-        for (index_t k = 0; k < kSums; ++k) sums[k] += x[j + k] - x[j + k];
-      }
-    }
-    for (; j < length; ++j) sums[0] += x[j * stride] - x[j * stride];
-    for (const T sum : sums) {
-      if (sum != T(0)) return false;
-    }
-  }
-  return true;
-}
-
-template <class T>
 bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads) {
   return Scan<T, Kind::kGae>(in, advantages, returns).run(threads);
 }
@@ -460,7 +456,6 @@ bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, in
 }
 
 #define RLVAR_INSTANTIATE(T)                                          \
-  template bool all_finite(View2<const T>);                           \
   template bool reward_to_go(const Trajectories<T>&, View2<T>, int);  \
   template bool gae(const Trajectories<T>&, View2<T>, View2<T>, int); \
   template bool vtrace(const Trajectories<T>&, View2<T>, View2<T>, int);

@@ -14,17 +14,18 @@ struct Trajectories {
   View2<const T> rewards;
   View2<const T> values;       // V of each step's state
   View2<const T> next_values;  // V of the state after a truncated step
-  View2<const T> gammas;       // discount of each step; if absent, gamma
-  View2<const T> rho, cut;     // V-trace: clipped importance ratios of the error and the trace
+  View2<const T> rho;          // V-trace: importance ratios, not clipped
+  View2<const double> gammas;  // discount of each step; if absent, gamma
   View2<const std::uint8_t> terminated, truncated;
   Steps steps;
-  const T* bootstrap = nullptr;  // (N,): V of the state after the last live step; 0 if absent
+  std::vector<double> bootstrap;  // (N,): V of the state after the last live step; empty for 0
   double gamma = 1.0, lambda = 1.0;
-};
+  double rho_clip = 1.0, c_clip = 1.0;  // bounds of the ratios in the error and in the trace
 
-/// Whether every number of an array is finite, in one pass.
-template <class T>
-bool all_finite(View2<const T> array);
+  double bootstrap_of(index_t n) const {
+    return bootstrap.empty() ? 0.0 : bootstrap[static_cast<std::size_t>(n)];
+  }
+};
 
 /// out: G = r + gamma G'. Returns false if a live input was not finite (or a sum overflowed).
 template <class T>
@@ -34,7 +35,8 @@ bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads);
 template <class T>
 bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads);
 
-/// targets: vs = V + x, x = rho delta + gamma cut x'; advantages: rho (delta + gamma x').
+/// targets: vs = V + x, x = min(rho, rho_clip) delta + gamma lambda min(rho, c_clip) x';
+/// advantages: min(rho, rho_clip) (delta + gamma x').
 template <class T>
 bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, int threads);
 

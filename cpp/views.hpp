@@ -51,12 +51,13 @@ struct View3 {
 
 /// Which steps of a rollout belong to the policy. Both parts are optional.
 struct Steps {
-  const std::int64_t* lengths = nullptr;  // (N,)
-  View2<const std::uint8_t> mask;         // (N, T)
+  std::vector<index_t> lengths;    // (N,), or empty
+  View2<const std::uint8_t> mask;  // (N, T); what it holds may change at any time
 
+  bool ragged() const { return !lengths.empty(); }
   /// One past the last step of rollout n that can be live.
   index_t end(index_t n, index_t steps) const {
-    return lengths ? static_cast<index_t>(lengths[n]) : steps;
+    return ragged() ? lengths[static_cast<std::size_t>(n)] : steps;
   }
   /// Whether step t < end(n, T) is live.
   bool unmasked(index_t n, index_t t) const { return !mask.data || mask(n, t) != 0; }

@@ -8,6 +8,7 @@ environment variable ``RLVAR_ISA`` overrides the choice.
 import importlib
 import importlib.util
 import os
+from typing import NamedTuple
 
 from rlvar import _core_baseline
 
@@ -25,14 +26,23 @@ def load(isa):
     return importlib.import_module(f"rlvar._core_{isa}")
 
 
+class Terms(NamedTuple):
+    """What the kernels that sum over terms X[n,t] = weights[n,t] scores[n,t] read; see _core.pyi."""
+
+    scores: object
+    weights: object
+    lengths: object
+    mask: object
+    sample_weight: object = None
+
+
 isa = os.environ.get("RLVAR_ISA") or available_isas[-1]
 _module = load(isa)
 
-all_finite = _module.all_finite
 reward_to_go = _module.reward_to_go
 gae = _module.gae
 vtrace = _module.vtrace
-comoments = _module.comoments
+covariance = _module.covariance
 shared_moments = _module.shared_moments
 add_product = _module.add_product
 add_matmul = _module.add_matmul
@@ -41,5 +51,4 @@ projections = _module.projections
 means = _module.means
 unit_squares = _module.unit_squares
 default_threads = _module.default_threads
-openmp = _module.openmp
 eigen_version = _module.eigen_version

@@ -211,3 +211,32 @@ def test_resampled_signals_have_the_mean_of_the_estimate(rng):
     g = rng.standard_normal((20, 3)) + 0.3
     signals = resampled(resampling.resample_counts(20, 20_000, seed=0), g)[0].signal
     assert abs(signals.mean() - moments_of(g)[1].value) < 4 * signals.std() / 20_000**0.5
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_many_coordinates_give_what_a_few_at_a_time_do(rng, sizes, monkeypatch):
+    samples = [units.sample(g, sizes) for g in rng.standard_normal((2, 12, 100)) + 1e3]
+    whole = units.products(samples, gram=True)
+    monkeypatch.setattr(units, "_CHUNK", 12 * 16)
+    for one, other in zip(whole, units.products(samples, gram=True), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.identical == b.identical
+            np.testing.assert_allclose(a.gram[0], b.gram[0], rtol=1e-12, atol=1e-10)
+            for name in ("means", "linear", "diagonal", "crossed"):
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-12, atol=1e-8)
+
+
+def test_where_units_outnumber_coordinates_no_matrix_of_units_is_made(rng):
+    ((own, _),) = units.products([units.sample(rng.standard_normal((300, 2)))], gram=True)
+    assert sum(factor.size for factor in own.gram) == 2 * 300 * 2
+    ((own, _),) = units.products([units.sample(rng.standard_normal((30, 50)))], gram=True)
+    assert [factor.shape for factor in own.gram] == [(30, 30)]
+
+
+def test_the_sum_of_the_others_does_not_cancel():
+    x = np.array([1e20, 3.0, 1e-3, 7.0])
+    np.testing.assert_allclose(units.without_each(x)[0], 10.001, rtol=1e-15)
+    assert units.without_each(np.array([5.0])).tolist() == [0.0]
+    one_dominates = units.Sizes(np.array([1e12, 1.0, 2.0]))
+    assert one_dominates.room[0] * one_dominates.mean == pytest.approx(3.0, rel=1e-15)
+    assert one_dominates.squares[1] * one_dominates.mean**2 == pytest.approx(1e24 + 4, rel=1e-15)

@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let infinity, NaN and underflow be values in a function, whatever the caller's `numpy.seterr` says."""
+def quiet(function: Function) -> Function:
+    """Let a function compute alike whatever the caller's numpy error state: it checks its results itself."""
 
     @functools.wraps(function)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with np.errstate(all="ignore"):  # a new one each time: one object is not for several threads
-            return function(*args, **kwargs)
+    def quietly(*args: Any, **options: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*args, **options)
 
-    return run
+    return cast(Function, quietly)
 
 
 def _number(name: str, value: Any) -> float:
@@ -90,10 +89,15 @@ def names(name: str, value: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def choice(name: str, value: Any, options: Sequence[Any]) -> None:
-    """Raise unless `value` is among `options`."""
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+def choice(name: str, value: Any, options: Any) -> None:
+    """Raise unless `value` is among `options`, a sequence or a Literal."""
+    known = get_args(options) or options
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not any(
+        value == each if isinstance(value, str) or (whole and isinstance(each, int)) else value is each
+        for each in known
+    ):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def non_negative_number(name: str, value: float) -> float:

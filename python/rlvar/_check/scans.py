@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _first, _shape_error, finite, flags, floats, steps
+from rlvar._check.arrays import Steps, _first, _shape_error, doubles, finite, flags, floats, steps
 from rlvar._check.options import discount
-from rlvar._types import Float
+from rlvar._types import Double, Float
 
 
 class Scan(NamedTuple):
@@ -18,12 +18,12 @@ class Scan(NamedTuple):
 
     arrays: list[Float]  # rewards, and what else there is to read at every step
     gamma: float
-    gammas: Float | None  # one discount a step
+    gammas: Double | None  # one discount a step
     steps: Steps
     terminated: NDArray[np.uint8] | None
     truncated: NDArray[np.uint8] | None
     next_values: Float | None
-    bootstrap: Float | None  # (N,)
+    bootstrap: Double | None  # (N,)
     names: Sequence[str]
     time_first: bool  # whether the caller's arrays are (T, N)
 
@@ -81,8 +81,8 @@ class Scan(NamedTuple):
 def scan(
     arrays: dict[str, ArrayLike],
     gamma: float | ArrayLike,
-    mask: ArrayLike | None,
     lengths: ArrayLike | None,
+    mask: ArrayLike | None,
     terminated: ArrayLike | None,
     truncated: ArrayLike | None,
     next_values: ArrayLike | None,
@@ -108,13 +108,13 @@ def scan(
     shape = given[::-1] if time_first else given
     stepwise = np.ndim(gamma) > 0
     factor = 1.0 if stepwise else discount("gamma", gamma)  # type: ignore[arg-type]
-    gammas = floats("gamma", gamma) if stepwise else None
+    gammas = doubles("gamma", gamma) if stepwise else None
     if (truncated is None) != (next_values is None):
         pair = ("truncated", "next_values")
         present, missing = pair if next_values is None else pair[::-1]
         raise ValueError(f"{present} needs {missing}: what lies beyond a truncated step counts by its value")
     beyond = None if next_values is None else floats("next_values", next_values)
-    tail = None if bootstrap_value is None else floats("bootstrap_value", bootstrap_value)
+    tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
     if beyond is not None and beyond.dtype != dtype:
         dtype = np.dtype(np.float64)
     for name, other in (("gamma", gammas), ("next_values", beyond)):
@@ -135,18 +135,19 @@ def scan(
         array = flags(value, given, name, axes).view(np.uint8)
         return array.T if time_first else array
 
-    if mask is not None and lengths is not None:
-        raise ValueError("mask and lengths must not both be given")
-    live = steps(shape, None, lengths) if mask is None else Steps(None, marks("mask", mask))
+    if lengths is None and mask is not None:
+        live = Steps(None, marks("mask", mask))
+    else:
+        live = steps(shape, lengths=lengths, mask=mask)
     result = Scan(
         [prepared(array) for array in checked],  # type: ignore[misc]
         factor,
-        prepared(gammas),
+        gammas.T if gammas is not None and time_first else gammas,
         live,
         marks("terminated", terminated),
         marks("truncated", truncated),
         prepared(beyond),
-        None if tail is None else np.ascontiguousarray(tail, dtype),
+        None if tail is None else np.ascontiguousarray(tail),
         names,
         time_first,
     )
@@ -158,8 +159,8 @@ def scan(
     return result
 
 
-def ratios(scan: Scan) -> Float:
-    """Return the importance ratios of a scan, its last array: finite and >= 0, 0 where not live."""
+def ratios(scan: Scan) -> None:
+    """Raise unless the importance ratios of a scan, its last array, are finite and >= 0 where live."""
     array = scan.arrays[-1]
     live = scan.steps.live(array.shape)
     result: Float = np.where(live, array, array.dtype.type(0))
@@ -168,4 +169,3 @@ def ratios(scan: Scan) -> Float:
     if (result < 0).any():
         index, where = _first(result < 0, scan.time_first)
         raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
-    return result

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvar._check import quiet
 from rlvar.analysis.compare import Comparison
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.inference import quotient
@@ -17,7 +18,7 @@ from rlvar.stats.intervals import jackknife
 BASELINES = ("single-optimal", "multi-optimal", "otb")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Headroom:
     """What the best of the optimal baselines removes from the variance of the reference.
 
@@ -40,7 +41,7 @@ class Headroom:
     removable: Estimate
     removed: dict[str, Estimate]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.best} removes {self.removable} of the variance of {self.reference}"]
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
         return "\n".join(lines)
@@ -55,6 +56,7 @@ class Headroom:
         }
 
 
+@quiet
 def headroom(comparison: Comparison) -> Headroom:
     """Say what a baseline could remove from the variance of a policy gradient, and what is removed.
 

@@ -110,7 +110,7 @@ def infer(
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
     pairs = [_Pair.of(*each) for each in products]
     if bootstrap is None:
-        dimension = samples[reference].rows.shape[1]
+        dimension = samples[reference].dimension
         found = [_jackknifed(pair, pairs[reference], dimension, confidence) for pair in pairs]
     else:
         found = _bootstrapped(pairs, reference, confidence, bootstrap, threads)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,32 +31,30 @@ from rlvar.stats.estimate import Moment
 # Where so small a part of the units carries more than such a share of the squares, the tail has not
 # been seen: no interval of a variance can be trusted.
 TOP, HEAVY = 0.01, 0.2
+TINY = 2.0**-1000  # squares of this size have lost digits, or all
 _CHUNK = 1 << 17  # numbers of one temporary
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows (N, D), each times a number of its own if there are factors (N,): made a few columns at a time."""
+def without_each(x: Double) -> Double:
+    """Sum of the others for each of x (U,), without a difference that would cancel."""
+    zero = np.zeros(1)
+    before = np.concatenate([zero, np.cumsum(x[:-1])])
+    after = np.concatenate([np.cumsum(x[:0:-1])[::-1], zero])
+    return np.asarray(before + after)
 
-    base: Double
-    factors: Double | None = None
+
+def refuse_underflow(some: bool) -> None:
+    """Raise if squares that are `TINY` are those of `some` numbers other than 0."""
+    if some:
+        raise ValueError("squares are below the range of float64; rescale the scores or the weights")
+
+
+class Rows(Protocol):
+    """Rows (N, D) that are made a few columns at a time, each of them a number times a row of `base`."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    def columns(self, part: slice) -> Double:
-        base = self.base[:, part]
-        return base if self.factors is None else self.factors[:, None] * base
-
-    def largest(self) -> float:
-        """Largest absolute value; NaN if there is one."""
-        each = np.maximum(self.base.max(axis=1), -self.base.min(axis=1))
-        return float((each if self.factors is None else each * np.abs(self.factors)).max())
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> Double:
-        whole = self.columns(slice(None))
-        return np.array(whole, dtype) if copy else np.asarray(whole, dtype)
+    def base(self) -> Double: ...
+    def whole(self, coordinates: slice = ...) -> Double: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,27 +78,30 @@ class Sizes:
 
     @cached_property
     def room(self) -> Double:
-        """U - s_u (U,), the sum of the others: of whole numbers it is exact, whichever unit dominates."""
-        return np.asarray(self.given.sum() - self.given) / self.mean
+        """U - s_u (U,), the sum of the others, whichever unit dominates."""
+        return without_each(self.given) / self.mean
 
     @cached_property
     def squares(self) -> Double:
         """Sum of the squares of the others (U,)."""
-        squares = np.square(self.given)
-        return np.asarray(squares.sum() - squares) / self.mean**2
+        return without_each(np.square(self.given)) / self.mean**2
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """The gradients of units: rows, or sums of them over each of `units`, and what the units' sizes are."""
 
-    rows: Rows
+    rows: Rows | Double
     sizes: Sizes
     units: _check.Units | None = None
 
+    @property
+    def dimension(self) -> int:
+        return int((self.rows if isinstance(self.rows, np.ndarray) else self.rows.base).shape[1])
+
     def columns(self, part: slice) -> Double:
         """Gradients of units, a few columns of them (U, d)."""
-        rows = self.rows.columns(part)
+        rows = self.rows[:, part] if isinstance(self.rows, np.ndarray) else self.rows.whole(part)
         return rows if self.units is None else self.units.sums(rows)
 
     def centred(self, gradients: Double) -> tuple[Double, Double]:
@@ -118,13 +119,13 @@ class Sample:
 def sample(
     gradients: Rows | Double, sizes: Double | None = None, units: _check.Units | None = None
 ) -> Sample:
-    """Make a sample of gradients (U, D) whose mean is sum of gradients / sum of sizes (U,), ones by default.
+    """Make a sample of gradients (U, D) whose mean is sum of gradients / sum of sizes (U,), by default ones.
 
     With `units` the gradients are of rollouts (N, D), and their sums over each unit count.
     """
-    rows = gradients if isinstance(gradients, Rows) else Rows(gradients)
-    count = rows.shape[0] if units is None else len(units)
-    return Sample(rows, Sizes(np.ones(count) if sizes is None else sizes), units)
+    if sizes is None:
+        sizes = np.ones(len(gradients if isinstance(gradients, np.ndarray) else gradients.base))
+    return Sample(gradients, Sizes(sizes), units)
 
 
 class Products(NamedTuple):
@@ -149,7 +150,7 @@ def products(
     Raises ValueError for gradients so small that their squares are none in float64.
     """
     base, sizes, count = samples[reference], samples[reference].sizes, len(samples)
-    u, d = len(sizes.given), base.rows.shape[1]
+    u, d = len(sizes.given), base.dimension
     means, sums, identical = np.zeros((count, 2)), np.zeros((count, 2, 3, u)), [True] * count
     wide = u < d
     kept = np.zeros((count, 2, u, u) if wide else (count, u, d)) if gram else None
@@ -174,12 +175,8 @@ def products(
         array[reference, 1] = array[reference, 0]
     result = []
     for i, each in enumerate(samples):
-        if sums[i, 0, 1].sum() + u * means[i, 0] < 2.0**-1000 and any(
-            each.columns(part).any() for part in _parts(u, d)
-        ):
-            raise ValueError(
-                "the squares of the gradients are below the range of float64; rescale the scores or weights"
-            )
+        if sums[i, 0, 1].sum() + u * means[i, 0] < TINY:
+            refuse_underflow(any(each.columns(part).any() for part in _parts(u, d)))
         matrices: list[tuple[Double, ...]] = [(), ()]
         if kept is not None:
             matrices = [(kept[i, k],) if wide else (kept[i], kept[j].T) for k, j in enumerate((i, reference))]
@@ -210,14 +207,6 @@ def _add(
         if not sizes.even:  # else the sum of all y, which is 0
             sums[2] += np.einsum("ud,d->u", z, np.einsum("u,ud->d", sizes.relative, y))
     sums[1] += np.einsum("ud,ud->u", y_a, y_b)
-
-
-def without_each(x: Double) -> Double:
-    """Sum of the others for each of x (U,), without a difference that would cancel."""
-    zero = np.zeros(1)
-    before = np.concatenate([zero, np.cumsum(x[:-1])])
-    after = np.concatenate([np.cumsum(x[:0:-1])[::-1], zero])
-    return np.asarray(before + after)
 
 
 @quiet

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Float
+from rlvar._types import Double, Float
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = """mask : array_like of bool, shape (N, T), optional
+_OPTIONS = """lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``. Not together with `mask`.
+    mask : array_like of bool, shape (N, T), optional
         Live steps, those that belong to the policy. Gaps are skipped: the decision process is the
         sequence of live steps, one discount for each. What lies under the mask is never read.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``. Not together with `mask`.
     terminated : array_like of bool, shape (N, T), optional
         Steps after which the episode is over: nothing flows to them from later steps.
     truncated : array_like of bool, shape (N, T), optional
@@ -36,7 +36,7 @@ _OPTIONS = """mask : array_like of bool, shape (N, T), optional
         Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
 
 _RAISES = """ValueError
-        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or together with `mask`,
+        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
         `truncated` without `next_values` or the reverse, a number that is read but not finite (the
         first is named), or a result beyond the range of its dtype.
     TypeError
@@ -48,6 +48,9 @@ def _documented(function: Function) -> Function:
     if function.__doc__:  # absent under python -OO
         function.__doc__ = function.__doc__.replace("%(options)s", _OPTIONS).replace("%(raises)s", _RAISES)
     return function
+
+
+_NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 
 
 def _run(
@@ -68,7 +71,7 @@ def _run(
                     raise ValueError("out must not overlap an argument, unless it is that argument")
         # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
         results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
-    if not kernel(*scan.arrays, *own, *scan.options, *results):
+    if not kernel(*scan.arrays, *own, scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
     for result, out in zip(results, outs, strict=True):
@@ -84,8 +87,8 @@ def reward_to_go(
     rewards: ArrayLike,
     gamma: float | ArrayLike = 1.0,
     *,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -116,7 +119,8 @@ def reward_to_go(
     Returns
     -------
     ndarray, shape (N, T)
-        Return-to-go, float32 or float64 as the rewards; exactly 0 on steps that are not live.
+        Return-to-go, float32 or float64 as the rewards, added up in float64; exactly 0 on steps that
+        are not live.
 
     Raises
     ------
@@ -134,19 +138,19 @@ def reward_to_go(
     array([[2.5, 3. , 4. ],
            [2.5, 1. , 0. ]])
     """
-    no_option = mask is lengths is terminated is truncated is next_values is bootstrap_value is out is None
+    no_option = lengths is mask is terminated is truncated is next_values is bootstrap_value is out is None
     if no_option and time_axis == -1 and type(gamma) is float and 0.0 <= gamma <= 1.0:
         # The common case, the shortest way. What is wrong with it falls through and is named below.
         array = _check.floats("rewards", rewards)
         if array.ndim == 2:
             result = np.empty(array.shape, array.dtype)
-            if _core.reward_to_go(array, gamma, None, None, None, None, None, None, None, result):
+            if _core.reward_to_go(array, (gamma, *_NO_OPTION), result):
                 return result
     scan = _check.scan(
         {"rewards": rewards},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -163,8 +167,8 @@ def gae(
     *,
     gamma: float | ArrayLike,
     lam: float,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -200,7 +204,7 @@ def gae(
     -------
     advantages, returns : ndarray, shape (N, T)
         Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
-        (or are half precision), else float64. Factors and bootstrap values take that dtype.
+        (or are half precision), else float64. Sums, factors and bootstrap values are float64 always.
 
     Raises
     ------
@@ -227,8 +231,8 @@ def gae(
     scan = _check.scan(
         {"rewards": rewards, "values": values},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -247,8 +251,8 @@ def lambda_returns(
     *,
     gamma: float | ArrayLike,
     lam: float,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -298,8 +302,8 @@ def lambda_returns(
         values,
         gamma=gamma,
         lam=lam,
-        mask=mask,
         lengths=lengths,
+        mask=mask,
         terminated=terminated,
         truncated=truncated,
         next_values=next_values,
@@ -315,8 +319,8 @@ def n_step_returns(
     n: int,
     *,
     gamma: float | ArrayLike,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -370,8 +374,8 @@ def n_step_returns(
     scan = _check.scan(
         {"rewards": rewards, "values": values},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -388,15 +392,15 @@ def n_step_returns(
     return scan.as_given(result)
 
 
-def _n_steps(scan: _check.Scan, n: int) -> Float:
-    """N-step returns (N, T), 0 on steps that are not live."""
-    rewards, values = scan.arrays
-    dtype, shape = rewards.dtype, rewards.shape
+def _n_steps(scan: _check.Scan, n: int) -> Double:
+    """N-step returns (N, T) in float64, 0 on steps that are not live."""
+    rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
+    shape = rewards.shape
     live = scan.steps.live(shape)
-    tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
+    tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
     # Each step as a map x -> a + c x of what comes after it.
     a = np.where(live, rewards, 0)
-    c = np.full(shape, scan.gamma, dtype) if scan.gammas is None else np.where(live, scan.gammas, 0)
+    c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
         cut = scan.bootstrapped & live
         a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
@@ -409,7 +413,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
     c = np.where(front, np.take_along_axis(c, order, axis=1), 1)
     x = np.where(front, np.take_along_axis(values, order, axis=1), tail[:, None])
 
-    def ahead(array: Float, steps: int, beyond: Any) -> Float:
+    def ahead(array: Double, steps: int, beyond: Any) -> Double:
         """`array` as it is `steps` steps later."""
         moved = np.empty_like(array)
         moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
@@ -424,7 +428,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
         if left:
             a, c = a + c * ahead(a, steps, 0), c * ahead(c, steps, 1)
             steps *= 2
-    result: Float = np.zeros(shape, dtype)
+    result = np.zeros(shape)
     np.put_along_axis(result, order, np.where(front, x, 0), axis=1)
     return result
 
@@ -439,8 +443,8 @@ def vtrace(
     lam: float = 1.0,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -496,8 +500,8 @@ def vtrace(
     scan = _check.scan(
         {"rewards": rewards, "values": values, "rho": rho},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -506,11 +510,8 @@ def vtrace(
     )
     decay = _check.discount("lam", lam)
     rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
-    ratios = _check.ratios(scan)
-    one = ratios.dtype.type(1)
-    scan.arrays[2] = np.minimum(ratios, one * rho_bound)
-    cut = one * decay * np.minimum(ratios, one * c_bound)
-    targets, advantages = _run(_core.vtrace, scan, (cut,), (None, None))
+    _check.ratios(scan)
+    targets, advantages = _run(_core.vtrace, scan, (decay, rho_bound, c_bound), (None, None))
     return targets, advantages
 
 

@@ -1,5 +1,5 @@
 // Each kernel reads every score once and does a few float64 operations on it: memory-bound work.
-#include "moments.hpp"
+#include "passes.hpp"
 
 #include "lanes.hpp"
 #include "parallel.hpp"
@@ -125,10 +125,10 @@ void add_gradients(const T* first, index_t stride, const double* w, index_t sets
 
 /// The units [u0, u1).
 template <bool Sums, class T>
-void squares_of_units(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
-                      const std::int64_t* offsets, index_t u0, index_t u1, const UnitSquares& out) {
+void squares_of_units(const Terms<T>& terms, View2<const double> mean, const index_t* members,
+                      const index_t* offsets, index_t u0, index_t u1, const UnitSquares& out) {
   const index_t steps = terms.scores.t, coords = terms.scores.d;
-  const index_t rollouts = static_cast<index_t>(offsets[u1] - offsets[u0]);
+  const index_t rollouts = std::max<index_t>(offsets[u1] - offsets[u0], 1);
   const index_t most = std::clamp<index_t>(kRunning / rollouts, 64, std::min(coords, kCoords));
   const index_t height = std::max<index_t>(1, kNumbers / std::min(most, coords));
   for (index_t u = u0; u < u1; ++u) {
@@ -145,7 +145,7 @@ void squares_of_units(const Terms<T>& terms, View2<const double> mean, const std
       for (index_t u = u0; u < u1; ++u) {
         if constexpr (Sums) std::fill(sums.begin(), sums.end(), 0.0);
         for (index_t k = offsets[u]; k < offsets[u + 1]; ++k) {
-          const index_t n = static_cast<index_t>(members[k]);
+          const index_t n = members[k];
           const double p = terms.probability(n);
           double* h = running.data() + (k - offsets[u0]) * width;
           for (index_t t = t0; t < t1; ++t) {
@@ -174,8 +174,9 @@ void squares_of_units(const Terms<T>& terms, View2<const double> mean, const std
 }  // namespace
 
 template <class T>
-void gradients(View3<const T> scores, View3<const double> weights, const Steps& steps, double* out,
-               int threads) {
+void gradients(const Terms<T>& terms, View3<const double> weights, double* out, int threads) {
+  const auto& scores = terms.scores;
+  const auto& steps = terms.steps;
   const index_t sets = weights.n, samples = scores.n, coords = scores.d;
   threads = threads_for(0.3 * static_cast<double>(sets * samples * scores.t * coords), threads);
   // Weights and gradients of all sets lie side by side here: in the arrays they can be powers of
@@ -183,7 +184,7 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
   const index_t most = std::clamp<index_t>(kNumbers / std::max<index_t>(sets, 1), 64, kCoords);
   for_each_task(samples, threads, [&] {
     return [&, w = zeros(sets * kSteps), g = std::vector<double>()](index_t n) mutable {
-      const index_t end = std::min(steps.end(n, scores.t), scores.t);
+      const index_t end = steps.end(n, scores.t);
       for (index_t d0 = 0; d0 < coords; d0 += most) {
         const index_t width = std::min(most, coords - d0);
         g.assign(static_cast<std::size_t>(sets * width), 0.0);
@@ -217,15 +218,16 @@ void gradients(View3<const T> scores, View3<const double> weights, const Steps& 
 }
 
 template <class T>
-void projections(View3<const T> scores, const Steps& steps, const double* vectors, double* out,
-                 int threads) {
+void projections(const Terms<T>& terms, const double* vectors, double* out, int threads) {
+  const auto& scores = terms.scores;
+  const auto& steps = terms.steps;
   const index_t coords = scores.d;
   threads = threads_for(0.3 * static_cast<double>(scores.n * scores.t * coords), threads);
   for_each_task(scores.n, threads, [&] {
     return [&](index_t n) {
       double* to = out + n * scores.t;
       std::fill_n(to, scores.t, 0.0);
-      for (index_t t = 0; t < std::min(steps.end(n, scores.t), scores.t); ++t) {
+      for (index_t t = 0; t < steps.end(n, scores.t); ++t) {
         if (!steps.unmasked(n, t)) continue;
         const T* s = scores.row(n, t);
         prefetch_steps(s, scores.t_stride, coords);
@@ -236,32 +238,34 @@ void projections(View3<const T> scores, const Steps& steps, const double* vector
 }
 
 template <class T>
-void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
-                  const std::int64_t* offsets, index_t units, const UnitSquares& out, int threads) {
+void unit_squares(const Terms<T>& terms, View2<const double> mean, const Indices& members,
+                  const Indices& offsets, const UnitSquares& out, int threads) {
+  const index_t units = static_cast<index_t>(offsets.size()) - 1;
+  const index_t* offset = offsets.data();
   threads = threads_for(terms.pass(), threads);
   // Tasks of whole units, with a few rollouts each.
   Indices cuts{0};
   for (index_t u = 1; u <= units; ++u) {
-    if (u == units || offsets[u] - offsets[cuts.back()] >= kTogether) cuts.push_back(u);
+    if (u == units || offset[u] - offset[cuts.back()] >= kTogether) cuts.push_back(u);
   }
   for_each_task(static_cast<index_t>(cuts.size()) - 1, threads, [&] {
     return [&](index_t task) {
       const index_t u0 = cuts[static_cast<std::size_t>(task)];
       const index_t u1 = cuts[static_cast<std::size_t>(task) + 1];
       if (out.step_sum) {
-        squares_of_units<true>(terms, mean, members, offsets, u0, u1, out);
+        squares_of_units<true>(terms, mean, members.data(), offset, u0, u1, out);
       } else {
-        squares_of_units<false>(terms, mean, members, offsets, u0, u1, out);
+        squares_of_units<false>(terms, mean, members.data(), offset, u0, u1, out);
       }
     };
   });
 }
 
-#define RLVAR_INSTANTIATE(T)                                                                \
-  template void gradients(View3<const T>, View3<const double>, const Steps&, double*, int); \
-  template void projections(View3<const T>, const Steps&, const double*, double*, int);     \
-  template void unit_squares(const Terms<T>&, View2<const double>, const std::int64_t*,     \
-                             const std::int64_t*, index_t, const UnitSquares&, int);
+#define RLVAR_INSTANTIATE(T)                                                                       \
+  template void gradients(const Terms<T>&, View3<const double>, double*, int);                     \
+  template void projections(const Terms<T>&, const double*, double*, int);                         \
+  template void unit_squares(const Terms<T>&, View2<const double>, const Indices&, const Indices&, \
+                             const UnitSquares&, int);
 RLVAR_INSTANTIATE(float)
 RLVAR_INSTANTIATE(double)
 #undef RLVAR_INSTANTIATE

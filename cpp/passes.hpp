@@ -7,17 +7,16 @@ namespace rlvar {
 
 /// g[e,n,:] = sum_t of live weights[e,n,t] * scores[n,t,:], for E sets of weights in one pass.
 ///
-/// weights (E, N, T), out (E, N, D) C-contiguous, float64.
+/// weights (E, N, T), out (E, N, D) C-contiguous, float64. Of `terms`, only scores and steps are
+/// used.
 template <class T>
-void gradients(View3<const T> scores, View3<const double> weights, const Steps& steps, double* out,
-               int threads);
+void gradients(const Terms<T>& terms, View3<const double> weights, double* out, int threads);
 
 /// out[n,t] = scores[n,t,:] . vectors[n,:] where live, 0 elsewhere.
 ///
 /// vectors (N, D), out (N, T) C-contiguous, float64.
 template <class T>
-void projections(View3<const T> scores, const Steps& steps, const double* vectors, double* out,
-                 int threads);
+void projections(const Terms<T>& terms, const double* vectors, double* out, int threads);
 
 /// What the variance of the terms and of their running sums is made of, by unit of rollouts, in one
 /// pass, given the mean of the terms (T, D). With y[n,t] = X[n,t] - mean[t] and h[n,t] its running
@@ -31,7 +30,7 @@ struct UnitSquares {
   double *step, *growth, *step_sum, *growth_sum;
 };
 template <class T>
-void unit_squares(const Terms<T>& terms, View2<const double> mean, const std::int64_t* members,
-                  const std::int64_t* offsets, index_t units, const UnitSquares& out, int threads);
+void unit_squares(const Terms<T>& terms, View2<const double> mean, const Indices& members,
+                  const Indices& offsets, const UnitSquares& out, int threads);
 
 }  // namespace rlvar

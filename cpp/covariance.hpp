@@ -12,8 +12,8 @@ namespace rlvar {
 /// `mean` and `tail` (T, D) have data, the first gets m, the second what rounding took from it. T
 /// counts rows, if block > 1.
 template <class T>
-void comoments(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
-               View2<double> tail, int threads);
+void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
+                View2<double> tail, int threads);
 
 /// sums (T, T) += factor * x x^T, x (T, D). The lower half of sums is read, both are written.
 void add_product(View2<const double> x, double factor, View2<double> sums, int threads);

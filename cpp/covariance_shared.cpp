@@ -4,10 +4,10 @@
 //
 // Panels hold the scores of one rollout as they are, no mean taken away. A task is one tile: its
 // product goes to a tile of its own in the cache, and from there, weighted, to each result.
-#include "shared.hpp"
+#include "covariance_shared.hpp"
 
 #include "parallel.hpp"
-#include "products.hpp"
+#include "tiles.hpp"
 
 namespace rlvar {
 
@@ -76,10 +76,10 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
   const index_t size = weights.n * rows * rows;  // of all results
   const Indices ends = terms.ends(), order = by_falling(ends);
   const Tiles tiles(rows);
-  const index_t lanes = lanes_for(rows, weights.n, samples / 8);
-  std::vector<double> extra = zeros((lanes - 1) * size);
-  const auto lane_sums = [&](index_t lane) {
-    return lane == 0 ? sums : extra.data() + (lane - 1) * size;
+  const index_t accumulators = accumulators_for(rows, weights.n, samples / 8);
+  std::vector<double> extra = zeros((accumulators - 1) * size);
+  const auto sums_of = [&](index_t accumulator) {
+    return accumulator == 0 ? sums : extra.data() + (accumulator - 1) * size;
   };
   for_each_task(weights.n * rows, threads,
                 [&] { return [&](index_t i) { std::fill_n(sums + i * rows, rows, 0.0); }; });
@@ -88,7 +88,8 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
   const index_t panels = ceil_div(coords, kPanel), panel_size = Panel<T>::size(rows);
   const index_t bytes = panels * panel_size * static_cast<index_t>(sizeof(T));
   const index_t batch =
-      ceil_div(std::min(samples, std::max(lanes, kBatchBytes / bytes)), lanes) * lanes;
+      ceil_div(std::min(samples, std::max(accumulators, kBatchBytes / bytes)), accumulators) *
+      accumulators;
   std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * bytes, 64)));
   std::vector<double> scales = zeros(batch);
   const auto panel = [&](index_t slot, index_t k) {
@@ -116,11 +117,11 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
         }
       };
     });
-    for_each_task(tiles.pairs * lanes, threads, [&] {
+    for_each_task(tiles.pairs * accumulators, threads, [&] {
       return [&, product = zeros(kTile * kTile)](index_t task) mutable {
-        const auto [i0, j0] = Tiles::corner(task / lanes);
-        const index_t lane = task % lanes;
-        for (index_t slot = lane; slot < count; slot += lanes) {
+        const auto [i0, j0] = Tiles::corner(task / accumulators);
+        const index_t accumulator = task % accumulators;
+        for (index_t slot = accumulator; slot < count; slot += accumulators) {
           const index_t n = order[static_cast<std::size_t>(first + slot)], end = end_of(n);
           if (i0 >= end) break;
           const double scale = scales[static_cast<std::size_t>(slot)];
@@ -130,13 +131,13 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
             tile_product(panel(slot, k), i0, j0, end, factor, product.data());
           }
           add_weighted(contiguous<const double>(product.data(), kTile, kTile), weights, terms.steps,
-                       n, i0, j0, end, lane_sums(lane), rows);
+                       n, i0, j0, end, sums_of(accumulator), rows);
         }
       };
     });
   }
-  for (index_t lane = 1; lane < lanes; ++lane) {
-    const double* from = lane_sums(lane);
+  for (index_t accumulator = 1; accumulator < accumulators; ++accumulator) {
+    const double* from = sums_of(accumulator);
     for (index_t i = 0; i < size; ++i) sums[i] += from[i];
   }
 }

@@ -15,6 +15,7 @@
 #include "covariance.hpp"
 #include "covariance_shared.hpp"
 #include "cpu.hpp"
+#include "gram.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
 #include "passes.hpp"
@@ -333,6 +334,16 @@ PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
         without_gil([&] { rlvar::add_product(in, factor, to, number_of(threads)); });
       },
       py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
+  m.def(
+      "add_matmul",
+      [](const Strided& a, const Strided& b, Strided out, Threads threads) {
+        if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must have two axes");
+        const auto left = view(a, a.shape(0), a.shape(1)), right = view(b, a.shape(1), b.shape(1));
+        const auto to = result(out, left.rows, right.cols);
+        without_gil([&] { rlvar::add_matmul(left, right, to, number_of(threads)); });
+      },
+      py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
+      py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
   m.def("supported_isas", &rlvar::supported_isas);
   m.attr("eigen_version") =

@@ -108,7 +108,7 @@ def test_the_calibration_tries_every_setting():
     calibration = importlib.import_module("calibration")
     rng = np.random.default_rng(0)
     for _, options in calibration.SETTINGS.values():
-        for bootstrap in (None, calibration.Bootstrap(100, 0)):
+        for bootstrap in (None, calibration.Bootstrap(100)):
             tried = calibration.trial(rng, 30, np.zeros(6), options, 0.95, bootstrap)
             assert len(tried) == len(calibration.QUANTITIES) + 3
             assert not tried[0]  # no variance is 0

@@ -45,6 +45,7 @@ vtrace = _module.vtrace
 covariance = _module.covariance
 shared_moments = _module.shared_moments
 add_product = _module.add_product
+add_matmul = _module.add_matmul
 gradients = _module.gradients
 projections = _module.projections
 means = _module.means

@@ -20,7 +20,7 @@ from rlvar.config import version
 from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
 from rlvar.reporting.report import Report
 from rlvar.reporting.report import report as make_report
-from rlvar.stats.inference import Bootstrap
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.estimators import estimators
 
 

@@ -25,7 +25,6 @@ import numpy as np  # noqa: E402
 
 import cases  # noqa: E402
 import rlvar  # noqa: E402
-from rlvar.weights.estimators import CATALOG  # noqa: E402
 
 SHAPE, GROUP = (512, 1024, 128), 4
 ONE = ["multi"]
@@ -46,7 +45,7 @@ def check(rollouts, names):
     """Against numpy's variance of the group means."""
     result = compare(rollouts, names)
     for name in names:
-        w = CATALOG[name].weights(rollouts)
+        w = rlvar.estimator(name).weights(rollouts)
         w = np.broadcast_to(w if w.ndim == 2 else w[:, None], SHAPE[:2])
         g = np.stack([w_n @ s.astype(np.float64) for w_n, s in zip(w, rollouts.scores, strict=True)])
         units = g.reshape(-1, GROUP, SHAPE[2]).mean(axis=1)

@@ -133,7 +133,7 @@ def alive_only(policy, rng, count, total):
                 value += ((a - a.mean(axis=0)) * b).sum() / (len(a) - 1)
         naive.append(value)
         parts = rlvar.decompose(policy.scores[chosen], rewards, lengths=lengths)
-        ours.append((parts.total_variance if total else parts.variance_terms).value)
+        ours.append((parts.variance if total else parts.variance_terms).value)
     return matrix.sum() if total else matrix.trace(), naive, ours
 
 
@@ -156,7 +156,7 @@ def one_pass(policy, rng, count, dtype, mean):
     z = np.round(256 * rng.standard_normal(1000)) / 256
     x = (mean + z).astype(dtype)
     naive = (np.square(x).mean() - np.square(x.mean())) * (1000 / 999)
-    return z.var(ddof=1), [naive], [rlvar.decompose(x[:, None, None]).total_variance.value]
+    return z.var(ddof=1), [naive], [rlvar.decompose(x[:, None, None]).variance.value]
 
 
 ROWS = {

@@ -42,7 +42,7 @@ def simulate(rng, tosses):
     rewards = heads / tosses + 0.5
     scores = (heads - tosses * NEW)[:, None, None]
     rollouts = rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=np.zeros_like(logp))
-    return rlvar.compare(rollouts, {"single": rewards, "less": rewards - BASELINE}, ratio="sequence")
+    return rlvar.compare(rollouts, ["single", ("less", rewards - BASELINE)], importance="sequence")
 
 
 def main():

@@ -213,18 +213,6 @@ def length_covariances(length_probabilities, score_variance):
     return np.diag((alive * length**2).sum(axis=1)), np.diag((alive * (length - i + 1) ** 2).sum(axis=1))
 
 
-def length_growth(lengths, probabilities, weights, means, steps):
-    """V(k) of terms w_L (z_t + a_L) up to step L, z_t ~ N(0, 1) independent of each other and of L.
-
-    Given L the first k terms sum to w_L (sum of z_t + a_L m) with m = min(k, L): by the law of total
-    variance V(k) = E[w_L^2 m] + Var(w_L a_L m). Within a length it is w_L^2 k up to step L: exponent 1.
-    """
-    m = np.minimum(np.arange(1, steps + 1)[:, None], lengths)
-    between = weights * means * m
-    within = (weights**2 * m) @ probabilities
-    return within + (between - (between @ probabilities)[:, None]) ** 2 @ probabilities
-
-
 def rloo_moments(probabilities, rewards, scores, group):
     """Leave-one-out gradient of K samples: mean (D,), variance were they independent, and what it lacks.
 

@@ -190,22 +190,14 @@ def strata_of(lengths, strata):
     return np.floor(strata * np.array(shares) + 1e-9).astype(int)
 
 
-def growth_exponent_within(x, labels, lengths, kept=None):
-    """Mean over strata, by their numbers of kept rollouts, of the slope of log V_s(k) on log k.
-
-    The range of k is the upper half of the steps that all of a stratum reach, kept or not.
-    """
-    kept = range(len(x)) if kept is None else kept
-    slopes, sizes = [], []
+def length_exponent(g, labels, lengths):
+    """Slope of the log of the variance of g within each stratum on the log of its mean length."""
+    x, y = [], []
     for label in sorted(set(labels)):
-        last = min(length for length, own in zip(lengths, labels, strict=True) if own == label)
-        k = range((last + 1) // 2, last + 1)
-        rows = [n for n in kept if labels[n] == label]
-        squares = [np.square(centred(x[rows, :j].sum(axis=1), np.ones(len(rows)))).sum() for j in k]
-        if len(k) > 1:
-            slopes.append(np.polyfit(np.log(k), np.log(squares), 1)[0])
-            sizes.append(len(rows))
-    return np.average(slopes, weights=sizes)
+        rows = labels == label
+        x.append(np.log(lengths[rows].mean()))
+        y.append(np.log(g[rows].var(axis=0, ddof=1).sum()))
+    return np.polyfit(x, y, 1)[0]
 
 
 def lag_profile(matrix):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 
 import rlvar
+from rlvar import cli
+from rlvar._check import arrays
+from rlvar.analysis import accumulator
 from rlvar.cli import main
 
 
@@ -90,10 +94,79 @@ def test_ignored_arrays_are_a_warning_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"rlvar: warning: {file}: ignored arrays named length\n"
 
 
-def test_a_failed_json_is_said_before_anything_is_claimed(tmp_path, capsys):
-    file = write(tmp_path / "r.npz")
-    assert main(["report", file, "--json", str(tmp_path / "no" / "out.json")]) == 2
-    assert "No such file" in capsys.readouterr().err
+def refused(capsys, command, message):
+    assert main(list(map(str, command))) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("command", [("report", "--json"), ("covariance", "--out")])
+def test_outputs_are_looked_at_before_the_rollouts_are(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr(cli, "load_rollouts", None)
+    (tmp_path / "file").touch()
+    for output, message in (
+        ("none/out", "none: No such file or directory"),
+        (".", "Is a directory"),
+        ("file/out", "Not a directory"),
+    ):
+        refused(capsys, [command[0], "any.npz", command[1], tmp_path / output], message)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    refused(capsys, [command[0], "any.npz", command[1], tmp_path / "file"], "file: Permission denied")
+
+
+def test_outputs_replace_no_input_by_whatever_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("r.npz")
+    (tmp_path / "hard.npz").hardlink_to("r.npz")
+    (tmp_path / "soft.npz").symlink_to("r.npz")
+    (tmp_path / "folder").mkdir()
+    for name, array in np.load("r.npz").items():
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    (tmp_path / "folder" / "scores.npy").rename("elsewhere.npy")
+    (tmp_path / "folder" / "scores.npy").symlink_to("../elsewhere.npy")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.np?")}
+    for source, output in (
+        ("r.npz", "r.npz"),
+        ("r.npz", "./folder/../r.npz"),
+        ("r.npz", "hard.npz"),
+        ("r.npz", "soft.npz"),
+        ("soft.npz", "r.npz"),
+        ("folder", "folder/rewards.npy"),
+        ("folder", "folder/values.npy"),
+        ("folder/", "elsewhere.npy"),
+    ):
+        refused(capsys, ["report", source, "--json", output], "that is what is read; name another file")
+        refused(capsys, ["covariance", source, "--out", output], "that is what is read; name another file")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.np?")}
+    assert main(["covariance", "folder", "--out", "folder/part.npz"]) == 0
+
+
+def test_json_is_written_at_once_or_not_at_all(tmp_path, capsys, monkeypatch):
+    (tmp_path / "out.json").write_text("old")
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    refused(
+        capsys, ["report", write(tmp_path / "r.npz"), "--json", tmp_path / "out.json"], "out.json: No space"
+    )
+    assert (tmp_path / "out.json").read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_json_goes_to_standard_output_beside_the_report():
+    result = run("report", "--json", "/dev/stdout")
+    assert result.returncode == 0
+    document, end = json.JSONDecoder().raw_decode(result.stdout)
+    assert document["rollouts"]["N"] == 256
+    assert "Verdict" in result.stdout[end:]
+
+
+def test_standard_output_in_a_file_is_not_replaced_by_the_json(tmp_path):
+    with (tmp_path / "out").open("w") as out:
+        command = [sys.executable, "-m", "rlvar", "report", "--json", tmp_path / "out"]
+        assert subprocess.run(command, stdout=out, timeout=120).returncode == 0
+    assert "Verdict" in (tmp_path / "out").read_text().split("\n}\n")[1]
 
 
 def test_unknown_estimators_and_commands(tmp_path, capsys):
@@ -111,7 +184,7 @@ def test_version(capsys):
 
 
 def test_a_terminal_without_utf8_and_a_closed_pipe():
-    result = run("report", env={"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"})
+    result = run("report", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
     assert "|####" in result.stdout
     assert "?" not in result.stdout
@@ -123,6 +196,109 @@ def test_a_terminal_without_utf8_and_a_closed_pipe():
         timeout=120,
     )
     assert pipe.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "out", "err"),
+    [
+        ("2>&-", 0, "Verdict", ""),
+        ("2>/dev/full", 0, "Verdict", ""),
+        (">&-", 2, "", "rlvar: standard output is closed\n"),
+        (">/dev/full", 2, "", "rlvar: standard output: No space left on device\n"),
+        (">&- 2>&-", 2, "", ""),
+        (">/dev/full 2>/dev/full", 2, "", ""),
+    ],
+)
+def test_closed_and_full_streams(tmp_path, redirection, status, out, err):
+    path = write(tmp_path / "r.npz", other=np.ones(1))  # of which there is a warning
+    if err:
+        path = write(tmp_path / "r.npz")
+    command = f"{sys.executable} -m rlvar report {path} {redirection}"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (status, err)
+    assert out in result.stdout
+
+
+@pytest.mark.parametrize("arguments", ["--help", "report --help", "--version", "report --dance"])
+def test_help_into_closed_and_full_streams_has_no_traceback(arguments):
+    for redirection in (">&-", ">/dev/full", "2>&-", "| head -c 0"):
+        command = f"{sys.executable} -m rlvar {arguments} {redirection}"
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in result.stderr
+        assert "Exception" not in result.stderr
+
+
+def test_a_file_comes_by_standard_input_and_a_pipe_is_refused(tmp_path):
+    path = write(tmp_path / "r.npz")
+    for name in ("-", "/dev/stdin"):
+        with open(path) as file:
+            assert "Verdict" in run("report", name, stdin=file).stdout
+        piped = run("report", name, input="PK")
+        assert piped.returncode == 2
+        assert piped.stderr == "rlvar: /dev/stdin: it is a pipe, but a file is needed\n"
+
+
+STEERING = "\x1b]0;t\x07\r\u202e\x9b2J\nrlvar: verified"
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_no_name_steers_the_terminal(tmp_path, variables):
+    path = write(tmp_path / f"é{STEERING}.npz", **{STEERING: np.ones(1)})
+    environment = {**os.environ, **variables}
+    for arguments in (
+        ("report", path, "--json", f"{path}.json"),
+        ("covariance", path, "--out", f"{path}.out"),
+        ("report", f"{path}.none"),
+        ("report", path, "--reference", STEERING),
+        ("report", path, "--json", f"{path}.none/out"),
+        ("report", path, path),
+    ):
+        result = run(*arguments, env=environment)
+        assert result.returncode in (0, 2)
+        shown = result.stdout + result.stderr
+        assert all(line.isprintable() for line in shown.split("\n")), shown
+        assert r"\x1b]0;t\x07" in shown
+        assert "\nrlvar: verified" not in shown
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ">f4", np.int16])
+def test_covariance_converts_a_folder_block_by_block(tmp_path, monkeypatch, capsys, dtype):
+    scores = np.random.default_rng(0).integers(-9, 9, (40, 12, 3))
+    np.save(tmp_path / "scores.npy", np.asfortranarray(scores.astype(dtype)))
+    np.save(tmp_path / "rewards.npy", np.ones(40))
+    monkeypatch.setattr(accumulator, "_UPDATE_BYTES", 1)  # so blocks of 16 rollouts
+    converted, floats = [], arrays.floats
+    monkeypatch.setattr(arrays, "floats", lambda name, x: converted.append((name, len(x))) or floats(name, x))
+    assert main(["covariance", str(tmp_path)]) == 0
+    assert max(rows for name, rows in converted if name == "scores") == 16
+    expected = rlvar.covariance(scores).sum()
+    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+
+
+def test_the_reference_is_chosen(tmp_path, capsys):
+    path, out = write(tmp_path / "r.npz"), tmp_path / "out.json"
+    assert main(["report", path, "--reference", "multi", "--json", str(out)]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["comparison"]["rows"]}
+    expected = rlvar.compare(rlvar.load_rollouts(path), reference="multi")
+    for name, row in rows.items():
+        assert row["ratio"]["value"] == expected[name].ratio.value
+    refused(capsys, ["report", path, "--reference", "best"], "reference must be one of")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from rlvar import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+setattr(cli, sys.argv[1], lambda *arguments, **options: os.kill(os.getpid(), signal.SIGINT))
+sys.exit(cli.main(["report"]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["make_report", "_drawable"])
+def test_ctrl_c_is_status_130_without_a_word(stage):
+    command = [sys.executable, "-c", INTERRUPTED, stage]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (130, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -163,8 +339,8 @@ def test_covariance_streams_a_folder_into_an_accumulator(tmp_path, capsys):
     [
         (["--estimator", "best"], "estimator 'best': it is none of single, multi"),
         (["--block-size", "0"], "block_size must be at least 1, got 0"),
-        (["--out", "none/out.npz"], "--out none/out.npz: not a file in a folder that exists"),
-        (["--out", "."], "--out .: not a file in a folder that exists"),
+        (["--out", "none/out.npz"], "none: No such file or directory"),
+        (["--out", "."], ".: Is a directory"),
     ],
 )
 def test_covariance_refuses_in_one_line(tmp_path, capsys, options, message):
@@ -188,7 +364,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     assert "intervals: bootstrap over 40 rollouts" in text
     assert main(["covariance", path, *weights]) == 0
     rollouts = rlvar.load_rollouts(path)
-    expected = rlvar.compare(rollouts, ["multi"], ratio="sequence", truncate=2.0)["multi"].variance.value
+    expected = rlvar.compare(rollouts, ["multi"], importance="sequence", truncate=2.0)["multi"].variance.value
     assert f"total variance    {expected:.6g}" in capsys.readouterr().out
     for command in (["report"], ["covariance", "--estimator", "multi"]):
         assert main([*command, write(tmp_path / "plain.npz"), "--ratio", "token"]) == 2

@@ -25,7 +25,7 @@ def assert_decomposed(exact, scores, weights, probabilities, **options):
     parts = rlvar.decompose(scores, weights, sample_weight=probabilities, ddof=0, **options)
     t, total = len(exact), exact.sum()
     assert_close(parts.covariance, exact)
-    assert_close(parts.total_variance.value, total)
+    assert_close(parts.variance.value, total)
     assert_close(parts.variance_terms.value, exact.trace())
     assert_close(parts.covariance_terms.value, total - exact.trace(), scale=total)
     assert_close(parts.step_variance, exact.diagonal())
@@ -76,7 +76,7 @@ def test_gaussian_sequences_correlate_all_pairs_of_single_steps_and_no_multi_ste
         for matrix, weights in zip(exact, both_weights(rewards), strict=True)
     )
     m = offset + slope * mu
-    assert_close(single.total_variance.value, steps**3 * (m / sigma) ** 2 + 2 * steps**2 * slope**2)
+    assert_close(single.variance.value, steps**3 * (m / sigma) ** 2 + 2 * steps**2 * slope**2)
     assert_close(single.mean, np.full((steps, 1), slope))
     assert_close(multi.mean, np.full((steps, 1), slope))
 
@@ -122,7 +122,7 @@ def test_constant_reward_gives_cubes_against_square_pyramids(steps):
     scores, _ = closed_forms.bernoulli_rollouts(tokens, p)
     exact = closed_forms.length_covariances(np.eye(steps)[-1], v)
     single, multi = (
-        assert_decomposed(matrix, scores, weights, probabilities).total_variance.value
+        assert_decomposed(matrix, scores, weights, probabilities).variance.value
         for matrix, weights in zip(exact, both_weights(np.ones(tokens.shape)), strict=True)
     )
     assert_close(single, v * steps**3)
@@ -139,7 +139,7 @@ def test_lengths_independent_of_the_policy_give_no_covariance_terms():
     scores[padding] = np.nan
     exact = closed_forms.length_covariances(of_length, v)
     single, multi = (
-        assert_decomposed(matrix, scores, weights, probabilities, lengths=lengths).total_variance.value
+        assert_decomposed(matrix, scores, weights, probabilities, lengths=lengths).variance.value
         for matrix, weights in zip(exact, both_weights(1.0 - padding, lengths=lengths), strict=True)
     )
     assert_close(single, v * (of_length @ length**3))
@@ -206,7 +206,7 @@ def test_leave_one_out_is_unbiased_and_noisier_than_independent_samples(vocabula
     np.fill_diagonal(exact, independent / group)
     parts = assert_decomposed(exact, scores[draws], weights, probabilities)
     assert_close(parts.mean, np.tile(mean / group, (group, 1)))
-    assert parts.total_variance.value > 1.01 * parts.variance_terms.value
+    assert parts.variance.value > 1.01 * parts.variance_terms.value
 
 
 @pytest.mark.parametrize("group", [2, 3])

@@ -52,74 +52,6 @@ def test_bad_arguments_are_named(rewards, options, error, message):
         rlvar.Rollouts(SCORES, rewards, **options)
 
 
-def save(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lengths": np.array([3, 0, 2, 1])},
-        {"mask": np.array([[True, False, True]] * 4)},
-        {"values": REWARDS, "groups": np.array(["b", "a", "b", "a"])},
-    ],
-)
-def test_npz_and_directory_hold_the_same(tmp_path, options):
-    arrays = {"scores": SCORES, "rewards": REWARDS, **options}
-    archive = rlvar.load_rollouts(save(tmp_path / "r.npz", **arrays))
-    for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    folder = rlvar.load_rollouts(str(tmp_path))
-    assert isinstance(folder.scores.base, np.memmap)  # still on disk
-    for name in ("scores", "rewards", "lengths", "mask", "values", "groups"):
-        np.testing.assert_array_equal(getattr(archive, name), getattr(folder, name))
-    assert str(rlvar.compare(archive)) == str(rlvar.compare(folder))
-
-
-def test_unusable_files_are_refused_with_their_name(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        rlvar.load_rollouts(tmp_path / "none.npz")
-    good = save(tmp_path / "good.npz", scores=SCORES, rewards=REWARDS).read_bytes()
-    cases = {
-        "empty.npz": b"",
-        "text.npz": b"hello",
-        "truncated.npz": good[:-40],
-        "corrupt.npz": good[:200] + bytes(50) + good[250:],
-    }
-    for name, content in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}(: array scores cannot be read| is not an .npz file)"):
-            rlvar.load_rollouts(tmp_path / name)
-    np.save(tmp_path / "single.npy", SCORES)
-    with pytest.raises(ValueError, match=r"single.npy is not an .npz file"):
-        rlvar.load_rollouts(tmp_path / "single.npy")
-    objects = save(
-        tmp_path / "objects.npz", scores=SCORES, rewards=REWARDS, groups=np.array(list("abcd"), object)
-    )
-    with pytest.raises(ValueError, match=r"objects.npz: array groups cannot be read: Object arrays"):
-        rlvar.load_rollouts(objects)
-
-
-def test_missing_and_misfitting_arrays_are_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no array named scores or rewards, but nothing"):
-        rlvar.load_rollouts(tmp_path)
-    with pytest.raises(ValueError, match=r"half.npz holds no array named rewards, but scores"):
-        rlvar.load_rollouts(save(tmp_path / "half.npz", scores=SCORES))
-    with pytest.raises(ValueError, match=r"bad.npz: rewards must have shape"):
-        rlvar.load_rollouts(save(tmp_path / "bad.npz", scores=SCORES, rewards=np.ones(9)))
-    (tmp_path / "scores.npy").write_bytes(b"junk")
-    np.save(tmp_path / "rewards.npy", REWARDS)
-    with pytest.raises(ValueError, match="array scores cannot be read"):
-        rlvar.load_rollouts(tmp_path)
-
-
-def test_arrays_by_other_names_are_ignored_with_a_warning(tmp_path):
-    path = save(tmp_path / "typo.npz", scores=SCORES, rewards=REWARDS, length=np.ones(4, int), seed=1)
-    with pytest.warns(UserWarning, match=r"typo.npz: ignored arrays named length, seed"):
-        assert rlvar.load_rollouts(path).lengths is None
-
-
 def test_nan_is_no_label():
     with pytest.raises(ValueError, match="groups must not hold NaN"):
         rlvar.Rollouts(SCORES, REWARDS, groups=[np.nan] * 4)
@@ -127,17 +59,3 @@ def test_nan_is_no_label():
 
 def test_a_rollout_without_live_steps_may_have_any_reward():
     assert len(rlvar.Rollouts(SCORES, [np.nan, 1, 1, 1], lengths=[0, 3, 3, 3])) == 4
-
-
-def test_aligned_scores_of_an_uncompressed_npz_stay_on_disk(tmp_path):
-    scores = SCORES.astype(np.float32)
-    plain = rlvar.load_rollouts(save(tmp_path / "plain.npz", scores=scores, rewards=REWARDS))
-    assert isinstance(plain.scores.base, np.memmap)
-    np.savez_compressed(tmp_path / "small.npz", scores=scores, rewards=REWARDS)
-    packed = rlvar.load_rollouts(tmp_path / "small.npz")
-    assert not isinstance(packed.scores.base, np.memmap)
-    fortran = rlvar.load_rollouts(
-        save(tmp_path / "fortran.npz", scores=np.asfortranarray(scores), rewards=REWARDS)
-    )
-    for rollouts in (plain, packed, fortran):
-        np.testing.assert_array_equal(rollouts.scores, scores)

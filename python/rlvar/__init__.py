@@ -10,11 +10,12 @@ from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
-from rlvar.files import load_rollouts
+from rlvar.files import load_rollouts, save_rollouts
+from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
-from rlvar.weights.estimators import Estimator, estimators
+from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
@@ -30,6 +31,7 @@ __all__ = [
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
+    "Report",
     "Rollouts",
     "Totals",
     "__version__",
@@ -37,6 +39,7 @@ __all__ = [
     "covariance",
     "datasets",
     "decompose",
+    "estimator",
     "estimators",
     "gae",
     "grpo",
@@ -51,10 +54,16 @@ __all__ = [
     "plan",
     "prompt_components",
     "reinforce_pp",
+    "report",
     "reward_to_go",
     "rloo",
+    "save_rollouts",
     "show_config",
     "to_steps",
     "vtrace",
     "whiten",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

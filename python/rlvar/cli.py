@@ -3,51 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn, TextIO, get_args
 
 from rlvar import datasets
+from rlvar._types import Aggregation, Importance
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
-from rlvar.files import load_rollouts
-from rlvar.reporting.report import Report, make_report
-from rlvar.weights.batch import AGGREGATIONS, Batch
-from rlvar.weights.estimators import CATALOG, estimator_weights
-from rlvar.weights.importance import RATIOS
+from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
+from rlvar.reporting.report import Report
+from rlvar.reporting.report import report as make_report
+from rlvar.stats.inference import Bootstrap
+from rlvar.weights.estimators import estimators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 for input that cannot be used."""
-    args = _parser().parse_args(argv)
+    """Run the command line and return its exit status.
+
+    0; 1 where nobody reads the report; 2 for input that cannot be used or output that cannot be written;
+    130 after Ctrl-C.
+    """
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            report = args.run(args)
-        for message in dict.fromkeys(str(warning.message) for warning in caught):
-            print(f"rlvar: warning: {message}", file=sys.stderr)
-        print(_drawable(str(report)), flush=True)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; keep the interpreter from flushing into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        args = _parser().parse_args(argv)
+        return _run(args)
     except KeyboardInterrupt:
         return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            report = str(args.run(args))
     except (OSError, TypeError, ValueError, MemoryError) as error:
-        print(f"rlvar: {_one_line(error)}", file=sys.stderr)
+        _write(sys.stderr, f"rlvar: {_one_line(error)}\n")
         return 2
-    return 0
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        _write(sys.stderr, f"rlvar: warning: {printable(message)}\n")
+    lost = _write(sys.stdout, _drawable("\n".join(map(printable, report.split("\n"))) + "\n"))
+    if lost is None or isinstance(lost, BrokenPipeError):  # head, less: the reader has gone
+        return 0 if lost is None else 1
+    _write(sys.stderr, f"rlvar: standard output: {lost.strerror}\n")
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints like the rest: to streams that may be closed, and nothing that steers the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        _write(file, message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rlvar", description="How noisy is a policy gradient, and where does the noise come from?"
     )
     parser.add_argument("--version", action="version", version=f"rlvar {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    known = ", ".join(each.name for each in estimators())
     report = commands.add_parser(
         "report",
         help="compare estimators on rollouts and say where the variance comes from",
@@ -56,22 +81,25 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "file",
         nargs="?",
+        type=_input,
         metavar="FILE",
-        help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally lengths or "
-        "mask, values, groups, logp and behavior_logp; or a directory of .npy files; without it, the "
-        "embedded CartPole rollouts",
+        help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally "
+        f"{', '.join(KEYS[2:])}; or a folder of .npy files; without it, the embedded CartPole rollouts",
     )
     report.add_argument(
         "--estimators",
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {', '.join(CATALOG)} (default: single,multi)",
+        help=f"estimators to compare, out of {known} (default: single,multi)",
     )
-    _add_ratio(report)
+    report.add_argument(
+        "--reference", default="single", metavar="A", help="what ratios are relative to (default: single)"
+    )
+    _add_importance(report)
     report.add_argument(
         "--aggregation",
-        choices=AGGREGATIONS,
+        choices=get_args(Aggregation),
         default="sum",
         help="how gradients are divided by lengths (default: sum)",
     )
@@ -90,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Stream rollouts, which may be larger than memory, into the covariance of the step terms "
         "of one estimator; print its totals, and save a CovarianceAccumulator.",
     )
-    covariance.add_argument("file", metavar="FILE", help="as for report; a directory is read block by block")
+    covariance.add_argument(
+        "file", type=_input, metavar="FILE", help="as for report; a folder is read block by block"
+    )
     covariance.add_argument(
         "--estimator", default="multi", metavar="A", help="one of those of report (default: multi)"
     )
@@ -100,107 +130,135 @@ def _parser() -> argparse.ArgumentParser:
     covariance.add_argument(
         "--out", type=Path, metavar="OUT", help="also save the accumulator to this file (.npz)"
     )
-    _add_ratio(covariance)
+    _add_importance(covariance)
     covariance.set_defaults(run=_covariance)
     return parser
 
 
-def _add_ratio(command: argparse.ArgumentParser) -> None:
+def _add_importance(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--ratio",
-        choices=RATIOS,
+        "--importance",
+        choices=get_args(Importance),
         default="none",
         help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
     )
     command.add_argument("--truncate", type=float, metavar="C", help="largest importance ratio")
 
 
+def _input(text: str) -> str:
+    return "/dev/stdin" if text == "-" else text
+
+
+def _check_output(option: str, output: Path | None, source: str | None) -> None:
+    """Raise, before the work, if `output` cannot be written or is what is read, by whatever name."""
+    if output is None:
+        return
+    target, there = writable(output)
+    read = [] if source is None else [Path(source), *(Path(source, f"{key}.npy") for key in KEYS)]
+    for each in read:
+        same = there is not None and each.exists() and each.samefile(output)
+        if same or os.path.realpath(each) == target:
+            raise ValueError(f"{option} {output}: that is what is read; name another file")
+
+
 def _report(args: argparse.Namespace) -> Report:
-    progress = _progress()
-    try:
+    _check_output("--json", args.json, args.file)
+    with _progress() as progress:
         progress("reading rollouts")
         if args.file is None:
             rollouts, source = datasets.cartpole(), "CartPole-v1, embedded"
         else:
-            rollouts, source = load_rollouts(args.file), args.file
+            rollouts, source = load_rollouts(args.file), printable(args.file)
         try:
             report = make_report(
                 rollouts,
                 args.estimators,
                 source=source,
-                ratio=args.ratio,
+                reference=args.reference,
+                importance=args.importance,
                 truncate=args.truncate,
                 aggregation=args.aggregation,
-                interval=args.interval,
-                seed=args.seed,
+                interval=Bootstrap(seed=args.seed) if args.interval == "bootstrap" else "jackknife",
                 progress=progress,
             )
         except ValueError as error:
             raise ValueError(f"{args.file}: {error}" if args.file else str(error)) from None
         if args.json is not None:
-            progress("writing " + str(args.json))
+            progress(f"writing {args.json}")
             text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-            args.json.write_text(text + "\n", encoding="utf-8")
-    finally:
-        progress("")
+            with replacing(args.json) as file:
+                file.write(text.encode() + b"\n")
     return report
 
 
 def _covariance(args: argparse.Namespace) -> str:
-    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):  # before the work
-        raise ValueError(f"--out {args.out}: not a file in a folder that exists")
-    progress = _progress()
-    try:
+    _check_output("--out", args.out, args.file)
+    with _progress() as progress:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
-        batch = Batch.of(rollouts, ratio=args.ratio, truncate=args.truncate)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
         accumulator.update_from(
-            rollouts.scores,
-            estimator_weights(batch, (), args.estimator) * batch.step_factors,
-            mask=rollouts.mask,
-            lengths=rollouts.lengths,
+            rollouts,
+            args.estimator,
+            importance=args.importance,
+            truncate=args.truncate,
             progress=lambda done, total: progress(f"covariance: {done} of {total} rollouts"),
         )
         totals = accumulator.totals()
         if args.out is not None:
             accumulator.save(args.out)
-    finally:
-        progress("")
     blocks = "" if args.block_size == 1 else f"  (its terms below are blocks of {args.block_size} steps)"
+    saved = f"\nsaved to {printable(str(args.out))}" if args.out else ""
     return (
-        f"{args.file}: {args.estimator}, {accumulator.count} rollouts\n"
-        f"total variance    {totals.total_variance:.6g}{blocks}\n"
+        f"{printable(args.file)}: {args.estimator}, {accumulator.count} rollouts\n"
+        f"variance          {totals.variance:.6g}{blocks}\n"
         f"variance terms    {totals.variance_terms:.6g}\n"
-        f"covariance terms  {totals.covariance_terms:.6g}" + (f"\nsaved to {args.out}" if args.out else "")
+        f"covariance terms  {totals.covariance_terms:.6g}{saved}"
     )
 
 
-def _progress() -> Callable[[str], None]:
-    """Return a function that shows the current stage on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        return lambda stage: None
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows the current stage on stderr, if that is a terminal; clear it at the end."""
+    shown = sys.stderr is not None and sys.stderr.isatty()
 
     def show(stage: str) -> None:
-        # Carriage return, clear to the end of the line.
-        sys.stderr.write(f"\r\x1b[K{stage + ' ...' if stage else ''}")
-        sys.stderr.flush()
+        if shown:  # carriage return, clear to the end of the line
+            _write(sys.stderr, f"\r\x1b[K{printable(stage) + ' ...' if stage else ''}")
 
-    return show
+    try:
+        yield show
+    finally:
+        show("")
+
+
+def _write(stream: TextIO | None, text: str) -> OSError | None:
+    """Print to a standard stream, which may be closed or broken; return what went wrong."""
+    if stream is None:
+        return OSError(errno.EBADF, "closed")
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError as error:
+        # Keep the interpreter from flushing into it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 def _drawable(text: str) -> str:
     """Draw with ASCII where standard output cannot show the blocks of the chart."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
+        text.encode(encoding)
+    except UnicodeError:
         ascii_text = text.translate(str.maketrans("▁▂▃▄▅▆▇█│└─", "...::###|+-"))
-        return ascii_text.encode("ascii", "replace").decode()
+        return ascii_text.encode("ascii", "backslashreplace").decode()
     return text
 
 
 def _one_line(error: BaseException) -> str:
     """Say what was wrong in one line, with the file where the system names one."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return printable(" ".join(text.split())) or type(error).__name__

@@ -1,33 +1,49 @@
-"""The files that rollouts are read from."""
+"""Files of arrays: read behind one door, written at once or not at all.
+
+An .npz is read into memory, its checksums tested. In a folder of .npy files the scores are mapped: they stay
+on disk until they are used, and must stay as they are until then. What is wrong with the content of a file
+leaves the door as a ValueError that names the file; what the system refuses stays an OSError.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import io
 import math
+import os
+import stat
+import sys
+import uuid
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar.rollouts import _KEYS, Rollouts
+from rlvar.rollouts import Rollouts
+
+KEYS = tuple(field.name for field in dataclasses.fields(Rollouts) if not field.name.startswith("_"))
+
+_HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
+_CHUNK = 1 << 22
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+_KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
 
 
 def load_rollouts(path: str | PathLike[str]) -> Rollouts:
-    """Read rollouts from an .npz file, or memory-map them from a directory of .npy files.
+    """Read rollouts from an .npz file, or map them from a folder of .npy files.
 
     Parameters
     ----------
     path : path-like
-        An .npz file with arrays ``scores`` and ``rewards``, and optionally ``lengths`` or ``mask``,
-        ``values``, ``groups``, ``logp`` and ``behavior_logp``; or a directory with ``scores.npy``,
-        ``rewards.npy`` and so on, whose scores stay on disk until they are used. So do those of an
-        .npz file without compression, where they happen to be aligned: the first array of
-        `numpy.savez` in float32 is.
+        An .npz file with arrays ``scores`` and ``rewards``, and optionally any other argument of
+        `Rollouts` by its name; or a folder with ``scores.npy``, ``rewards.npy`` and so on.
 
     Returns
     -------
@@ -36,14 +52,21 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     Raises
     ------
     FileNotFoundError
-        If there is no such file or directory.
+        If there is no such file or folder.
     ValueError
-        If the file is not what is described above, or its arrays do not fit each other.
+        If the file is not what is described above, is damaged, or its arrays do not fit each other.
 
     Warns
     -----
     UserWarning
         If there are arrays by other names: they are ignored, and ``length`` is not ``lengths``.
+
+    Notes
+    -----
+    An .npz file is read into memory: afterwards it may be replaced, by `save_rollouts` too. In a folder
+    the scores, which may be larger than memory, are mapped: they stay on disk until they are used. If
+    another program shortens ``scores.npy`` meanwhile, the system ends the process (SIGBUS); replace the
+    file by another, under its name, instead.
 
     Examples
     --------
@@ -54,83 +77,272 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     ...     rlvar.load_rollouts(path)
     Rollouts(N=4, T=7, D=2, lengths 7 to 7)
     """
-    path = Path(path)
-    names, read = _open_directory(path) if path.is_dir() else _open_npz(path)
-    missing = [key for key in ("scores", "rewards") if key not in names]
-    if missing:
-        found = ", ".join(sorted(names)) or "nothing"
-        raise ValueError(f"{path} holds no array named {' or '.join(missing)}, but {found}")
-    ignored = sorted(set(names) - set(_KEYS))
+    with opened(path) as (names, read):
+        missing = [key for key in KEYS[:2] if f"{key}.npy" not in names]
+        if missing:
+            raise ValueError(f"it holds no array named {' or '.join(missing)}, but {_listed(names)}")
+        result = Rollouts(**{key: read(key) for key in KEYS if f"{key}.npy" in names})
+    arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+    ignored = [name for name in arrays if name not in KEYS]
     if ignored:
-        warnings.warn(f"{path}: ignored arrays named {', '.join(ignored)}", stacklevel=2)
-    arrays = {}
-    for key in _KEYS:
-        if key in names:
-            try:
-                arrays[key] = read(key)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(f"{path}: array {key} cannot be read: {error}") from None
+        where = printable(os.fsdecode(path))
+        warnings.warn(f"{where}: ignored arrays named {_listed(ignored)}", UserWarning, stacklevel=2)
+    return result
+
+
+def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
+    """Write rollouts to an .npz file that `load_rollouts` reads back the same, at once or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, exactly by this name. What was there before is replaced when all is written; a link
+        stays, and what it points to is replaced.
+    rollouts : Rollouts
+        What to write. Groups are numbers by now, whatever labels they were.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; what was there before then is as it was.
+
+    Examples
+    --------
+    >>> import pathlib, rlvar, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "mine.npz")
+    ...     rlvar.save_rollouts(path, rlvar.datasets.cartpole())
+    ...     rlvar.load_rollouts(path)
+    Rollouts(N=256, T=208, D=10, lengths 9 to 208)
+    """
+    if not isinstance(rollouts, Rollouts):
+        raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
+    arrays = {key: getattr(rollouts, key) for key in KEYS}
+    write_arrays(path, {key: array for key, array in arrays.items() if array is not None})
+
+
+@contextmanager
+def opened(
+    path: str | PathLike[str],
+) -> Iterator[tuple[Sequence[str], Callable[[str], NDArray[Any]]]]:
+    """Give the names of what an .npz file or a folder holds, and a function that reads one array.
+
+    This is the door: whatever its body raises of a file's content leaves as one ValueError.
+    """
+    place, doing, room = Path(os.fsdecode(path)), "", _MEMORY
     try:
-        return Rollouts(**arrays)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        with ExitStack() as stack:
+            folder = stat.S_ISDIR(os.stat(place).st_mode)
+            if folder:
+                names = sorted(os.listdir(place))
+            else:
+                file = stack.enter_context(_open(place))
+                names, archive = _members(file)
+
+            def read(key: str) -> NDArray[Any]:
+                nonlocal doing, room
+                doing, name = f"array {key} cannot be read: ", f"{key}.npy"
+                if name not in names:
+                    raise ValueError("there is none")
+                with _open(place / name) if folder else _member(archive, name) as stream:
+                    array: NDArray[Any]
+                    size = os.fstat(stream.fileno()).st_size if folder else archive.getinfo(name).file_size
+                    head = stream.read(_HEAD)
+                    shape, fortran, dtype, start = _header(key, head, size)
+                    order = "F" if fortran else "C"
+                    if folder and key == "scores" and size > start:
+                        array = np.memmap(stream, dtype, "r", start, shape, order)  # type: ignore[call-overload]
+                    else:
+                        room -= size
+                        if room < 0:
+                            raise MemoryError
+                        array = _rest(stream, head[start:], size - start).view(dtype)
+                        array = array.reshape(shape, order=order)  # type: ignore[call-overload]
+                doing = ""
+                return array
+
+            yield names, read
+    except Exception as error:
+        if _of_system(error):
+            error.filename = error.filename or str(place)  # type: ignore[attr-defined]
+            raise
+        if isinstance(error, MemoryError):
+            reason = "it is too large for memory; in a folder of .npy files the scores are mapped"
+        else:
+            reason = printable(" ".join(str(error).split())[:400]) or type(error).__name__
+        cause = None if isinstance(error, (TypeError, ValueError)) else error
+        raise ValueError(f"{printable(str(place))}: {doing}{reason}") from cause
 
 
-def _open_directory(path: Path) -> tuple[set[str], Callable[[str], Any]]:
-    """Return the names of the arrays and how to map one."""
+def _open(path: Path) -> IO[bytes]:
+    """Open a file to read; what is none is refused unopened, and a FIFO put there meanwhile cannot hang."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "device")
+        raise ValueError(f"it is a {kind}, but a file is needed")
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
-    def read(key: str) -> Any:
-        return np.load(path / f"{key}.npy", mmap_mode="r", allow_pickle=False)
 
-    return {file.stem for file in path.glob("*.npy")}, read
+def _of_system(error: Exception) -> bool:
+    """Whether the system refused something, rather than a bad offset in the file's content."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
-def _open_npz(path: Path) -> tuple[set[str], Callable[[str], Any]]:
-    """Return the names of the arrays and how to read one, or map it if that is the scores."""
+def _members(file: IO[bytes]) -> tuple[list[str], zipfile.ZipFile]:
+    """Return the names of what an .npz file holds, and the file as an archive."""
+    start = file.read(6)
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as error:
+        if _of_system(error):
+            raise
+        known = {
+            b"": ": it is empty",
+            b"\x93NUMPY": " but one .npy array: put it into a folder as scores.npy",
+        }
+        damaged = f"it is a damaged .npz file: {error}" if start[:2] == b"PK" else "it is not an .npz file"
+        raise ValueError(damaged + known.get(start, "")) from None
+    names = [member.filename for member in archive.infolist()]
+    if len(set(names)) < len(names):
+        raise ValueError("it holds two arrays of one name")
+    return names, archive
 
-    def read(key: str) -> Any:
-        if key == "scores":
-            mapped = _map_member(path, f"{key}.npy")
-            if mapped is not None:
-                return mapped
-        with path.open("rb") as file:
-            return np.load(file, allow_pickle=False)[key]
 
-    with path.open("rb") as file:
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a member of an .npz file. Only what numpy writes is read: the rest may unpack without bounds."""
+    member = archive.getinfo(name)
+    if member.flag_bits & 1:
+        raise ValueError("it is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"its compression, method {member.compress_type}, is none that numpy writes")
+    return archive.open(member)
+
+
+def _header(key: str, head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, order, dtype and place of the numbers in an .npy of `size` bytes; `head` starts it."""
+    file = io.BytesIO(head)
+    formats = np.lib.format
+    try:
+        version = formats.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):  # 3.0 is 2.0 with names of fields in UTF-8
+            raise ValueError(f"it is of version {version}")
+        parse = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, fortran, dtype = parse(file)
+    except Exception as error:  # of the parser too
+        raise ValueError(f"its header is damaged: {error}") from None
+    if dtype.hasobject:
+        how = f"{key}.astype(str)" if key == "groups" else "numbers, padded to one shape, with their lengths"
+        raise ValueError(f"it holds Python objects, which are not unpickled; save {how}")
+    if dtype.names or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"it holds records of {dtype}, not numbers")
+    start = file.tell()
+    stated = start + math.prod(shape) * dtype.itemsize
+    if stated != size or min(shape, default=0) < 0:
+        raise ValueError(f"its header, of shape {shape} and dtype {dtype}, does not fit its {size} bytes")
+    return shape, fortran, dtype, start
+
+
+def _rest(stream: IO[bytes], first: bytes, size: int) -> NDArray[np.uint8]:
+    """Return `size` bytes, of which `first` have been read; none beyond them is unpacked."""
+    result = np.empty(size, np.uint8)
+    at, piece = 0, first
+    while piece:
+        result[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+        piece = stream.read(min(_CHUNK, size - at))
+    if at < size:
+        raise ValueError(f"it ends after {at} of {size} bytes")
+    return result
+
+
+def write_arrays(path: str | PathLike[str], arrays: dict[str, Any]) -> None:
+    """Write an .npz file as `numpy.savez` does, without pickles, at once or not at all."""
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def writable(path: str | PathLike[str]) -> tuple[str, os.stat_result | None]:
+    """Return where `path` leads and what is there, if anything; raise what writing it would meet."""
+    target = os.path.realpath(os.fsdecode(path))
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        there = None
+    folder = os.path.dirname(target)
+    problem = 0
+    if there is None or stat.S_ISREG(there.st_mode):  # a new file takes its place, in its folder
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+        problem = 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
+    if there is not None and not os.access(path, os.W_OK):
+        problem = errno.EACCES
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        problem = errno.EISDIR
+    if problem:
+        raise OSError(problem, os.strerror(problem), os.fsdecode(path))
+    return target, there
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file to write that takes the place of `path` when all is written, and never if not.
+
+    It follows links and keeps the mode and the owner of what it replaces. What is no file (a FIFO, a
+    device), and what this process prints to, is written straight.
+    """
+    target, there = writable(path)
+    try:
+        printed_to = _stream_of(there)
+        if printed_to is not None or (there is not None and not stat.S_ISREG(there.st_mode)):
+            with _Stream(io.FileIO(path if printed_to is None else os.dup(printed_to), "w")) as file:
+                yield file
+            return
+        part = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.part")
         try:
-            members = zipfile.ZipFile(file).namelist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is not an .npz file: {error}") from None
-    return {name.removesuffix(".npy") for name in members}, read
+            with open(part, "xb") as file:
+                if there is not None:
+                    with suppress(OSError):  # another's file, or a file system without owners
+                        os.fchown(file.fileno(), there.st_uid, there.st_gid)
+                    os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = os.fsdecode(path)
+        raise
 
 
-def _map_member(path: Path, name: str) -> NDArray[Any] | None:
-    """Map an array inside an .npz file; None if it is compressed, not aligned or not plain numbers."""
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        if name not in archive.namelist():
-            return None
-        member = archive.getinfo(name)
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            return None
-        # The local header's own lengths of name and extra field: 30 bytes come before them.
-        file.seek(member.header_offset)
-        header = file.read(30)
-        file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
-        start = file.tell()
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            return None
-        shape, fortran, dtype = read_header(file)
-        offset = file.tell()
-        size = dtype.itemsize * math.prod(shape)
-        whole = 0 < size <= member.file_size - (offset - start)
-        if dtype.hasobject or offset % dtype.alignment or not whole:
-            return None
-        result: NDArray[Any] = np.memmap(
-            str(path), dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
-        )
-        return result
+class _Stream(io.BufferedWriter):
+    """A file without places to return to: /dev/null says that it has some."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("tell")
+
+
+def _stream_of(there: os.stat_result | None) -> int | None:
+    """Return the descriptor of the standard stream that leads to this file: renaming would cut it off."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with suppress(OSError, ValueError):
+            if stream and there and os.path.samestat(os.fstat(stream.fileno()), there):
+                return stream.fileno()
+    return None
+
+
+def printable(text: str) -> str:
+    """Return text on one line that a terminal shows as it is: what steers it or reorders is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return some names in one line, not too many and not too long."""
+    shown = [printable(name if len(name) < 60 else name[:57] + "...") for name in sorted(names)[:8]]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more or "nothing"

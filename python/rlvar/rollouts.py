@@ -1,20 +1,20 @@
-"""Rollouts: a validated container, and the files it is read from."""
+"""Rollouts: a validated container."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
+from rlvar._types import Double
 
-_KEYS = ("scores", "rewards", "lengths", "mask", "values", "groups", "logp", "behavior_logp")
 
-
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Rollouts:
     """N rollouts of up to T steps, with scores in D coordinates.
 
@@ -22,9 +22,11 @@ class Rollouts:
     ----------
     scores : array_like, shape (N, T, D)
         Gradient of the log-probability of each step's action; float32 and float64 are kept without
-        a copy, memory-mapped arrays too.
+        a copy, memory-mapped arrays too. Mapped arrays of another dtype are converted when `scores` is
+        first asked for; streams convert them block by block.
     rewards : array_like, shape (N, T) or (N,)
-        Reward of each step, or one terminal reward for each rollout. Kept as float64.
+        Reward of each step, or one terminal reward for each rollout, which its last live step earns.
+        Kept as float64.
     lengths : array_like of int, shape (N,), optional
         Number of live steps of each rollout.
     mask : array_like of bool, shape (N, T), optional
@@ -36,11 +38,21 @@ class Rollouts:
     logp, behavior_logp : array_like, shape (N, T), optional
         Log-probability of each step's action under the policy that is differentiated, whose scores
         these are, and under the one that sampled it: see `importance_ratios`.
+    terminated, truncated : array_like of bool, shape (N, T), optional
+        Steps after which an episode is over, and steps after which it was cut short, as for
+        `reward_to_go`. The next live step, if there is one, starts another episode.
+    next_values : array_like, shape (N, T), optional
+        Value of the state after each truncated step; read there only. Goes with `truncated`.
+    bootstrap_value : array_like, shape (N,), optional
+        Value of the state after the last live step of each rollout, unless that step is terminated or
+        truncated; 0 by default.
 
     Attributes
     ----------
-    scores, rewards, lengths, mask, values, groups, logp, behavior_logp
-        As given, as arrays; None where not given. `groups` are numbered by first appearance.
+    scores, rewards, lengths, mask, values, groups, logp, behavior_logp, terminated, truncated, \
+next_values, bootstrap_value
+        As given, as arrays; None where not given. `groups` are numbered by first appearance. All but
+        `scores` are read-only copies.
     live : ndarray of bool, shape (N, T)
         Which steps are live.
     live_steps : ndarray, shape (N,)
@@ -49,8 +61,15 @@ class Rollouts:
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, or a reward, value or
-        log-probability of a live step that is not finite. Scores are searched for NaN when they are used.
+        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, `truncated` without
+        `next_values` or the reverse, or a number of a live step that is read but not finite. Scores are
+        searched for NaN when they are used.
+
+    Notes
+    -----
+    A truncated step adds its next value to its reward, so every return that reaches it holds a value
+    function: mean gradients are then those of the policy as far as the values are exact, and the same
+    for all unbiased estimators.
 
     Examples
     --------
@@ -60,13 +79,18 @@ class Rollouts:
     """
 
     scores: NDArray[Any]
-    rewards: NDArray[np.float64]
+    rewards: Double
     lengths: NDArray[np.int64] | None
     mask: NDArray[np.bool_] | None
-    values: NDArray[np.float64] | None
+    values: Double | None
     groups: NDArray[np.int64] | None
-    logp: NDArray[np.float64] | None
-    behavior_logp: NDArray[np.float64] | None
+    logp: Double | None
+    behavior_logp: Double | None
+    terminated: NDArray[np.bool_] | None
+    truncated: NDArray[np.bool_] | None
+    next_values: Double | None
+    bootstrap_value: Double | None
+    _stored: NDArray[Any]  # the scores, not converted if they are mapped
 
     def __init__(
         self,
@@ -79,46 +103,96 @@ class Rollouts:
         groups: Sequence[Hashable] | NDArray[Any] | None = None,
         logp: ArrayLike | None = None,
         behavior_logp: ArrayLike | None = None,
+        terminated: ArrayLike | None = None,
+        truncated: ArrayLike | None = None,
+        next_values: ArrayLike | None = None,
+        bootstrap_value: ArrayLike | None = None,
     ) -> None:
-        array = _check.scores(scores)
+        first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
+        if first is not None and not np.may_share_memory(_check.scores(first), first):
+            array = np.asarray(scores)  # to be converted
+        else:
+            first, array = None, _check.scores(scores)
         shape = array.shape[:2]
-        live = _check.steps(shape, mask, lengths)
-        checked_rewards = _check.floats("rewards", rewards).astype(np.float64, copy=False)
-        _check.weights(checked_rewards, shape, live, "rewards")
-        labels = None if groups is None else _check.group_labels(groups, shape[0])
-        fields = {
-            "scores": array,
-            "rewards": checked_rewards,
-            "lengths": live.lengths,
-            "mask": None if live.mask is None else live.mask.view(np.bool_),
-            "values": _by_step("values", values, shape, live),
-            "groups": labels,
-            "logp": _by_step("logp", logp, shape, live),
-            "behavior_logp": _by_step("behavior_logp", behavior_logp, shape, live),
-        }
-        for name, value in fields.items():
+        steps = _check.steps(shape, lengths=lengths, mask=mask)
+        by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
+        given = {name: value for name, value in by_step.items() if value is not None}
+        # An array of the right shape comes first: errors name the others.
+        scan = _check.scan(
+            {"scores": np.broadcast_to(0.0, shape), **given},
+            1.0,
+            steps.lengths,
+            steps.mask,
+            terminated,
+            truncated,
+            next_values,
+            bootstrap_value,
+            -1,
+        )
+        scan.raise_not_finite()
+        checked_rewards = _check.doubles("rewards", rewards, shape, shape[:1])
+        _check.finite("rewards", checked_rewards, steps, shape)
+        self.__setstate__(
+            {
+                **dict.fromkeys(_KEYS[1:]),
+                **dict(zip(given, scan.arrays[1:], strict=True)),
+                "_stored": array,
+                **({"scores": array} if first is None else {}),
+                "rewards": checked_rewards,
+                "lengths": steps.lengths,
+                "mask": _marks(steps.mask),
+                "groups": None if groups is None else _check.group_labels(groups, shape[0]),
+                "terminated": _marks(scan.terminated),
+                "truncated": _marks(scan.truncated),
+                "next_values": scan.next_values,
+                "bootstrap_value": scan.bootstrap,
+            }
+        )
+
+    def __getstate__(self) -> dict[str, NDArray[Any] | None]:
+        return {name: value for name, value in vars(self).items() if name in _KEYS}
+
+    def __setstate__(self, state: dict[str, NDArray[Any] | None]) -> None:
+        for name, value in state.items():
+            if value is not None and name not in ("scores", "_stored"):
+                value = value.copy()
+                value.flags.writeable = False
             object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "scores":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "scores", _check.scores(self._stored))
+        object.__setattr__(self, "_stored", self.scores)
+        return self.scores
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        n, t, d = self.scores.shape
+        n, t, d = self._stored.shape
         return n, t, d
 
-    @property
+    @cached_property
+    def steps(self) -> _check.Steps:
+        """Which steps are live, for the kernels."""
+        return _check.Steps(self.lengths, None if self.mask is None else self.mask.view(np.uint8))
+
+    @cached_property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live, shape (N, T)."""
-        shape = self.scores.shape[:2]
-        return _check.steps(shape, self.mask, self.lengths).live(shape)
+        live = self.steps.live(self.shape[:2])
+        live.flags.writeable = False
+        return live
 
-    @property
+    @cached_property
     def live_steps(self) -> NDArray[np.int64]:
         """Number of live steps of each rollout, shape (N,)."""
         counts: NDArray[np.int64] = np.count_nonzero(self.live, axis=1)
+        counts.flags.writeable = False
         return counts
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self._stored)
 
     def __repr__(self) -> str:
         n, t, d = self.shape
@@ -127,14 +201,8 @@ class Rollouts:
         return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
 
 
-def _by_step(
-    name: str, value: ArrayLike | None, shape: tuple[int, int], live: _check.Steps
-) -> NDArray[np.float64] | None:
-    """Return an optional array (N, T) as float64, finite where live."""
-    if value is None:
-        return None
-    array = _check.floats(name, value).astype(np.float64, copy=False)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape (N, T) = {shape}, got {array.shape}")
-    _check.finite(name, array, live)
-    return array
+_KEYS = tuple(field.name for field in fields(Rollouts))
+
+
+def _marks(flags: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:
+    return None if flags is None else flags.view(np.bool_)

@@ -1,4 +1,6 @@
+import copy
 import itertools
+import os
 import pickle
 import threading
 import zipfile
@@ -92,6 +94,12 @@ def test_sample_weights_of_batches_count_against_each_other(rng):
     np.testing.assert_allclose(result.covariance(ddof=0), exact, rtol=1e-11, atol=1e-14)
 
 
+def test_a_batch_without_weight_takes_no_digits_from_small_weights(rng):
+    scores, p = rng.standard_normal((8, 5, 3)), np.r_[1e-300 * rng.random(4), np.zeros(4)]
+    result = accumulated(scores, cuts=(4,), sample_weight=p)
+    assert_same(result, rlvar.covariance(scores, sample_weight=p), 1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-320, 1e-165, 1e300])
 def test_sample_weights_of_any_scale(rng, scale):
     scores, p = rng.standard_normal((20, 5, 3)), rng.random(20) + 0.5
@@ -132,10 +140,10 @@ def test_growth_totals_and_mean_are_those_of_decompose(rng):
     parts = rlvar.decompose(scores, weights, lengths=lengths)
     np.testing.assert_allclose(result.growth(), parts.growth, rtol=1e-12)
     np.testing.assert_allclose(result.mean, parts.mean, rtol=1e-12, atol=1e-14)
-    names = ("total_variance", "variance_terms", "covariance_terms")
+    names = ("variance", "variance_terms", "covariance_terms")
     for total, name in zip(result.totals(), names, strict=True):
         assert total == pytest.approx(getattr(parts, name).value, rel=1e-11)
-    assert result.totals().total_variance == result.growth()[-1]
+    assert result.totals().variance == result.growth()[-1]
 
 
 def test_batches_padded_to_different_lengths(rng):
@@ -267,18 +275,102 @@ def test_updates_in_threads_of_their_own_accumulators(rng):
     assert_same(parts[0] + parts[1] + (parts[2] + parts[3]), rlvar.covariance(scores), 1e-12)
 
 
+def in_threads(*calls):
+    """Make the calls at once; return how many came back within a minute."""
+    workers = [threading.Thread(target=call, daemon=True) for call in calls]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    return sum(not worker.is_alive() for worker in workers)
+
+
+def test_threads_that_share_an_accumulator_lose_nothing(tmp_path, rng):
+    batches = rng.integers(-3, 4, (96, 8, 20, 6)).astype(float)
+    total, others = rlvar.CovarianceAccumulator(num_threads=1), []
+
+    def feed(part):
+        for k, batch in enumerate(part):
+            if k % 3 == 0:
+                total.update(batch)
+            elif k % 3 == 1:
+                total.update_from(batch, rollouts_per_update=3)
+            else:
+                total.merge(accumulated(batch))
+            totals = total.totals()  # of whole updates, whatever the others do
+            assert totals.total_variance == pytest.approx(totals.variance_terms + totals.covariance_terms)
+            others.append((total + accumulated(batch)).count)
+            total.save(tmp_path / f"{k}.npz")
+
+    assert in_threads(*(lambda i=i: feed(batches[i::8]) for i in range(8))) == 8
+    assert total.count == 96 * 8
+    assert len(others) == 96
+    assert_same(total, rlvar.covariance(batches.reshape(-1, 20, 6)), 1e-12)
+
+
+def test_accumulators_that_merge_each_other_do_not_wait_for_each_other(rng):
+    a, b = (accumulated(rng.standard_normal((4, 30, 4))) for _ in range(2))
+
+    def merge(into, other):
+        for _ in range(8):
+            into.merge(other)
+
+    assert in_threads(lambda: merge(a, b), lambda: merge(b, a), lambda: merge(a, a)) == 3
+    assert a.effective_size == pytest.approx(a.count)
+
+
+def test_threads_with_other_coordinates_cannot_both_be_first():
+    for _ in range(20):
+        accumulator, refused = rlvar.CovarianceAccumulator(), []
+
+        def update(d, accumulator=accumulator, refused=refused):
+            try:
+                accumulator.update(np.ones((9, 3, d)))
+            except ValueError as error:
+                refused.append(str(error))
+
+        assert in_threads(lambda update=update: update(2), lambda update=update: update(3)) == 2
+        assert len(refused) == 1
+        assert accumulator.count == 9
+
+
+def test_copies_are_independent_and_may_be_made_while_another_thread_updates(rng):
+    accumulator = accumulated(rng.standard_normal((4, 6, 2)))
+    with accumulator._lock:  # as in the middle of an update
+        copies = [copy.copy(accumulator), copy.deepcopy(accumulator), pickle.loads(pickle.dumps(accumulator))]
+        for each in copies:
+            each.update(np.ones((3, 6, 2)))
+            assert each.count == 7
+        assert (accumulator + copies[0]).count == 11
+    assert accumulator.count == 4
+
+
+def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent(rng):
+    accumulator = accumulated(rng.standard_normal((4, 6, 2)))
+    with accumulator._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                fresh = rlvar.CovarianceAccumulator()
+                fresh.merge(accumulator)
+                os._exit(0 if fresh.count == 4 else 1)
+            finally:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_pickled_and_saved_accumulators_go_on_to_the_bit(tmp_path, rng):
     path = tmp_path / "part.npz"
     accumulator = accumulated(rng.standard_normal((9, 7, 2)), block_size=2, sample_weight=rng.random(9))
     accumulator.save(path)
     more = rng.standard_normal((5, 8, 2))
-    for copy in (pickle.loads(pickle.dumps(accumulator)), rlvar.CovarianceAccumulator.load(path)):
-        copy.update(more)
-        assert (copy.block_size, copy.count) == (2, 14)
+    for other in (pickle.loads(pickle.dumps(accumulator)), rlvar.CovarianceAccumulator.load(path)):
+        other.update(more)
+        assert (other.block_size, other.count) == (2, 14)
         reference_accumulator = pickle.loads(pickle.dumps(accumulator))
         reference_accumulator.update(more)
-        np.testing.assert_array_equal(copy.covariance(), reference_accumulator.covariance())
-        np.testing.assert_array_equal(copy.mean, reference_accumulator.mean)
+        np.testing.assert_array_equal(other.covariance(), reference_accumulator.covariance())
+        np.testing.assert_array_equal(other.mean, reference_accumulator.mean)
 
 
 def test_an_empty_accumulator_is_saved_too(tmp_path):
@@ -292,30 +384,73 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
     accumulated(GOOD).save(path)
     good = path.read_bytes()
     bad = tmp_path / "bad.npz"
-    message = "bad.npz is not a saved CovarianceAccumulator, or it is damaged"
     for length in range(0, len(good), 97):
         bad.write_bytes(good[:length])
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"bad.npz: it is (not an|a damaged) .npz file"):
             rlvar.CovarianceAccumulator.load(bad)
     with zipfile.ZipFile(path) as archive:
         place = archive.getinfo("sums.npy").header_offset + 200
     bad.write_bytes(good[:place] + bytes(b ^ 1 for b in good[place : place + 8]) + good[place + 8 :])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"bad.npz: array sums cannot be read: Bad CRC"):
         rlvar.CovarianceAccumulator.load(bad)
     np.savez(bad, scores=GOOD)
-    with pytest.raises(ValueError, match=message):
-        rlvar.CovarianceAccumulator.load(bad)
-    with np.load(path) as archive:
-        fields = dict(archive)
-    for name, value in (("sums", np.ones((2, 2))), ("mean", np.full((4, 3), np.nan)), ("rollouts", 2.5)):
-        np.savez(bad, **{**fields, name: value})
-        with pytest.raises(ValueError, match=message):
-            rlvar.CovarianceAccumulator.load(bad)
-    np.savez(bad, **{**fields, "version": 2})
-    with pytest.raises(ValueError, match=r"bad.npz is of version 2, this rlvar reads version 1"):
+    with pytest.raises(ValueError, match=r"bad.npz: it is not a saved CovarianceAccumulator"):
         rlvar.CovarianceAccumulator.load(bad)
     with pytest.raises(FileNotFoundError):
         rlvar.CovarianceAccumulator.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="num_threads must be at least 1, got 0"):
+        rlvar.CovarianceAccumulator.load(path, num_threads=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("version", 2, "it is of version 2, this rlvar reads version 1"),
+        ("block_size", 0, "block_size must be at least 1"),
+        ("block_size", 1.0, "block_size must be an integer"),
+        ("rollouts", 2.5, "integer"),
+        ("rollouts", -6, "weights"),
+        ("rollouts", 2, "weights"),
+        ("exponent", 2**62, "weights"),
+        ("weight", 0.0, "weights"),
+        ("weight", -1.0, "weights"),
+        ("weight", 1e300, "weights"),
+        ("weight", np.ones(2), "size 1"),
+        ("square_weight", 0.0, "weights"),
+        ("square_weight", np.nan, "weights"),
+        ("square_weight", 1.5, "weights"),
+        ("sums", np.ones((2, 2)), "moments"),
+        ("sums", np.ones((4, 4), np.float32), "moments"),
+        ("sums", np.triu(np.ones((4, 4))), "no covariance"),
+        ("sums", -np.eye(4), "no covariance"),
+        ("sums", 3 * np.ones((4, 4)) - 2 * np.eye(4), "no covariance"),
+        ("sums", 1.9 * np.eye(4) - 0.9 * np.ones((4, 4)), "no covariance"),
+        ("mean", np.full((4, 3), np.nan), "moments"),
+        ("mean", np.ones((4, 0)), "moments"),
+        ("mean", np.ones(3), "unpack"),
+        ("tail", None, "array tail cannot be read: there is none"),
+    ],
+)
+def test_what_cannot_be_an_accumulator_is_not_loaded(tmp_path, name, value, message):
+    accumulated(GOOD).save(tmp_path / "part.npz")
+    with np.load(tmp_path / "part.npz") as archive:
+        fields = {**archive, name: value}
+    np.savez(tmp_path / "bad.npz", **{key: each for key, each in fields.items() if each is not None})
+    with pytest.raises(ValueError, match=f"bad.npz: .*{message}"):
+        rlvar.CovarianceAccumulator.load(tmp_path / "bad.npz")
+
+
+def test_results_beyond_the_range_are_told_after_loading_too(tmp_path):
+    accumulated(1e153 * GOOD).save(tmp_path / "part.npz")
+    with np.load(tmp_path / "part.npz") as archive:
+        fields = {**archive, "square_weight": 1 - 1e-15}
+    np.savez(tmp_path / "part.npz", **fields)
+    loaded = rlvar.CovarianceAccumulator.load(tmp_path / "part.npz")
+    assert np.isfinite(loaded.covariance(ddof=0)).all()
+    far = accumulated(-1e160 * np.ones((6, 4, 3)))
+    for use in (loaded.covariance, loaded.growth, loaded.totals, lambda: loaded.merge(far)):
+        with pytest.raises(ValueError, match="beyond the range of float64"):
+            use()
 
 
 def test_saving_is_at_once_or_not_at_all(tmp_path, monkeypatch):
@@ -323,13 +458,13 @@ def test_saving_is_at_once_or_not_at_all(tmp_path, monkeypatch):
     accumulated(GOOD).save(path)
     before = path.read_bytes()
 
-    def full(file, **fields):
+    def full(file, array, **options):
         file.write(b"half of it")
         raise OSError("no space left on device")
 
     with pytest.raises(FileNotFoundError, match="none"):
         accumulated(GOOD).save(tmp_path / "none" / "part.npz")
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(OSError, match="no space left"):
         accumulated(2 * GOOD).save(path)
     assert path.read_bytes() == before

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-import closed_forms
 import reference
 import rlvar
 import strategies
 from rlvar.analysis.growth import strata_of
 
+ARRAYS = ("mean", "lag_profile", "lag_correlation", "covariance")
+
 # Most cases are small; `test_intervals_from_fewer_than_ten_units_come_with_a_warning` is about it.
-NAMES = ("total_variance", "variance_terms", "covariance_terms")
+NAMES = ("variance", "variance_terms", "covariance_terms")
 
 
 @given(case=strategies.terms())
@@ -28,7 +29,7 @@ def test_every_part_matches_the_definition(case):
     np.testing.assert_allclose(result.lag_profile, reference.lag_profile(matrix), **close)
     if result.growth[-1]:
         np.testing.assert_allclose(result.step_share * result.growth[-1], matrix.sum(axis=1), **close)
-    np.testing.assert_allclose(result.total_variance.value, matrix.sum(), **close)
+    np.testing.assert_allclose(result.variance.value, matrix.sum(), **close)
     np.testing.assert_allclose(result.variance_terms.value, matrix.trace(), **close)
     np.testing.assert_allclose(result.covariance_terms.value, matrix.sum() - matrix.trace(), **close)
     p = reference.weights_of_samples(len(x), options.get("sample_weight"))
@@ -131,7 +132,7 @@ def test_a_rollout_is_alive_until_its_last_live_step():
 
 def test_growth_ends_at_the_total(rng):
     result = rlvar.decompose(rng.standard_normal((30, 6, 2)), rng.standard_normal((30, 6)))
-    assert result.growth[-1] == result.total_variance.value
+    assert result.growth[-1] == result.variance.value
     assert result.growth[0] == result.step_variance[0]
 
 
@@ -189,11 +190,11 @@ def test_the_signal_is_the_plug_in_less_its_bias_and_its_jackknife_leaves_out_ro
     assert result.signal.value == pytest.approx(signal(np.arange(16)), rel=1e-12)
     stderr = reference.jackknife_stderr(signal, np.arange(16))
     assert result.signal.stderr == pytest.approx(stderr, rel=1e-9)
-    assert result.noise_scale.value == pytest.approx(result.total_variance.value / result.signal.value)
+    assert result.noise_scale.value == pytest.approx(result.variance.value / result.signal.value)
     p = rng.random(16)
     weighted = rlvar.decompose(scores, lengths=lengths, ddof=ddof, sample_weight=p)
     mean = p @ g / p.sum()
-    bias = ddof * weighted.total_variance.value / reference.effective_size(16, p)
+    bias = ddof * weighted.variance.value / reference.effective_size(16, p)
     assert weighted.signal.value == pytest.approx(mean @ mean - bias, rel=1e-12)
     assert np.isnan([weighted.signal.low, weighted.noise_scale.low]).all()
 
@@ -209,7 +210,7 @@ def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups):
         assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
         return
     # Of equal groups, compare's unit is the mean; here noise is counted in rollouts.
-    assert ours.noise_scale.value == pytest.approx(ours.total_variance.value / row.signal.value)
+    assert ours.noise_scale.value == pytest.approx(ours.variance.value / row.signal.value)
 
 
 def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):
@@ -222,13 +223,13 @@ def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):
     assert result.signal.value == pytest.approx(mean @ mean - np.square(y).sum() / (u * (u - 1)), rel=1e-12)
 
 
-QUANTITIES = (*NAMES, "growth_exponent", "growth_exponent_within", "signal", "noise_scale")
+QUANTITIES = (*NAMES, "growth_exponent", "signal", "noise_scale")
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(40) // 3])
 def test_intervals_have_the_scale_of_the_scores(rng, groups):
     scores = rng.standard_normal((40, 6, 3)) + 0.5
-    options = {"groups": groups, "strata": 1}
+    options = {"groups": groups}
     expected = rlvar.decompose(scores, **options)
     for exponent in (-490, -270, 270, 490):
         result = rlvar.decompose(np.ldexp(scores, exponent), **options)
@@ -248,7 +249,7 @@ def test_what_one_rollout_carries_alone_is_not_known_from_rounding(seed, copies)
     weights[seed] = rng.standard_normal()
     groups = np.arange(25) // copies if copies > 1 else None
     result = rlvar.decompose(scores, weights, groups=groups)
-    for estimate in (result.total_variance, result.variance_terms):
+    for estimate in (result.variance, result.variance_terms):
         assert estimate.low == 0.0
         assert estimate.value < estimate.high < 10 * estimate.value
     assert np.isnan(result.growth_exponent.low)
@@ -264,8 +265,8 @@ def test_a_noise_scale_whose_signal_may_be_none_has_no_upper_end(rng):
 
 def assert_same_results(ours, theirs):
     """Equal to rounding in every field, and in what is computed on demand."""
-    for name, value in theirs.to_dict(covariance=True).items():
-        mine = ours.to_dict(covariance=True)[name]
+    for name, value in theirs.to_dict(arrays=ARRAYS).items():
+        mine = ours.to_dict(arrays=ARRAYS)[name]
         if isinstance(value, dict):
             value, mine = (np.array(list(d.values()), float) for d in (value, mine))
         np.testing.assert_allclose(
@@ -304,91 +305,50 @@ def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
     rlvar.decompose(scores)
 
 
-@pytest.mark.parametrize("groups", [None, list("abcdefghij") * 3])
-def test_the_exponent_within_strata_is_its_definition_and_its_jackknife(isa, rng, groups):
-    scores, weights = rng.standard_normal((30, 12, 3)) + 0.3, rng.standard_normal((30, 12))
-    lengths = rng.integers(0, 13, 30)
-    x = reference.terms(scores, weights, lengths=lengths)
-    for strata in (1, 2, 3):
-        labels = reference.strata_of(lengths, strata)
+@pytest.mark.parametrize("groups", [None, list("abcdefghij") * 4])
+def test_the_length_exponent_is_its_definition_and_its_jackknife(isa, rng, groups):
+    scores, weights = rng.standard_normal((40, 12, 3)) + 0.3, rng.standard_normal((40, 12))
+    lengths = rng.integers(0, 13, 40)
+    g, labels = reference.gradients(scores, weights, lengths=lengths), reference.strata_of(lengths, 4)
 
-        def within(kept, labels=labels):
-            return reference.growth_exponent_within(x, labels, lengths, kept)
+    def slope(kept):
+        return reference.length_exponent(g[kept], labels[kept], lengths[kept])
 
-        result = rlvar.decompose(scores, weights, lengths=lengths, groups=groups, strata=strata)
-        if strata == 1:  # some rollout has no step at all
-            assert np.isnan(result.growth_exponent_within.value)
-            assert result.strata_disagree is None
-            continue
-        ours = result.growth_exponent_within
-        assert ours.value == pytest.approx(within(None), rel=1e-10)
-        stderr = reference.jackknife_stderr(within, groups or np.arange(30))
-        assert ours.stderr == pytest.approx(stderr, rel=1e-8)
-        assert result.growth_exponent_shift.value == pytest.approx(ours.value - result.growth_exponent.value)
+    result = rlvar.decompose(scores, weights, lengths=lengths, groups=groups)
+    assert result.length_exponent.value == pytest.approx(slope(np.arange(40)), rel=1e-10)
+    stderr = reference.jackknife_stderr(slope, groups or np.arange(40))
+    assert result.length_exponent.stderr == pytest.approx(stderr, rel=1e-8)
 
 
 def test_strata_are_quantiles_that_keep_equal_lengths_together():
     lengths = np.array([5, 9, 9, 9, 9, 1, 20, 21, 30, 2])
-    labels = strata_of(lengths, np.ones(10), 4)
+    labels = strata_of(lengths)
     assert labels.tolist() == [1, 2, 2, 2, 2, 0, 3, 3, 3, 0]
     np.testing.assert_array_equal(np.unique(reference.strata_of(lengths, 4), return_inverse=True)[1], labels)
-    assert not strata_of(np.full(6, 3), np.ones(6), 5).any()
-    assert strata_of(lengths, lengths * (lengths > 5.0), 1).tolist() == [-1, 0, 0, 0, 0, -1, 0, 0, 0, -1]
+    assert not strata_of(np.full(6, 3)).any()
 
 
-LENGTHS, SHARES = np.array([30, 45, 60]), np.array([0.3, 0.4, 0.3])
+def test_the_length_exponent_is_that_of_the_closed_form_where_steps_are_independent():
+    # Each token is its own reward: single-step's variance grows as T^3, multi-step's too, by a third of it.
+    rng = np.random.default_rng(0)
+    lengths = rng.choice([50, 100, 200, 400], 4000)
+    tokens = rng.random((4000, 400)) < 0.5
+    rollouts = rlvar.Rollouts((tokens - 0.5)[:, :, None], tokens.astype(float), lengths=lengths)
+    for name in ("single", "multi"):
+        exponent = rlvar.decompose(rollouts, name).length_exponent
+        assert exponent.low < 3 < exponent.high
+        assert exponent.high - exponent.low < 0.2
 
 
-@pytest.mark.parametrize(
-    ("lengths", "shares", "rewards", "means", "disagree"),
-    [
-        # All rollouts reach what is fitted, and all count alike: there is nothing to tell apart.
-        (LENGTHS, [0.6, 0.2, 0.2], [1, 1, 1], [0, 0, 0], False),
-        # Long episodes are good ones, here with weights and means of their own.
-        (LENGTHS, SHARES, LENGTHS / 60, [-0.5, 0.0, 0.5], True),
-    ],
-)
-def test_strata_find_the_exponent_that_lengths_confound(lengths, shares, rewards, means, disagree):
-    shares, rewards, means = np.asarray(shares), np.asarray(rewards, float), np.asarray(means)
-    growth = closed_forms.length_growth(lengths, shares, rewards, means, 60)
-    plain, within, verdicts = [], [], []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        kind = rng.choice(3, 300, p=shares)
-        scores = rng.standard_normal((300, 60, 2)) + means[kind, None, None]
-        result = rlvar.decompose(scores, rewards[kind], lengths=lengths[kind], strata=6)
-        first, last = result.growth_range
-        exact = np.polyfit(np.log(np.arange(first, last + 1)), np.log(growth[first - 1 : last]), 1)[0]
-        plain.append(result.growth_exponent.value - exact)
-        within.append(result.growth_exponent_within.value - 1.0)
-        verdicts.append(result.strata_disagree)
-    assert abs(exact - 1) > 0.3 or not disagree
-    for errors in (plain, within):
-        assert abs(np.mean(errors)) < 4 * np.std(errors) / 60**0.5
-    assert np.mean(verdicts) > 0.95 if disagree else np.mean(verdicts) < 0.2
-
-
-@pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
-def test_one_stratum_of_all_rollouts_never_disagrees(groups):
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        scores, weights = rng.standard_normal((30, rng.integers(3, 12), 2)) + 1, rng.standard_normal(30)
-        result = rlvar.decompose(scores, weights, strata=4, groups=groups)
-        shift = result.growth_exponent_shift
-        assert shift.value == shift.stderr == shift.low == shift.high == 0.0
-        assert result.strata_disagree is False
-
-
-def test_what_tells_nothing_of_growth_is_left_out_of_the_strata(rng):
-    # Of single steps there is no slope, short episodes earn nothing, and one stratum is a law.
-    lengths, k = np.repeat([1, 20, 40], 12), np.arange(1, 41)
-    weights = np.where(lengths == 40, rng.standard_normal(36), 0.0)[:, None] * np.diff(k**0.7, prepend=0.0)
-    result = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths, strata=3)
-    assert result.growth_exponent_within.value == pytest.approx(1.4, rel=1e-10)
-    assert "within strata of similar length" in str(result)
-    alone = rlvar.decompose(np.ones((36, 40, 1)), weights, lengths=lengths)
-    assert np.isnan(alone.growth_exponent_within.value)
-    assert "strata" not in str(alone)
+def test_without_lengths_or_variance_there_is_no_length_exponent(rng):
+    scores, lengths = rng.standard_normal((36, 40, 1)), np.repeat([10, 20, 40], 12)
+    assert np.isnan(rlvar.decompose(scores).length_exponent.value)
+    assert "length exponent" not in str(rlvar.decompose(scores))
+    alone = np.where(lengths == 40, rng.standard_normal(36), 0.0)  # a single stratum has any variance
+    assert np.isnan(rlvar.decompose(scores, alone, lengths=lengths).length_exponent.value)
+    both = rlvar.decompose(scores, np.where(lengths > 10, alone + lengths, 0.0), lengths=lengths)
+    assert both.length_growth[1:] == (20, 40)
+    assert "over mean lengths 20 to 40" in str(both)
 
 
 def test_no_interval_with_sample_weight_or_two_rollouts(rng):
@@ -397,8 +357,8 @@ def test_no_interval_with_sample_weight_or_two_rollouts(rng):
         rlvar.decompose(scores, sample_weight=np.full(5, 0.2), ddof=0),
         rlvar.decompose(scores[:2]),
     ):
-        assert np.isfinite(result.total_variance.value)
-        assert np.isnan([result.total_variance.low, result.total_variance.stderr]).all()
+        assert np.isfinite(result.variance.value)
+        assert np.isnan([result.variance.low, result.variance.stderr]).all()
 
 
 def test_the_effective_size_is_shown_with_sample_weight_alone(rng):
@@ -411,11 +371,11 @@ def test_the_effective_size_is_shown_with_sample_weight_alone(rng):
 
 def test_one_step_and_no_variance():
     result = rlvar.decompose(np.ones((5, 1, 1)))
-    assert result.total_variance.value == 0
+    assert result.variance.value == 0
     assert np.isnan(result.growth_exponent.value)
     assert np.isnan(result.covariance_share)
     assert np.isnan(result.step_share).all()
-    assert "total variance" in str(result)
+    assert "variance " in str(result)
 
 
 @pytest.mark.parametrize(
@@ -423,12 +383,12 @@ def test_one_step_and_no_variance():
 )
 def test_equal_rollouts_have_no_variance_at_all(rng, options):
     scores = np.repeat(0.1 * rng.standard_normal((1, 6, 3)), 23, axis=0)
-    result = rlvar.decompose(scores, np.full(23, 1 / 3), strata=1, **options)
-    assert result.total_variance.value == result.variance_terms.value == 0.0
+    result = rlvar.decompose(scores, np.full(23, 1 / 3), **options)
+    assert result.variance.value == result.variance_terms.value == 0.0
     assert not result.step_variance.any()
     assert not result.growth.any()
     assert np.isnan(result.step_share).all()
-    assert np.isnan([result.growth_exponent.value, result.growth_exponent_within.value]).all()
+    assert np.isnan(result.growth_exponent.value)
     assert result.noise_scale.value == 0.0
     # Steps that are equal in all rollouts have none, and no growth is fitted over them.
     scores[:, 4:] = rng.standard_normal((23, 2, 3))
@@ -439,9 +399,9 @@ def test_equal_rollouts_have_no_variance_at_all(rng, options):
 
 def test_to_dict_is_json_and_holds_every_field(rng):
     result = rlvar.decompose(rng.standard_normal((2, 4, 2)))
-    fields = json.loads(json.dumps(result.to_dict(covariance=True), allow_nan=False))
+    fields = json.loads(json.dumps(result.to_dict(arrays=ARRAYS), allow_nan=False))
     assert {*NAMES, "step_variance", "growth", "lag_profile", "mean", "covariance"} <= set(fields)
-    assert fields["total_variance"]["stderr"] is None
+    assert fields["variance"]["stderr"] is None
     np.testing.assert_array_equal(fields["covariance"], result.covariance)
     assert "covariance" not in result.to_dict()
 
@@ -483,9 +443,6 @@ def test_the_first_bad_score_is_named(rng, bad):
         ({"groups": ["a"] * 4}, ValueError, "at least two different labels"),
         ({"groups": [[1], [2], [3], [4]]}, TypeError, "hashable"),
         ({"groups": np.ones((4, 1))}, ValueError, "groups must have shape"),
-        ({"strata": 0}, ValueError, "strata must be at least 1, got 0"),
-        ({"strata": 2.0}, TypeError, "strata must be an integer, got float"),
-        ({"strata": True}, TypeError, "strata must be an integer, got bool"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1, got 1.0"),
     ],
 )

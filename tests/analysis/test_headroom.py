@@ -5,7 +5,8 @@ import pytest
 
 import reference
 import rlvar
-from rlvar.weights.estimators import CATALOG
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import resolve
 
 NAMES = ["single", "multi", "single-mean", "single-optimal", "otb"]
 
@@ -32,7 +33,7 @@ def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(compar
 def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
     scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "single-optimal"]
     rollouts = rlvar.Rollouts(scores, 4 + rng.standard_normal((14, 3)))
-    g = [reference.gradients(scores, CATALOG[name].weights(rollouts)) for name in names]
+    g = [reference.gradients(scores, resolve([name])[0].weights(Batch.of(rollouts))) for name in names]
 
     def part(kept):
         single, multi, best = (x[kept].var(axis=0, ddof=1).sum() for x in g)
@@ -64,7 +65,7 @@ def test_with_several_ratios_the_best_is_looked_for_among_all(rng):
     logp = -rng.exponential(1.0, (60, 4))
     stale = {"logp": logp, "behavior_logp": logp + 0.2 * rng.standard_normal((60, 4))}
     rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), np.full(60, 3.0), **stale)
-    result = rlvar.compare(rollouts, ["single", "otb"], ratio=["none", "token", "sequence"])
+    result = rlvar.compare(rollouts, ["single", "otb"], importance=["none", "token", "sequence"])
     assert rlvar.headroom(result).best == "otb:sequence"  # the only ratio that leaves the mean alone
 
 

@@ -58,8 +58,8 @@ def test_every_number_matches_its_definition(isa, rng, sizes, estimator):
     for estimate, f in (
         (parts.within, statistic(1, 0)),
         (parts.between, statistic(0, 1)),
-        (parts.total, statistic(1, 1)),
-        (parts.variance(7, 3), statistic(1 / 21, 1 / 7)),
+        (parts.variance, statistic(1, 1)),
+        (parts.batch_variance(7, 3), statistic(1 / 21, 1 / 7)),
     ):
         assert estimate.value == pytest.approx(f(everything), rel=1e-10)
         assert estimate.stderr == pytest.approx(reference.jackknife_stderr(f, rollouts.groups), rel=1e-8)
@@ -81,15 +81,15 @@ def test_sums_of_squares_within_and_between_add_up_to_the_total(rng):
 def test_the_variance_of_a_group_mean_is_that_of_compare(rng):
     rollouts = make_rollouts(rng, [4] * 6)
     theirs = rlvar.compare(rollouts)["single"].variance
-    ours = rlvar.prompt_components(rollouts).variance(1, 4)
+    ours = rlvar.prompt_components(rollouts).batch_variance(1, 4)
     assert (ours.value, ours.stderr) == pytest.approx((theirs.value, theirs.stderr), rel=1e-10)
 
 
 def test_one_completion_of_each_prompt_has_the_variance_of_a_random_rollout(rng):
     parts = rlvar.prompt_components(make_rollouts(rng, SIZES))
-    assert parts.variance(1, 1) == parts.total
-    assert parts.total.value == pytest.approx(parts.within.value + parts.between.value, rel=1e-15)
-    assert parts.variance(10, 1).value == pytest.approx(parts.total.value / 10, rel=1e-15)
+    assert parts.batch_variance(1, 1) == parts.variance
+    assert parts.variance.value == pytest.approx(parts.within.value + parts.between.value, rel=1e-15)
+    assert parts.batch_variance(10, 1).value == pytest.approx(parts.variance.value / 10, rel=1e-15)
 
 
 # Three prompts with three equally likely completions each: gradients (prompt, completion, D).
@@ -112,7 +112,7 @@ def test_components_are_unbiased_over_all_data_sets_of_a_two_level_distribution(
             parts = rlvar.prompt_components(
                 of_gradients(TWO_LEVELS[np.array(prompts)[groups], completions], groups)
             )
-            found.append((parts.within.value, parts.between.value, parts.total.value))
+            found.append((parts.within.value, parts.between.value, parts.variance.value))
     np.testing.assert_allclose(np.mean(found, axis=0), (within, between, total), rtol=1e-12)
     assert min(np.array(found)[:, 1]) < 0  # not clipped
 
@@ -189,7 +189,7 @@ def test_dead_groups_are_counted_and_kept():
 def test_two_groups_have_values_without_intervals():
     parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 1]))
     assert parts.within.value == pytest.approx(1.25)
-    assert all(np.isnan(e.low) for e in (parts.within, parts.between, parts.variance(3, 2)))
+    assert all(np.isnan(e.low) for e in (parts.within, parts.between, parts.batch_variance(3, 2)))
     assert not parts.resolved
     # Nor has anything if all that is known of completions is in one group.
     parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 2]))
@@ -248,9 +248,9 @@ def test_bad_arguments_are_named(rng):
         rlvar.prompt_components(rollouts)
     parts = rlvar.prompt_components(make_rollouts(rng, SIZES))
     with pytest.raises(ValueError, match="prompts must be at least 1"):
-        parts.variance(0, 1)
+        parts.batch_variance(0, 1)
     with pytest.raises(TypeError, match="completions must be an integer, got float"):
-        parts.variance(1, 1.5)
+        parts.batch_variance(1, 1.5)
 
 
 def components(within, between, width=0.0):
@@ -336,7 +336,7 @@ def test_stale_rollouts_are_weighed_by_their_ratios(rng):
     stale = rlvar.Rollouts(scores, rewards, **options)
     rho = rlvar.importance_ratios(logp, options["behavior_logp"]).values[:, 0]
     weighed = rlvar.Rollouts(scores, rewards * rho, groups=options["groups"])
-    ours, theirs = rlvar.prompt_components(stale, ratio="sequence"), rlvar.prompt_components(weighed)
+    ours, theirs = rlvar.prompt_components(stale, importance="sequence"), rlvar.prompt_components(weighed)
     assert ours.within.value == pytest.approx(theirs.within.value)
     assert ours.between.value == pytest.approx(theirs.between.value)
     assert rlvar.prompt_components(stale).within.value != pytest.approx(theirs.within.value)

@@ -3,16 +3,15 @@ import pytest
 
 import rlvar
 from rlvar.cli import main
-from rlvar.reporting.report import make_report
 from rlvar.reporting.verdict import _percent, _power
 
 
 def verdict(scores, rewards, **options):
-    return " ".join(make_report(rlvar.Rollouts(scores, rewards, **options)).verdict)
+    return " ".join(rlvar.report(rlvar.Rollouts(scores, rewards, **options)).verdict)
 
 
 def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
-    report = make_report(rlvar.datasets.cartpole())
+    report = rlvar.report(rlvar.datasets.cartpole())
     ratio = report.comparison["multi"].ratio
     assert (
         f"Single-step needs {1 / ratio.value:.3g} times as many rollouts as multi-step "
@@ -38,7 +37,7 @@ def test_no_variance_is_said():
 
 
 def test_two_rollouts_say_why_there_is_no_interval(rng):
-    report = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    report = rlvar.report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
     assert "too few" in " ".join(report.verdict)
     assert "too few" in str(report)
 
@@ -46,7 +45,7 @@ def test_two_rollouts_say_why_there_is_no_interval(rng):
 def test_positive_covariance_is_a_share_of_the_variance(rng):
     # All terms of a rollout are equal: every entry of C is the same, (T - 1) / T is covariance.
     scores = np.repeat(rng.standard_normal((50, 1, 2)), 10, axis=1)
-    report = make_report(rlvar.Rollouts(scores, np.ones(50)))
+    report = rlvar.report(rlvar.Rollouts(scores, np.ones(50)))
     text = " ".join(report.verdict)
     assert "90% of the variance of single-step is covariance between steps" in text
     assert "(45 covariance terms, 10 variance terms)" in text
@@ -76,7 +75,7 @@ def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    text = " ".join(make_report(rollouts, ["single", "grpo"]).verdict)
+    text = " ".join(rlvar.report(rollouts, ["single", "grpo"]).verdict)
     assert "The mean gradient of GRPO is not that of single-step" in text
     assert "times as many rollouts" not in text
 
@@ -85,7 +84,7 @@ def test_many_estimators_are_told_in_few_sentences(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    report = make_report(rollouts, ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"])
+    report = rlvar.report(rollouts, ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"])
     text = " ".join(report.verdict)
     assert "The mean gradient of GRPO, Dr. GRPO and OPO is not that of single-step" in text
     assert "groups as" in text
@@ -99,25 +98,25 @@ def test_groups_and_ignored_rewards_are_explained(rng):
         lengths=[4] * 20,
         groups=list("aabbccddeeffgghhiijj"),
     )
-    text = str(make_report(rollouts))
+    text = str(rlvar.report(rollouts))
     assert "A group's mean is the unit here" in text
     assert "20 non-zero rewards lie on steps that are not live and are ignored" in text
 
 
 def test_what_no_rollout_reaches_is_not_counted(rng):
     scores = rng.standard_normal((30, 50, 2))
-    report = make_report(rlvar.Rollouts(scores, rng.standard_normal((30, 50)), lengths=[7] * 30))
+    report = rlvar.report(rlvar.Rollouts(scores, rng.standard_normal((30, 50)), lengths=[7] * 30))
     assert "(21 covariance terms, 7 variance terms)" in " ".join(report.verdict)
     assert "7 steps" in str(report)
 
 
 def test_one_step_has_no_covariance_and_no_exponent(rng):
-    text = str(make_report(rlvar.Rollouts(rng.standard_normal((30, 1, 2)), np.ones((30, 1)))))
+    text = str(rlvar.report(rlvar.Rollouts(rng.standard_normal((30, 1, 2)), np.ones((30, 1)))))
     assert "nan" not in text
 
 
 def test_the_chart_rises_to_the_largest_variance(rng):
-    lines = str(make_report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))).splitlines()
+    lines = str(rlvar.report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Growth of the variance"))
     heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
     assert heights == sorted(heights)
@@ -127,24 +126,24 @@ def test_the_chart_rises_to_the_largest_variance(rng):
 def test_the_verdict_says_what_the_rollouts_cannot_tell():
     rng = np.random.default_rng(1)
     scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
-    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
     assert "The signal of single-step is not resolved with these 100 rollouts" in text
     assert "Nothing speaks against it that the policy which scored these rollouts" in text
     assert "Heavy tails" not in text
     assert "not sampled from the policy" not in text
     rewards[0] = 1e6
-    text = " ".join(make_report(rlvar.Rollouts(scores, rewards)).verdict)
+    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
     assert "Heavy tails: 1 of 100 rollouts carries much of the variance, 99% for single-step" in text
 
 
 def test_rollouts_of_another_policy_are_told():
     rng = np.random.default_rng(0)
     actions = rng.standard_normal((500, 5)) + 0.8  # sampled with a mean that is not the policy's
-    report = make_report(rlvar.Rollouts(actions[:, :, None], actions))
+    report = rlvar.report(rlvar.Rollouts(actions[:, :, None], actions))
     assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
     assert "scores of different steps are correlated" in report.verdict[-1]
     assert f"the square of their mean is {report.on_policy.mean_score} of" in report.verdict[-1]
-    one_step = make_report(rlvar.Rollouts(actions[:, :1, None], actions[:, :1])).verdict[-1]
+    one_step = rlvar.report(rlvar.Rollouts(actions[:, :1, None], actions[:, :1])).verdict[-1]
     assert "the square of their mean" in one_step
     assert "correlated" not in one_step
     assert report.to_dict()["on_policy"]["on_policy"] is False
@@ -153,7 +152,7 @@ def test_rollouts_of_another_policy_are_told():
 def test_the_headroom_of_a_baseline_is_said_with_what_is_removed(rng):
     # A constant return of 10: a baseline removes nearly all of the noise, reward-to-go a half of it.
     scores = rng.standard_normal((200, 2, 2))
-    report = make_report(rlvar.Rollouts(scores, 5 + 0.5 * rng.standard_normal((200, 2))))
+    report = rlvar.report(rlvar.Rollouts(scores, 5 + 0.5 * rng.standard_normal((200, 2))))
     (sentence,) = [line for line in report.verdict if "cross-fitted" in line]
     assert "would remove 99." in sentence
     assert "of the variance of single-step" in sentence
@@ -169,7 +168,7 @@ def test_stale_rollouts_are_told_by_their_ratios(rng):
     logp = -rng.exponential(1.0, (60, 4))
     options = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
     rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rng.standard_normal((60, 4)), **options)
-    biased, fair = (make_report(rollouts, ratio=ratio) for ratio in ("token", "sequence"))
+    biased, fair = (rlvar.report(rollouts, importance=ratio) for ratio in ("token", "sequence"))
     assert "token ratios: effective sample size" in str(biased)
     assert "is not that of single-step" in " ".join(biased.verdict)
     assert biased.headroom is None
@@ -180,23 +179,25 @@ def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), lengths=rng.integers(1, 6, 40)
     )
-    report = make_report(rollouts, aggregation="sequence-mean", interval="bootstrap", seed=3)
+    report = rlvar.report(rollouts, aggregation="sequence-mean", interval="bootstrap", seed=3)
     for name in ("single", "multi"):
-        total = report.decompositions[name].total_variance
+        total = report.decompositions[name].variance
         assert report.comparison[name].variance.value == pytest.approx(total.value)
     assert "95% intervals: bootstrap over 40 rollouts" in str(report)
-    assert "not divided by their number" in str(make_report(rollouts, aggregation="token-mean"))
+    assert "not divided by their number" in str(rlvar.report(rollouts, aggregation="token-mean"))
 
 
-def test_growth_that_the_lengths_bend_is_told_apart_from_growth_within_similar_ones(rng):
-    # Independent terms, whose mean tells the length: linear within a length, steeper over all.
+def test_growth_with_the_length_of_rollouts_and_along_the_sequence_are_told_apart(rng):
     lengths = rng.choice([20, 40, 60], 300)
-    scores = rng.standard_normal((300, 60, 2)) + (lengths / 40 - 1)[:, None, None]
-    text = verdict(scores, lengths / 60, lengths=lengths)
-    assert "Among rollouts of similar length the variance of single-step grows as length^" in text
-    assert "the two disagree" in text
-    same = verdict(scores, lengths / 60)
-    assert "similar length" not in same
+    text = verdict(rng.standard_normal((300, 60, 2)), lengths / 60, lengths=lengths)
+    assert "on average 20 to 60 steps, the variance of single-step grows as length^" in text
+    assert (
+        "Along the sequence the sum of the first k terms of single-step has a variance that grows as k^"
+        in text
+    )
+    same = verdict(rng.standard_normal((300, 60, 2)), np.ones(300))
+    assert "grows as length" not in same
+    assert "Along the sequence" in same
 
 
 def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
@@ -212,7 +213,7 @@ def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng)
     scores[:, 0] = 0.0
     rewards[:, 0] = rng.standard_normal(12)
     rewards[0, 1] = 0.5
-    report = make_report(rlvar.Rollouts(scores, rewards))
+    report = rlvar.report(rlvar.Rollouts(scores, rewards))
     ratio = report.comparison["multi"].ratio
     assert ratio.low == 0.0
     assert f"interval {1 / ratio.high:.3g} to inf)" in report.verdict[0]
@@ -231,13 +232,13 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     groups = np.repeat(np.arange(60), 8)
     signs = rng.choice([-1.0, 1.0], (480, 1, 2))
     rewards = 5 * rng.standard_normal(60)[groups] + signs[:, 0, 0]
-    report = make_report(rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"])
+    report = rlvar.report(rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"])
     assert report.comparison["rloo"].ratio.high < 0.1
     assert report.headroom.removable.low < 0
     text = " ".join(report.verdict)
     assert "No baseline fitted to the scores is known to help" in text
     assert "the best constant baseline (single-optimal), one for all groups, would" in text
-    report = make_report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
+    report = rlvar.report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
     text = " ".join(report.verdict)
     assert (
         "The best constant baseline (single-optimal), one for all groups, cross-fitted, would remove" in text
@@ -248,7 +249,7 @@ def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    text = str(make_report(rollouts, aggregation="token-mean"))
+    text = str(rlvar.report(rollouts, aggregation="token-mean"))
     assert "variance of a group's tokens" in text
     assert "A group is the unit here" in text
     assert "group's mean" not in text
@@ -260,13 +261,13 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     logp = np.log(np.where(tosses, 0.65, 0.35))
     options = {"logp": logp, "behavior_logp": np.full((64, 600), np.log(0.5))}
     rollouts = rlvar.Rollouts((tosses - 0.65)[:, :, None], tosses.mean(axis=1), **options)
-    report = make_report(rollouts, ["single", "single-mean"], ratio="sequence")
+    report = rlvar.report(rollouts, ["single", "single-mean"], importance="sequence")
     size = report.comparison["single"].importance.effective_size
     assert size < 10
     told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
     assert told in " ".join(report.verdict)
     assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
-    unweighted = " ".join(make_report(rollouts).verdict)
+    unweighted = " ".join(rlvar.report(rollouts).verdict)
     assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
     assert "behavior_logp says so too" in unweighted
 
@@ -275,7 +276,7 @@ def test_ratios_whose_mean_is_not_one_are_told(rng):
     tosses = rng.random((100, 4)) < 0.5
     scores, logp = np.where(tosses, 0.5, -0.5)[:, :, None], np.full(tosses.shape, -1.0)
     rollouts = rlvar.Rollouts(scores, np.ones(100), logp=logp, behavior_logp=logp - 0.5 * tosses)
-    text = " ".join(make_report(rollouts, ratio="sequence").verdict)
+    text = " ".join(rlvar.report(rollouts, importance="sequence").verdict)
     assert "The mean of the sequence ratios is" in text
     assert "should be 1" in text
     assert "effective sample size" not in text
@@ -287,8 +288,8 @@ def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):
     logp = np.full(tosses.shape, np.log(0.5))
     scores, rewards = (tosses - 0.5)[:, :, None], tosses.astype(float)
     engine = logp + 1e-3 * rng.standard_normal(tosses.shape)
-    plain = make_report(rlvar.Rollouts(scores, rewards))
-    both = make_report(rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=engine))
+    plain = rlvar.report(rlvar.Rollouts(scores, rewards))
+    both = rlvar.report(rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=engine))
     assert both.verdict == plain.verdict
     assert "the policies agree on these rollouts" in str(both)
 
@@ -297,7 +298,7 @@ def test_estimators_that_are_the_same_are_told_once(rng):
     rewards = rng.standard_normal(60)
     logp = -rng.exponential(1.0, (60, 4))
     stale = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
-    report = make_report(rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale))
+    report = rlvar.report(rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale))
     text = str(report)
     assert "are the same estimator" in text
     assert "Their means differ" not in text
@@ -307,12 +308,12 @@ def test_estimators_that_are_the_same_are_told_once(rng):
 
 
 def test_nothing_is_claimed_without_intervals_or_gradients(rng):
-    two = make_report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
+    two = rlvar.report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
     assert two.verdict == ["2 rollouts are too few to tell anything: there are no intervals."]
     still = rlvar.Rollouts(rng.standard_normal((20, 3, 1)), np.zeros(20))
-    assert make_report(still).verdict[0].startswith("All gradient estimates are 0")
+    assert rlvar.report(still).verdict[0].startswith("All gradient estimates are 0")
     with pytest.raises(ValueError, match="estimators must name at least one"):
-        make_report(still, [])
+        rlvar.report(still, [])
 
 
 @pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
@@ -321,12 +322,12 @@ def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
         rng = np.random.default_rng(seed)
         scores, rewards = rng.standard_normal((23, 6, 3)), np.zeros(23)
         rewards[seed] = 1.0
-        report = make_report(rlvar.Rollouts(scores, rewards), interval=interval)
+        report = rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval)
         assert str(report).count("not resolved") >= 3  # of either table, and the sentence
         assert "would resolve it" not in str(report)
         # Returns-to-go of the others vary, whole returns do not.
         rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
-        sentence = make_report(rlvar.Rollouts(scores, rewards), interval=interval).verdict[0]
+        sentence = rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval).verdict[0]
         assert sentence.startswith("These rollouts do not settle it: ")
         assert "e+" not in sentence
 

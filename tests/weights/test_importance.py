@@ -17,8 +17,8 @@ def log_probabilities(rng):
 
 @pytest.mark.parametrize("truncate", [None, 1.1])
 @pytest.mark.parametrize("kind", ["all", "lengths", "mask"])
-@pytest.mark.parametrize("ratio", ["token", "sequence", "geometric"])
-def test_ratios_are_their_definition_and_junk_changes_nothing(rng, ratio, kind, truncate):
+@pytest.mark.parametrize("importance", ["token", "sequence", "geometric"])
+def test_ratios_are_their_definition_and_junk_changes_nothing(rng, importance, kind, truncate):
     options = {
         "all": {},
         "lengths": {"lengths": [0, *rng.integers(1, T + 1, N - 1)]},
@@ -26,13 +26,13 @@ def test_ratios_are_their_definition_and_junk_changes_nothing(rng, ratio, kind, 
     }[kind]
     alive = reference.live_steps((N, T), **options)
     new, old = log_probabilities(rng)
-    expected = reference.importance_ratios(new, old, ratio, truncate, **options)
+    expected = reference.importance_ratios(new, old, importance, truncate, **options)
     junk = [np.where(alive, x, np.nan) for x in (new, old)]
-    result = rlvar.importance_ratios(*junk, ratio=ratio, truncate=truncate, **options)
+    result = rlvar.importance_ratios(*junk, importance=importance, truncate=truncate, **options)
     np.testing.assert_allclose(result.values, expected, rtol=1e-12)
-    whole = reference.importance_ratios(new, old, ratio, **options)
+    whole = reference.importance_ratios(new, old, importance, **options)
     single, cut = (
-        x[alive] if ratio == "token" else x.max(axis=1)[alive.any(axis=1)] for x in (whole, expected)
+        x[alive] if importance == "token" else x.max(axis=1)[alive.any(axis=1)] for x in (whole, expected)
     )
     assert result.largest == pytest.approx(single.max())
     assert result.truncated == (0 if truncate is None else np.mean(single > truncate))
@@ -50,12 +50,12 @@ def test_only_the_whole_sequence_gives_the_gradient_of_the_new_policy():
 
     truth = mean_gradient(totals, new)
     off = {}
-    for ratio in ("none", "token", "geometric", "sequence"):
-        result = rlvar.importance_ratios(new.logp, old.logp, ratio=ratio)
-        off[ratio] = max(
+    for importance in ("none", "token", "geometric", "sequence"):
+        result = rlvar.importance_ratios(new.logp, old.logp, importance=importance)
+        off[importance] = max(
             np.abs(mean_gradient(w * result.values, old) - truth).max() for w in (totals, to_go, to_go - 0.7)
         )
-        assert result.unbiased == (ratio == "sequence")
+        assert result.unbiased == (importance == "sequence")
     assert off.pop("sequence") < 1e-12
     assert min(off.values()) > 0.05
     cut = rlvar.importance_ratios(new.logp, old.logp, truncate=2.0)
@@ -65,12 +65,12 @@ def test_only_the_whole_sequence_gives_the_gradient_of_the_new_policy():
 
 def test_equal_policies_and_single_steps_are_unbiased_whatever_the_ratio(rng):
     new, old = log_probabilities(rng)
-    for ratio in ("token", "geometric"):
-        assert rlvar.importance_ratios(new, new, ratio=ratio, truncate=1.0).unbiased
-        assert rlvar.importance_ratios(new, old, ratio=ratio, lengths=[1] * 14 + [0]).unbiased
-        assert not rlvar.importance_ratios(new, old, ratio=ratio).unbiased
-    assert rlvar.importance_ratios(new, new, ratio="none").unbiased
-    assert not rlvar.importance_ratios(new, old, ratio="none", lengths=[1] * 15).unbiased
+    for importance in ("token", "geometric"):
+        assert rlvar.importance_ratios(new, new, importance=importance, truncate=1.0).unbiased
+        assert rlvar.importance_ratios(new, old, importance=importance, lengths=[1] * 14 + [0]).unbiased
+        assert not rlvar.importance_ratios(new, old, importance=importance).unbiased
+    assert rlvar.importance_ratios(new, new, importance="none").unbiased
+    assert not rlvar.importance_ratios(new, old, importance="none", lengths=[1] * 15).unbiased
 
 
 def test_ratios_of_one_cost_nothing_and_one_huge_ratio_leaves_one_rollout():
@@ -82,7 +82,7 @@ def test_ratios_of_one_cost_nothing_and_one_huge_ratio_leaves_one_rollout():
     assert result.effective_size == pytest.approx(1)
     assert result.largest == np.exp(600.0)
     fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert fields["ratio"] == "sequence"
+    assert fields["importance"] == "sequence"
     assert "effective sample size 1.0 of 8" in str(result)
 
 
@@ -99,7 +99,7 @@ def test_the_effective_size_does_not_depend_on_a_factor_of_all_ratios(rng):
 def test_a_ratio_beyond_float64_must_be_truncated():
     zeros = np.zeros((4, 3))
     far = np.add(zeros, [[0], [0], [400], [0]])
-    with pytest.raises(ValueError, match=r"truncate must be given .* exp\(1200\) in rollout 2"):
+    with pytest.raises(ValueError, match=r"truncate is needed .* exp\(1200\) in rollout 2"):
         rlvar.importance_ratios(far, zeros)
     result = rlvar.importance_ratios(far, zeros, truncate=2)
     assert result.values.max() == 2
@@ -117,10 +117,10 @@ ZEROS = np.zeros((2, 3))
         ((ZEROS[0], ZEROS[0]), {}, ValueError, r"logp must have shape \(N, T\), got \(3,\)"),
         ((ZEROS, ZEROS.T), {}, ValueError, r"behavior_logp must have shape \(N, T\) = \(2, 3\)"),
         ((ZEROS, np.full((2, 3), -np.inf)), {}, ValueError, "behavior_logp must be finite"),
-        ((ZEROS, ZEROS), {"ratio": "per-word"}, ValueError, "ratio must be one of"),
+        ((ZEROS, ZEROS), {"importance": "per-word"}, ValueError, "importance must be one of"),
         ((ZEROS, ZEROS), {"truncate": 0}, ValueError, "truncate must be finite and positive"),
         ((ZEROS, ZEROS), {"truncate": "1"}, TypeError, "truncate"),
-        ((ZEROS, ZEROS), {"truncate": 1, "ratio": "none"}, ValueError, "must come with a ratio"),
+        ((ZEROS, ZEROS), {"truncate": 1, "importance": "none"}, ValueError, "truncate needs importance"),
     ],
 )
 def test_bad_arguments_are_named(arguments, options, error, message):
@@ -132,25 +132,27 @@ def test_the_mean_ratio_is_one_by_theory_and_its_lack_is_told(rng):
     # Sampled by fair coins, 12 tosses a rollout, under coins of 0.6: E rho = 1 for both kinds.
     tosses = rng.random((4000, 12)) < 0.5
     new, old = np.log(np.where(tosses, 0.6, 0.4)), np.full(tosses.shape, np.log(0.5))
-    for ratio in ("token", "sequence"):
-        result = rlvar.importance_ratios(new, old, ratio=ratio)
+    for importance in ("token", "sequence"):
+        result = rlvar.importance_ratios(new, old, importance=importance)
         assert abs(result.mean.value - 1) < 4 * result.mean.stderr
-        values = result.values if ratio == "token" else result.values[:, :1]
+        values = result.values if importance == "token" else result.values[:, :1]
         assert result.mean.value == pytest.approx(values.mean())
         expected = values.mean(axis=1).std(ddof=1) / 4000**0.5
         assert result.mean.stderr == pytest.approx(expected)
         # Log-probabilities of another temperature, say, are not those of the policies at work.
-        assert rlvar.importance_ratios(2 * new, old, ratio=ratio).misses
+        assert rlvar.importance_ratios(2 * new, old, importance=importance).misses
     lost = rlvar.importance_ratios(new - 50, old)  # what the new policy does is not among the rollouts
     assert lost.misses
     assert lost.mean.value < 1e-200
-    assert not rlvar.importance_ratios(new - 50, old, ratio="geometric").misses  # whose mean is not 1
+    assert not rlvar.importance_ratios(new - 50, old, importance="geometric").misses  # whose mean is not 1
 
 
 def test_a_mean_ratio_counts_each_live_step_or_rollout_once(rng):
     new, old = log_probabilities(rng)
     mask = rng.random((N, T)) < 0.5
     mask[3] = False
-    token, sequence = (rlvar.importance_ratios(new, old, ratio=r, mask=mask) for r in ("token", "sequence"))
+    token, sequence = (
+        rlvar.importance_ratios(new, old, importance=kind, mask=mask) for kind in ("token", "sequence")
+    )
     assert token.mean.value == pytest.approx(token.values[mask].mean())
     assert sequence.mean.value == pytest.approx(sequence.values.max(axis=1)[mask.any(axis=1)].mean())

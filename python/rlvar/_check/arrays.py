@@ -25,7 +25,7 @@ class Steps(NamedTuple):
             return self.mask.view(np.bool_)
         return np.broadcast_to(np.True_, shape)
 
-    def rows(self, rows: NDArray[np.int64]) -> Steps:
+    def rows(self, rows: slice) -> Steps:
         """Return those of some rollouts."""
         return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
@@ -53,7 +53,7 @@ def floats(name: str, value: ArrayLike) -> Float:
     """Return `value` as a native, aligned float32 or float64 array.
 
     float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
-    booleans float64.
+    booleans float64. numpy saves bfloat16 without its name, as two bytes: those are bfloat16 too.
     """
     if type(value) is np.ndarray and value.dtype in _KERNEL_DTYPES:
         flags = value.flags
@@ -62,6 +62,8 @@ def floats(name: str, value: ArrayLike) -> Float:
     array = _plain(name, value)
     if array.dtype.name == "bfloat16":  # of ml_dtypes, known by its name alone
         return array.astype(np.float32)
+    if array.dtype == "V2":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
         raise TypeError(
@@ -142,11 +144,13 @@ def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double
     return np.ascontiguousarray(array)
 
 
-def steps(shape: tuple[int, int], mask: ArrayLike | None = None, lengths: ArrayLike | None = None) -> Steps:
-    """Return the live steps of an (N, T) array from a mask (N, T) or lengths (N,)."""
+def steps(
+    shape: tuple[int, int], *, lengths: ArrayLike | None = None, mask: ArrayLike | None = None
+) -> Steps:
+    """Return the live steps of an (N, T) array from lengths (N,) or a mask (N, T)."""
     n, t = shape
-    if mask is not None and lengths is not None:
-        raise ValueError("mask and lengths must not both be given")
+    if lengths is not None and mask is not None:
+        raise ValueError("give lengths or mask, not both")
     if lengths is not None:
         counts = np.array(_plain("lengths", lengths))  # a copy: the caller's can change after the check
         if counts.dtype.kind not in "iu":

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def quiet(function: Function) -> Function:
+    """Let a function compute alike whatever the caller's numpy error state: it checks its results itself."""
+
+    @functools.wraps(function)
+    def quietly(*args: Any, **options: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*args, **options)
+
+    return cast(Function, quietly)
 
 
 def _number(name: str, value: Any) -> float:
@@ -83,10 +97,15 @@ def names(name: str, value: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def choice(name: str, value: Any, options: Sequence[Any]) -> None:
-    """Raise unless `value` is among `options`."""
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+def choice(name: str, value: Any, options: Any) -> None:
+    """Raise unless `value` is among `options`, a sequence or a Literal."""
+    known = get_args(options) or options
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not any(
+        value == each if isinstance(value, str) or (whole and isinstance(each, int)) else value is each
+        for each in known
+    ):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def non_negative_number(name: str, value: float) -> float:

@@ -85,12 +85,12 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     return Units(np.argsort(labels, kind="stable"), offsets)
 
 
-def warn_few(units: Units, *, grouped: bool, stacklevel: int = 3) -> None:
-    """Warn of fewer than ten units; by default where the caller's caller is."""
-    if len(units) < 10:
+def warn_few(units: int, *, grouped: bool) -> None:
+    """Warn of fewer than ten units, where the caller's caller is."""
+    if units < 10:
         name = "groups" if grouped else "rollouts"
-        what = "no intervals" if len(units) < 3 else "intervals may be far too narrow"
-        warnings.warn(f"{len(units)} {name} are few: {what}", UserWarning, stacklevel=stacklevel)
+        what = "no intervals" if units < 3 else "intervals may be far too narrow"
+        warnings.warn(f"{units} {name} are few: {what}", UserWarning, stacklevel=3)
 
 
 def divisor(v1: float, v2: float, ddof: int) -> float:

@@ -81,8 +81,8 @@ class Scan(NamedTuple):
 def scan(
     arrays: dict[str, ArrayLike],
     gamma: float | ArrayLike,
-    mask: ArrayLike | None,
     lengths: ArrayLike | None,
+    mask: ArrayLike | None,
     terminated: ArrayLike | None,
     truncated: ArrayLike | None,
     next_values: ArrayLike | None,
@@ -135,9 +135,10 @@ def scan(
         array = flags(value, given, name, axes).view(np.uint8)
         return array.T if time_first else array
 
-    if mask is not None and lengths is not None:
-        raise ValueError("mask and lengths must not both be given")
-    live = steps(shape, None, lengths) if mask is None else Steps(None, marks("mask", mask))
+    if lengths is None and mask is not None:
+        live = Steps(None, marks("mask", mask))
+    else:
+        live = steps(shape, lengths=lengths, mask=mask)
     result = Scan(
         [prepared(array) for array in checked],  # type: ignore[misc]
         factor,

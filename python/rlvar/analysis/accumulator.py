@@ -13,24 +13,23 @@ spread.
 
 from __future__ import annotations
 
-import errno
 import math
 import operator
-import os
-import uuid
-import zipfile
-import zlib
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from rlvar import _check, _core
-from rlvar._types import Double
+from rlvar import _check, _core, files
+from rlvar._types import Double, Importance
+from rlvar.rollouts import Rollouts
+from rlvar.terms.passes import Terms
+from rlvar.weights.estimators import EstimatorLike
+from rlvar.weights.source import batch_of, estimator_of, terms_of
 
 _FORMAT = "rlvar.CovarianceAccumulator"
 _VERSION = 1
@@ -40,7 +39,7 @@ _UPDATE_BYTES = 1 << 26  # scores of one update of a stream
 class Totals(NamedTuple):
     """The total variance and its two parts; the parts add up to it."""
 
-    total_variance: float
+    variance: float
     variance_terms: float
     covariance_terms: float
 
@@ -59,6 +58,12 @@ class _State(NamedTuple):
     def divisor(self, ddof: int) -> float:
         """Return what the sums are divided by."""
         return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
+
+    def growth(self, ddof: int) -> Double:
+        """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
+        result = _growth(self.sums, self.divisor(ddof))
+        _in_range(result)
+        return result
 
     def scaled(self, exponent: int) -> _State:
         """Return the same in units of 2**exponent."""
@@ -100,7 +105,8 @@ class CovarianceAccumulator:
     costs, and D·B·(B+1) operations for the merge: batches of some 16 rollouts or more make that
     small. `sample_weight` of different batches count against each other, of whatever scale they are.
     With float32 scores, groupings agree to the rounding of float32 products, near 1e-6. An update
-    that fails, or is interrupted, leaves the accumulator as it was.
+    that fails, or is interrupted, leaves the accumulator as it was. Threads may share an accumulator: no
+    update is lost, and what they read is that of whole updates.
 
     Examples
     --------
@@ -120,8 +126,11 @@ class CovarianceAccumulator:
 
     def __init__(self, *, block_size: int = 1, num_threads: int | None = None) -> None:
         self._block_size = _check.positive_integer("block_size", block_size)
+        if self._block_size >= 1 << 62:
+            raise ValueError(f"block_size must be below 2**62, got {block_size}")
         self._threads = _check.threads(num_threads)
-        self._state: _State | None = None
+        self._state: _State | None = None  # replaced, never changed: reading it once needs no lock
+        self._lock = threading.Lock()  # for those who replace it by what they made of it
 
     @property
     def block_size(self) -> int:
@@ -131,12 +140,14 @@ class CovarianceAccumulator:
     @property
     def count(self) -> int:
         """Rollouts so far."""
-        return 0 if self._state is None else self._state.rollouts
+        state = self._state
+        return 0 if state is None else state.rollouts
 
     @property
     def effective_size(self) -> float:
         """Number of equally weighted rollouts that are as many."""
-        return 1.0 / self._state.square_weight if self._state is not None and self._state.weight > 0 else 0.0
+        state = self._state
+        return 1.0 / state.square_weight if state is not None and state.weight > 0 else 0.0
 
     @property
     def mean(self) -> Double:
@@ -144,28 +155,28 @@ class CovarianceAccumulator:
         return self._some().mean.copy()
 
     def __repr__(self) -> str:
-        size = "" if self._state is None else ", B={}, D={}".format(*self._state.mean.shape)
-        return f"CovarianceAccumulator(count={self.count}, block_size={self.block_size}{size})"
+        state = self._state
+        count, size = (0, "") if state is None else (state.rollouts, ", B={}, D={}".format(*state.mean.shape))
+        return f"CovarianceAccumulator(count={count}, block_size={self.block_size}{size})"
 
     def update(
         self,
-        scores: ArrayLike,
-        weights: ArrayLike | None = None,
+        rollouts: Rollouts | ArrayLike,
+        estimator: EstimatorLike | ArrayLike | None = None,
         *,
-        mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        importance: Importance = "none",
+        truncate: float | None = None,
     ) -> None:
         """Take in a micro-batch of rollouts.
 
         Parameters
         ----------
-        scores : array_like, shape (N, T, D)
-            As in `covariance`; N may be 1, or 0.
-        weights : array_like, shape (N, T) or (N,), optional
-            As in `covariance`.
-        mask, lengths : optional
-            As in `covariance`.
+        rollouts, estimator, lengths, mask, importance, truncate
+            As in `covariance`, of one estimator; N may be 1, or 0, for scores. An estimator that looks at
+            other rollouts (groups, means over the batch) sees those of this micro-batch.
         sample_weight : array_like, shape (N,), optional
             As in `covariance`; those of different batches count against each other.
 
@@ -174,18 +185,30 @@ class CovarianceAccumulator:
         ValueError, TypeError
             As `covariance`; also for a D that differs from that of earlier batches.
         """
-        state = self._measured(scores, weights, mask, lengths, sample_weight)
+        terms = terms_of(
+            rollouts,
+            estimator,
+            lengths=lengths,
+            mask=mask,
+            importance=importance,
+            truncate=truncate,
+            threads=self._threads,
+            least=0,
+        )
+        state = self._measured(terms, sample_weight)
         if state is not None:
-            self._state = _merged(self._state, state, self._threads)
+            self._take("scores", state)
 
     def update_from(
         self,
-        scores: ArrayLike,
-        weights: ArrayLike | None = None,
+        rollouts: Rollouts | ArrayLike,
+        estimator: EstimatorLike | ArrayLike | None = None,
         *,
-        mask: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        importance: Importance = "none",
+        truncate: float | None = None,
         rollouts_per_update: int | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
@@ -193,8 +216,9 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        scores, weights, mask, lengths, sample_weight
-            As in `update`; `scores` is best memory-mapped: each block is read from disk once.
+        rollouts, estimator, lengths, mask, sample_weight, importance, truncate
+            As in `update`; scores are best memory-mapped, as those of a folder that `load_rollouts` reads:
+            each block is read from disk once. An estimator sees all rollouts.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
         progress : bool or callable, default False
@@ -208,17 +232,23 @@ class CovarianceAccumulator:
         ImportError
             For a progress bar without tqdm.
         """
-        if not isinstance(scores, np.ndarray):
-            scores = _check.scores(scores, rollouts=0)
-        _check.scores(scores[:0] if scores.ndim == 3 else scores, rollouts=0)
+        options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
+        if isinstance(rollouts, Rollouts):
+            batch = batch_of(rollouts, **options)  # type: ignore[arg-type]
+            scores, live = rollouts._stored, rollouts.steps
+            w = batch.weighed(estimator_of("multi" if estimator is None else estimator))
+        else:
+            scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
+            # Checks all but the scores, which are converted a block at a time.
+            none = np.broadcast_to(np.float32(0.0), scores.shape) if scores.ndim == 3 else scores
+            terms = terms_of(none, estimator, **options, least=0)  # type: ignore[arg-type]
+            live, w = terms.live, terms.weights
+        one = _check.scores(scores[:1], rollouts=0)
         self._refuse_other_coordinates("scores", scores.shape[2])
-        n, t, _ = scores.shape
-        live = _check.steps((n, t), mask, lengths)
-        w = _check.weights(weights, (n, t), live)
+        n = len(scores)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         if rollouts_per_update is None:
-            per_rollout = max(1, scores[:1].nbytes)
-            size = max(16, _UPDATE_BYTES // per_rollout)
+            size = max(16, _UPDATE_BYTES // max(1, one.nbytes))
         else:
             size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
         whole = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
@@ -226,16 +256,12 @@ class CovarianceAccumulator:
             report = _reporter(progress, n, stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
-                state = whole._measured(
-                    scores[part],
-                    w[part],
-                    None if live.mask is None else live.mask[part].view(np.bool_),
-                    None if live.lengths is None else live.lengths[part],
-                    None if p is None else p[part],
-                    first=start,
+                block = Terms(
+                    _check.scores(scores[part], rollouts=0), w[part], live.rows(part), self._threads
                 )
+                state = whole._measured(block, None if p is None else p[part], first=start)
                 if state is not None:
-                    whole._state = _merged(whole._state, state, self._threads)
+                    whole._take("scores", state)
                 report(min(start + size, n), n)
         self.merge(whole)
 
@@ -253,11 +279,15 @@ class CovarianceAccumulator:
             raise TypeError(f"other must be a CovarianceAccumulator, got {type(other).__name__}")
         if other.block_size != self.block_size:
             raise ValueError(f"block_size must be {self.block_size}, as here, got {other.block_size}")
-        if other._state is None:
-            return
-        self._refuse_other_coordinates("other", other._state.mean.shape[1])
-        fresh = other._state._replace(sums=other._state.sums.copy())
-        self._state = _merged(self._state, fresh, self._threads)
+        state = other._state
+        if state is not None:
+            self._take("other", state._replace(sums=state.sums.copy()))
+
+    def _take(self, name: str, state: _State) -> None:
+        """Take in the moments of other rollouts, which are used up."""
+        with self._lock:
+            self._refuse_other_coordinates(name, state.mean.shape[1])
+            self._state = _merged(self._state, state, self._threads)
 
     def __add__(self, other: CovarianceAccumulator) -> CovarianceAccumulator:
         """Return a new accumulator of the rollouts of both."""
@@ -275,7 +305,10 @@ class CovarianceAccumulator:
         return CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads) + self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_threads": None}
+        return {name: vars(self)[name] for name in ("_block_size", "_state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _threads=None, _lock=threading.Lock())
 
     def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
         """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
@@ -300,47 +333,29 @@ class CovarianceAccumulator:
         divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
+        _in_range(float(state.sums.diagonal().max()) / divisor)
         result: Double = np.divide(state.sums, divisor, out=out)
         return result
 
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
-        state = self._some()
-        divisor = state.divisor(ddof)
-        added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(state.sums)]
-        result: Double = np.cumsum(added) / divisor
-        return result
+        return self._some().growth(ddof)
 
     def totals(self, *, ddof: int = 1) -> Totals:
         """Return the total variance, its variance terms and its covariance terms."""
-        total = float(self.growth(ddof=ddof)[-1])
         state = self._some()
+        total = float(state.growth(ddof)[-1])
         variance = float(state.sums.trace()) / state.divisor(ddof)
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the accumulator to an .npz file, at once or not at all.
 
-        The file is written beside `path` under another name, then renamed.
+        What was there before is replaced when all is written; a link stays, what it points to is replaced.
         """
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
-        if self._state is not None:
-            fields |= self._state._asdict()
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with part.open("xb") as file:
-                np.savez(file, **fields)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        state = self._state
+        files.write_arrays(path, fields if state is None else {**fields, **state._asdict()})
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, num_threads: int | None = None) -> CovarianceAccumulator:
@@ -353,61 +368,41 @@ class CovarianceAccumulator:
         ValueError
             If it is truncated, damaged, something else, or of a later version.
         """
-        path = Path(path)
-        with path.open("rb") as file:
-            try:
-                with np.load(file, allow_pickle=False) as archive:
-                    fields = {name: archive[name] for name in archive.files}
-                if fields.pop("format").item() != _FORMAT:
-                    raise ValueError
-                version = int(fields.pop("version"))
-                result = cls(block_size=int(fields.pop("block_size")), num_threads=num_threads)
-                if version == _VERSION and fields:
-                    result._state = _read(fields)
-            except (
-                *(ValueError, KeyError, AttributeError, TypeError, EOFError, OSError),
-                *(zipfile.BadZipFile, zlib.error, NotImplementedError),
-            ):
-                raise ValueError(f"{path} is not a saved CovarianceAccumulator, or it is damaged") from None
-        if version != _VERSION:
-            raise ValueError(f"{path} is of version {version}, this rlvar reads version {_VERSION}")
+        threads = _check.threads(num_threads)
+        with files.opened(path) as (names, read):
+            if "format.npy" not in names or read("format").item() != _FORMAT:
+                raise ValueError("it is not a saved CovarianceAccumulator")
+            version = read("version").item()
+            if version != _VERSION:
+                raise ValueError(f"it is of version {version}, this rlvar reads version {_VERSION}")
+            result = cls(block_size=read("block_size").item(), num_threads=threads)
+            if len(names) > 3:
+                result._state = _read(read)
         return result
 
     def _some(self) -> _State:
-        if self._state is None:
+        state = self._state
+        if state is None:
             raise ValueError("the accumulator holds no rollouts yet: update it first")
-        return self._state
+        return state
 
     def _refuse_other_coordinates(self, name: str, d: int) -> None:
-        if self._state is not None and self._state.mean.shape[1] != d:
-            wanted = self._state.mean.shape[1]
-            raise ValueError(f"{name} must have D = {wanted} coordinates, as before, got {d}")
+        state = self._state
+        if state is not None and state.mean.shape[1] != d:
+            raise ValueError(f"{name} must have D = {state.mean.shape[1]} coordinates, as before, got {d}")
 
-    def _measured(
-        self,
-        scores: ArrayLike,
-        weights: ArrayLike | None,
-        mask: ArrayLike | None,
-        lengths: ArrayLike | None,
-        sample_weight: ArrayLike | None,
-        first: int = 0,
-    ) -> _State | None:
+    def _measured(self, terms: Terms, sample_weight: ArrayLike | None, first: int = 0) -> _State | None:
         """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
-        array = _check.scores(scores, rollouts=0)
-        n, t, d = array.shape
+        n, t, d = terms.scores.shape
         self._refuse_other_coordinates("scores", d)
-        live = _check.steps((n, t), mask, lengths)
-        w = _check.weights(weights, (n, t), live)
         samples = _check.samples(sample_weight, n)
         if n == 0:
             return None
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
-        block = min(self.block_size, t)
-        terms = _core.Terms(array, w, *live, samples.weight)
-        _core.covariance(terms, block, 1.0, sums, mean, tail, self._threads)
+        terms.covariance(samples.weight, 1.0, min(self.block_size, t), sums, mean, tail)
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
-            _check.raise_not_finite(array, live, first)
+            _check.raise_not_finite(terms.scores, terms.live, first)
         share = 1.0 / samples.effective_size if samples.v1 > 0 else 0.0
         return _State(n, samples.exponent, samples.v1, share, sums, mean, tail)
 
@@ -417,16 +412,16 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     if a is None:
         return b
     rows = max(len(a.mean), len(b.mean))
-    exponent = max(state.exponent for state in (a, b) if state.weight > 0 or state is b)
+    exponent = max((state.exponent for state in (a, b) if state.weight > 0), default=b.exponent)
     a, b = _padded(a, rows).scaled(exponent), _padded(b, rows).scaled(exponent)
     total = a.weight + b.weight
-    delta = (b.mean - a.mean) + (b.tail - a.tail)
     sums = b.sums
-    sums += a.sums
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = (b.mean - a.mean) + (b.tail - a.tail)
+        sums += a.sums
     share = b.weight / total if total > 0 else 0.0
     _core.add_product(delta, a.weight * share, sums, threads)
-    if not np.isfinite(sums.diagonal()).all():
-        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    _in_range(sums.diagonal())
     shift = delta * share
     mean = a.mean + shift
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
@@ -449,22 +444,44 @@ def _padded(state: _State, rows: int) -> _State:
     )
 
 
-def _read(fields: dict[str, Any]) -> _State:
+def _growth(sums: Double, divisor: float = 1.0) -> Double:
+    with np.errstate(over="ignore", invalid="ignore"):
+        added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
+        result: Double = np.cumsum(added) / divisor
+    return result
+
+
+def _in_range(result: Double | float) -> None:
+    if not np.isfinite(result).all():
+        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+
+
+def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     """Return the state that a file holds; raise if it cannot be that of an accumulator."""
-    state = _State(
-        operator.index(fields["rollouts"].item()),
-        operator.index(fields["exponent"].item()),
-        float(fields["weight"]),
-        float(fields["square_weight"]),
-        *(fields[name] for name in ("sums", "mean", "tail")),
-    )
-    b, d = state.mean.shape
-    for array, shape in ((state.sums, (b, b)), (state.mean, (b, d)), (state.tail, (b, d))):
-        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
-            raise ValueError
-    sane = state.rollouts >= 0 and 0 <= state.weight < math.inf and 0 <= state.square_weight <= 1
-    if not sane or (state.sums != state.sums.T).any() or (state.sums.diagonal() < 0).any():
-        raise ValueError
+    rollouts, exponent = (operator.index(read(name).item()) for name in ("rollouts", "exponent"))
+    weight, square_weight = (float(read(name).item()) for name in ("weight", "square_weight"))
+    sums, mean, tail = (np.ascontiguousarray(read(name)) for name in ("sums", "mean", "tail"))
+    state = _State(rollouts, exponent, weight, square_weight, sums, mean, tail)
+    b, d = mean.shape
+    for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
+        if (
+            array.shape != shape
+            or not array.size
+            or array.dtype != np.float64
+            or not np.isfinite(array).all()
+        ):
+            raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
+    # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
+    nothing = weight == square_weight == 0 and not sums.any()
+    some = 1 <= weight <= 2 * rollouts and square_weight * rollouts >= 1 - 1e-9 and square_weight <= 1 + 1e-9
+    if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
+        raise ValueError("its weights are damaged: they are those of no rollouts")
+    # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.
+    diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0)
+    bound = np.sqrt(np.maximum(diagonal, 0.0))
+    cross = all((np.abs(row) <= bound * end + worst).all() for row, end in zip(sums, bound, strict=True))
+    if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():
+        raise ValueError("its sums are damaged: they are those of no covariance")
     return state
 
 

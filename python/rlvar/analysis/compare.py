@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Aggregation, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.inference import Bootstrap, infer
+from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import CATALOG, Estimator, Estimators, estimator_weights
+from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
 from rlvar.weights.importance import ImportanceRatios
+from rlvar.weights.source import estimator_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class ComparisonRow:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Estimators side by side: iterate over the rows, or index by an estimator's name.
 
@@ -157,7 +159,7 @@ class Comparison:
         """Return some of the rows, in the order of `names`."""
         return replace(self, rows=tuple(self[name] for name in names))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         unit = "a group's mean" if self.grouped else "one rollout"
         tokens = "a group's tokens" if self.grouped else "one rollout's tokens"
         what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
@@ -197,15 +199,13 @@ class Comparison:
 
 def compare(
     rollouts: Rollouts,
-    estimators: Estimators = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
     *,
-    reference: str = "single",
-    ratio: str | Sequence[str] = "none",
+    reference: str | Estimator = "single",
+    importance: Importance | Sequence[Importance] = "none",
     truncate: float | None = None,
-    aggregation: str = "sum",
-    interval: str = "jackknife",
-    resamples: int = 2000,
-    seed: int = 0,
+    aggregation: Aggregation = "sum",
+    interval: Literal["jackknife"] | Bootstrap = "jackknife",
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> Comparison:
@@ -215,12 +215,13 @@ def compare(
     ----------
     rollouts : Rollouts
         The rollouts. Without groups they are independent; with groups only the groups are.
-    estimators : sequence of str, or mapping, default ("single", "multi")
-        Names out of `estimators`, or what it lists; or ``{name: weights}`` with weights of the
-        caller's own, (N,) or (N, T), or a function from the rollouts to them.
-    reference : str, default "single"
+    estimators : sequence, default ("single", "multi")
+        Names out of `estimators`, an `Estimator` with parameters (``rlvar.estimator("gae", lam=0.9)``), or
+        pairs ``("mine", weights)`` with weights of your own, (N,) or (N, T), or a function from the rollouts
+        to them; all of them mix.
+    reference : str or Estimator, default "single"
         The estimator whose variance is the denominator of each ratio.
-    ratio : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
+    importance : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
         Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
         `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
         "multi:token"; the reference is then such a name, or an estimator: with the first ratio that
@@ -231,10 +232,8 @@ def compare(
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
         the batch over its number of live steps.
-    interval : {"jackknife", "bootstrap"}, default "jackknife"
-        Where the intervals come from.
-    resamples, seed : int
-        How many resamples of the units the bootstrap draws, and the seed of its draws.
+    interval : "jackknife" or Bootstrap, default "jackknife"
+        Where the intervals come from: ``rlvar.Bootstrap(2000, seed=1)`` draws whole units.
     confidence : float, default 0.95
         Nominal coverage of the intervals.
     num_threads : int, optional
@@ -292,110 +291,119 @@ def compare(
     >>> result["multi"].ratio.high < 1  # reward-to-go is quieter, beyond doubt
     True
     """
-    if not isinstance(rollouts, Rollouts):
-        raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
-    if isinstance(estimators, str):
-        raise TypeError(f"estimators must be a sequence of names, got the string {estimators!r}")
-    if not estimators:
-        raise ValueError("estimators must name at least one estimator")
-    names = [item.name if isinstance(item, Estimator) else item for item in estimators]
-    ratios = _check.names("ratio", ratio)
-    _check.choice("interval", interval, ("jackknife", "bootstrap"))
-    bootstrap = Bootstrap(*_check.bootstrap(resamples, seed))
-    level = _check.confidence(confidence)
-    units = _check.units(rollouts.groups, len(rollouts))
-    threads = _check.threads(num_threads)
-    _check.warn_few(units, grouped=rollouts.groups is not None)
-
+    kinds = _check.names("importance", importance)
     batches = {
         kind: Batch.of(
             rollouts,
-            ratio=kind,
-            truncate=None if kind == "none" and len(ratios) > 1 else truncate,
+            importance=kind,  # type: ignore[arg-type]
+            truncate=None if kind == "none" and len(kinds) > 1 else truncate,
             aggregation=aggregation,
-            threads=threads,
+            threads=num_threads,
         )
-        for kind in ratios
+        for kind in kinds
     }
+    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence)
+    _check.warn_few(result.units, grouped=result.grouped)
+    return result
+
+
+def compare_batches(
+    batches: Mapping[str, Batch],
+    estimators: EstimatorLike | Sequence[EstimatorLike],
+    reference: str | Estimator,
+    aggregation: Aggregation,
+    interval: Literal["jackknife"] | Bootstrap,
+    confidence: float,
+) -> Comparison:
+    """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
+    rollouts, kinds = next(iter(batches.values())).rollouts, list(batches)
+    level = _check.confidence(confidence)
+    if not isinstance(interval, Bootstrap):
+        _check.choice("interval", interval, ("jackknife",))
+    units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
-    first = next((kind for kind in ratios if batches[kind].unbiased), ratios[0])
-    asked, reference, rows = _rows(names, ratios, reference, first)
-    gradients: dict[str, Double] = {}
+    first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
+    asked, label, rows = _rows(resolve(estimators), kinds, reference, first)
+    gradients: dict[str, Gradients] = {}
     for kind, batch in batches.items():
-        of_kind = [label for label, (_, each) in rows.items() if each == kind]
-        weights = [estimator_weights(batch, estimators, rows[label][0]) for label in of_kind]
+        of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
+        weights = {each.name: batch.weights(each) for each in of_kind.values()}
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
     samples = _samples(gradients, rollouts, units, aggregation)
     findings = infer(
         list(samples.values()),
-        list(samples).index(reference),
+        list(samples).index(label),
         level,
-        bootstrap if interval == "bootstrap" else None,
+        interval if isinstance(interval, Bootstrap) else None,
     )
-    found = {label: each._asdict() for label, each in zip(samples, findings, strict=True)}
-    variances = {label: each.pop("variances") for label, each in found.items()}
+    found = {row: each._asdict() for row, each in zip(samples, findings, strict=True)}
+    variances = {row: each.pop("variances") for row, each in found.items()}
     unbiased = {
-        label: None
-        if isinstance(estimators, Mapping) and name in estimators
-        else CATALOG[name].unbiased and batches[kind].unbiased
-        for label, (name, kind) in rows.items()
+        row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
+        for row, (each, kind) in rows.items()
     }
     return Comparison(
         rows=tuple(
             ComparisonRow(
-                name=label,
-                **found[label],
-                largest_share=moments.largest_share(samples[label]),
-                top_share=moments.largest_share(samples[label], moments.TOP),
-                unbiased=unbiased[label],
-                importance=batches[rows[label][1]].importance,
-                _variances=variances[label],
+                name=row,
+                **found[row],
+                largest_share=moments.largest_share(samples[row]),
+                top_share=moments.largest_share(samples[row], moments.TOP),
+                unbiased=unbiased[row],
+                importance=batches[kind].importance,
+                _variances=variances[row],
             )
-            for label in asked
+            for row, kind in ((row, rows[row][1]) for row in asked)
         ),
-        reference=reference,
+        reference=label,
         confidence=level,
         units=len(units),
         grouped=rollouts.groups is not None,
         aggregation=aggregation,
-        interval=interval,
-        reference_unbiased=unbiased[reference],
-        _reference_variances=variances[reference],
+        interval="bootstrap" if isinstance(interval, Bootstrap) else interval,
+        reference_unbiased=unbiased[label],
+        _reference_variances=variances[label],
     )
 
 
 def _rows(
-    names: Sequence[str], ratios: Sequence[str], reference: str, first: str
-) -> tuple[list[str], str, dict[str, tuple[str, str]]]:
+    estimators: Sequence[Estimator | OwnEstimator],
+    kinds: Sequence[str],
+    reference: str | Estimator,
+    first: str,
+) -> tuple[list[str], str, dict[str, tuple[Estimator | OwnEstimator, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
-    A label is the estimator's name alone where there is one kind of ratio. The reference may be a
-    label, or an estimator: then with the ratio `first`.
+    A label is the estimator's name alone where there is one kind. The reference may be a label, or an
+    estimator: then with the kind `first`.
     """
 
     def label(name: str, kind: str) -> str:
-        return name if len(ratios) == 1 else f"{name}:{kind}"
+        return name if len(kinds) == 1 else f"{name}:{kind}"
 
-    rows = {label(name, kind): (name, kind) for name in names for kind in ratios}
-    others = {label(name, kind): (name, kind) for name in CATALOG for kind in ratios}
-    known = {**others, **rows}
-    chosen = reference if reference in known else label(reference, first)
-    if chosen not in known:
-        choices = ", ".join(dict.fromkeys([*names, *CATALOG]))
-        raise ValueError(f"reference must be one of {choices}, got {reference!r}")
-    return list(rows), chosen, {**rows, chosen: known[chosen]}
+    rows = {label(each.name, kind): (each, kind) for each in estimators for kind in kinds}
+    if isinstance(reference, str) and reference in rows:
+        return list(rows), reference, rows
+    name, _, kind = reference.partition(":") if isinstance(reference, str) else (reference, "", "")
+    named = {each.name: each for each in estimators}
+    other = named[name] if name in named else estimator_of(name)
+    chosen = label(other.name, kind if kind in kinds else first)
+    return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
 
 
 def _samples(
-    gradients: Mapping[str, Double], rollouts: Rollouts, units: _check.Units, aggregation: str
+    gradients: Mapping[str, Gradients], rollouts: Rollouts, units: _check.Units, aggregation: str
 ) -> dict[str, moments.Sample]:
     """Return what is averaged over the batch: gradients of units, or for a token mean their sums."""
     if aggregation != "token-mean":
-        return {label: moments.sample(units.sums(g) / units.sizes[:, None]) for label, g in gradients.items()}
+        return {
+            label: moments.sample(units.sums(g.whole()) / units.sizes[:, None])
+            for label, g in gradients.items()
+        }
     tokens = units.sums(rollouts.live_steps.astype(np.float64))
     if not tokens.any():
         raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    return {label: moments.sample(units.sums(g), tokens) for label, g in gradients.items()}
+    return {label: moments.sample(units.sums(g.whole()), tokens) for label, g in gradients.items()}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Double, Float
+from rlvar._types import Double, Importance
+from rlvar.rollouts import Rollouts
+from rlvar.terms.passes import Terms
+from rlvar.weights.estimators import EstimatorLike, resolve
+from rlvar.weights.source import batch_of, refuse_estimator, terms_of
 
 
 def covariance(
-    scores: ArrayLike,
-    weights: ArrayLike | None = None,
+    rollouts: Rollouts | ArrayLike,
+    estimator: EstimatorLike | list[EstimatorLike] | ArrayLike | None = None,
     *,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ddof: int = 1,
+    importance: Importance = "none",
+    truncate: float | None = None,
     block_size: int = 1,
     num_threads: int | None = None,
     out: NDArray[np.float64] | None = None,
@@ -31,23 +39,27 @@ def covariance(
 
     Parameters
     ----------
-    scores : array_like, shape (N, T, D)
-        Gradient of the log-probability of each step's action, in D coordinates. float32 and
-        float64 are used without a copy if the last axis is contiguous; read-only and memory-mapped
-        arrays too.
-    weights : array_like, shape (N, T), (N,) or (E, N, T), optional
-        What the estimator multiplies each score by, ones by default. With E sets of weights, of E
-        estimators, there are E results; where D is large they share most of the work.
-    mask : array_like of bool, shape (N, T), optional
-        Live steps; terms of other steps are 0, and what lies there is never read.
+    rollouts : Rollouts, or array_like of shape (N, T, D)
+        The rollouts; or their scores alone, the gradient of the log-probability of each step's action in D
+        coordinates. float32 and float64 are used without a copy if the last axis is contiguous; read-only
+        and memory-mapped arrays too.
+    estimator : str, Estimator or pair, or array_like of shape (N, T), (N,) or (E, N, T), optional
+        With rollouts: a name out of `estimators`, "multi" by default, an `Estimator`, or a pair
+        ``("mine", weights)``; a list of E of them gives E results. With scores: the weights that multiply
+        them, ones by default. Where D is large several estimators share most of the work.
     lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``. Not together with `mask`.
+        With scores: live steps are the first ``lengths[n]``.
+    mask : array_like of bool, shape (N, T), optional
+        With scores: live steps, where there are gaps; not together with `lengths`. Terms of other steps are
+        0, and what lies there is never read.
     sample_weight : array_like, shape (N,), optional
         Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With
         the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
     ddof : int, default 1
         Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(p) and
         v2 = sum(p^2), as in `numpy.cov`; without weights, by N - ddof.
+    importance, truncate
+        With rollouts: importance ratios in the weights, as in `compare`.
     block_size : int, default 1
         Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
         of all entries stays the total variance, and the cost falls by about ``block_size**2``.
@@ -94,29 +106,40 @@ def covariance(
     array([[ 4., -4.],
            [-4., 16.]])
     """
-    array = _check.scores(scores)
-    n, t, _ = array.shape
-    live = _check.steps((n, t), mask, lengths)
-    several = np.ndim(weights) >= 3  # type: ignore[arg-type]
-    w = (_check.weight_sets if several else _check.weights)(weights, (n, t), live)  # type: ignore[arg-type]
+    options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
+    several: Double | None = None  # weights (E, N, T)
+    if isinstance(rollouts, Rollouts):
+        batch = batch_of(rollouts, **options, threads=num_threads)  # type: ignore[arg-type]
+        every = [batch.terms(each) for each in resolve("multi" if estimator is None else estimator)]  # type: ignore[arg-type]
+        terms = every[0]
+        if isinstance(estimator, list):
+            several = np.stack([each.weights for each in every])
+    else:
+        weights = None if estimator is None else refuse_estimator(estimator)  # type: ignore[arg-type]
+        sets = weights if weights is not None and weights.ndim == 3 else None
+        own = weights if sets is None else None
+        terms = terms_of(rollouts, own, **options, threads=num_threads)  # type: ignore[arg-type]
+        if sets is not None:
+            several = _check.weight_sets(sets, terms.weights.shape, terms.live)
+    n, t = terms.weights.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
     block = min(_check.positive_integer("block_size", block_size), t)
-    threads = _check.threads(num_threads)
-    shape = (*w.shape[:-2], -(-t // block), -(-t // block))
+    blocks = -(-t // block)
+    shape = (blocks, blocks) if several is None else (len(several), blocks, blocks)
     if out is not None:
         _check.out_array(out, shape, np.dtype(np.float64))
     result = np.empty(shape)
-    matrices = result if several else result[None]
-    if several and block == 1 and _sharing_pays(len(w), array.shape[2]):
-        _covariances(array, w, live, samples, normaliser, matrices, threads)
+    if several is None:
+        terms.covariance(p, normaliser, block, result)
+    elif block == 1 and _sharing_pays(len(several), terms.scores.shape[2]):
+        _covariances(terms, several, samples, normaliser, result)
     else:
-        for one, matrix in zip(w if several else w[None], matrices, strict=True):
-            terms = _core.Terms(array, one, *live, p)
-            _core.covariance(terms, block, normaliser, matrix, None, None, threads)
-    for matrix in matrices:
+        for w, matrix in zip(several, result, strict=True):
+            replace(terms, weights=w).covariance(p, normaliser, block, matrix)
+    for matrix in result.reshape(-1, blocks, blocks):
         if not np.isfinite(matrix.diagonal()).all():
-            _check.raise_not_finite(array, live)
+            _check.raise_not_finite(terms.scores, terms.live)
     if out is None:
         return result
     out[...] = result
@@ -132,29 +155,20 @@ def _sharing_pays(sets: int, coordinates: int) -> bool:
 
 
 def _covariances(
-    scores: Float,
-    weights: Double,
-    live: _check.Steps,
-    samples: _check.Samples,
-    normaliser: float,
-    matrices: Double,
-    threads: int | None,
+    terms: Terms, weights: Double, samples: _check.Samples, normaliser: float, matrices: Double
 ) -> None:
     """Compute the covariances (E, T, T) of E sets of weights (E, N, T) from shared products.
 
     Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
     far above spread, a set is computed by itself.
     """
-    tolerated = 4.0 if scores.dtype == np.float32 else 100.0
-    mean = np.empty(scores.shape[1:])
-    terms = _core.Terms(scores, None, *live, samples.weight)
-    _core.shared_moments(terms, weights, matrices, threads)
+    tolerated = 4.0 if terms.scores.dtype == np.float32 else 100.0
+    terms.shared_moments(weights, samples.weight, matrices)
     for w, matrix in zip(weights, matrices, strict=True):
+        own = replace(terms, weights=w)
         before = matrix.diagonal().max()
-        terms = terms._replace(weights=w)
-        _core.means(terms, mean, threads)
-        _core.add_product(mean, -samples.v1, matrix, threads)
+        _core.add_product(own.mean(samples.weight), -samples.v1, matrix, terms.threads)
         if before <= tolerated * matrix.diagonal().max():
             matrix /= normaliser
         else:
-            _core.covariance(terms, 1, normaliser, matrix, None, None, threads)
+            own.covariance(samples.weight, normaliser, 1, matrix)

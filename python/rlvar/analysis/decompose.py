@@ -21,13 +21,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar._types import Double
-from rlvar.analysis.growth import pooled, stratified, upper_half
-from rlvar.analysis.totals import summaries
+from rlvar._types import Double, Importance
+from rlvar.analysis.growth import LengthGrowth, length_growth, upper_half
+from rlvar.analysis.totals import totals
+from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
 from rlvar.stats.intervals import correlation, fieller, jackknife, signal_interval
 from rlvar.terms.passes import Terms, autocorrelation
+from rlvar.weights.estimators import EstimatorLike
+from rlvar.weights.source import groups_of, terms_of
 
 
 class _Source(NamedTuple):
@@ -40,10 +43,10 @@ class _Source(NamedTuple):
     ddof: int
     units: _check.Units
     grouped: bool
-    total: Moment  # total variance
+    variance: Moment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decomposition:
     """The variance of a policy gradient, taken apart.
 
@@ -53,7 +56,7 @@ class Decomposition:
 
     Attributes
     ----------
-    total_variance : Estimate
+    variance : Estimate
         Trace of Cov(g): the variance of one rollout's gradient estimate, in squared units of it.
     variance_terms : Estimate
         Sum of the T variance terms, the diagonal of the covariance matrix.
@@ -62,12 +65,11 @@ class Decomposition:
     growth_exponent : Estimate
         Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
         NaN if that holds one step only.
-    growth_exponent_within : Estimate
-        The same within strata of similar length, where raggedness does not flatten the curve, nor
-        differences between long and short rollouts bend it. NaN if no `strata` were asked for, or none
-        has more than one step to fit and some variance.
-    growth_exponent_shift : Estimate
-        `growth_exponent_within` less `growth_exponent`, paired: the same units are left out of both.
+    length_exponent : Estimate
+        Slope of the log of the variance of whole gradients on the log of the mean length, over quartiles of
+        length (number of live steps): how the variance grows with the length of rollouts. It holds whatever
+        else long and short rollouts differ in. NaN if all lengths are equal, and with `sample_weight`.
+        Computed when first asked for, in one pass over the scores.
     signal : Estimate
         |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
@@ -101,12 +103,10 @@ class Decomposition:
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
-    total_variance: Estimate
+    variance: Estimate
     variance_terms: Estimate
     covariance_terms: Estimate
     growth_exponent: Estimate
-    growth_exponent_within: Estimate
-    growth_exponent_shift: Estimate
     step_variance: Double
     growth: Double
     alive: NDArray[np.int64]
@@ -117,8 +117,10 @@ class Decomposition:
 
     @cached_property
     def covariance(self) -> Double:
-        source = self._source
-        return source.terms.covariance(source.samples.weight, source.normaliser)
+        source, steps = self._source, len(self.growth)
+        result = np.empty((steps, steps))
+        source.terms.covariance(source.samples.weight, source.normaliser, 1, result)
+        return result
 
     @cached_property
     def step_share(self) -> Double:
@@ -153,21 +155,27 @@ class Decomposition:
 
     @cached_property
     def _signals(self) -> tuple[Estimate, Estimate]:
-        return _signals(self._source, self.total_variance, self.mean.sum(axis=0))
+        return _signals(self._source, self.variance, self.mean.sum(axis=0))
 
     @property
-    def strata_disagree(self) -> bool | None:
-        """Whether the growth exponent within strata is another one, by its interval; None without that."""
-        shift = self.growth_exponent_shift
-        return None if math.isnan(shift.low) else not shift.low <= 0 <= shift.high
+    def length_exponent(self) -> Estimate:
+        return jackknife(*self.length_growth.exponent, self.variance.confidence)
+
+    @cached_property
+    def length_growth(self) -> LengthGrowth:
+        """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
+        source = self._source
+        if source.weighted:
+            return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
+        return length_growth(source.terms.gradients, source.terms.alive.sum(axis=1), source.units)
 
     @property
     def covariance_share(self) -> float:
         """Covariance terms as a share of the total variance; negative if they reduce it."""
-        total = self.total_variance.value
+        total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         share = self.covariance_share
         shares = (
             ("", "")
@@ -175,17 +183,17 @@ class Decomposition:
             else (f"  {1 - share:.1%} of the total", f"  {share:.1%} of the total")
         )
         lines = [
-            f"total variance    {self.total_variance}",
+            f"variance          {self.variance}",
             f"variance terms    {self.variance_terms}{shares[0]}",
             f"covariance terms  {self.covariance_terms}{shares[1]}",
         ]
         if not np.isnan(self.growth_exponent.value):
             first, last = self.growth_range
-            lines.append(f"growth exponent   {self.growth_exponent}  over steps {first} to {last}")
-        if not np.isnan(self.growth_exponent_within.value):
-            note = ": they disagree" if self.strata_disagree else ""
+            lines.append(f"growth exponent   {self.growth_exponent}  along steps {first} to {last}")
+        if not np.isnan(self.length_exponent.value):
+            _, shortest, longest = self.length_growth
             lines.append(
-                f"                  {self.growth_exponent_within}  within strata of similar length{note}"
+                f"length exponent   {self.length_exponent}  over mean lengths {shortest:.3g} to {longest:.3g}"
             )
         lines += [
             f"signal            {self.signal}",
@@ -197,37 +205,37 @@ class Decomposition:
             )
         return "\n".join(lines)
 
-    def to_dict(self, *, covariance: bool = False) -> dict[str, Any]:
-        """Return the fields as JSON-ready values, the T x T matrix only if asked for."""
+    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the fields as JSON-ready values.
+
+        The curves over steps are there, but of what is large or takes long only the `arrays` asked for:
+        "mean", "lag_profile", "lag_correlation", "covariance".
+        """
+        large = ("mean", "lag_profile", "lag_correlation", "covariance")
+        for name in arrays:
+            _check.choice("arrays", name, large)
         estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
-        estimates += ["signal", "noise_scale"]
-        arrays = [
-            "step_variance",
-            "step_share",
-            "growth",
-            "alive",
-            "lag_profile",
-            "lag_correlation",
-            "mean",
-        ] + ["covariance"] * covariance
+        lazy = ("length_exponent", "signal", "noise_scale")
+        curves = ("step_variance", "step_share", "growth", "alive")
         return {
-            **{name: getattr(self, name).to_dict() for name in estimates},
-            **{name: to_json(getattr(self, name)) for name in arrays},
+            **{name: getattr(self, name).to_dict() for name in (*estimates, *lazy)},
+            **{name: to_json(getattr(self, name)) for name in (*curves, *arrays)},
             "growth_range": list(self.growth_range),
             "effective_size": self.effective_size,
         }
 
 
 def decompose(
-    scores: ArrayLike,
-    weights: ArrayLike | None = None,
+    rollouts: Rollouts | ArrayLike,
+    estimator: EstimatorLike | ArrayLike | None = None,
     *,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    groups: Sequence[Hashable] | NDArray[Any] | None = None,
     sample_weight: ArrayLike | None = None,
     ddof: int = 1,
-    groups: Sequence[Hashable] | NDArray[Any] | None = None,
-    strata: int | None = None,
+    importance: Importance = "none",
+    truncate: float | None = None,
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> Decomposition:
@@ -240,14 +248,11 @@ def decompose(
 
     Parameters
     ----------
-    scores, weights, mask, lengths, sample_weight, ddof, num_threads
+    rollouts, estimator, lengths, mask, sample_weight, ddof, importance, truncate, num_threads
         As in `covariance`.
     groups : sequence of hashable, shape (N,), optional
-        Label (prompt) of each rollout. Rollouts of one group are dependent: intervals then leave
-        out whole groups. The values stay those of N rollouts.
-    strata : int, optional
-        Number of strata of similar length (quantiles; equal lengths stay together, so there may be
-        fewer) for `growth_exponent_within`. It takes one pass over the scores for each, and one more.
+        With scores: label (prompt) of each rollout; `Rollouts` hold their own. Rollouts of one group are
+        dependent: intervals then leave out whole groups. The values stay those of N rollouts.
     confidence : float, default 0.95
         Nominal coverage of the intervals. They are NaN with `sample_weight` and for fewer than three
         units.
@@ -273,17 +278,12 @@ def decompose(
     the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
     computed unless ``result.covariance`` is read.
 
-    In ragged data that slope mixes three things: how the variance grows, how many rollouts are left to
-    add to it, and how the means of long and short rollouts differ; their lengths tell of their rewards.
-    Within a stratum s of similar length,
+    That is growth along the sequence, of rollouts whose weights hold what comes after step k too. How the
+    variance grows with the length of rollouts is `length_exponent`: the slope over strata s of
 
-    .. math:: V_s(k) = \frac{1}{N_s} \sum_{n \in s} |h_n(k) - \bar h_s(k)|^2, \qquad
-              h_n(k) = \sum_{t \le k} X_{nt},
+    .. math:: V_s = \frac{1}{N_s - 1} \sum_{n \in s} |g_n - \bar g_s|^2
 
-    about the stratum's own means, over the upper half of the steps that all of s reach, is free of
-    padding and of differences between strata. The exponent within is the mean of the slopes of log V_s on
-    log k, weighted by N_s: one exponent, a scale for each stratum. In its intervals the strata stay as they
-    are. Strata whose rollouts do not all reach two steps, or without variance, are left out.
+    on the mean length, both on the log scale, by least squares; in its interval the strata stay as they are.
 
     Examples
     --------
@@ -292,7 +292,7 @@ def decompose(
     >>> scores = rng.standard_normal((200, 8, 3))
     >>> result = rlvar.decompose(scores, scores.sum(axis=(1, 2)))
     >>> total = result.variance_terms.value + result.covariance_terms.value
-    >>> bool(np.isclose(total, result.total_variance.value))
+    >>> bool(np.isclose(total, result.variance.value))
     True
     >>> bool(np.isclose(result.step_share.sum(), 1))
     True
@@ -301,21 +301,41 @@ def decompose(
 
     >>> p, score, reward = np.array([0.25, 0.75]), np.array([0.75, -0.25]), np.array([4.0, 0.0])
     >>> print(rlvar.decompose(score.reshape(2, 1, 1), reward, sample_weight=p, ddof=0))
-    total variance    1.688
+    variance          1.688
     variance terms    1.688  100.0% of the total
     covariance terms  0  0.0% of the total
     signal            0.5625
     noise scale       3 rollouts
     effective size    1.6 of 2 rollouts
     """
-    array = _check.scores(scores)
-    n, t, _ = array.shape
-    live = _check.steps((n, t), mask, lengths)
-    terms = Terms(array, _check.weights(weights, (n, t), live), live, _check.threads(num_threads))
+    terms = terms_of(
+        rollouts,
+        estimator,
+        lengths=lengths,
+        mask=mask,
+        importance=importance,
+        truncate=truncate,
+        threads=num_threads,
+    )
+    labels = groups_of(rollouts, groups)
+    result = decompose_terms(terms, labels, sample_weight, ddof, confidence)
+    if sample_weight is None:
+        _check.warn_few(len(result._source.units), grouped=labels is not None)
+    return result
+
+
+def decompose_terms(
+    terms: Terms,
+    groups: Sequence[Hashable] | NDArray[Any] | None,
+    sample_weight: ArrayLike | None = None,
+    ddof: int = 1,
+    confidence: float = 0.95,
+) -> Decomposition:
+    """Decompose the variance of terms that have been checked."""
+    n, t = terms.weights.shape
     samples, weighted = _check.samples(sample_weight, n), sample_weight is not None
     normaliser = samples.normaliser(ddof)
     level = _check.confidence(confidence)
-    wanted = None if strata is None else _check.positive_integer("strata", strata)
     units, p = _check.units(groups, n), samples.weight
 
     mean = terms.mean(p)
@@ -324,29 +344,18 @@ def decompose(
     if not (
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
-        _check.raise_not_finite(array, live)
+        _check.raise_not_finite(terms.scores, terms.live)
 
     alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
-    each = np.ones(n) if p is None else p
-    parts = [] if wanted is None else list(stratified(terms, p, units, each, growth_squares, wanted))
     intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()
-    if not weighted:
-        _check.warn_few(units, grouped=groups is not None)
-    found = summaries(
-        squares, units, pooled(parts, units), normaliser, growth_range, ddof if intervals else None
-    )
-    total, variance, covariance, exponent, exponent_within, shift = (
-        jackknife(*moment, level, positive=i < 2) for i, moment in enumerate(found)
-    )
+    found = totals(squares, units, normaliser, growth_range, ddof if intervals else None)
     return Decomposition(
-        total_variance=total,
-        variance_terms=variance,
-        covariance_terms=covariance,
-        growth_exponent=exponent,
-        growth_exponent_within=exponent_within,
-        growth_exponent_shift=shift,
+        variance=jackknife(*found.variance, level, positive=True),
+        variance_terms=jackknife(*found.variance_terms, level, positive=True),
+        covariance_terms=jackknife(*found.covariance_terms, level),
+        growth_exponent=jackknife(*found.growth_exponent, level),
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
         alive=alive,
@@ -354,14 +363,14 @@ def decompose(
         growth_range=growth_range,
         effective_size=samples.effective_size,
         _source=_Source(
-            terms,
-            samples,
-            weighted,
-            normaliser,
-            ddof,
-            units,
-            groups is not None,
-            found[0],
+            terms=terms,
+            samples=samples,
+            weighted=weighted,
+            normaliser=normaliser,
+            ddof=ddof,
+            units=units,
+            grouped=groups is not None,
+            variance=found.variance,
         ),
     )
 
@@ -374,7 +383,7 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
             float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
         )
         return signal, fieller(total, signal, 0.0)
-    units, g = s.units, s.terms.gradients()
+    units, g = s.units, s.terms.gradients.whole()
     if s.grouped:
         g = units.sums(g)
     sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
@@ -387,10 +396,10 @@ def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estim
 
     u = len(units)
     value = signals.value + extra(variances.value, u)
-    if len(s.total.left_out) == 0:  # no intervals
+    if len(s.variance.left_out) == 0:  # no intervals
         signal = Estimate(value, confidence=level)
         return signal, fieller(total, signal, 0.0)
     left_out = signals.left_out + extra(variances.left_out, u - 1)
     moment = Moment(value, left_out)
     signal = signal_interval(moment, variances, len(mean), level)
-    return signal, fieller(total, signal, correlation(s.total.left_out, left_out))
+    return signal, fieller(total, signal, correlation(s.variance.left_out, left_out))

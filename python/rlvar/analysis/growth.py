@@ -1,18 +1,16 @@
-r"""How the variance of a sum of k steps grows with k: the exponent b of V(k) ~ k^b.
+r"""How the variance grows with length: exponents b of V ~ length^b.
 
-It is the slope of log V(k) on log k by least squares over a range of k. Where lengths differ, V(k) over
-all rollouts mixes in two things: rollouts that have ended add nothing, so that it flattens, and rollouts
-of different length differ in their rewards, hence in the means of their terms, which adds a part that
-grows as k^2. Strata of similar length free the slope of both: about the means of its own stratum s,
+Two curves, which are different things:
 
-    V_s(k) = sum_{n in s} |h_n(k) - mean h(k)|^2 over its rollouts, h_n(k) the sum of the first k terms,
-
-over steps that all of s reach. The slopes of the strata are averaged by their numbers of rollouts.
+- along the sequence: V(k), the variance of the sum of the first k terms of rollouts that go on to their end;
+  b is the slope of log V(k) on log k by least squares over a range of k;
+- with the length of rollouts: V_s, the variance of whole gradients among rollouts of similar length, for
+  strata s of length; b is the slope of log V_s on the log of their mean length. Long rollouts may differ from
+  short ones in more than their length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,19 +19,18 @@ from numpy.typing import NDArray
 from rlvar import _check
 from rlvar._types import Double
 from rlvar.stats.estimate import Moment
-from rlvar.terms.passes import Terms
+from rlvar.terms.passes import Gradients
+
+STRATA = 4  # quartiles of length
+_CHUNK = 1 << 21  # numbers at a time
 
 
-class Stratum(NamedTuple):
-    """What the slope of one stratum is made of: sums over the part of each of U_s units in it."""
+class LengthGrowth(NamedTuple):
+    """The exponent with each unit left out, and the mean lengths of the shortest and longest stratum."""
 
-    present: NDArray[np.int64]  # (U_s,), which units have a part
-    sizes: NDArray[np.int64]  # (U_s,), its rollouts
-    squares: Double  # (U_s, K), sum of p |h|^2 about the mean of the stratum
-    sums: Double  # (U_s, K), |sum of h|^2
-    total: Double  # (K,), squares over all units
-    weight: float  # sum of p
-    first: int  # first of the K steps
+    exponent: Moment
+    shortest: float
+    longest: float
 
 
 def upper_half(last: int) -> tuple[int, int]:
@@ -46,73 +43,59 @@ def slope(values: Double, first: int) -> Double:
 
     NaN for a single k, and where not all values are positive.
     """
-    log_k = np.log(np.arange(first, first + values.shape[-1]))
-    log_k -= log_k.mean()
+    return _slope(np.log(np.arange(first, first + values.shape[-1])), values)
+
+
+def _slope(log_x: Double, values: Double) -> Double:
+    """Slope of the logarithm of values (..., K) on log_x (..., K); NaN where not all are positive."""
     with np.errstate(all="ignore"):
-        result: Double = np.log(np.where(values > 0, values, np.nan)) @ log_k / (log_k @ log_k)
+        x = log_x - log_x.mean(axis=-1, keepdims=True)
+        y = np.log(np.where(values > 0, values, np.nan))
+        result: Double = (y * x).sum(axis=-1) / (x * x).sum(axis=-1)
     return result
 
 
-def strata_of(lengths: NDArray[np.int64], p: Double, strata: int) -> NDArray[np.int64]:
-    """Number the strata of similar length (N,): quantiles of the lengths, each of about the same sum of p.
-
-    Equal lengths stay together, so there may be fewer than `strata`; -1 where p is 0.
-    """
-    result = np.full(len(lengths), -1)
-    present = np.flatnonzero(p)
-    values, place = np.unique(lengths[present], return_inverse=True)
-    own = np.bincount(place, weights=p[present], minlength=len(values))
-    middle = np.cumsum(own) - 0.5 * own
-    quantiles = np.floor(strata * middle / own.sum())
-    result[present] = np.unique(quantiles, return_inverse=True)[1][place]
+def strata_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the strata of similar length (N,): quantiles; equal lengths stay together."""
+    _, place, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    quantiles = STRATA * (np.cumsum(counts) - 0.5 * counts) // len(lengths)
+    result: NDArray[np.int64] = np.unique(quantiles, return_inverse=True)[1][place]
     return result
 
 
-def stratified(
-    terms: Terms, p: Double | None, units: _check.Units, weights: Double, overall: Double, strata: int
-) -> Iterator[Stratum]:
-    """Yield the strata that have a slope: more than one step to fit, and some variance at all of them.
+def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units) -> LengthGrowth:
+    """Fit the variance of whole gradients (N, D) to the lengths (N,) of rollouts.
 
-    Rollouts count `weights` (N,), of any common factor, in means and quantiles, and p in the squares
-    of a unit; the `overall` squares (T,), about the mean of all, say what is rounding.
+    With deviations y from the mean of stratum s, of N_s rollouts, leaving out unit u leaves
+    sum |y|^2 less the unit's |y|^2 and |sum of its y|^2 / (N_s - its size) there. O(N D).
     """
-    lengths = terms.ends()
-    labels = strata_of(lengths, weights, strata)
+    labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
+    values, means, left_values, left_means = [], [], [], []
     for label in range(labels.max() + 1):
         inside = labels == label
-        first, last = upper_half(int(lengths[inside].min()))
-        if last < 2:
-            continue
         present, part = units.among(inside)
-        mean = terms.mean(np.where(inside, weights, 0.0))
-        _, growths, _, growth_sums = terms.squares(p, mean, part)
-        squares, sums = (x[:, first - 1 : last].copy() for x in (growths, growth_sums))
-        total = squares.sum(axis=0)
-        if (total > 1e-24 * overall[first - 1 : last]).all():
-            yield Stratum(present, part.sizes, squares, sums, total, float(weights[inside].sum()), first)
-
-
-def pooled(strata: Sequence[Stratum], units: _check.Units) -> Moment:
-    """Mean slope of the strata, and with each unit left out; NaN without any."""
-    if not strata:
-        return Moment(np.nan, np.full(len(units), np.nan))
-    value = _average([slope(s.total, s.first) for s in strata], [s.weight for s in strata])
-    slopes, sizes = [], []
-    for s in strata:
-        size = s.sizes.sum()
-        each, rest = np.full(len(units), slope(s.total, s.first)), np.full(len(units), float(size))
-        rest[s.present] -= s.sizes
-        # As in `summaries.without_each`; what is left of a stratum by rounding alone is none.
-        left = s.total - s.squares - s.sums / np.maximum(rest[s.present], 1.0)[:, None]
-        each[s.present] = slope(np.where(left > 1e-12 * s.total, left, 0.0), s.first)
-        slopes.append(each)
-        sizes.append(rest)
-    return Moment(float(value), _average(slopes, sizes))
-
-
-def _average(slopes: Sequence[Double], weights: Sequence[Double] | Sequence[float]) -> Double:
-    """Weighted mean over strata, without those that have no slope."""
-    w = np.where(np.isnan(slopes), 0.0, weights)
+        squares, sums = np.zeros(len(part)), np.zeros(len(part))
+        for start in range(0, d, max(1, _CHUNK // n)):
+            x = g.whole(slice(start, start + max(1, _CHUNK // n)))
+            y = x - x[inside].mean(axis=0)
+            squares += part.sums(np.square(y).sum(axis=1))
+            sums += np.square(part.sums(y)).sum(axis=1)
+        size, total, length = len(part.members), squares.sum(), lengths[inside].sum()
+        if size < 2 or not total > 0 or not length > 0:
+            continue
+        rest = size - part.sizes
+        left = np.full((2, len(units)), [[total / (size - 1)], [length / size]])
+        with np.errstate(all="ignore"):
+            left[0, present] = (total - squares - sums / rest) / (rest - 1)
+            left[1, present] = (length - part.sums(lengths)) / rest
+        left[0, left[0] < 1e-12 * total / size] = np.nan  # what is left by rounding alone is none
+        values.append(total / (size - 1))
+        means.append(length / size)
+        left_values.append(left[0])
+        left_means.append(left[1])
+    if len(values) < 2:
+        return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
+    value = float(_slope(np.log(means), np.array(values)))
     with np.errstate(all="ignore"):
-        result: Double = (w * np.nan_to_num(slopes)).sum(axis=0) / w.sum(axis=0)
-    return result
+        left_out = _slope(np.log(left_means).T, np.transpose(left_values))
+    return LengthGrowth(Moment(value, left_out), min(means), max(means))

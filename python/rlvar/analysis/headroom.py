@@ -17,7 +17,7 @@ from rlvar.stats.intervals import jackknife
 BASELINES = ("single-optimal", "multi-optimal", "otb")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Headroom:
     """What the best of the optimal baselines removes from the variance of the reference.
 
@@ -40,7 +40,7 @@ class Headroom:
     removable: Estimate
     removed: dict[str, Estimate]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.best} removes {self.removable} of the variance of {self.reference}"]
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
         return "\n".join(lines)

@@ -20,13 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double
+from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.intervals import jackknife, signal_interval
-from rlvar.terms.passes import Terms
+from rlvar.weights.batch import Batch
+from rlvar.weights.source import batch_of, groups_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnPolicyTest:
     """Whether scores behave like those of the policy that sampled the rollouts.
 
@@ -67,7 +69,7 @@ class OnPolicyTest:
             return None
         return not self.against
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         verdict = {
             True: "nothing speaks against it that the policy that scored these rollouts sampled them",
             False: "these rollouts were not sampled from the policy that scored them",
@@ -96,10 +98,10 @@ class OnPolicyTest:
 
 
 def on_policy_test(
-    scores: ArrayLike,
+    rollouts: Rollouts | ArrayLike,
     *,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
     confidence: float = 0.95,
     num_threads: int | None = None,
@@ -111,14 +113,14 @@ def on_policy_test(
 
     Parameters
     ----------
-    scores : array_like, shape (N, T, D)
-        Gradient of the log-probability of each step's action under the policy in question.
-    mask, lengths
-        Live steps, as in `covariance`: mask (N, T) or lengths (N,). Only steps whose action the
-        policy chose may be live. An end that the past decides, such as an end token or a limit on
-        the length, is no fault.
+    rollouts : Rollouts, or array_like of shape (N, T, D)
+        The rollouts, or their scores alone: the gradient of the log-probability of each step's action under
+        the policy in question.
+    lengths, mask
+        With scores: live steps, as in `covariance`. Only steps whose action the policy chose may be live.
+        An end that the past decides, such as an end token or a limit on the length, is no fault.
     groups : sequence of hashable, shape (N,), optional
-        Label (prompt) of each rollout. The groups are then the independent units.
+        With scores: label (prompt) of each rollout. Groups are the independent units.
     confidence : float, default 0.95
         Nominal coverage of each interval. The verdict looks at the lower ends of two, each of which
         is above 0 on policy with probability (1 - `confidence`) / 2: together at most 1 - `confidence`.
@@ -187,34 +189,35 @@ def on_policy_test(
     >>> rlvar.on_policy_test((uniform < 0.8) - 0.5).on_policy
     False
     """
-    array = _check.scores(scores)
-    n, t, d = array.shape
-    live = _check.steps((n, t), mask, lengths)
-    units = _check.units(groups, n)
-    level = _check.confidence(confidence)
-    terms = Terms(array, np.broadcast_to(np.float64(1.0), (n, t)), live, _check.threads(num_threads))
-    _check.warn_few(units, grouped=groups is not None)
-    norms, squares = _second_moments(terms, units)
+    groups = groups_of(rollouts, groups)
+    if isinstance(rollouts, Rollouts):
+        batch = batch_of(rollouts, lengths=lengths, mask=mask, threads=num_threads)
+    else:
+        array = _check.scores(rollouts)
+        own = Rollouts(array, np.zeros(len(array)), lengths=lengths, mask=mask, groups=groups)
+        batch = Batch.of(own, threads=num_threads)
+    result = test_scores(batch, confidence)
+    _check.warn_few(result.units, grouped=groups is not None)
+    return result
 
+
+def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
+    """Test the scores of a batch, without its factors."""
+    batch, rollouts, level = batch.plain, batch.rollouts, _check.confidence(confidence)
+    units = _check.units(rollouts.groups, len(rollouts))
+    _, t, d = rollouts.shape
+    norms, squares = units.sums(batch.squares), units.sums(batch.step_squares.sum(axis=1))
+    if not (np.isfinite(norms.sum()) and np.isfinite(squares.sum())):
+        _check.raise_not_finite(rollouts.scores, batch.steps)
     off = norms - squares
     # Where no two steps share a coordinate this is 0, and rounding must not pass for a sign.
     off[np.abs(off) <= t * d * np.finfo(np.float64).eps * squares] = 0.0
     sizes = units.sizes.astype(np.float64)
     # The interval of a ratio that can be 0 or negative is made on its own scale.
-    ratio, off_diagonal, trace = (
-        _ratio_of_sums(*pair, level) for pair in ((off, squares), (off, sizes), (squares, sizes))
-    )
-    mean_score = _mean_score(units.sums(terms.gradients()), squares, sizes, level)
+    pairs = ((off, squares), (off, sizes), (squares, sizes))
+    ratio, off_diagonal, trace = (_ratio_of_sums(above, below, level) for above, below in pairs)
+    mean_score = _mean_score(units.sums(batch.summed_scores()), squares, sizes, level)
     return OnPolicyTest(ratio, mean_score, off_diagonal, trace, len(units))
-
-
-def _second_moments(terms: Terms, units: _check.Units) -> tuple[Double, Double]:
-    """Return |sum_t S_t|^2 and sum_t |S_t|^2, summed over the rollouts of each unit (U,)."""
-    steps, whole = terms.second_moments()
-    norms, squares = units.sums(whole), units.sums(steps.sum(axis=1))
-    if not (np.isfinite(norms.sum()) and np.isfinite(squares.sum())):
-        _check.raise_not_finite(terms.scores, terms.live)
-    return norms, squares
 
 
 def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:

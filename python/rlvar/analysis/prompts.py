@@ -16,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.intervals import jackknife
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import CATALOG, Estimator, estimator_weights
+from rlvar.weights.estimators import EstimatorLike, estimators
+from rlvar.weights.source import estimator_of
 
 _MOST_COMPLETIONS = 1 << 20  # that `plan` looks through
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PromptComponents:
     """The variance of one rollout's gradient estimate, within prompts and between them.
 
@@ -39,7 +40,7 @@ class PromptComponents:
     between : Estimate
         Variance between the mean gradients of prompts. Unbiased, so it can come out negative where
         it is small: it is shown as it is.
-    total : Estimate
+    variance : Estimate
         Their sum: variance of one completion of a random prompt.
     estimator : str
         Name of the estimator whose gradients these are.
@@ -54,7 +55,7 @@ class PromptComponents:
 
     within: Estimate
     between: Estimate
-    total: Estimate
+    variance: Estimate
     estimator: str
     groups: int
     sizes: NDArray[np.int64]
@@ -67,7 +68,7 @@ class PromptComponents:
         """Whether the variance between prompts is positive beyond doubt: its interval excludes 0."""
         return self.between.low > 0
 
-    def variance(self, prompts: int, completions: int) -> Estimate:
+    def batch_variance(self, prompts: int, completions: int) -> Estimate:
         """Return the variance of the mean gradient of a batch, between / P + within / (P K).
 
         Parameters
@@ -92,15 +93,15 @@ class PromptComponents:
         k = _check.positive_integer("completions", completions)
         value = (self.between.value + self.within.value / k) / p
         left_out = (self._left_out[1] + self._left_out[0] / k) / p
-        return jackknife(value, left_out, self.total.confidence, positive=True)
+        return jackknife(value, left_out, self.variance.confidence, positive=True)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low, high = self.sizes.min(), self.sizes.max()
         sizes = f"{low}" if low == high else f"{low} to {high}"
         lines = [
             f"within prompts   {self.within}",
             f"between prompts  {self.between}" + ("" if self.resolved else "  not resolved"),
-            f"one rollout      {self.total}",
+            f"one rollout      {self.variance}",
             f"{self.groups} prompts of {sizes} completions, {self.dead_groups} with all returns equal",
         ]
         return "\n".join(lines)
@@ -110,7 +111,7 @@ class PromptComponents:
         return {
             "within": self.within.to_dict(),
             "between": self.between.to_dict(),
-            "total": self.total.to_dict(),
+            "variance": self.variance.to_dict(),
             "estimator": self.estimator,
             "groups": self.groups,
             "sizes": self.sizes.tolist(),
@@ -119,7 +120,7 @@ class PromptComponents:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """The cheapest batch whose mean gradient has a variance of at most the target.
 
@@ -147,7 +148,7 @@ class Plan:
     max_completions: int
     components: PromptComponents
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         between = self.components.between
         lines = [
             f"{self.prompts} prompts x {self.completions} completions, cost {self.cost:.6g}",
@@ -182,9 +183,9 @@ class Plan:
 
 def prompt_components(
     rollouts: Rollouts,
-    estimator: str | Estimator = "single",
+    estimator: EstimatorLike = "single",
     *,
-    ratio: str = "none",
+    importance: Importance = "none",
     truncate: float | None = None,
     confidence: float = 0.95,
     num_threads: int | None = None,
@@ -200,7 +201,7 @@ def prompt_components(
         One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
         other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are
         dependent, and the split would not be that of independent draws.
-    ratio, truncate
+    importance, truncate
         Importance ratios of stale rollouts, as in `compare`.
     confidence : float, default 0.95
         Nominal coverage of the intervals. They come from the jackknife over groups, and are NaN for
@@ -255,29 +256,23 @@ def prompt_components(
     >>> parts.within.low < 1 < parts.within.high, parts.between.low < 4 < parts.between.high
     (True, True)
     """
-    if not isinstance(rollouts, Rollouts):
-        raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
+    batch = Batch.of(rollouts, importance=importance, truncate=truncate, threads=num_threads)
     if rollouts.groups is None:
-        raise ValueError("rollouts must carry groups, the prompts")
-    name = estimator.name if isinstance(estimator, Estimator) else estimator
-    if not isinstance(name, str):
-        raise TypeError(f"estimator must be a name or an Estimator, got {type(name).__name__}")
-    if name in CATALOG and not CATALOG[name].per_rollout:
-        allowed = ", ".join(each.name for each in CATALOG.values() if each.per_rollout)
+        raise ValueError("rollouts need groups, the prompts: pass groups= to Rollouts")
+    chosen = estimator_of(estimator)
+    if not chosen.per_rollout:
+        allowed = ", ".join(each.name for each in estimators() if each.per_rollout)
         raise ValueError(
-            f"estimator must have weights that depend on each rollout alone ({allowed}), got {name!r}: "
-            "with weights from other rollouts the completions of a prompt are not independent draws, "
-            "and the split is not that within and between prompts"
+            f"estimator must have weights that depend on each rollout alone ({allowed}), "
+            f"got {chosen.name!r}: with weights from other rollouts the completions of a prompt are not "
+            "independent draws, and the split is not that within and between prompts"
         )
     level = _check.confidence(confidence)
-    batch = Batch.of(rollouts, ratio=ratio, truncate=truncate, threads=_check.threads(num_threads))
-    weights = estimator_weights(batch, (name,), name)
     units = _check.units(rollouts.groups, len(rollouts))
     if len(units) == len(rollouts):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
-    _check.warn_few(units, grouped=True)
-
-    g = batch.gradients([weights])[0]
+    _check.warn_few(len(units), grouped=True)
+    g = batch.gradients({chosen.name: batch.weights(chosen)})[0].whole()
     (within, between), left_out = _components(g, rollouts.groups, units)
     returns = batch.returns
     first = returns[units.members[units.offsets[:-1]]]
@@ -285,8 +280,8 @@ def prompt_components(
     return PromptComponents(
         within=jackknife(within, left_out[0], level, positive=True),
         between=jackknife(between, left_out[1], level),
-        total=jackknife(within + between, left_out.sum(axis=0), level, positive=True),
-        estimator=name,
+        variance=jackknife(within + between, left_out.sum(axis=0), level, positive=True),
+        estimator=chosen.name,
         groups=len(units),
         sizes=units.sizes,
         dead_groups=int(np.count_nonzero(~differ & (units.sizes > 1))),
@@ -378,7 +373,7 @@ def plan(
         prompts=prompts,
         completions=completions,
         cost=float(cost[best]),
-        variance=components.variance(prompts, completions),
+        variance=components.batch_variance(prompts, completions),
         target=wanted,
         max_completions=most,
         components=components,

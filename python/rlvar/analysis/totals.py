@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from rlvar import _check
@@ -11,42 +13,28 @@ from rlvar.stats.estimate import Moment
 from rlvar.terms.passes import Squares
 
 
-def summaries(
-    squares: Squares,
-    units: _check.Units,
-    within: Moment,
-    divisor: float,
-    growth_range: tuple[int, int],
-    ddof: int | None,
-) -> list[Moment]:
-    """Return total, variance terms, covariance terms, growth exponent, that within strata and its shift.
+class Totals(NamedTuple):
+    """What is summed over steps; the exponent of growth along the sequence with it."""
 
-    With one unit left out each if `ddof` is given, and nothing otherwise. Growths are overwritten.
-    """
+    variance: Moment
+    variance_terms: Moment
+    covariance_terms: Moment
+    growth_exponent: Moment
+
+
+def totals(
+    squares: Squares, units: _check.Units, divisor: float, growth_range: tuple[int, int], ddof: int | None
+) -> Totals:
+    """Return the totals, with each unit left out if `ddof` is given. Growths are overwritten."""
     values = _values(squares.steps.sum(), squares.growths.sum(axis=0), divisor, growth_range)
-    left_out, others = np.empty((4, 0)), np.empty(0)
-    if ddof is not None:
-        left_out, others = _without_each(squares, units, ddof, growth_range), within.left_out
-    return [
-        *(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)),
-        Moment(within.value, others),
-        Moment(float(_shift(within.value, values[3])), _shift(others, left_out[3])),
-    ]
-
-
-def _shift(within: float | Double, overall: Double) -> Double:
-    """Exponents within strata less those over all: 0 where that is rounding, as with one stratum."""
-    shift = np.asarray(within - overall)
-    return np.where(np.abs(shift) < 1e-10, 0.0, shift)
+    left_out = np.empty((4, 0)) if ddof is None else _without_each(squares, units, ddof, growth_range)
+    return Totals(*(Moment(float(value), each) for value, each in zip(values, left_out, strict=True)))
 
 
 def _values(
     step_squares: Double, growth_squares: Double, normaliser: float | Double, growth_range: tuple[int, int]
 ) -> Double:
-    """Return total, variance terms, covariance terms and growth exponent.
-
-    From sums of squares: of all steps (...), and of the running sums (..., T).
-    """
+    """Return the fields of `Totals` from squares: of all steps (...), and of the running sums (..., T)."""
     total = growth_squares[..., -1] / normaliser
     variance = step_squares / normaliser
     first, last = growth_range

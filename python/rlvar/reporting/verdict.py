@@ -137,29 +137,24 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
     """Say where the variance of one estimator comes from and how it grows."""
     name = long_name(row.name)
-    if not (row.variance.value > 0 and parts.total_variance.value > 0):
+    if not (row.variance.value > 0 and parts.variance.value > 0):
         return [f"The gradient estimate of {name} does not vary over these rollouts."]
     sentences = [_covariance_sentence(row.name, parts, steps)] if steps > 1 else []
-    overall, within = parts.growth_exponent, parts.growth_exponent_within
-    first, last = parts.growth_range
+    along, growth, (first, last) = parts.growth_exponent, parts.length_growth, parts.growth_range
     scale = "1 is linear, 2 quadratic"
-    where = f"over steps {first} to {last}, which at least half of the rollouts reach"
-    if not math.isnan(within.value):
-        sentence = (
-            f"Among rollouts of similar length the variance of {name} grows as length^{_power(within.value)} "
-            f"({_interval(within)}; {scale})"
-        )
-        if not math.isnan(overall.value):
-            sentence += f"; among all as length^{_power(overall.value)}, {where}"
-        if parts.strata_disagree:
-            sentence += (
-                ": the two disagree, as they do where rollouts end early or long ones differ in their rewards"
-            )
-        sentences.append(sentence + ".")
-    elif not math.isnan(overall.value):
+    if not math.isnan(growth.exponent.value):
+        exponent = parts.length_exponent
         sentences.append(
-            f"The variance of {name} grows as length^{_power(overall.value)} ({_interval(overall)}; {scale}) "
-            f"{where}."
+            f"From quartile to quartile of length, on average {growth.shortest:.3g} to {growth.longest:.3g} "
+            f"steps, the variance of {name} grows as length^{_power(exponent.value)} "
+            f"({_interval(exponent)}; {scale}); long rollouts may differ from short ones in more than their "
+            "length."
+        )
+    if not math.isnan(along.value):
+        sentences.append(
+            f"Along the sequence the sum of the first k terms of {name} has a variance that grows as "
+            f"k^{_power(along.value)} ({_interval(along)}; {scale}) over steps {first} to {last}, which at "
+            "least half of the rollouts reach."
         )
     return sentences
 
@@ -167,7 +162,7 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
     """Say how much of the variance is covariance between steps, or that it cannot be told from none."""
     pairs = f"{steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms"
-    covariance, total = parts.covariance_terms, parts.total_variance.value
+    covariance, total = parts.covariance_terms, parts.variance.value
     interval = _interval(covariance)
     if not (covariance.low > 0 or covariance.high < 0 or math.isnan(covariance.low)):
         return (
@@ -230,7 +225,7 @@ def _heavy_tails(comparison: Comparison) -> list[str]:
     count = max(1, math.ceil(TOP * comparison.units))
     few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
     # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
-    weighted = any(row.importance is not None and row.importance.ratio != "none" for row in heavy)
+    weighted = any(row.importance is not None and row.importance.importance != "none" for row in heavy)
     what = "variances and of their ratios" if weighted else "variances"
     return [f"Heavy tails: {few} much of the variance, {shares}. Intervals of {what} may be far too narrow."]
 
@@ -261,7 +256,7 @@ def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
 
 
 def _of_ratios(ratios: ImportanceRatios) -> list[str]:
-    rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.ratio
+    rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
         return [
             "Another policy sampled these rollouts, as behavior_logp says, and no ratios weigh them: the "

@@ -53,8 +53,8 @@ class Moments(NamedTuple):
 class Bootstrap(NamedTuple):
     """How often whole units are drawn with replacement, and the seed of it."""
 
-    resamples: int
-    seed: int
+    resamples: int = 2000
+    seed: int = 0
 
 
 def moments(sample: Sample) -> Moments:

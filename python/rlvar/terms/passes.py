@@ -8,13 +8,26 @@ O(N T D); only `Terms.covariance` costs O(N D T^2).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
 from rlvar._types import Double, Float
+
+
+class Gradients(NamedTuple):
+    """Gradients (N, D) of rollouts: a number each, if there is one, times a base that estimators share."""
+
+    constant: Double | None  # (N,)
+    base: Double  # (N, D)
+
+    def whole(self, coordinates: slice = slice(None)) -> Double:
+        """Return the gradients, or some coordinates of them."""
+        base = self.base[:, coordinates]
+        return base if self.constant is None else self.constant[:, None] * base
 
 
 class Squares(NamedTuple):
@@ -37,10 +50,28 @@ class Terms:
     weights: Double
     live: _check.Steps
     threads: int | None
+    known: Gradients | None = None  # the gradients, where a pass has given them already
+
+    @classmethod
+    def of(
+        cls,
+        scores: ArrayLike,
+        weights: ArrayLike | None,
+        lengths: ArrayLike | None,
+        mask: ArrayLike | None,
+        threads: int | None,
+        rollouts: int = 2,
+    ) -> Terms:
+        """Check arrays of the caller's: at least so many `rollouts`."""
+        array = _check.scores(scores, rollouts)
+        shape = array.shape[:2]
+        live = _check.steps(shape, lengths=lengths, mask=mask)
+        return cls(array, _check.weights(weights, shape, live), live, _check.threads(threads))
 
     def _of(self, p: Double | None) -> _core.Terms:
         return _core.Terms(self.scores, self.weights, *self.live, p)
 
+    @cached_property
     def alive(self) -> NDArray[np.bool_]:
         """Live steps (N, T)."""
         return self.live.live(self.weights.shape)
@@ -50,7 +81,7 @@ class Terms:
         n, t = self.weights.shape
         if self.live.mask is None:
             return np.full(n, t) if self.live.lengths is None else self.live.lengths
-        alive = self.alive()
+        alive = self.alive
         ends: NDArray[np.int64] = np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0)
         return ends
 
@@ -60,19 +91,34 @@ class Terms:
         _core.means(self._of(p), result, self.threads)
         return result
 
-    def gradients(self) -> Double:
+    @cached_property
+    def gradients(self) -> Gradients:
         """Gradient estimate of each rollout, the sum of its terms (N, D)."""
+        if self.known is not None:
+            return self.known
         result = np.empty((len(self.scores), self.scores.shape[2]))
         weights = np.ascontiguousarray(self.weights[None])
         _core.gradients(self._of(None), weights, result[None], self.threads)
-        return result
+        return Gradients(None, result)
 
-    def covariance(self, p: Double | None, divisor: float) -> Double:
-        """Covariance matrix (T, T): sums of products of deviations over `divisor`."""
-        t = self.weights.shape[1]
-        result = np.empty((t, t))
-        _core.covariance(self._of(p), 1, divisor, result, None, None, self.threads)
-        return result
+    def covariance(
+        self,
+        p: Double | None,
+        divisor: float,
+        block: int,
+        out: Double,
+        mean: Double | None = None,
+        tail: Double | None = None,
+    ) -> None:
+        """Covariance matrix (B, B) of blocks of steps: sums of products of deviations over `divisor`.
+
+        And their means (B, D), in two parts, if asked for.
+        """
+        _core.covariance(self._of(p), block, divisor, out, mean, tail, self.threads)
+
+    def shared_moments(self, weights: Double, p: Double | None, out: Double) -> None:
+        """Sums of products of terms (E, T, T), means not taken off, of E sets of weights (E, N, T)."""
+        _core.shared_moments(self._of(p), weights, out, self.threads)
 
     def squares(self, p: Double | None, mean: Double, units: _check.Units) -> Squares:
         """Squares of each unit about `mean`; 0 where rounding of the mean is all that there is."""
@@ -114,13 +160,13 @@ class Terms:
         """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         result = np.empty(self.weights.shape)
         _core.projections(self._of(None), vectors, result, self.threads)
-        result *= np.where(self.alive(), self.weights, 0.0)
+        result *= np.where(self.alive, self.weights, 0.0)
         return result
 
     def with_gradient(self, p: Double | None, mean: Double) -> Double:
         """Sum over rollouts of p y[t] . (sum of all y), for each step (T,): row sums of the covariance."""
         p = np.ones(len(self.scores)) if p is None else p
-        v = self.gradients() - mean.sum(axis=0)
+        v = self.gradients.whole() - mean.sum(axis=0)
         # The p v sum to 0 but for rounding, which a mean far above the spread would show.
         result: Double = p @ self.projections(v) - mean @ (p @ v)
         return result
@@ -134,7 +180,7 @@ class Terms:
         n, t, d = self.scores.shape
         size = transform_size(t)
         chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
-        alive = self.alive()
+        alive = self.alive
         power = np.zeros(size // 2 + 1)
         for i in range(n):
             w = np.where(alive[i], self.weights[i], 0.0)[:, None]

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Divergence, Double, Preset, Scale, Singleton
 
 Groups = Sequence[Hashable] | NDArray[Any]
 
-SINGLETONS = ("zero", "raw", "raise")
-
 #: eps, ddof and singleton of `grpo`: ours, and those of the systems that it can stand in for.
-PRESETS: dict[str | None, tuple[float, int, str]] = {
+PRESETS: dict[Preset | None, tuple[float, int, Singleton]] = {
     None: (1e-6, 1, "zero"),
     "trl": (1e-4, 1, "zero"),
     "verl": (1e-6, 1, "raw"),
@@ -62,7 +60,7 @@ class _Scored(NamedTuple):
         result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
         return result
 
-    def finish(self, advantages: Double, singleton: str = "zero") -> Double:
+    def finish(self, advantages: Double, singleton: Singleton = "zero") -> Double:
         """Return advantages (N,), 0 where not scored; those of singletons come in as 0."""
         alone = self.sizes() == 1
         if singleton == "raise":
@@ -94,7 +92,7 @@ def _scale(values: Double) -> float:
     return 2.0 ** np.clip(np.frexp(largest)[1], -500, 500) if 0.0 < largest < np.inf else 1.0
 
 
-def rloo(rewards: ArrayLike, groups: Groups, *, singleton: str = "zero") -> Double:
+def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -> Double:
     r"""Leave-one-out advantages: each reward less the mean of the others in its group.
 
     .. math:: A_i = r_i - \frac{1}{n-1} \sum_{j \ne i} r_j = \frac{n}{n-1} (r_i - \bar r)
@@ -143,7 +141,7 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: str = "zero") -> Doub
     >>> rlvar.rloo([1.0, 0.0, 5.0, 2.0, 4.0], ["a", "a", "b", "a", "b"])
     array([ 0. , -1.5,  1. ,  1.5, -1. ])
     """
-    _check.choice("singleton", singleton, SINGLETONS)
+    _check.choice("singleton", singleton, Singleton)
     scored = _scored(rewards, groups)
     sizes = scored.sizes()
     return scored.finish(scored.centred() * (sizes / np.maximum(sizes - 1, 1)), singleton)
@@ -153,11 +151,11 @@ def grpo(
     rewards: ArrayLike,
     groups: Groups,
     *,
-    scale: str = "group",
+    scale: Scale = "group",
     eps: float | None = None,
     ddof: int | None = None,
-    singleton: str | None = None,
-    preset: str | None = None,
+    singleton: Singleton | None = None,
+    preset: Preset | None = None,
 ) -> Double:
     r"""Group-relative advantages: each reward less its group's mean, over a standard deviation.
 
@@ -239,14 +237,14 @@ def grpo(
     >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], scale="none")
     array([ 0., -1.,  0.,  0.,  1.])
     """
-    _check.choice("scale", scale, ("group", "batch", "none"))
+    _check.choice("scale", scale, Scale)
     _check.choice("preset", preset, tuple(PRESETS))
     preset_eps, preset_ddof, preset_singleton = PRESETS[preset]
     eps = _check.non_negative_number("eps", preset_eps if eps is None else eps)
     ddof = preset_ddof if ddof is None else ddof
     singleton = preset_singleton if singleton is None else singleton
     _check.choice("ddof", ddof, (0, 1))
-    _check.choice("singleton", singleton, SINGLETONS)
+    _check.choice("singleton", singleton, Singleton)
     scored = _scored(rewards, groups)
     advantages = scored.centred()
     if scale != "none":
@@ -450,7 +448,7 @@ def kl_rewards(
     ref_logp: ArrayLike,
     mask: ArrayLike,
     coef: float,
-    estimator: str = "k1",
+    estimator: Divergence = "k1",
 ) -> Double:
     r"""Per-step rewards with a penalty on the divergence from a reference policy.
 
@@ -502,7 +500,7 @@ def kl_rewards(
     array([[-0.1 ,  0.95,  0.  ]])
     """
     coef = _check.non_negative_number("coef", coef)
-    _check.choice("estimator", estimator, ("k1", "k2", "k3"))
+    _check.choice("estimator", estimator, Divergence)
     live = _check.flags(mask)
     shape = live.shape
     policy, reference = (

@@ -54,7 +54,7 @@ def single_optimal(batch: Batch) -> Double:
     return batch.returns - _cross_fitted(batch, batch.returns * squares, squares)
 
 
-def multi_optimal(batch: Batch) -> Double:
+def multi_optimal(batch: Batch, gamma: float = 1.0) -> Double:
     r"""Return-to-go less one constant a step, the best where scores are uncorrelated.
 
     .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
@@ -84,11 +84,13 @@ def multi_optimal(batch: Batch) -> Double:
     has one baseline for each coordinate and each step's reward; here one for each step's score is
     shared by all coordinates.
     """
-    projections = batch.projections(batch.gradients([batch.to_go])[0])
-    return np.where(batch.live, batch.to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
+    to_go = batch.to_go(gamma)
+    name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
+    projections = batch.projections(batch.gradients({name: to_go})[0].whole())
+    return np.where(batch.live, to_go - _cross_fitted(batch, projections, batch.step_squares), 0.0)
 
 
-def token_baseline(batch: Batch) -> Double:
+def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
     r"""Return-to-go less the optimal token baseline (OTB).
 
     .. math:: w_t = G_t - B_t, \qquad B_t = \frac{E[G_t W_t]}{E[W_t]}, \qquad
@@ -114,8 +116,8 @@ def token_baseline(batch: Batch) -> Double:
     """
     energy = np.where(batch.live, batch.step_squares.cumsum(axis=1), 0.0)
     energy /= energy.max() or 1.0
-    baselines = _cross_fitted(batch, batch.to_go * energy, energy)
-    return np.where(batch.live, batch.to_go - baselines, 0.0)
+    to_go = batch.to_go(gamma)
+    return np.where(batch.live, to_go - _cross_fitted(batch, to_go * energy, energy), 0.0)
 
 
 def length_baseline(batch: Batch) -> Double:

@@ -6,21 +6,28 @@ lengths count: a S is what a score is for every estimator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Double
+from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Terms
-from rlvar.weights.importance import RATIOS, ImportanceRatios, importance_ratios
+from rlvar.terms.passes import Gradients, Terms
+from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
-AGGREGATIONS = ("sum", "sequence-mean", "token-mean")
+
+class Weighing(Protocol):
+    """What gives weights (N, T) to the rollouts of a batch, under a name."""
+
+    @property
+    def name(self) -> str: ...
+    def weights(self, batch: Batch) -> Double: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,73 +40,127 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    # What has been computed, by the name of the estimator.
+    _weights: dict[str, Double] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
         cls,
         rollouts: Rollouts,
         *,
-        ratio: str = "none",
+        importance: Importance = "none",
         truncate: float | None = None,
-        aggregation: str = "sum",
+        aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
         """Make the factors: importance ratios, and one over the length for a mean over each sequence.
 
         A token mean divides the sum over the batch, no single score.
         """
-        _check.choice("ratio", ratio, RATIOS)
-        _check.choice("aggregation", aggregation, AGGREGATIONS)
-        importance, factors, unbiased = None, None, True
+        if not isinstance(rollouts, Rollouts):
+            raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
+        _check.choice("importance", importance, Importance)
+        _check.choice("aggregation", aggregation, Aggregation)
+        threads = _check.threads(threads)
+        ratios, factors, unbiased = None, None, True
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
-            importance = importance_ratios(
+            ratios = importance_ratios(
                 rollouts.logp,
                 rollouts.behavior_logp,
-                ratio=ratio,
+                importance=importance,
                 truncate=truncate,
-                mask=rollouts.mask,
                 lengths=rollouts.lengths,
+                mask=rollouts.mask,
             )
-            unbiased = importance.unbiased
-            factors = None if ratio == "none" else importance.values
-        elif ratio != "none" or truncate is not None:
-            given = f"ratio = {ratio!r}" if truncate is None else "truncate"
-            raise ValueError(f"{given} must have rollouts with logp and behavior_logp")
+            unbiased = ratios.unbiased
+            factors = None if importance == "none" else ratios.factors
+        elif importance != "none" or truncate is not None:
+            given = f"importance={importance!r}" if truncate is None else "truncate"
+            raise ValueError(f"{given} needs rollouts with logp and behavior_logp")
         if aggregation == "sequence-mean":
             lengths = rollouts.live_steps[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, importance, unbiased)
+        return cls(rollouts, factors, threads, ratios, unbiased)
 
     @cached_property
+    def plain(self) -> Batch:
+        """The same rollouts without factors."""
+        return self if self.factors is None else Batch(self.rollouts, threads=self.threads)
+
+    @property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live (N, T)."""
         return self.rollouts.live
 
-    @cached_property
-    def returns(self) -> Double:
-        """Whole return R of each rollout (N,)."""
-        rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
-            return rewards
-        totals: Double = np.where(self.live, rewards, 0.0).sum(axis=1)
-        return totals
-
-    @cached_property
-    def to_go(self) -> Double:
-        """Return-to-go G of each step (N, T); 0 where not live."""
-        rewards = self.rollouts.rewards
-        if rewards.ndim == 1:
-            return np.where(self.live, rewards[:, None], 0.0)
-        result = reward_to_go(rewards, mask=self.rollouts.mask, lengths=self.rollouts.lengths)
-        return result.astype(np.float64, copy=False)
-
     @property
     def steps(self) -> _check.Steps:
         """Which steps are live, for the kernels."""
-        return _check.steps(self.rollouts.shape[:2], self.rollouts.mask, self.rollouts.lengths)
+        return self.rollouts.steps
+
+    @cached_property
+    def step_rewards(self) -> Double:
+        """Rewards (N, T): a terminal reward lands on the last live step."""
+        rewards = self.rollouts.rewards
+        if rewards.ndim == 2:
+            return rewards
+        last = self.live.shape[1] - 1 - np.argmax(self.live[:, ::-1], axis=1)
+        result = np.zeros(self.live.shape)
+        result[np.arange(len(last)), last] = rewards
+        return result
+
+    @property
+    def tails(self) -> dict[str, Any]:
+        """Live steps, and where and how episodes end: what a scan over the rewards takes."""
+        names = ("lengths", "mask", "terminated", "truncated", "next_values", "bootstrap_value")
+        return {name: getattr(self.rollouts, name) for name in names}
+
+    def to_go(self, gamma: float = 1.0) -> Double:
+        """Return-to-go G of each step (N, T), to the end of its episode; 0 where not live."""
+        if gamma not in self._to_go:
+            found = reward_to_go(self.step_rewards, gamma, **self.tails)
+            self._to_go[gamma] = found.astype(np.float64, copy=False)
+        return self._to_go[gamma]
+
+    def episode_returns(self, gamma: float = 1.0) -> Double:
+        """Return of the whole episode that each step is in (N, T): G of its first step."""
+        steps = np.broadcast_to(np.arange(self.live.shape[1]), self.live.shape)
+        first = np.maximum.accumulate(np.where(self._starts, steps, 0), axis=1)
+        return np.where(self.live, np.take_along_axis(self.to_go(gamma), first, axis=1), 0.0)
+
+    @cached_property
+    def returns(self) -> Double:
+        """Return R of each rollout (N,), if it is one episode."""
+        several = np.count_nonzero(self._starts, axis=1) > 1
+        if several.any():
+            raise ValueError(
+                "it takes one return for each rollout, but an episode ends before the last live step of "
+                f"rollout {np.argmax(several)}; split rollouts where terminated or truncated"
+            )
+        rewards = self.rollouts.rewards
+        first = np.argmax(self.live, axis=1)[:, None]
+        whole = np.take_along_axis(self.to_go(), first, axis=1)[:, 0]
+        return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
+
+    @cached_property
+    def _to_go(self) -> dict[float, Double]:
+        return {}
+
+    @cached_property
+    def _starts(self) -> NDArray[np.bool_]:
+        """Live steps that an episode starts with (N, T)."""
+        ends = np.zeros(self.live.shape, np.int64)
+        for marks in (self.rollouts.terminated, self.rollouts.truncated):
+            if marks is not None:
+                ends |= marks & self.live
+        episode = np.where(self.live, ends.cumsum(axis=1) - ends, -1)
+        before = np.maximum.accumulate(episode, axis=1)[:, :-1]  # of the live step before
+        result: NDArray[np.bool_] = self.live.copy()
+        result[:, 1:] &= episode[:, 1:] > before
+        return result
 
     @property
     def step_factors(self) -> Double:
@@ -108,38 +169,71 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def gradients(self, weights: Sequence[Double]) -> list[Double]:
-        """Return the gradients (N, D) of each weights (N, T), in one pass.
+    def weights(self, estimator: Weighing) -> Double:
+        """Return the weights (N, T) of one estimator, without factors."""
+        if estimator.name not in self._weights:
+            self._weights[estimator.name] = estimator.weights(self)
+        return self._weights[estimator.name]
+
+    def weighed(self, estimator: Weighing) -> Double:
+        """Return the weights (N, T) of one estimator times the factors."""
+        weights = self.weights(estimator)
+        if self.factors is None:
+            return weights
+        with np.errstate(all="ignore"):  # what is not live is not read
+            return weights * self.factors
+
+    def terms(self, estimator: Weighing) -> Terms:
+        """Return the terms of one estimator, factors in their weights."""
+        known = self._gradients.get(estimator.name)
+        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)
+
+    @property
+    def _scores(self) -> Terms:
+        """The scores with their factors, as terms."""
+        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+
+    def summed_scores(self) -> Double:
+        """Return sum_t a[n,t] S[n,t] (N, D)."""
+        return self.gradients({"": np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])})[0].whole()
+
+    def gradients(self, named: Mapping[str, Double]) -> list[Gradients]:
+        """Return the gradients of some weights (N, T), those not known by their names yet in one pass.
 
         Weights which are the same at all live steps of a rollout are a number times the sum of its
         scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
         naming the first bad score, unless the squares of the gradients are finite too.
         """
-        n, t, d = self.rollouts.shape
-        constants = [_constant(each, self.live) for each in weights]
-        varying = [each for each, constant in zip(weights, constants, strict=True) if constant is None]
-        sets = np.empty((len(varying) + (len(varying) < len(weights)), n, t))
-        with np.errstate(invalid="ignore"):  # what is not live is not read
-            for row, each in zip(sets, varying, strict=False):
-                np.multiply(each, self.step_factors, out=row)
-        if len(varying) < len(weights):
-            sets[-1] = self.step_factors
-        result = np.empty((len(sets), n, d))
-        _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, result, self.threads)
-        own = iter(result)
-        found = [next(own) if each is None else each[:, None] * result[-1] for each in constants]
-        if not all(max(g.max(), -g.min()) < 1e150 for g in found):
-            _check.raise_not_finite(self.rollouts.scores, self.steps)
-        return found
-
-    @property
-    def _terms(self) -> Terms:
-        """The scores with their factors."""
-        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+        new = {name: weights for name, weights in named.items() if name not in self._gradients}
+        constants = {name: _constant(weights, self.live) for name, weights in new.items()}
+        varying = [name for name, constant in constants.items() if constant is None]
+        base = next((g.base for g in self._gradients.values() if g.constant is not None), None)
+        shared = base is None and len(varying) < len(new)
+        if varying or shared:
+            n, t, d = self.rollouts.shape
+            sets, found = np.empty((len(varying) + shared, n, t)), np.empty((len(varying) + shared, n, d))
+            with np.errstate(all="ignore"):  # what is not live is not read
+                for row, name in zip(sets, varying, strict=False):
+                    np.multiply(new[name], self.step_factors, out=row)
+            if shared:
+                sets[-1], base = self.step_factors, found[-1]
+            _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
+            own = iter(found)
+        for name, constant in constants.items():
+            own_base = next(own) if constant is None else base
+            assert own_base is not None
+            g = Gradients(constant, own_base)
+            scale = 1.0 if constant is None else max(constant.max(), -constant.min())
+            with np.errstate(all="ignore"):
+                small = max(g.base.max(), -g.base.min()) * max(scale, 1.0) < 1e150
+            if not small:
+                _check.raise_not_finite(self.rollouts.scores, self.steps)
+            self._gradients[name] = g
+        return [self._gradients[name] for name in named]
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
-        return self._finite(self._terms.projections(vectors))
+        return self._finite(self._scores.projections(vectors))
 
     @property
     def step_squares(self) -> Double:
@@ -153,7 +247,7 @@ class Batch:
 
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
-        steps, whole = self._terms.second_moments()
+        steps, whole = self._scores.second_moments()
         return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:

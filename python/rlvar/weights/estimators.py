@@ -6,14 +6,15 @@ is a function from rollouts to weights, a few lines over `returns`, `advantages`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Double, Float, Scale
 from rlvar.rollouts import Rollouts
 from rlvar.weights import advantages, baselines
 from rlvar.weights.batch import Batch
@@ -22,212 +23,120 @@ from rlvar.weights.returns import gae
 
 @dataclass(frozen=True)
 class Estimator:
-    """One of the estimators that `compare` knows by name.
+    """An estimator with its parameters, as `estimator` makes it: equal to others by value.
 
     Attributes
     ----------
+    base : str
+        What it is called without its parameters.
+    changed : tuple of (str, value)
+        The parameters that differ from their defaults.
     name : str
-        What `compare` and the command line call it.
+        What results call it: its base, and the parameters that differ, as in "gae(lam=0.9)".
+    parameters : dict
+        All its parameters.
     formula : str
         Its weights.
     needs : tuple of str
-        What the rollouts must carry beside scores and rewards.
+        What the rollouts must have beside scores and rewards.
     unbiased : bool
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
-        means over the batch. Variances of estimators with other means do not compare by themselves.
-    per_rollout : bool, default False
+        means over the batch; never with a gamma below 1. Variances of estimators with other means do
+        not compare by themselves.
+    per_rollout : bool
         Whether a rollout's weights depend on that rollout alone, so that the gradients of independent
         rollouts, such as the completions of one prompt, are independent. `prompt_components` needs it.
     """
 
-    name: str
-    formula: str
-    needs: tuple[str, ...]
-    unbiased: bool
-    _weights: Callable[[Batch], Double] = field(repr=False)
-    per_rollout: bool = False
+    base: str
+    changed: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in self.changed)
+        return f"{self.base}({values})" if values else self.base
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**{key: _PARAMETERS[key][0] for key in self._entry.parameters}, **dict(self.changed)}
+
+    @property
+    def formula(self) -> str:
+        return self._entry.formula
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self._entry.needs
+
+    @property
+    def unbiased(self) -> bool:
+        return self._entry.unbiased and self.parameters.get("gamma", 1.0) == 1.0
+
+    @property
+    def per_rollout(self) -> bool:
+        return self._entry.per_rollout
+
+    @property
+    def _entry(self) -> _Entry:
+        return _TABLE[self.base]
 
     def weights(self, rollouts: Rollouts | Batch) -> Double:
-        """Return its weights for some rollouts, shape (N,) or (N, T).
+        """Return its weights for some rollouts, shape (N, T), read-only where they are one number a rollout.
 
         Raises
         ------
         ValueError
-            If the rollouts do not carry what it needs.
+            If the rollouts lack what it needs; the estimator is named.
         """
-        batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
+        return _weights(self.name, rollouts, self._own)
+
+    def _own(self, batch: Batch) -> ArrayLike:
         for need in self.needs:
             if getattr(batch.rollouts, need) is None:
-                raise ValueError(f"it needs {need}, which the rollouts do not carry")
-        return self._weights(batch)
+                raise _Needs(f"estimator {self.name!r} needs {need}: pass {need}= to Rollouts")
+        return self._entry.weights(batch, **self.parameters)
 
     def __str__(self) -> str:
-        needs = f"  needs {', '.join(self.needs)}" if self.needs else ""
-        return f"{self.name:<14} {self.formula}{needs}"
+        known = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        needs = f"needs {', '.join(self.needs)}" if self.needs else ""
+        return "  ".join(filter(None, (f"{self.base:<14} {self.formula}", known, needs)))
 
 
-def _to_go_less_mean(batch: Batch) -> Double:
-    """G less its mean over the other rollouts that are alive at the step; G itself where there are none.
+@dataclass(frozen=True, eq=False)
+class OwnEstimator:
+    """Weights of the caller's own under a name: an array (N,) or (N, T), or a function of rollouts to one."""
 
-    With the rollout in the mean the gradient would shrink by 1 - 1/n at a step that n reach: more at late
-    steps, so in another direction.
-    """
-    others = np.maximum(batch.live.sum(axis=0) - 1, 1)
-    means = (batch.to_go.sum(axis=0) - batch.to_go) / others
-    result: Double = np.where(batch.live, batch.to_go - means, 0.0)
-    return result
+    name: str
+    given: ArrayLike | Callable[[Rollouts], ArrayLike]
+    needs = ()
+    unbiased = None  # nobody but the caller knows
+    per_rollout = None
 
+    def weights(self, rollouts: Rollouts | Batch) -> Double:
+        """Return them for some rollouts, shape (N, T)."""
+        return _weights(self.name, rollouts, self._own)
 
-def _step_rewards(rollouts: Rollouts) -> Double:
-    """Rewards (N, T): a terminal reward lands on the last live step."""
-    if rollouts.rewards.ndim == 2:
-        return rollouts.rewards
-    live = rollouts.live
-    last = live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
-    result = np.zeros(live.shape)
-    result[np.arange(len(live)), last] = rollouts.rewards
-    return result
+    def _own(self, batch: Batch) -> ArrayLike:
+        given = self.given(batch.rollouts) if callable(self.given) else self.given
+        if given is None:
+            raise TypeError("weights must be an array, got None")
+        return given
 
 
-def _gae(batch: Batch) -> Double:
-    rollouts = batch.rollouts
-    assert rollouts.values is not None  # `needs` has been checked
-    result, _ = gae(
-        _step_rewards(rollouts),
-        rollouts.values,
-        gamma=1.0,
-        lam=0.95,
-        mask=rollouts.mask,
-        lengths=rollouts.lengths,
-    )
-    return result.astype(np.float64, copy=False)
+#: What a user may pass for one estimator.
+EstimatorLike = Union[str, Estimator, OwnEstimator, "tuple[str, ArrayLike | Callable[[Rollouts], ArrayLike]]"]
 
 
-def _rloo(batch: Batch) -> Double:
-    assert batch.rollouts.groups is not None
-    # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
-    return advantages.rloo(batch.returns, batch.rollouts.groups, singleton="raise")
+class _Needs(ValueError):
+    """Rollouts that lack what an estimator needs: its name is in the message."""
 
 
-def _grpo(batch: Batch) -> Double:
-    assert batch.rollouts.groups is not None
-    return advantages.grpo(batch.returns, batch.rollouts.groups)
-
-
-def _dr_grpo(batch: Batch) -> Double:
-    assert batch.rollouts.groups is not None
-    return advantages.grpo(batch.returns, batch.rollouts.groups, scale="none")
-
-
-CATALOG = {
-    estimator.name: estimator
-    for estimator in (
-        Estimator(
-            "single",
-            "R: every step by the whole return",
-            (),
-            True,
-            lambda batch: batch.returns,
-            per_rollout=True,
-        ),
-        Estimator(
-            "multi",
-            "G_t: each step by its return-to-go",
-            (),
-            True,
-            lambda batch: batch.to_go,
-            per_rollout=True,
-        ),
-        Estimator(
-            "single-mean",
-            "R less its mean over the batch",
-            (),
-            True,
-            lambda batch: advantages.reinforce_pp(batch.returns),
-        ),
-        Estimator("multi-mean", "G_t less its mean over the others alive at t", (), True, _to_go_less_mean),
-        Estimator("rloo", "R less the mean of the others in its group", ("groups",), True, _rloo),
-        Estimator("grpo", "R less its group's mean, over its standard deviation", ("groups",), False, _grpo),
-        Estimator("dr-grpo", "R less its group's mean", ("groups",), False, _dr_grpo),
-        Estimator(
-            "reinforce++",
-            "R less its group's mean, or the batch's without groups, over the batch's deviation",
-            (),
-            False,
-            lambda batch: advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True),
-        ),
-        Estimator(
-            "opo",
-            "R less the mean weighted by length of its group, or of the batch, itself included",
-            (),
-            False,
-            lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
-        ),
-        # The other folds hold rollouts of other groups only, never the rollout itself: see `baselines`.
-        Estimator(
-            "opo-cross",
-            "R less the mean weighted by length over the other folds",
-            (),
-            True,
-            baselines.length_baseline,
-        ),
-        Estimator(
-            "alpha",
-            "R less the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
-            (),
-            True,
-            baselines.alpha_baseline,
-        ),
-        Estimator(
-            "single-optimal",
-            "R less E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds",
-            (),
-            True,
-            baselines.single_optimal,
-        ),
-        Estimator(
-            "multi-optimal",
-            "G_t less E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
-            (),
-            True,
-            baselines.multi_optimal,
-        ),
-        Estimator(
-            "otb",
-            "G_t less E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
-            (),
-            True,
-            baselines.token_baseline,
-        ),
-        Estimator(
-            "gae",
-            "generalised advantage, gamma 1, lambda 0.95, rows end in terminal states",
-            ("values",),
-            False,
-            _gae,
-            per_rollout=True,
-        ),
-    )
-}
-
-
-Estimators = Sequence[str | Estimator] | Mapping[str, ArrayLike | Callable[[Rollouts], ArrayLike]]
-
-
-def estimator_weights(batch: Batch, estimators: Estimators, name: str) -> Double:
-    """Return the weights (N, T) of one estimator, the caller's own or one known by name."""
-    shape, live = batch.rollouts.shape[:2], batch.steps
+def _weights(name: str, rollouts: Rollouts | Batch, function: Callable[[Batch], ArrayLike]) -> Double:
+    """Return checked weights (N, T); errors name the estimator."""
+    batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
     try:
-        if isinstance(estimators, Mapping) and name in estimators:
-            own = estimators[name]
-            given = own(batch.rollouts) if callable(own) else own
-            if given is None:
-                raise TypeError("weights must be an array, got None")
-            return _check.weights(given, shape, live)
-        if name not in CATALOG:
-            raise ValueError(f"it is none of {', '.join(CATALOG)}")
-        return _check.weights(CATALOG[name].weights(batch), shape, live)
-    except _check.NotFiniteError:
+        return _check.weights(function(batch), batch.rollouts.shape[:2], batch.steps)
+    except (_check.NotFiniteError, _Needs):
         raise
     except Exception as error:  # of a callable, anything
         if type(error) in (TypeError, ValueError):
@@ -235,24 +144,271 @@ def estimator_weights(batch: Batch, estimators: Estimators, name: str) -> Double
         raise ValueError(f"estimator {name!r}: {type(error).__name__}: {error}") from error
 
 
+def resolve(
+    estimators: EstimatorLike | Sequence[EstimatorLike], argument: str = "estimators"
+) -> list[Estimator | OwnEstimator]:
+    """Return estimators, however the caller named them, as things of one kind.
+
+    Parameters
+    ----------
+    estimators
+        A name, an `Estimator`, a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
+        Rollouts to one, or a sequence that mixes them.
+    argument : str
+        What errors call it.
+
+    Returns
+    -------
+    list of Estimator or OwnEstimator
+        At least one, with different names. Each has `name`, `needs`, `unbiased` and `per_rollout` (both
+        None for the caller's own) and ``weights(batch)``: (N, T), checked, errors naming the estimator.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name, none at all, the same name twice, or a name of the caller's own that is known
+        already.
+    """
+    if isinstance(estimators, (str, Estimator, OwnEstimator)) or _is_pair(estimators):
+        return [_resolve(estimators, argument)]
+    if not isinstance(estimators, Sequence):
+        raise _wanted(argument, type(estimators).__name__)
+    if not estimators:
+        raise ValueError(f"{argument} must name at least one estimator")
+    found = [_resolve(each, argument) for each in estimators]
+    names = [each.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{argument} must have different names, got {name!r} twice")
+    return found
+
+
+def _is_pair(value: object) -> bool:
+    """Whether it is a name with weights, and no sequence of two estimators."""
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)):
+        return False
+    second = value[1]
+    return not (isinstance(second, (str, Estimator, OwnEstimator)) or _is_pair(second))
+
+
+def _wanted(argument: str, got: str) -> TypeError:
+    return TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
+
+
+def _resolve(value: Any, argument: str) -> Estimator | OwnEstimator:
+    if isinstance(value, (Estimator, OwnEstimator)):
+        return value
+    if isinstance(value, str):
+        return estimator(value)
+    if not _is_pair(value):
+        raise _wanted(argument, repr(value))
+    name, given = value
+    if name in _TABLE or not name:
+        raise ValueError(f"{argument}: weights of your own need a name of their own, got {name!r}")
+    if given is None:
+        raise TypeError(f"estimator {name!r}: weights must be an array or a function, got None")
+    return OwnEstimator(name, given)
+
+
+def estimator(name: str, **parameters: Any) -> Estimator:
+    """Return an estimator by name, with parameters.
+
+    Parameters
+    ----------
+    name : str
+        One of those that `estimators` lists.
+    **parameters
+        What differs from the defaults: `gamma` of those with returns-to-go, `lam` of "gae", `scale` and
+        `eps` of "grpo" (see `rlvar.grpo`).
+
+    Returns
+    -------
+    Estimator
+        It goes wherever a name goes, compares by value and pickles.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name or parameter, or a value outside its range.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.estimator("gae", gamma=0.99, lam=0.9).name
+    'gae(gamma=0.99, lam=0.9)'
+    """
+    if name not in _TABLE:
+        raise ValueError(f"unknown estimator {name!r}; choose from {', '.join(_TABLE)}")
+    known = _TABLE[name].parameters
+    for key in parameters:
+        if key not in known:
+            choices = f"it has {', '.join(known)}" if known else "it has none"
+            raise TypeError(f"estimator {name!r} has no parameter {key!r}; {choices}")
+    changed = []
+    for key in known:
+        default, check = _PARAMETERS[key]
+        value = check(key, parameters.get(key, default))
+        if value != default:
+            changed.append((key, value))
+    return Estimator(name, tuple(changed))
+
+
+def _multi_mean(batch: Batch, gamma: float) -> Double:
+    """G minus its mean over the other rollouts that are alive at the step; G itself where there are none.
+
+    With the rollout in the mean the gradient would shrink by 1 - 1/n at a step that n reach: more at late
+    steps, so in another direction.
+    """
+    to_go = batch.to_go(gamma)
+    others = np.maximum(batch.live.sum(axis=0) - 1, 1)
+    result: Double = np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
+    return result
+
+
+def _gae(batch: Batch, gamma: float, lam: float) -> Float:
+    rollouts = batch.rollouts
+    assert rollouts.values is not None  # `needs` has been checked
+    return gae(batch.step_rewards, rollouts.values, gamma=gamma, lam=lam, **batch.tails)[0]
+
+
+def _rloo(batch: Batch) -> Double:
+    groups = batch.rollouts.groups
+    assert groups is not None
+    # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
+    alone = (np.bincount(groups) == 1)[groups] & (batch.rollouts.live_steps > 0)
+    return advantages.rloo(batch.returns, groups, singleton="raise" if alone.any() else "zero")
+
+
+def _grpo(batch: Batch, scale: Scale, eps: float) -> Double:
+    assert batch.rollouts.groups is not None
+    return advantages.grpo(batch.returns, batch.rollouts.groups, scale=scale, eps=eps)
+
+
+def _dr_grpo(batch: Batch) -> Double:
+    return _grpo(batch, "none", 0.0)
+
+
+def _single(batch: Batch, gamma: float) -> Double:
+    return batch.episode_returns(gamma)
+
+
+def _multi(batch: Batch, gamma: float) -> Double:
+    return batch.to_go(gamma)
+
+
+def _single_mean(batch: Batch) -> Double:
+    return advantages.reinforce_pp(batch.returns)
+
+
+def _reinforce_pp(batch: Batch) -> Double:
+    return advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True)
+
+
+def _opo(batch: Batch) -> Double:
+    return advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups)
+
+
+class _Entry(NamedTuple):
+    """What is behind a name."""
+
+    weights: Callable[..., ArrayLike]  # of a Batch and the parameters
+    formula: str
+    needs: tuple[str, ...] = ()
+    unbiased: bool = True
+    per_rollout: bool = False
+    parameters: tuple[str, ...] = ()
+
+
+def _scale(name: str, value: Any) -> Any:
+    _check.choice(name, value, Scale)
+    return value
+
+
+#: Default of each parameter, and the check of its values.
+_PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
+    "gamma": (1.0, _check.discount),
+    "lam": (0.95, _check.discount),
+    "scale": ("group", _scale),
+    "eps": (1e-6, _check.non_negative_number),
+}
+
+# Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
+_TABLE = {
+    "single": _Entry(
+        _single, "R: every step by the whole return of its episode", per_rollout=True, parameters=("gamma",)
+    ),
+    "multi": _Entry(_multi, "G_t: each step by its return-to-go", per_rollout=True, parameters=("gamma",)),
+    "single-mean": _Entry(_single_mean, "R minus its mean over the batch"),
+    "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t", parameters=("gamma",)),
+    "rloo": _Entry(_rloo, "R minus the mean of the others in its group", ("groups",)),
+    "grpo": _Entry(
+        _grpo,
+        "R minus its group's mean, over its standard deviation",
+        ("groups",),
+        unbiased=False,
+        parameters=("scale", "eps"),
+    ),
+    "dr-grpo": _Entry(_dr_grpo, "R minus its group's mean", ("groups",), unbiased=False),
+    "reinforce++": _Entry(
+        _reinforce_pp,
+        "R minus its group's mean, or the batch's without groups, over the batch's deviation",
+        unbiased=False,
+    ),
+    "opo": _Entry(
+        _opo,
+        "R minus the mean weighted by length of its group, or of the batch, itself included",
+        unbiased=False,
+    ),
+    "opo-cross": _Entry(
+        baselines.length_baseline, "R minus the mean weighted by length over the other folds"
+    ),
+    "alpha": _Entry(
+        baselines.alpha_baseline,
+        "R minus the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
+    ),
+    "single-optimal": _Entry(
+        baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
+    ),
+    "multi-optimal": _Entry(
+        baselines.multi_optimal,
+        "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
+        parameters=("gamma",),
+    ),
+    "otb": _Entry(
+        baselines.token_baseline,
+        "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
+        parameters=("gamma",),
+    ),
+    "gae": _Entry(
+        _gae,
+        "generalised advantage",
+        ("values",),
+        unbiased=False,
+        per_rollout=True,
+        parameters=("gamma", "lam"),
+    ),
+}
+
+
 def estimators() -> tuple[Estimator, ...]:
-    """List the estimators that `compare` and the command line know by name.
+    """List the estimators that are known by name, with their parameters.
 
     Returns
     -------
     tuple of Estimator
-        Each with its name, its formula and what the rollouts must carry for it.
+        Each with its name, its formula, its parameters and what the rollouts must have for it.
 
     See Also
     --------
+    estimator : one of them with other parameters.
     compare : puts them side by side.
 
     Examples
     --------
     >>> import rlvar
-    >>> for estimator in rlvar.estimators()[:2]:
-    ...     print(estimator)
-    single         R: every step by the whole return
-    multi          G_t: each step by its return-to-go
+    >>> for each in rlvar.estimators()[:2]:
+    ...     print(each)
+    single         R: every step by the whole return of its episode  gamma=1.0
+    multi          G_t: each step by its return-to-go  gamma=1.0
     """
-    return tuple(CATALOG.values())
+    return tuple(map(Estimator, _TABLE))

@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Double, Importance
 from rlvar.stats.estimate import Estimate, to_json
 from rlvar.stats.intervals import jackknife
-
-RATIOS = ("none", "token", "sequence", "geometric")
 
 # Where sum (rho - 1)^2 over whole sequences is below this, so is N times the largest relative bias
 # that leaving out ratios can have, squared: a tenth of the standard error of the mean.
 _CLOSE = 0.01
+
+_LOWEST = -345.0  # log of the ratio whose square, as in a variance, is at the lower end of float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class ImportanceRatios:
 
     Attributes
     ----------
-    ratio : str
-        Which ratio: "none", "token", "sequence" or "geometric".
+    importance : str
+        Which ratios: "none", "token", "sequence" or "geometric".
     truncate : float or None
         What ratios are cut off at.
     values : ndarray, shape (N, T)
@@ -67,7 +67,7 @@ class ImportanceRatios:
         The effective sample size that ratios of whole sequences, not truncated, would leave.
     """
 
-    ratio: str
+    importance: Importance
     truncate: float | None
     values: Double
     effective_size: float
@@ -77,29 +77,42 @@ class ImportanceRatios:
     unbiased: bool
     close: bool
     sequence_size: float
+    _log_largest: float  # minus infinity without live steps
 
     @property
     def misses(self) -> bool:
         """Whether the mean is 1 by theory, and its interval excludes that."""
-        return self.ratio in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
+        return self.importance in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
+
+    @property
+    def factors(self) -> Double:
+        """The values, as factors of scores: an error if all of live steps are below the range of float64."""
+        if -math.inf < self._log_largest < _LOWEST:
+            raise ValueError(
+                f"all {self.importance} ratios are below the range of float64, the largest is "
+                f"exp({self._log_largest:.6g}): the new policy hardly ever takes these actions, or the "
+                "log-probabilities belong to other policies"
+            )
+        return self.values
 
     def __str__(self) -> str:
         if self.close:
             return "importance ratios hardly matter: the policies agree on these rollouts"
-        if self.ratio == "none":
+        if self.importance == "none":
             return (
-                "biased: another policy sampled these rollouts, and no ratios weigh them; those of whole "
-                f"sequences would leave an effective size of {self.sequence_size:.1f} of {len(self.values)}"
+                "biased: off-policy rollouts without importance ratios (those of whole sequences would leave "
+                f"an effective sample size of {self.sequence_size:.1f} of {len(self.values)})"
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
+        size = f"{self.effective_size:.1f} of {len(self.values)}"
         return (
-            f"{self.ratio} ratios: effective sample size {self.effective_size:.1f} of {len(self.values)}, "
-            f"mean {self.mean}, largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
+            f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
+            f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, but for the values, as JSON-ready values."""
-        names = ("ratio", "truncate", "effective_size", "largest", "truncated", "unbiased", "close")
+        names = ("importance", "truncate", "effective_size", "largest", "truncated", "unbiased", "close")
         return {
             **{name: to_json(getattr(self, name)) for name in names},
             "sequence_size": to_json(self.sequence_size),
@@ -107,14 +120,15 @@ class ImportanceRatios:
         }
 
 
+@_check.quiet
 def importance_ratios(
     logp: ArrayLike,
     behavior_logp: ArrayLike,
     *,
-    ratio: str = "sequence",
+    importance: Importance = "sequence",
     truncate: float | None = None,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
 ) -> ImportanceRatios:
     r"""Importance ratios of rollouts, by token or by sequence.
 
@@ -123,12 +137,12 @@ def importance_ratios(
     logp, behavior_logp : array_like, shape (N, T)
         Log-probability of each step's action under the policy that is differentiated and under the
         one that sampled it, both as they sample: temperature and top-p included.
-    ratio : {"sequence", "token", "geometric", "none"}
-        Which ratio.
+    importance : {"sequence", "token", "geometric", "none"}
+        Which ratios.
     truncate : float, optional
         Largest ratio: min(rho, truncate). Positive.
-    mask, lengths
-        Live steps, as in `covariance`: mask (N, T) or lengths (N,).
+    lengths, mask
+        Live steps, as in `covariance`: lengths (N,) or mask (N, T).
 
     Returns
     -------
@@ -137,7 +151,7 @@ def importance_ratios(
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, a live log-probability that is not finite, an unknown ratio, a
+        For wrong shapes or dtypes, a live log-probability that is not finite, an unknown kind of ratio, a
         `truncate` that is not positive or comes with "none", or a ratio beyond the range of float64
         that is not truncated.
 
@@ -179,33 +193,36 @@ def importance_ratios(
     if old.shape != new.shape:
         raise ValueError(f"behavior_logp must have shape (N, T) = {new.shape}, got {old.shape}")
     n, t = new.shape
-    steps = _check.steps((n, t), mask, lengths)
+    steps = _check.steps((n, t), lengths=lengths, mask=mask)
     _check.finite("logp", new, steps)
     _check.finite("behavior_logp", old, steps)
-    _check.choice("ratio", ratio, RATIOS)
+    _check.choice("importance", importance, Importance)
     bound = None if truncate is None else _check.positive_number("truncate", truncate)
-    if bound is not None and ratio == "none":
-        raise ValueError("truncate must come with a ratio, got ratio = 'none'")
+    if bound is not None and importance == "none":
+        raise ValueError("truncate needs importance ratios, got importance='none'")
 
     live = steps.live((n, t))
     logs = np.where(live, np.subtract(new, old, out=np.zeros((n, t)), where=live), 0.0)
     counts = np.count_nonzero(live, axis=1)
     whole = logs.sum(axis=1)[counts > 0]
-    with np.errstate(over="ignore"):
-        close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
-    if ratio == "none":
+    close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
+    if importance == "none":
         logs = np.zeros_like(logs)
-    elif ratio == "sequence":
+    elif importance == "sequence":
         logs = np.broadcast_to(logs.sum(axis=1, keepdims=True), (n, t))
-    elif ratio == "geometric":
+    elif importance == "geometric":
         logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
-    with np.errstate(over="ignore"):
-        values = np.where(live, np.exp(logs), 0.0)
+    values = np.where(live, np.exp(logs), 0.0)
     # Every live step for "token", else one for each rollout.
-    single = logs[live] if ratio == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+    single = logs[live] if importance == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+    log_largest = float(single.max(initial=-np.inf))
     largest = float(values.max(initial=0.0))
     # A rollout's one ratio counts once, those of its tokens one by one.
-    mean = _mean(values.sum(axis=1), counts) if ratio == "token" else _mean(values.max(axis=1), counts > 0)
+    by_token = importance == "token"
+    mean = _mean(
+        values.sum(axis=1) if by_token else values.max(axis=1, initial=0.0),
+        counts if by_token else counts > 0,
+    )
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -213,12 +230,14 @@ def importance_ratios(
     elif not np.isfinite(largest):
         i = int(np.argmax(np.isinf(values).any(axis=1)))
         raise ValueError(
-            f"truncate must be given for {ratio} ratios beyond the range of float64, got one of "
+            f"truncate is needed for {importance} ratios beyond the range of float64, got one of "
             f"exp({logs[i].max():.6g}) in rollout {i}"
         )
-    exact = bound is None and (ratio == "sequence" or (ratio != "none" and counts.max() <= 1))
+    exact = bound is None and (
+        importance == "sequence" or (importance != "none" and counts.max(initial=0) <= 1)
+    )
     return ImportanceRatios(
-        ratio=ratio,
+        importance=importance,
         truncate=bound,
         values=values,
         effective_size=n * _kish(single),
@@ -228,6 +247,7 @@ def importance_ratios(
         unbiased=bool(exact or close),
         close=close,
         sequence_size=n * _kish(whole),
+        _log_largest=log_largest,
     )
 
 
@@ -239,6 +259,5 @@ def _kish(logs: Double) -> float:
 
 def _mean(sums: Double, counts: NDArray[Any]) -> Estimate:
     """Return sum of sums (N,) over sum of counts (N,), with the jackknife over rollouts."""
-    with np.errstate(all="ignore"):  # beyond float64, or of one rollout alone
-        value = sums.sum() / counts.sum()
-        return jackknife(float(value), (sums.sum() - sums) / (counts.sum() - counts), 0.95)
+    value = sums.sum() / counts.sum()  # which may be beyond float64, or of one rollout alone
+    return jackknife(float(value), (sums.sum() - sums) / (counts.sum() - counts), 0.95)

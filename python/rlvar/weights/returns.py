@@ -17,11 +17,11 @@ from rlvar._types import Double, Float
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = """mask : array_like of bool, shape (N, T), optional
+_OPTIONS = """lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``. Not together with `mask`.
+    mask : array_like of bool, shape (N, T), optional
         Live steps, those that belong to the policy. Gaps are skipped: the decision process is the
         sequence of live steps, one discount for each. What lies under the mask is never read.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``. Not together with `mask`.
     terminated : array_like of bool, shape (N, T), optional
         Steps after which the episode is over: nothing flows to them from later steps.
     truncated : array_like of bool, shape (N, T), optional
@@ -36,7 +36,7 @@ _OPTIONS = """mask : array_like of bool, shape (N, T), optional
         Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
 
 _RAISES = """ValueError
-        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or together with `mask`,
+        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
         `truncated` without `next_values` or the reverse, a number that is read but not finite (the
         first is named), or a result beyond the range of its dtype.
     TypeError
@@ -87,8 +87,8 @@ def reward_to_go(
     rewards: ArrayLike,
     gamma: float | ArrayLike = 1.0,
     *,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -138,7 +138,7 @@ def reward_to_go(
     array([[2.5, 3. , 4. ],
            [2.5, 1. , 0. ]])
     """
-    no_option = mask is lengths is terminated is truncated is next_values is bootstrap_value is out is None
+    no_option = lengths is mask is terminated is truncated is next_values is bootstrap_value is out is None
     if no_option and time_axis == -1 and type(gamma) is float and 0.0 <= gamma <= 1.0:
         # The common case, the shortest way. What is wrong with it falls through and is named below.
         array = _check.floats("rewards", rewards)
@@ -149,8 +149,8 @@ def reward_to_go(
     scan = _check.scan(
         {"rewards": rewards},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -167,8 +167,8 @@ def gae(
     *,
     gamma: float | ArrayLike,
     lam: float,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -231,8 +231,8 @@ def gae(
     scan = _check.scan(
         {"rewards": rewards, "values": values},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -251,8 +251,8 @@ def lambda_returns(
     *,
     gamma: float | ArrayLike,
     lam: float,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -302,8 +302,8 @@ def lambda_returns(
         values,
         gamma=gamma,
         lam=lam,
-        mask=mask,
         lengths=lengths,
+        mask=mask,
         terminated=terminated,
         truncated=truncated,
         next_values=next_values,
@@ -319,8 +319,8 @@ def n_step_returns(
     n: int,
     *,
     gamma: float | ArrayLike,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -374,8 +374,8 @@ def n_step_returns(
     scan = _check.scan(
         {"rewards": rewards, "values": values},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,
@@ -443,8 +443,8 @@ def vtrace(
     lam: float = 1.0,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
-    mask: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     next_values: ArrayLike | None = None,
@@ -500,8 +500,8 @@ def vtrace(
     scan = _check.scan(
         {"rewards": rewards, "values": values, "rho": rho},
         gamma,
-        mask,
         lengths,
+        mask,
         terminated,
         truncated,
         next_values,

@@ -41,7 +41,7 @@ def test_an_instruction_set_that_the_machine_lacks_is_a_clear_error():
 def test_show_config_prints_everything(capsys):
     rlvar.show_config()
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert list(lines) == ["rlvar", "isa", "threads", "eigen", "numpy"]
+    assert list(lines) == ["rlvar", "isa", "openmp", "threads", "eigen", "numpy"]
     assert lines["rlvar"] == rlvar.__version__
     assert lines["eigen"].startswith("3.4.")
 

@@ -66,21 +66,6 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
                index_t c, Rows<P>& rows) {
   const Terms<T>& terms = a.terms;
   const double root = std::sqrt(terms.probability(n)), factor = a.scale * root;
-  if (terms.narrow(count)) {
-    with_width(count, [&](auto constant) {
-      for (index_t q = q0; q < q1; ++q) {
-        const T* s = terms.scores.row(n, q) + a.d0 + d;
-        const double* m = &a.centre(q, d);
-        const double w = terms.weights(n, q);
-        const bool live = terms.steps.unmasked(n, q);
-        P* x = &rows[q - q0][c];
-        for (int k = 0; k < decltype(constant)::value; ++k) {
-          x[k] = static_cast<P>(((live ? w * static_cast<double>(s[k]) : 0.0) - m[k]) * factor);
-        }
-      }
-    });
-    return;
-  }
   for (index_t q = q0; q < q1; ++q) {
     const double* m = &a.centre(q, d);
     P* x = &rows[q - q0][c];
@@ -110,33 +95,27 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
   }
 }
 
-/// Packs row group g of columns [c0, c0 + panel.columns) of A where there is one coordinate: the
-/// steps of a rollout then lie in memory as they do in the panel. Returns whether they do.
+/// `pack` where rows are single numbers: those of a rollout lie in memory as they do in the panel.
 template <class T, class P>
-bool pack_single(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
+void pack_scalars(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
   constexpr index_t lanes = Panel<P>::lanes;
-  const Terms<T>& terms = a.terms;
   const index_t q0 = g * lanes;
-  if (!terms.single(a.width)) return false;
-  const index_t last = a.order[static_cast<std::size_t>(c0 + panel.columns - 1)];
-  if (a.end(last) < q0 + lanes) return false;
   P* out = panel.group(g);
   for (index_t c = 0; c < panel.columns; ++c, out += lanes) {
     const index_t n = a.order[static_cast<std::size_t>(c0 + c)];
-    const T* s = terms.scores.row(n, q0) + a.d0;
-    const double *w = &terms.weights(n, q0), *m = &a.centre(q0, 0);
-    const double factor = a.scale * std::sqrt(terms.probability(n));
-    for (index_t r = 0; r < lanes; ++r) {
-      out[r] = static_cast<P>((w[r] * static_cast<double>(s[r]) - m[r]) * factor);
-    }
+    const index_t count = std::clamp<index_t>(a.end(n) - q0, 0, lanes);
+    const double factor = a.scale * std::sqrt(a.terms.probability(n)), *m = &a.centre(q0, 0);
+    double x[lanes];
+    load_scalars(a.terms, n, q0, q0 + count, a.d0, x);
+    for (index_t r = 0; r < count; ++r) out[r] = static_cast<P>((x[r] - m[r]) * factor);
+    std::fill(out + count, out + lanes, P(0));
   }
-  return true;
 }
 
 /// Packs row group g of columns [c0, c0 + panel.columns) of A.
 template <class T, class P>
 void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
-  if (pack_single(a, g, c0, panel)) return;
+  if (a.terms.scalar(a.width)) return pack_scalars(a, g, c0, panel);
   constexpr index_t lanes = Panel<P>::lanes;
   alignas(64) Rows<P> rows;
   const index_t q0 = g * lanes;

@@ -33,7 +33,6 @@ constexpr index_t kMeanBytes = kMiB;  // means and tails of the coordinates at h
 constexpr index_t kCoords = 256;      // are not fewer than this, and at most
 constexpr index_t kMostMeanBytes = 12 * kMiB;
 constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
-constexpr index_t kShort = 4;               // as many rows or fewer are multiplied without panels
 
 /// sums += A A^T / scale^2, products in P.
 template <class P, class T>
@@ -80,63 +79,40 @@ void add_products(const Columns<T>& a, TileSums& sums, int threads) {
   }
 }
 
-/// The same where there are so few rows that panels would be mostly empty: the products of rows
-/// pairwise, in float64, along the coordinates. Memory-bound.
-template <int Height, class T>
-void add_short_products(const Columns<T>& a, TileSums& sums, int threads) {
+/// The same where there is one row, and panels would be mostly empty: its squares, in float64,
+/// along the coordinates. Memory-bound.
+template <class T>
+void add_squares(const Columns<T>& a, TileSums& sums, int threads) {
   using L = Lanes<double>;
   const Terms<T>& terms = a.terms;
   const index_t samples = terms.scores.n;
   const index_t blocks = std::clamp<index_t>(samples * a.width / 16384, 1, 16);
-  std::vector<double> parts = zeros(blocks * Height * Height);
+  std::vector<double> parts = zeros(blocks);
   for_each_task(blocks, threads, [&] {
     return [&](index_t block) {
-      double* part = parts.data() + block * Height * Height;
+      double total = 0.0;
       for (index_t i = samples * block / blocks; i < samples * (block + 1) / blocks; ++i) {
         const index_t n = a.order[static_cast<std::size_t>(i)];
-        const T* s[Height];
-        double w[Height], reach[Height];  // 0 on padded rows, whose Y is 0
-        for (index_t q = 0; q < Height; ++q) {
-          reach[q] = q < a.end(n) ? 1.0 : 0.0;
-          // A step that is not live adds 0 times the centre, whatever lies there.
-          w[q] = q < a.end(n) && terms.steps.unmasked(n, q) ? terms.weights(n, q) : 0.0;
-          s[q] = w[q] == 0.0 ? nullptr : terms.scores.row(n, q) + a.d0;
-        }
-        typename L::Vec products[Height][Height] = {};
-        double rest[Height][Height] = {};
+        if (a.end(n) == 0) continue;
+        const T* s = terms.scores.row(n, 0) + a.d0;
+        const double w = terms.weights(n, 0), *c = &a.centre(0, 0);
+        typename L::Vec squares{};
+        double rest = 0.0;
         index_t d = 0;
         for (; d + L::width <= a.width; d += L::width) {
-          typename L::Vec y[Height];
-          for (int q = 0; q < Height; ++q) {
-            y[q] = -reach[q] * L::load(&a.centre(q, d));
-            if (s[q]) y[q] += w[q] * load_doubles(s[q] + d);
-            for (int j = 0; j <= q; ++j) products[q][j] += y[q] * y[j];
-          }
+          const auto y = w * load_doubles(s + d) - L::load(c + d);
+          squares += y * y;
         }
         for (; d < a.width; ++d) {
-          double y[Height];
-          for (int q = 0; q < Height; ++q) {
-            y[q] = -reach[q] * a.centre(q, d);
-            if (s[q]) y[q] += w[q] * static_cast<double>(s[q][d]);
-            for (int j = 0; j <= q; ++j) rest[q][j] += y[q] * y[j];
-          }
+          const double y = w * static_cast<double>(s[d]) - c[d];
+          rest += y * y;
         }
-        const double p = terms.probability(n);
-        for (int q = 0; q < Height; ++q) {
-          for (int j = 0; j <= q; ++j) {
-            part[q * Height + j] += p * (sum_of(products[q][j]) + rest[q][j]);
-          }
-        }
+        total += terms.probability(n) * (sum_of(squares) + rest);
       }
+      parts[static_cast<std::size_t>(block)] = total;
     };
   });
-  for (index_t block = 0; block < blocks; ++block) {
-    for (index_t q = 0; q < Height; ++q) {
-      for (index_t j = 0; j <= q; ++j) {
-        sums.tile(0, 0)[q * kTile + j] += parts.data()[(block * Height + q) * Height + j];
-      }
-    }
-  }
+  for (const double part : parts) *sums.tile(0, 0) += part;
 }
 
 /// The sums of the comoments: of products in `tiles`, of the ragged part in the lower half of
@@ -183,10 +159,8 @@ void add_all_products(const Terms<T>& terms, const Comoments& out, int threads) 
                  {},
                  {}};
     if (in_float<T, P>) split_centre(a);
-    if (rows <= kShort && terms.block == 1) {
-      with_width(rows, [&](auto height) {
-        if constexpr (height <= kShort) add_short_products<height>(a, out.tiles, threads);
-      });
+    if (rows == 1 && terms.block == 1) {
+      add_squares(a, out.tiles, threads);
     } else {
       add_products<P>(a, out.tiles, threads);
     }

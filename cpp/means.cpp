@@ -58,7 +58,7 @@ struct MeanTask {
   index_t q0, q1, d0, width;
   const double* origins;  // (q1 - q0, width)
   double* sums;           // the same
-  std::vector<double> rows = zeros((terms.narrow(width) ? q1 - q0 : 1) * width);
+  std::vector<double> rows = zeros(terms.scalar(width) ? q1 - q0 : width);
   double peak = 0.0;
 
   /// Adds `count` rollouts, all of which reach row q.
@@ -87,13 +87,13 @@ struct MeanTask {
 
   void run(index_t first, index_t last) {
     const auto end = [&](index_t n) { return std::min(q1, ends[static_cast<std::size_t>(n)]); };
-    if (terms.narrow(width)) {  // all rows of a rollout at once: one row is too short
+    if (terms.scalar(width)) {  // all rows of a rollout at once
       for (index_t i = first; i < last; ++i) {
         const index_t n = order[static_cast<std::size_t>(i)];
         if (end(n) <= q0) break;
         const double *x = rows.data(), one = 1.0, p = terms.probability(n);
-        load_narrow_rows(terms, n, q0, end(n), d0, width, rows.data());
-        peak = add_rows<1>(&x, &one, &p, origins, (end(n) - q0) * width, sums, peak);
+        load_scalars(terms, n, q0, end(n), d0, rows.data());
+        peak = add_rows<1>(&x, &one, &p, origins, end(n) - q0, sums, peak);
       }
       return;
     }

@@ -283,7 +283,7 @@ struct Scan {
     double a = 0.0, c = 1.0, x = carry.x;  // of the blocks so far: x = a + c * carry.x
     for (int k = blocks - 1; k >= 0; --k) {
       b[k] = solved<full, quiet>(at, t + k * W, count, live, carry.value);
-      a = b[k].a[0] + b[k].c[0] * a;
+      a = k == blocks - 1 ? b[k].a[0] : b[k].a[0] + b[k].c[0] * a;
       c *= b[k].c[0];
     }
     for (int k = blocks - 1; k >= 0; --k) {

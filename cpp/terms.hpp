@@ -44,13 +44,8 @@ struct Terms {
   bool live(index_t n, index_t t) const {
     return t < steps.end(n, scores.t) && steps.unmasked(n, t);
   }
-  /// Whether rows of `width` coordinates are so short that they are formed all at once.
-  bool narrow(index_t width) const { return width <= 8 && block == 1; }
-  /// Whether the steps of a rollout are consecutive numbers, none of them masked.
-  bool single(index_t width) const {
-    return width == 1 && block == 1 && !steps.mask.data && scores.t_stride == 1 &&
-           weights.col_stride == 1;
-  }
+  /// Whether rows are single numbers: those of a rollout are then formed all at once.
+  bool scalar(index_t width) const { return width == 1 && block == 1; }
   double probability(index_t n) const {
     return sample_weight.empty() ? 1.0 : sample_weight[static_cast<std::size_t>(n)];
   }
@@ -124,49 +119,20 @@ void load_row(const Terms<T>& terms, index_t n, index_t q, index_t d0, index_t w
   }
 }
 
-/// Calls f with a constant equal to `width`, 1 to 8: loops over it are then unrolled.
-template <class F>
-void with_width(index_t width, F&& f) {
-  switch (width) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 7:
-      return f(std::integral_constant<int, 7>());
-    case 8:
-      return f(std::integral_constant<int, 8>());
-  }
-}
-
-/// x[q - q0, :] = coordinates [d0, d0 + width) of rows q0 to q1 - 1 of rollout n, where they are
-/// narrow.
+/// x[q - q0] = coordinate d0 of rows q0 to q1 - 1 of rollout n, where rows are single numbers.
 template <class T>
-void load_narrow_rows(const Terms<T>& terms, index_t n, index_t q0, index_t q1, index_t d0,
-                      index_t width, double* x) {
-  if (terms.single(width)) {
-    const T* s = terms.scores.row(n, 0) + d0;
-    const double* w = &terms.weights(n, 0);
+void load_scalars(const Terms<T>& terms, index_t n, index_t q0, index_t q1, index_t d0, double* x) {
+  const T* s = terms.scores.row(n, 0) + d0;
+  const double* w = &terms.weights(n, 0);
+  if (!terms.steps.mask.data && q1 <= terms.steps.end(n, q1) && terms.scores.t_stride == 1 &&
+      terms.weights.col_stride == 1) {
     for (index_t q = q0; q < q1; ++q) x[q - q0] = w[q] * static_cast<double>(s[q]);
     return;
   }
-  with_width(width, [&](auto constant) {
-    constexpr int count = decltype(constant)::value;
-    for (index_t q = q0; q < q1; ++q, x += count) {
-      const T* s = terms.scores.row(n, q) + d0;
-      const double w = terms.weights(n, q);
-      const bool live = terms.live(n, q);
-      for (int d = 0; d < count; ++d) x[d] = live ? w * static_cast<double>(s[d]) : 0.0;
-    }
-  });
+  for (index_t q = q0; q < q1; ++q) {
+    const double term = terms.weights(n, q) * static_cast<double>(s[q * terms.scores.t_stride]);
+    x[q - q0] = terms.live(n, q) ? term : 0.0;
+  }
 }
 
 }  // namespace rlvar

@@ -532,7 +532,7 @@ def test_dtypes(given_as, result):
 @each_function
 @pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
 @each_layout
-def test_half_precision_is_accumulated_and_returned_in_float32(rng, function, half, layout):
+def test_half_precision_is_returned_in_float32(rng, function, half, layout):
     case = strategies.make_trajectories(rng, (9, 37), np.float16, "mask", gamma="steps").astype(half)
     expected = call(function, layout(case.astype(np.float32)))
     for result, same in zip(call(function, layout(case)), expected, strict=True):
@@ -567,6 +567,26 @@ def test_the_widest_argument_decides_the_dtype(given_as, result):
         rlvar.vtrace(rewards, rewards, other, gamma=0.9),
     ):
         assert [array.dtype for array in results] == [result] * len(results)
+
+
+@each_function
+@each_layout
+@pytest.mark.parametrize("live", ["all", "lengths", "mask"])
+def test_float32_results_are_the_float64_ones_rounded_once(isa, rng, function, layout, live):
+    for shape, gamma in itertools.product([(3, 1001), (70, 33)], [0.999, "steps"]):
+        case = strategies.make_trajectories(rng, shape, np.float32, live, gamma=gamma)
+        exact = call(function, layout(case.astype(np.float64)))
+        for result, wanted in zip(call(function, layout(case)), exact, strict=True):
+            assert result.dtype == np.float32
+            np.testing.assert_array_equal(result, wanted.astype(np.float32))
+
+
+@each_layout
+def test_a_million_float32_rewards_add_up_without_drift(isa, layout):
+    rewards = np.full((2, 10**6), 0.1, np.float32)
+    (result,) = call("reward_to_go", layout(strategies.Trajectories(rewards, rewards, rewards, {})))
+    exact = float(rewards[0, 0]) * np.arange(10**6, 0, -1)
+    np.testing.assert_allclose(result[1], exact, rtol=np.finfo(np.float32).eps)
 
 
 @each_function

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Float
+from rlvar._types import Double, Float
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -392,15 +392,15 @@ def n_step_returns(
     return scan.as_given(result)
 
 
-def _n_steps(scan: _check.Scan, n: int) -> Float:
-    """N-step returns (N, T), 0 on steps that are not live."""
-    rewards, values = scan.arrays
-    dtype, shape = rewards.dtype, rewards.shape
+def _n_steps(scan: _check.Scan, n: int) -> Double:
+    """N-step returns (N, T) in float64, 0 on steps that are not live."""
+    rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
+    shape = rewards.shape
     live = scan.steps.live(shape)
-    tail = np.zeros(shape[0], dtype) if scan.bootstrap is None else scan.bootstrap
+    tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
     # Each step as a map x -> a + c x of what comes after it.
     a = np.where(live, rewards, 0)
-    c = np.full(shape, scan.gamma, dtype) if scan.gammas is None else np.where(live, scan.gammas, 0)
+    c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
         cut = scan.bootstrapped & live
         a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
@@ -413,7 +413,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
     c = np.where(front, np.take_along_axis(c, order, axis=1), 1)
     x = np.where(front, np.take_along_axis(values, order, axis=1), tail[:, None])
 
-    def ahead(array: Float, steps: int, beyond: Any) -> Float:
+    def ahead(array: Double, steps: int, beyond: Any) -> Double:
         """`array` as it is `steps` steps later."""
         moved = np.empty_like(array)
         moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
@@ -428,7 +428,7 @@ def _n_steps(scan: _check.Scan, n: int) -> Float:
         if left:
             a, c = a + c * ahead(a, steps, 0), c * ahead(c, steps, 1)
             steps *= 2
-    result: Float = np.zeros(shape, dtype)
+    result = np.zeros(shape)
     np.put_along_axis(result, order, np.where(front, x, 0), axis=1)
     return result
 

@@ -179,6 +179,14 @@ void without_gil(Kernel&& kernel) {
 
 int number_of(Threads threads) { return threads ? *threads : rlvar::default_threads(); }
 
+/// The same with one team for all steps of a kernel that multiplies `rows` rows with each other.
+template <class T, class Kernel>
+void with_team(const rlvar::Terms<T>& terms, index_t rows, Threads threads, Kernel&& kernel) {
+  const double work = terms.pass() * (2.0 + static_cast<double>(rows) / 16.0);
+  const int team = rlvar::threads_for(work, number_of(threads));
+  without_gil([&] { rlvar::with_team(team, [&] { kernel(team); }); });
+}
+
 template <class T>
 void bind_kernels(py::module_& m) {
   using Array = py::array_t<T>;
@@ -243,8 +251,8 @@ void bind_kernels(py::module_& m) {
         const index_t rows = terms.rows(), d = terms.scores.d;
         const auto to = result(out, rows, rows), mean_to = result(mean, rows, d),
                    tail_to = result(tail, rows, d);
-        without_gil(
-            [&] { rlvar::covariance(terms, divisor, to, mean_to, tail_to, number_of(threads)); });
+        with_team(terms, rows, threads,
+                  [&](int team) { rlvar::covariance(terms, divisor, to, mean_to, tail_to, team); });
       },
       py::arg("terms").noconvert(), py::arg("block"), py::arg("divisor"),
       py::arg("out").noconvert(), py::arg("mean").noconvert(), py::arg("tail").noconvert(),
@@ -257,7 +265,8 @@ void bind_kernels(py::module_& m) {
         const auto sets = weight_sets(weights, terms);
         expect(sums, {sets.n, terms.scores.t, terms.scores.t});
         double* to = sums.mutable_data();
-        without_gil([&] { rlvar::shared_moments(terms, sets, to, number_of(threads)); });
+        with_team(terms, terms.scores.t, threads,
+                  [&](int team) { rlvar::shared_moments(terms, sets, to, team); });
       },
       py::arg("terms").noconvert(), py::arg("weights").noconvert(), py::arg("sums").noconvert(),
       py::arg("threads"));
@@ -345,6 +354,7 @@ PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
       py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
       py::arg("threads"));
   m.def("default_threads", &rlvar::default_threads);
+  m.attr("openmp") = rlvar::kOpenMP;
   m.def("supported_isas", &rlvar::supported_isas);
   m.attr("eigen_version") =
       py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);

@@ -51,4 +51,5 @@ projections = _module.projections
 means = _module.means
 unit_squares = _module.unit_squares
 default_threads = _module.default_threads
+openmp = _module.openmp
 eigen_version = _module.eigen_version

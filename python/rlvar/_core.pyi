@@ -15,6 +15,7 @@ _Options: TypeAlias = tuple[
 
 available_isas: tuple[str, ...]
 isa: str
+openmp: int
 eigen_version: str
 
 class Terms(NamedTuple):

@@ -115,18 +115,15 @@ void add_squares(const Columns<T>& a, TileSums& sums, int threads) {
   for (const double part : parts) *sums.tile(0, 0) += part;
 }
 
-/// The sums of the comoments: of products in `tiles`, of the ragged part in the lower half of
-/// `rest`.
-struct Comoments {
+/// Where the moments of the terms go: sums of products about the mean, the mean and its tail.
+struct Moments {
   TileSums& tiles;
-  View2<double> rest;
   View2<double> mean, tail;
-  bool ragged;  // whether some rollout does not reach the last row
 };
 
-/// Adds the comoments of the terms, products in P.
+/// Adds the moments of the terms, products in P.
 template <class P, class T>
-void add_all_products(const Terms<T>& terms, const Comoments& out, int threads) {
+void add_all_products(const Terms<T>& terms, const Moments& out, int threads) {
   const index_t rows = terms.rows(), coords = terms.scores.d;
   const double total = terms.total_probability();
   const Indices ends = terms.ends(), order = by_falling(ends);
@@ -164,14 +161,15 @@ void add_all_products(const Terms<T>& terms, const Comoments& out, int threads) 
     } else {
       add_products<P>(a, out.tiles, threads);
     }
-    if (out.ragged) add_ragged_part(a, live, total, out.rest, threads);
+    const bool ragged = a.end(order.back()) < rows;
+    if (ragged) add_ragged_part(a, live, total, out.tiles, threads);
   }
 }
 
 /// Rows are sums of steps: adds up coordinates [d0, d0 + width) once, for the means and the
 /// products.
 template <class T>
-void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const Comoments& out,
+void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const Moments& out,
                         int threads) {
   const index_t samples = terms.scores.n, rows = terms.rows();
   std::vector<double> blocks = zeros(samples * rows * width);
@@ -191,8 +189,7 @@ void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const 
   const auto slice = [&](View2<double> m) {
     return m.data ? View2<double>{&m(0, d0), rows, width, m.row_stride, m.col_stride} : m;
   };
-  add_all_products<T>(summed, {out.tiles, out.rest, slice(out.mean), slice(out.tail), out.ragged},
-                      threads);
+  add_all_products<T>(summed, {out.tiles, slice(out.mean), slice(out.tail)}, threads);
 }
 
 }  // namespace
@@ -201,13 +198,8 @@ template <class T>
 void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
                 View2<double> tail, int threads) {
   const index_t coords = terms.scores.d, rows = terms.rows();
-  threads = threads_for(terms.pass() * (2.0 + static_cast<double>(rows) / 16.0), threads);
   TileSums tiles(rows, ceil_div(terms.scores.n * coords, kPanel));
-  const Indices ends = terms.ends();
-  const bool ragged = *std::min_element(ends.begin(), ends.end()) < rows;
-  for_each_task(ragged ? rows : 0, threads,
-                [&] { return [&](index_t i) { std::fill_n(&out(i, 0), rows, 0.0); }; });
-  const Comoments sums{tiles, out, mean, tail, ragged};
+  const Moments sums{tiles, mean, tail};
   const index_t fitting = kBlockBytes / (terms.scores.n * rows * 8);
   if (terms.block > 1 && fitting >= std::min<index_t>(coords, 64)) {
     for (index_t d0 = 0; d0 < coords; d0 += fitting) {
@@ -216,7 +208,7 @@ void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<
   } else {
     add_all_products<T>(terms, sums, threads);
   }
-  tiles.store(out, ragged, divisor, threads);
+  tiles.store(out, divisor, threads);
 }
 
 void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {

@@ -4,10 +4,11 @@
 #include "columns.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
+#include "tiles.hpp"
 
 namespace rlvar {
 
-constexpr index_t kRaggedRows = 16;  // rows of one task of the ragged part
+constexpr index_t kRaggedRows = 16;  // rows of one task of the ragged part: a tile has whole tasks
 
 /// out[v][r] = x[r, :] . y[v] for as many rows of x, `width` long each, as a vector has lanes.
 template <int Vectors>
@@ -70,7 +71,7 @@ void add_centred(const Columns<T>& a, index_t n, index_t q, double* scratch, dou
 /// difference of large numbers. H changes with j only where rollouts end. O(N T D) to keep it, T^2
 /// D flops for the products with c.
 template <class T>
-void add_ragged_part(const Columns<T>& a, const LiveMeans& live, double total, View2<double> sums,
+void add_ragged_part(const Columns<T>& a, const LiveMeans& live, double total, TileSums& sums,
                      int threads) {
   const index_t longest = a.rows_from(0), samples = a.terms.scores.n, width = a.width;
   if (total == 0.0) return;
@@ -121,9 +122,8 @@ void add_ragged_part(const Columns<T>& a, const LiveMeans& live, double total, V
                      : dots<1>(h.data() + i * width, c, width, to);
         }
         for (index_t k = 0; k < count; ++k) {
-          for (index_t i = i0; i < std::min(i1, j + k + 1); ++i) {
-            sums(j + k, i) += products[k][i - i0];
-          }
+          double* to = sums.at(j + k, i0);
+          for (index_t i = i0; i < std::min(i1, j + k + 1); ++i) to[i - i0] += products[k][i - i0];
         }
       };
       // Two rows at a time where no rollout ends between them: they share what is read of h.

@@ -1,7 +1,9 @@
 // The lower half of a (T, T) matrix in tiles, and sums of products over it.
 #pragma once
 
-#include <cstdlib>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <memory>
 #include <new>
 #include <utility>
@@ -38,11 +40,12 @@ inline index_t accumulators_for(index_t rows, index_t results, index_t most) {
 /// Accumulators of the lower half of a matrix, tile by tile: rows of a whole matrix would share few
 /// sets of the cache. Several accumulators take panels in turn.
 class TileSums {
-  struct Free {
-    void operator()(double* p) const { std::free(p); }
+  struct Unmap {
+    std::size_t bytes;
+    void operator()(double* p) const { munmap(p, bytes); }
   };
   index_t rows_, accumulators_;
-  std::unique_ptr<double, Free> data_;  // (accumulators, pairs of tiles, kTile, kTile)
+  std::unique_ptr<double, Unmap> data_;  // (accumulators, pairs of tiles, kTile, kTile)
 
  public:
   static constexpr index_t size = kTile * kTile;  // of a tile
@@ -51,19 +54,30 @@ class TileSums {
   /// As many accumulators as keep threads busy, if there are panels for them and memory.
   TileSums(index_t rows, index_t panels)
       : rows_(rows), accumulators_(accumulators_for(rows, 1, panels / 4)), tiles(rows) {
-    // Zeros that the system hands out as they are first touched, by the thread that does.
-    const auto count = static_cast<std::size_t>(accumulators_ * tiles.pairs * size);
-    data_.reset(static_cast<double*>(std::calloc(count, sizeof(double))));
-    if (!data_) throw std::bad_alloc();
+    // Pages of zeros, which the system hands out as they are first touched, by the thread that
+    // does.
+    const auto bytes =
+        sizeof(double) * static_cast<std::size_t>(accumulators_ * tiles.pairs * size);
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    data_ = {static_cast<double*>(data), {bytes}};
   }
   index_t accumulators() const { return accumulators_; }
   double* tile(index_t accumulator, index_t pair) {
     return data_.get() + (accumulator * tiles.pairs + pair) * size;
   }
 
-  /// out = (out, if `add`, + the accumulators' sums) / divisor, both halves of it.
-  void store(View2<double> out, bool add, double divisor, int threads) {
+  /// Row i, column j <= i of the first accumulator; what follows is there up to the tile's edge.
+  double* at(index_t i, index_t j) {
+    const index_t row = i / kTile, pair = row * (row + 1) / 2 + j / kTile;
+    return tile(0, pair) + i % kTile * kTile + j % kTile;
+  }
+
+  /// out = the accumulators' sum / divisor, both halves of it. Gives the memory of each tile back
+  /// as it is stored: `out` gets its own meanwhile.
+  void store(View2<double> out, double divisor, int threads) {
     constexpr index_t edge = 8;  // squares of as many cache lines
+    const bool whole_pages = size * 8 % sysconf(_SC_PAGESIZE) == 0;
     for_each_task(tiles.pairs, threads, [&] {
       return [&](index_t pair) {
         const auto [i0, j0] = Tiles::corner(pair);
@@ -73,39 +87,25 @@ class TileSums {
           for (index_t k = 0; k < size; ++k) sums[k] += other[k];
         }
         for (index_t i = i0; i < std::min(i0 + kTile, rows_); i += edge) {
+          const index_t height = std::min(edge, rows_ - i);
           for (index_t j = j0; j < std::min(j0 + kTile, i + edge); j += edge) {
             const double* from = sums + (i - i0) * kTile + j - j0;
-            const index_t below = rows_ - i, right = rows_ - j;
             double square[edge][edge];
             for (index_t r = 0; r < edge; ++r) {
-              for (index_t c = 0; c < edge; ++c) square[r][c] = from[r * kTile + c];
+              for (index_t c = 0; c < edge; ++c) square[r][c] = from[r * kTile + c] / divisor;
             }
-            const auto part = out.from(i, j);
-            for (index_t r = 0; add && r < std::min(edge, below); ++r) {
-              for (index_t c = 0; c < std::min({edge, right, i + r - j + 1}); ++c) {
-                square[r][c] += part(r, c);
-              }
+            for (index_t r = 0; r < height; ++r) {
+              const index_t width = std::min(edge, i + r - j + 1);
+              std::copy_n(square[r], width, &out(i + r, j));
             }
-            for (index_t r = 0; r < edge; ++r) {
-              for (index_t c = 0; c < edge; ++c) square[r][c] /= divisor;
-            }
-            if (i > j && below >= edge) {
-              for (index_t r = 0; r < edge; ++r) {
-                for (index_t c = 0; c < edge; ++c) (&part(r, 0))[c] = square[r][c];
-              }
-              const auto mirror = out.from(j, i);
-              for (index_t c = 0; c < edge; ++c) {
-                for (index_t r = 0; r < edge; ++r) (&mirror(c, 0))[r] = square[r][c];
-              }
-            } else {  // the diagonal, or the end of the matrix
-              for (index_t r = 0; r < std::min(edge, below); ++r) {
-                for (index_t c = 0; c < std::min({edge, right, i + r - j + 1}); ++c) {
-                  part(r, c) = out(j + c, i + r) = square[r][c];
-                }
-              }
+            for (index_t c = 0; c < edge && j + c < rows_; ++c) {
+              double* to = &out(j + c, i);
+              for (index_t r = std::max<index_t>(j + c - i, 0); r < height; ++r)
+                to[r] = square[r][c];
             }
           }
         }
+        if (whole_pages) madvise(sums, size * sizeof(double), MADV_DONTNEED);
       };
     });
   }

@@ -8,6 +8,11 @@
 #include <cstdint>
 #include <vector>
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "rlvar's results rest on IEEE arithmetic: compile it without -ffast-math and its parts"
+#endif
+
 namespace rlvar {
 
 using index_t = std::ptrdiff_t;

@@ -179,7 +179,7 @@ def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), lengths=rng.integers(1, 6, 40)
     )
-    report = rlvar.report(rollouts, aggregation="sequence-mean", interval="bootstrap", seed=3)
+    report = rlvar.report(rollouts, aggregation="sequence-mean", interval=rlvar.Bootstrap(seed=3))
     for name in ("single", "multi"):
         total = report.decompositions[name].variance
         assert report.comparison[name].variance.value == pytest.approx(total.value)
@@ -316,7 +316,7 @@ def test_nothing_is_claimed_without_intervals_or_gradients(rng):
         rlvar.report(still, [])
 
 
-@pytest.mark.parametrize("interval", ["jackknife", "bootstrap"])
+@pytest.mark.parametrize("interval", ["jackknife", rlvar.Bootstrap()])
 def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
     for seed in range(6):
         rng = np.random.default_rng(seed)

@@ -73,14 +73,6 @@ def positive_integer(name: str, value: int) -> int:
     return number
 
 
-def bootstrap(resamples: int, first: int) -> tuple[int, int]:
-    """Return the number of resamples, enough of them for an interval, and the seed."""
-    number = positive_integer("resamples", resamples)
-    if number < 100:
-        raise ValueError(f"resamples must be at least 100, got {number}")
-    return number, seed(first)
-
-
 def seed(value: int) -> int:
     """Return the seed of a random generator, an integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

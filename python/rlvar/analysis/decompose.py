@@ -27,7 +27,8 @@ from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
-from rlvar.stats.intervals import correlation, fieller, jackknife, signal_interval
+from rlvar.stats.inference import signal_and_noise_scale, signal_of
+from rlvar.stats.intervals import jackknife
 from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.estimators import EstimatorLike
 from rlvar.weights.source import groups_of, terms_of
@@ -123,6 +124,7 @@ class Decomposition:
         return result
 
     @cached_property
+    @_check.quiet
     def step_share(self) -> Double:
         source = self._source
         total = source.normaliser * self.growth[-1]
@@ -132,17 +134,18 @@ class Decomposition:
         return share
 
     @cached_property
+    @_check.quiet
     def lag_profile(self) -> Double:
         source = self._source
         return source.terms.lags(source.samples.weight, self.mean) / source.normaliser
 
     @cached_property
+    @_check.quiet
     def lag_correlation(self) -> Double:
         bound = autocorrelation(np.sqrt(self.step_variance))
         # Rounding of the transform, where the steps that far apart have no variance.
         bound[bound < 1e-12 * bound[0]] = 0.0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
+        ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
         return ratio
 
     @property
@@ -154,14 +157,27 @@ class Decomposition:
         return self._signals[1]
 
     @cached_property
+    @_check.quiet
     def _signals(self) -> tuple[Estimate, Estimate]:
-        return _signals(self._source, self.variance, self.mean.sum(axis=0))
+        source, units = self._source, self._source.units
+        signal, variance = Moment(math.nan, np.empty(0)), source.variance
+        if source.weighted:
+            taken = source.ddof * variance.value / self.effective_size
+            signal = signal._replace(value=float(np.square(self.mean.sum(axis=0)).sum()) - taken)
+        else:
+            whole = (units.sizes.astype(np.float64), units) if source.grouped else ()
+            ((own, _),) = unit_moments.products([unit_moments.sample(source.terms.gradients, *whole)])
+            signal = signal_of(own, source.ddof, grouped=source.grouped)
+            variance = unit_moments.variance(own)
+        dimension, level = self.mean.shape[1], self.variance.confidence
+        return signal_and_noise_scale(signal, variance, source.variance, dimension, level)
 
     @property
     def length_exponent(self) -> Estimate:
         return jackknife(*self.length_growth.exponent, self.variance.confidence)
 
     @cached_property
+    @_check.quiet
     def length_growth(self) -> LengthGrowth:
         """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
         source = self._source
@@ -324,6 +340,7 @@ def decompose(
     return result
 
 
+@_check.quiet
 def decompose_terms(
     terms: Terms,
     groups: Sequence[Hashable] | NDArray[Any] | None,
@@ -347,6 +364,8 @@ def decompose_terms(
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(terms.scores, terms.live)
+    if np.square(mean).sum() + growth_squares[-1] < unit_moments.TINY:
+        unit_moments.refuse_underflow(bool(mean.any()))
 
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
@@ -374,33 +393,3 @@ def decompose_terms(
             variance=found.variance,
         ),
     )
-
-
-def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estimate]:
-    """Return signal and noise scale of gradients with this mean (D,)."""
-    level = total.confidence
-    if s.weighted:
-        signal = Estimate(
-            float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
-        )
-        return signal, fieller(total, signal, 0.0)
-    units, g = s.units, s.terms.gradients.whole()
-    if s.grouped:
-        g = units.sums(g)
-    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
-    variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
-
-    def extra(variance: Any, u: int) -> Any:
-        """What is added to a signal that takes V / U from the plug-in, for ddof V_ddof / U to be taken."""
-        taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
-        return (1 - taken) * variance / u
-
-    u = len(units)
-    value = signals.value + extra(variances.value, u)
-    if len(s.variance.left_out) == 0:  # no intervals
-        signal = Estimate(value, confidence=level)
-        return signal, fieller(total, signal, 0.0)
-    left_out = signals.left_out + extra(variances.left_out, u - 1)
-    moment = Moment(value, left_out)
-    signal = signal_interval(moment, variances, len(mean), level)
-    return signal, fieller(total, signal, correlation(s.variance.left_out, left_out))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvar._check import quiet
 from rlvar.analysis.compare import Comparison
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.inference import quotient
@@ -55,6 +56,7 @@ class Headroom:
         }
 
 
+@quiet
 def headroom(comparison: Comparison) -> Headroom:
     """Say what a baseline could remove from the variance of a policy gradient, and what is removed.
 

@@ -201,6 +201,7 @@ def on_policy_test(
     return result
 
 
+@_check.quiet
 def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
     """Test the scores of a batch, without its factors."""
     batch, rollouts, level = batch.plain, batch.rollouts, _check.confidence(confidence)
@@ -222,20 +223,18 @@ def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
 
 def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:
     """Return sum(above) / sum(below) over units (U,), `below` >= 0, with its jackknife interval."""
-    a, b = above.sum(), below.sum()
-    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-        return jackknife(float(a / b), (a - above) / (b - below), confidence)
+    left_out = moments.without_each(above) / moments.without_each(below)
+    return jackknife(float(above.sum() / below.sum()), left_out, confidence)  # 0 / 0: NaN, undefined
 
 
 def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float) -> Estimate:
     """Return |E sum_t S_t|^2 / E sum_t |S_t|^2 from sums of scores (U, D) and of squares (U,) of units."""
-    g = moments.sample(sums, sizes)
-    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-        rollouts, total = sizes.sum(), squares.sum()
-        trace, left_out = total / rollouts, (total - squares) / (rollouts - sizes)
-        (s, s_left_out), (v, v_left_out) = moments.signal(g), moments.variance(g)
-        signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
-        # Its left-out values say how well the variance is known: the trace would hide that, which for
-        # T = 1 is the same but for the mean.
-        variance = Moment(float(v / trace), v_left_out / trace)
+    ((p, _),) = moments.products([moments.sample(sums, sizes)])
+    trace = squares.sum() / sizes.sum()
+    left_out = moments.without_each(squares) / moments.without_each(sizes)
+    (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)
+    signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
+    # Its left-out values say how well the variance is known: the trace would hide that, which for
+    # T = 1 is the same but for the mean.
+    variance = Moment(float(v / trace), v_left_out / trace)
     return signal_interval(signal, variance, sums.shape[1], confidence, tested=True)

@@ -65,9 +65,10 @@ class PromptComponents:
 
     @property
     def resolved(self) -> bool:
-        """Whether the variance between prompts is positive beyond doubt: its interval excludes 0."""
-        return self.between.low > 0
+        """Whether the variance between prompts is told from none: its interval excludes 0."""
+        return self.between.resolved
 
+    @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
         """Return the variance of the mean gradient of a batch, between / P + within / (P K).
 
@@ -289,6 +290,7 @@ def prompt_components(
     )
 
 
+@_check.quiet
 def plan(
     components: PromptComponents,
     target: float,
@@ -361,10 +363,9 @@ def plan(
 
     k = np.arange(1, most + 1)
     one_prompt = max(components.between.value, 0.0) + components.within.value / k
-    with np.errstate(over="ignore"):
-        # Rounding must not cost a prompt where the target is met exactly.
-        p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
-        cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
+    # Rounding must not cost a prompt where the target is met exactly.
+    p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
+    cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
     if not np.isfinite(cost).any():
         raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
     best = np.lexsort((one_prompt / p, cost))[0]
@@ -380,6 +381,7 @@ def plan(
     )
 
 
+@_check.quiet
 def _components(
     g: Double, labels: NDArray[np.int64], units: _check.Units
 ) -> tuple[tuple[float, float], Double]:
@@ -395,7 +397,7 @@ def _components(
     means = units.sums(centred) / sizes[:, None]
     centred -= means[labels]
     within_squares = units.sums(np.square(centred).sum(axis=1))
-    means -= sizes @ means / n
+    means -= (sizes[:, None] * means).sum(axis=0) / n
     between_squares = sizes * np.square(means).sum(axis=1)
 
     def anova(within: Any, between: Any, n: Any, u: float, square: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
-from rlvar.stats.inference import Bootstrap
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 

@@ -18,9 +18,9 @@ class Moment(NamedTuple):
     left_out: Double
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
-    """A value with its standard error and confidence interval.
+    """A value with its standard error and confidence interval; `float` gives the value.
 
     Attributes
     ----------
@@ -32,6 +32,10 @@ class Estimate:
         Ends of the interval; NaN where none is defined.
     confidence : float
         Nominal coverage of the interval, such as 0.95.
+    resolved : bool
+        Whether the data tell it: False without an interval, where what can be 0 or negative (a signal, a
+        variance between prompts) may be 0 by its interval, and for what rests on a signal that may be 0
+        (a noise scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
     """
 
     value: float
@@ -39,17 +43,28 @@ class Estimate:
     low: float = math.nan
     high: float = math.nan
     confidence: float = 0.95
+    resolved: bool = None  # type: ignore[assignment]  # None until the instance is made
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        resolved = self.low > 0 or self.high < 0 if self.resolved is None else self.resolved
+        object.__setattr__(self, "resolved", bool(resolved))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:.4g}"
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; what is not finite becomes None."""
-        return {
-            name: to_json(getattr(self, name)) for name in ("value", "stderr", "low", "high", "confidence")
-        }
+        return {name: to_json(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 def to_json(value: Any) -> Any:
@@ -65,6 +80,6 @@ def to_json(value: Any) -> Any:
 
 def bounded(x: Estimate) -> str:
     """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
-    if x.low in (-1.0, 0.0) and x.high in (1.0, math.inf) and x.stderr != 0.0:
-        return "not resolved"
-    return f"above {x.low:.4g}" if x.high == math.inf else str(x)
+    if x.high == math.inf and x.low > 0:
+        return f"above {x.low:.4g}"
+    return str(x) if x.resolved or math.isnan(x.low) else "not resolved"

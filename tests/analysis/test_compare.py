@@ -512,7 +512,7 @@ def test_importance_ratios_multiply_the_weights(rng, truncate):
             assert row.importance.importance == kind
     text = str(together)
     assert text.count("effective sample size") == 3
-    assert "biased: another policy sampled these rollouts, and no ratios weigh them" in text
+    assert "biased: off-policy rollouts without importance ratios" in text
     assert "token ratios" in text
     assert rlvar.compare(rollouts, importance=kinds, reference="multi:token").reference == "multi:token"
 

@@ -102,7 +102,7 @@ def covariance(
     --------
     >>> import numpy as np, rlvar
     >>> scores = np.array([[[1.0], [0.0]], [[-1.0], [2.0]], [[0.0], [-2.0]]])
-    >>> rlvar.covariance(scores, weights=[2.0, 2.0, 2.0])
+    >>> rlvar.covariance(scores, [2.0, 2.0, 2.0])
     array([[ 4., -4.],
            [-4., 16.]])
     """

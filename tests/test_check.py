@@ -206,7 +206,7 @@ def scan(**options):
     ("check", "error", "message"),
     [
         (lambda: _check.scores(ONES), ValueError, r"scores must have shape \(N, T, D\), got \(2, 3\)"),
-        (lambda: _check.scores(np.ones((1, 2, 3))), ValueError, "scores must hold at least N = 2 rollouts"),
+        (lambda: _check.scores(np.ones((1, 2, 3))), ValueError, "scores must have at least N = 2 rollouts"),
         (lambda: _check.scores(np.ones((2, 0, 3))), ValueError, "scores must have T >= 1 steps and D >= 1"),
         (
             lambda: _check.doubles("x", ONES, (3, 2), (3,)),
@@ -244,8 +244,8 @@ def scan(**options):
             ValueError,
             r"mask must have shape \(N, T\) = \(2, 3\), got",
         ),
-        (lambda: _check.steps(SHAPE, mask=2 * ONES), ValueError, r"only 0 and 1, got mask\[0, 0\] = 2"),
-        (lambda: _check.steps(SHAPE, mask=HALF), ValueError, r"only 0 and 1, got mask\[0, 0\] = 0.5"),
+        (lambda: _check.steps(SHAPE, mask=2 * ONES), ValueError, r"be 0 or 1, got mask\[0, 0\] = 2"),
+        (lambda: _check.steps(SHAPE, mask=HALF), ValueError, r"be 0 or 1, got mask\[0, 0\] = 0.5"),
         (
             lambda: _check.steps(SHAPE, mask=[["x"] * 3] * 2),
             TypeError,
@@ -263,7 +263,7 @@ def scan(**options):
         (
             lambda: _check.units([1, 1], 2),
             ValueError,
-            "hold at least two different labels, got one",
+            "have at least two different labels, got one",
         ),
         (lambda: _check.discount("lam", 1.5), ValueError, "lam must lie in 0..1, got 1.5"),
         (lambda: _check.discount("lam", np.nan), ValueError, "lam must lie in 0..1, got nan"),

@@ -65,7 +65,7 @@ def test_a_bootstrap_checks_what_it_is_given():
         ({"resamples": 0}, ValueError, "resamples must be at least 1"),
         ({"resamples": 99}, ValueError, "resamples must be at least 100"),
         ({"resamples": 1e3}, TypeError, "resamples must be an integer"),
-        ({"seed": -1}, ValueError, "seed must not be negative"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
     ):
         with pytest.raises(error, match=message):

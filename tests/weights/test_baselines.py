@@ -229,7 +229,7 @@ def test_scores_of_zero_leave_the_returns(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_group_cannot_be_cross_fitted(rng, name):
-    with pytest.raises(ValueError, match="groups must hold at least two different labels"):
+    with pytest.raises(ValueError, match="groups must have at least two different labels"):
         weights(name, rlvar.Rollouts(rng.standard_normal((4, 3, 2)), np.ones(4), groups=list("aaaa")))
 
 

@@ -82,10 +82,8 @@ def _untorched(tensor: Any) -> NDArray[Any]:
     tensor = tensor.detach()
     if str(tensor.layout) != "torch.strided":
         tensor = tensor.to_dense()
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
-        tensor = tensor.float()
+    if tensor.is_quantized or str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        tensor = tensor.dequantize().float()
     array: NDArray[Any] = tensor.numpy(force=True)
     return array
 
@@ -102,7 +100,8 @@ def _numbers(name: str, objects: NDArray[Any], missing: bool) -> Double:
             result[index] = float(each)
         except (TypeError, ValueError, OverflowError):
             where = ", ".join(map(str, index))
-            raise TypeError(f"{name} must be real numbers, got {name}[{where}] = {each!r}") from None
+            hint = ": fill it in or leave it out" if each is None else ""
+            raise TypeError(f"{name} must be real numbers, got {name}[{where}] = {each!r}{hint}") from None
     return result
 
 
@@ -177,7 +176,7 @@ def scores(value: ArrayLike, rollouts: int = 2) -> Float:
         raise _shape_error("scores", "(N, T, D)", array.shape)
     n, t, d = array.shape
     if n < rollouts:
-        raise ValueError(f"scores must hold at least N = {rollouts} rollouts, got shape {array.shape}")
+        raise ValueError(f"scores must have at least N = {rollouts} rollouts, got shape {array.shape}")
     if t < 1 or d < 1:
         raise ValueError(f"scores must have T >= 1 steps and D >= 1 coordinates, got shape {array.shape}")
     if d > 1 and array.strides[2] != array.itemsize:
@@ -249,7 +248,7 @@ def flags(
         wrong = np.argwhere((mask != 0) & (mask != 1))
         if len(wrong):
             where = ", ".join(map(str, wrong[0]))
-            raise ValueError(f"{name} must hold only 0 and 1, got {name}[{where}] = {mask[tuple(wrong[0])]}")
+            raise ValueError(f"{name} must be 0 or 1, got {name}[{where}] = {mask[tuple(wrong[0])]}")
     return mask.astype(np.bool_, copy=False)
 
 

@@ -36,50 +36,49 @@ def _number(name: str, value: Any) -> float:
     return float(array)
 
 
+def _within(name: str, value: Any, good: Callable[[float], bool], wanted: str) -> float:
+    number = value if type(value) is float else _number(name, value)
+    if not good(number):
+        raise ValueError(f"{name} must {wanted}, got {value!r}")
+    return number
+
+
 def confidence(value: float) -> float:
     """Return a confidence level strictly between 0 and 1."""
-    level = _number("confidence", value)
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {value!r}")
-    return level
+    return _within("confidence", value, lambda x: 0.0 < x < 1.0, "lie strictly between 0 and 1")
 
 
 def discount(name: str, value: float) -> float:
     """Return a discount factor in [0, 1]."""
-    factor = value if type(value) is float else _number(name, value)
-    if not 0.0 <= factor <= 1.0:
-        raise ValueError(f"{name} must lie in 0..1, got {value!r}")
-    return factor
+    return _within(name, value, lambda x: 0.0 <= x <= 1.0, "lie in 0..1")
 
 
 def bound(name: str, value: float) -> float:
     """Return an upper bound >= 0, which may be infinite."""
-    number = _number(name, value)
-    if not number >= 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}")
-    return number
+    return _within(name, value, lambda x: x >= 0.0, "not be negative")
 
 
-def positive_integer(name: str, value: int) -> int:
-    """Return an integer >= 1."""
+def non_negative_number(name: str, value: float) -> float:
+    """Return a finite number >= 0."""
+    return _within(name, value, lambda x: 0.0 <= x < math.inf, "be finite and not negative")
+
+
+def positive_number(name: str, value: float) -> float:
+    """Return a finite number > 0."""
+    return _within(name, value, lambda x: 0.0 < x < math.inf, "be finite and positive")
+
+
+def positive_integer(name: str, value: int, least: int = 1) -> int:
+    """Return an integer >= `least`."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
-
-
-def seed(value: int) -> int:
-    """Return the seed of a random generator, an integer of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"seed must be an integer, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"seed must not be negative, got {value}")
-    return int(value)
 
 
 def names(name: str, value: Any) -> list[str]:
@@ -101,22 +100,6 @@ def choice(name: str, value: Any, options: Any) -> None:
         for each in known
     ):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-
-
-def non_negative_number(name: str, value: float) -> float:
-    """Return a finite number >= 0."""
-    number = _number(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    return number
-
-
-def positive_number(name: str, value: float) -> float:
-    """Return a finite number > 0."""
-    number = _number(name, value)
-    if not 0.0 < number < math.inf:
-        raise ValueError(f"{name} must be finite and positive, got {value!r}")
-    return number
 
 
 def degrees_of_freedom(name: str, count: int, ddof: int) -> int:

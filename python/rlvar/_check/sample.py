@@ -74,7 +74,7 @@ def samples(sample_weight: ArrayLike | None, n: int) -> Samples:
     with np.errstate(under="ignore"):
         p = np.ldexp(p, -exponent)
         v1, v2 = p.sum(), np.square(p).sum()
-        # Of the largest the others are summed: v1 less it would lose their digits.
+        # Of the largest the others are summed: v1 minus it would lose their digits.
         others = v1 - p
         if n:
             others[np.argmax(p)] = np.delete(p, np.argmax(p)).sum()
@@ -89,7 +89,7 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     labels = group_labels(groups, n)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     if len(offsets) < 3:
-        raise ValueError("groups must hold at least two different labels, got one")
+        raise ValueError("groups must have at least two different labels, got one")
     return Units(np.argsort(labels, kind="stable"), offsets)
 
 

@@ -45,7 +45,7 @@ class Bootstrap:
         if number < 100:
             raise ValueError(f"resamples must be at least 100, got {number}")
         object.__setattr__(self, "resamples", number)
-        object.__setattr__(self, "seed", _check.seed(self.seed))
+        object.__setattr__(self, "seed", _check.positive_integer("seed", self.seed, 0))
 
 
 def resample_counts(units: int, resamples: int, seed: int | np.random.Generator) -> Double:

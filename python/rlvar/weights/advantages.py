@@ -1,6 +1,6 @@
 """Sequence rewards and groups into advantages, and what carries them to steps.
 
-An advantage is a reward less a baseline, over a scale: A = (r - b) / s. The samples of a group, the
+An advantage is a reward minus a baseline, over a scale: A = (r - b) / s. The samples of a group, the
 completions of one prompt, give each other's b and s. Rewards are centred before anything is squared,
 and about one of the group's own: the mean of equal floats may differ from them in the last bit, and a
 small eps, or none, would make an advantage of that residue.
@@ -38,7 +38,7 @@ class _Scored(NamedTuple):
     rows: NDArray[np.bool_]  # (N,), which they are
 
     def centred(self, weights: Double | None = None) -> Double:
-        """Return the rewards less the mean, or weighted mean, of their group; 0 in one without weight."""
+        """Return the rewards minus the mean, or weighted mean, of their group; 0 in one without weight."""
         w = np.ones(len(self.rewards)) if weights is None else weights / self._largest(weights)
         # About the group's reward of most weight: one of weight 0 may lie anywhere.
         origin = np.zeros(self.labels.max(initial=-1) + 1)
@@ -101,7 +101,7 @@ def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
 
 @_check.quiet
 def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -> Double:
-    r"""Leave-one-out advantages: each reward less the mean of the others in its group.
+    r"""Leave-one-out advantages: each reward minus the mean of the others in its group.
 
     .. math:: A_i = r_i - \frac{1}{n-1} \sum_{j \ne i} r_j = \frac{n}{n-1} (r_i - \bar r)
 
@@ -166,7 +166,7 @@ def grpo(
     singleton: Singleton | None = None,
     preset: Preset | None = None,
 ) -> Double:
-    r"""Group-relative advantages: each reward less its group's mean, over a standard deviation.
+    r"""Group-relative advantages: each reward minus its group's mean, over a standard deviation.
 
     .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
               s^2 = \frac{1}{n - \mathrm{ddof}} \sum_j (r_j - \bar r)^2
@@ -272,7 +272,7 @@ def reinforce_pp(
     eps: float = 1e-8,
     ddof: int = 1,
 ) -> Double:
-    r"""REINFORCE++ advantages: each reward less the mean of the batch or, with groups, of its group.
+    r"""REINFORCE++ advantages: each reward minus the mean of the batch or, with groups, of its group.
 
     .. math:: A_i = r_i - \bar r, \qquad \text{whitened: } A_i \Big/
               \sqrt{\tfrac{1}{N - \mathrm{ddof}} \textstyle\sum_j A_j^2 + \epsilon}
@@ -401,7 +401,7 @@ def whiten(
     eps: float = 1e-8,
     ddof: int = 1,
 ) -> Double:
-    r"""Whitened values: less their mean, over their standard deviation, both over live entries.
+    r"""Whitened values: minus their mean, over their standard deviation, both over live entries.
 
     .. math:: y = \frac{x - \bar x}{\sqrt{v + \epsilon}}, \qquad
               v = \frac{1}{n - \mathrm{ddof}} \sum (x - \bar x)^2
@@ -500,7 +500,7 @@ def kl_rewards(
     Returns
     -------
     ndarray, shape (N, T), float64
-        Rewards less penalties; exactly 0 on steps that are not live.
+        Rewards minus penalties; exactly 0 on steps that are not live.
 
     Raises
     ------

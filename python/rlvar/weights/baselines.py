@@ -34,13 +34,13 @@ FOLDS = 10
 
 
 def single_optimal(batch: Batch) -> Double:
-    r"""Whole return less the best constant baseline.
+    r"""Whole return minus the best constant baseline.
 
     .. math:: w = R - b, \qquad b = \frac{E[R |s|^2]}{E[|s|^2]}, \qquad s = \sum_t S_t
 
     Notes
     -----
-    As E[s] = 0, the variance of (R - b) s is E[(R - b)^2 |s|^2] less what does not depend on b: a
+    As E[s] = 0, the variance of (R - b) s is E[(R - b)^2 |s|^2] minus what does not depend on b: a
     parabola in b, least where its derivative -2 E[(R - b) |s|^2] is 0. The mean return is as good
     only if R and |s|^2 are uncorrelated.
 
@@ -55,7 +55,7 @@ def single_optimal(batch: Batch) -> Double:
 
 
 def multi_optimal(batch: Batch, gamma: float = 1.0) -> Double:
-    r"""Return-to-go less one constant a step, the best where scores are uncorrelated.
+    r"""Return-to-go minus one constant a step, the best where scores are uncorrelated.
 
     .. math:: w_t = G_t - b_t, \qquad b_t = \frac{E[S_t \cdot g]}{E[|S_t|^2]}, \qquad
               g = \sum_j G_j S_j
@@ -91,7 +91,7 @@ def multi_optimal(batch: Batch, gamma: float = 1.0) -> Double:
 
 
 def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
-    r"""Return-to-go less the optimal token baseline (OTB).
+    r"""Return-to-go minus the optimal token baseline (OTB).
 
     .. math:: w_t = G_t - B_t, \qquad B_t = \frac{E[G_t W_t]}{E[W_t]}, \qquad
               W_t = \sum_{j \le t} |S_j|^2
@@ -121,7 +121,7 @@ def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
 
 
 def length_baseline(batch: Batch) -> Double:
-    r"""Whole return less its mean weighted by length.
+    r"""Whole return minus its mean weighted by length.
 
     .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
 
@@ -140,7 +140,7 @@ def length_baseline(batch: Batch) -> Double:
 
 
 def alpha_baseline(batch: Batch) -> Double:
-    r"""Whole return less its mean weighted by a power of the length, fitted to the scores.
+    r"""Whole return minus its mean weighted by a power of the length, fitted to the scores.
 
     .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
 
@@ -201,7 +201,7 @@ def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Dou
             for x in (numerators, denominators)
         ]
     )
-    # All less one's own would leave rounding errors, hence a ratio, where the others are all 0.
+    # All minus one's own would leave rounding errors, hence a ratio, where the others are all 0.
     above, below = np.stack(
         [np.delete(sums, fold, axis=1).sum(axis=1) for fold in range(sums.shape[1])], axis=1
     )

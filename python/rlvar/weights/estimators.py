@@ -285,30 +285,6 @@ def _grpo(batch: Batch, scale: Scale, eps: float) -> Double:
     return advantages.grpo(batch.returns, batch.rollouts.groups, scale=scale, eps=eps)
 
 
-def _dr_grpo(batch: Batch) -> Double:
-    return _grpo(batch, "none", 0.0)
-
-
-def _single(batch: Batch, gamma: float) -> Double:
-    return batch.episode_returns(gamma)
-
-
-def _multi(batch: Batch, gamma: float) -> Double:
-    return batch.to_go(gamma)
-
-
-def _single_mean(batch: Batch) -> Double:
-    return advantages.reinforce_pp(batch.returns)
-
-
-def _reinforce_pp(batch: Batch) -> Double:
-    return advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True)
-
-
-def _opo(batch: Batch) -> Double:
-    return advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups)
-
-
 class _Entry(NamedTuple):
     """What is behind a name."""
 
@@ -336,10 +312,20 @@ _PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
 _TABLE = {
     "single": _Entry(
-        _single, "R: every step by the whole return of its episode", per_rollout=True, parameters=("gamma",)
+        lambda batch, gamma: batch.episode_returns(gamma),
+        "R: every step by the whole return of its episode",
+        per_rollout=True,
+        parameters=("gamma",),
     ),
-    "multi": _Entry(_multi, "G_t: each step by its return-to-go", per_rollout=True, parameters=("gamma",)),
-    "single-mean": _Entry(_single_mean, "R minus its mean over the batch"),
+    "multi": _Entry(
+        lambda batch, gamma: batch.to_go(gamma),
+        "G_t: each step by its return-to-go",
+        per_rollout=True,
+        parameters=("gamma",),
+    ),
+    "single-mean": _Entry(
+        lambda batch: advantages.reinforce_pp(batch.returns), "R minus its mean over the batch"
+    ),
     "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t", parameters=("gamma",)),
     "rloo": _Entry(_rloo, "R minus the mean of the others in its group", ("groups",)),
     "grpo": _Entry(
@@ -349,14 +335,16 @@ _TABLE = {
         unbiased=False,
         parameters=("scale", "eps"),
     ),
-    "dr-grpo": _Entry(_dr_grpo, "R minus its group's mean", ("groups",), unbiased=False),
+    "dr-grpo": _Entry(
+        lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
+    ),
     "reinforce++": _Entry(
-        _reinforce_pp,
+        lambda batch: advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True),
         "R minus its group's mean, or the batch's without groups, over the batch's deviation",
         unbiased=False,
     ),
     "opo": _Entry(
-        _opo,
+        lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
         "R minus the mean weighted by length of its group, or of the batch, itself included",
         unbiased=False,
     ),

@@ -196,7 +196,7 @@ def gae(
     gamma : float or array_like, shape (N, T)
         Discount factor in [0, 1] in units of one live step, or one for each step.
     lam : float
-        Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go less the value.
+        Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go minus the value.
     %(options)s
     out : pair of ndarray, shape (N, T), optional
         Where advantages and returns go, as for `reward_to_go`.

@@ -130,6 +130,8 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
     if len(labels) != n:
         raise _shape_error("groups", f"(N,) = ({n},)", (len(labels),))
     seen: dict[Hashable, int] = {}
+    if set(map(type, labels)) <= {int, str}:  # the short way: none can be missing
+        return np.array([seen.setdefault(label, len(seen)) for label in labels], np.int64)
     numbers = np.empty(n, np.int64)
     for i, label in enumerate(labels):
         try:

@@ -110,7 +110,7 @@ def test_on_policy_any_other_constants_add_their_distance_in_squared_scores(rng)
 
     def variance(constants):
         w = to_go - constants
-        return rlvar.decompose(policy.scores, w, sample_weight=p, ddof=0).total_variance.value
+        return rlvar.decompose(policy.scores, w, sample_weight=p, ddof=0).variance.value
 
     for other in rng.standard_normal((5, 3)):
         assert variance(best + other) - variance(best) == pytest.approx(other**2 @ squares, rel=1e-9)

@@ -511,7 +511,7 @@ def test_importance_ratios_multiply_the_weights(rng, truncate):
             assert row.unbiased == (kind == "sequence" and truncate is None)
             assert row.importance.importance == kind
     text = str(together)
-    assert text.count("effective sample size") == 3
+    assert text.count("ratios: effective sample size") == 3
     assert "biased: off-policy rollouts without importance ratios" in text
     assert "token ratios" in text
     assert rlvar.compare(rollouts, importance=kinds, reference="multi:token").reference == "multi:token"

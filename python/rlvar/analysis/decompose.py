@@ -362,8 +362,6 @@ def decompose_terms(
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(terms.scores, terms.live)
-    if np.square(mean).sum() + growth_squares[-1] < unit_moments.TINY:
-        unit_moments.refuse_underflow(bool(mean.any()))
 
     alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
     # The steps that at least half of the rollouts reach.

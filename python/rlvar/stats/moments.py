@@ -31,7 +31,7 @@ from rlvar.stats.estimate import Moment
 # Where so small a part of the units carries more than such a share of the squares, the tail has not
 # been seen: no interval of a variance can be trusted.
 TOP, HEAVY = 0.01, 0.2
-TINY = 2.0**-1000  # squares of this size have lost digits, or all
+_TINY = 2.0**-1000  # squares of this size have lost digits, or all
 _CHUNK = 1 << 17  # numbers of one temporary
 
 
@@ -41,12 +41,6 @@ def without_each(x: Double) -> Double:
     before = np.concatenate([zero, np.cumsum(x[:-1])])
     after = np.concatenate([np.cumsum(x[:0:-1])[::-1], zero])
     return np.asarray(before + after)
-
-
-def refuse_underflow(some: bool) -> None:
-    """Raise if squares that are `TINY` are those of `some` numbers other than 0."""
-    if some:
-        raise ValueError("squares are below the range of float64; rescale the scores or the weights")
 
 
 class Rows(Protocol):
@@ -175,8 +169,10 @@ def products(
         array[reference, 1] = array[reference, 0]
     result = []
     for i, each in enumerate(samples):
-        if sums[i, 0, 1].sum() + u * means[i, 0] < TINY:
-            refuse_underflow(any(each.columns(part).any() for part in _parts(u, d)))
+        if sums[i, 0, 1].sum() + u * means[i, 0] < _TINY and any(
+            each.columns(part).any() for part in _parts(u, d)
+        ):
+            raise ValueError("squares are below the range of float64; rescale the scores or the weights")
         matrices: list[tuple[Double, ...]] = [(), ()]
         if kept is not None:
             matrices = [(kept[i, k],) if wide else (kept[i], kept[j].T) for k, j in enumerate((i, reference))]

@@ -278,9 +278,13 @@ def test_covariance_converts_a_folder_block_by_block(tmp_path, monkeypatch, caps
     np.save(tmp_path / "rewards.npy", np.ones(40))
     monkeypatch.setattr(accumulator, "_UPDATE_BYTES", 1)  # so blocks of 16 rollouts
     converted, floats = [], arrays.floats
-    monkeypatch.setattr(arrays, "floats", lambda name, x: converted.append((name, len(x))) or floats(name, x))
+    monkeypatch.setattr(
+        arrays,
+        "floats",
+        lambda name, x, *more: converted.append((name, np.shape(x))) or floats(name, x, *more),
+    )
     assert main(["covariance", str(tmp_path)]) == 0
-    assert max(rows for name, rows in converted if name == "scores") == 16
+    assert max(shape[0] for name, shape in converted if name == "scores") == 16
     expected = rlvar.covariance(scores).sum()
     assert f"variance          {expected:.6g}" in capsys.readouterr().out
 

@@ -187,6 +187,10 @@ next_values, bootstrap_value
         counts.flags.writeable = False
         return counts
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return their shape and lengths, as JSON-ready values."""
+        return {**dict(zip("NTD", self.shape, strict=True)), "lengths": self.live_steps.tolist()}
+
     def __len__(self) -> int:
         return len(self._stored)
 

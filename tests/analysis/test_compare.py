@@ -511,8 +511,8 @@ def test_importance_ratios_multiply_the_weights(rng, truncate):
             assert row.unbiased == (kind == "sequence" and truncate is None)
             assert row.importance.importance == kind
     text = str(together)
-    assert text.count("effective sample size") == 3
-    assert "biased: another policy sampled these rollouts, and no ratios weigh them" in text
+    assert text.count("ratios: effective sample size") == 3
+    assert "biased: off-policy rollouts without importance ratios" in text
     assert "token ratios" in text
     assert rlvar.compare(rollouts, importance=kinds, reference="multi:token").reference == "multi:token"
 
@@ -642,9 +642,9 @@ def test_a_token_mean_needs_a_token(rng):
 @pytest.mark.parametrize(
     ("n", "groups", "message"),
     [
-        (9, None, "9 rollouts are few: intervals may be far too narrow"),
-        (2, None, "2 rollouts are few: no intervals"),
-        (18, np.arange(18) % 3, "3 groups are few"),
+        (9, None, "only 9 rollouts: intervals may be far too narrow"),
+        (2, None, "only 2 rollouts: no intervals"),
+        (18, np.arange(18) % 3, "only 3 groups"),
     ],
 )
 def test_fewer_than_ten_units_are_a_warning(rng, n, groups, message):

@@ -7,9 +7,7 @@ import pytest
 import closed_forms
 import reference
 import rlvar
-from rlvar import _check
-from rlvar.analysis import on_policy as onpolicy
-from rlvar.terms.passes import Terms
+from rlvar.weights.batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +17,8 @@ def policy():
 
 def moments(scores):
     """|sum_t S_t|^2 and sum_t |S_t|^2 of each rollout."""
-    n, t, _ = scores.shape
-    ones = np.ones((n, t))
-    return onpolicy._second_moments(Terms(scores, ones, _check.steps((n, t)), None), _check.units(None, n))
+    batch = Batch.of(rlvar.Rollouts(scores, np.zeros(len(scores))))
+    return batch.squares, batch.step_squares.sum(axis=1)
 
 
 def sequence_probabilities(policy, pi):

@@ -162,7 +162,7 @@ def test_a_common_mean_costs_no_digits(rng):
 def test_the_order_of_rollouts_does_not_matter(rng):
     g, groups, order = rng.standard_normal((17, 3)), np.repeat(np.arange(6), SIZES), rng.permutation(17)
     one, other = (rlvar.prompt_components(of_gradients(g[i], groups[i])) for i in (np.arange(17), order))
-    for name in ("within", "between", "total"):
+    for name in ("within", "between", "variance"):
         for field in ("value", "stderr", "low", "high"):
             assert getattr(getattr(one, name), field) == pytest.approx(getattr(getattr(other, name), field))
 
@@ -229,17 +229,17 @@ def test_bad_arguments_are_named(rng):
     rollouts = make_rollouts(rng, SIZES)
     with pytest.raises(TypeError, match="rollouts must be a Rollouts, got ndarray"):
         rlvar.prompt_components(rollouts.scores)
-    with pytest.raises(ValueError, match="rollouts must carry groups"):
+    with pytest.raises(ValueError, match="rollouts need groups, the prompts: pass groups= to Rollouts"):
         rlvar.prompt_components(rlvar.Rollouts(rollouts.scores, rollouts.rewards))
     with pytest.raises(ValueError, match="at least two different labels"):
         rlvar.prompt_components(of_gradients(np.ones((4, 1)), [0] * 4))
     with pytest.raises(ValueError, match="got singletons alone"):
         rlvar.prompt_components(of_gradients(np.ones((4, 1)), range(4)))
-    with pytest.raises(ValueError, match="estimator 'magic': it is none of single"):
+    with pytest.raises(ValueError, match="unknown estimator 'magic'; choose from single"):
         rlvar.prompt_components(rollouts, "magic")
-    with pytest.raises(ValueError, match="estimator 'gae': it needs values"):
+    with pytest.raises(ValueError, match="estimator 'gae' needs values: pass values="):
         rlvar.prompt_components(rollouts, "gae")
-    with pytest.raises(TypeError, match="estimator must be a name or an Estimator, got list"):
+    with pytest.raises(TypeError, match="estimator must be names, estimators or pairs"):
         rlvar.prompt_components(rollouts, ["single"])
     with pytest.raises(ValueError, match="confidence must lie strictly"):
         rlvar.prompt_components(rollouts, confidence=0)

@@ -49,7 +49,7 @@ def test_positive_covariance_is_a_share_of_the_variance(rng):
     text = " ".join(report.verdict)
     assert "90% of the variance of single-step is covariance between steps" in text
     assert "(45 covariance terms, 10 variance terms)" in text
-    assert "length^2.00" in text
+    assert "grows as k^2.00" in text
     assert report.decompositions["multi"].covariance_share == pytest.approx(0.9)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
-from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
+from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import infer
 from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
@@ -27,7 +27,7 @@ from rlvar.weights.source import estimator_of
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
+class ComparisonRow(Result):
     """One estimator in a `Comparison`.
 
     Attributes
@@ -89,23 +89,9 @@ class ComparisonRow:
         """Whether so few units carry so much of the variance that its interval cannot be trusted."""
         return self.top_share > moments.HEAVY
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        keys = ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment")
-        estimates = {key: getattr(self, key).to_dict() for key in keys}
-        return {
-            "name": self.name,
-            **estimates,
-            "largest_share": to_json(self.largest_share),
-            "top_share": to_json(self.top_share),
-            "unbiased": self.unbiased,
-            "importance": None if self.importance is None else self.importance.to_dict(),
-            "identical": self.identical,
-        }
-
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Result):
     """Estimators side by side: iterate over the rows, or index by an estimator's name.
 
     Attributes
@@ -185,18 +171,6 @@ class Comparison:
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         return "\n".join([text, *ratios])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "rows": [row.to_dict() for row in self],
-            "reference": self.reference,
-            "confidence": self.confidence,
-            "units": self.units,
-            "grouped": self.grouped,
-            "aggregation": self.aggregation,
-            "interval": self.interval,
-        }
 
 
 def compare(

@@ -26,7 +26,7 @@ from rlvar.analysis.growth import LengthGrowth, length_growth, upper_half
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
-from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
+from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
 from rlvar.terms.passes import Terms, autocorrelation
@@ -48,7 +48,7 @@ class _Source(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Decomposition:
+class Decomposition(Result):
     """The variance of a policy gradient, taken apart.
 
     It keeps the scores and weights, not copies of them, for what is computed when it is first
@@ -104,6 +104,8 @@ class Decomposition:
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
+    _also = ("step_share", "length_exponent", "signal", "noise_scale")
+    _large = ("mean", "lag_profile", "lag_correlation", "covariance")
     variance: Estimate
     variance_terms: Estimate
     covariance_terms: Estimate
@@ -220,25 +222,6 @@ class Decomposition:
                 f"effective size    {self.effective_size:.4g} of {len(self._source.terms.weights)} rollouts"
             )
         return "\n".join(lines)
-
-    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the fields as JSON-ready values.
-
-        The curves over steps are there, but of what is large or takes long only the `arrays` asked for:
-        "mean", "lag_profile", "lag_correlation", "covariance".
-        """
-        large = ("mean", "lag_profile", "lag_correlation", "covariance")
-        for name in arrays:
-            _check.choice("arrays", name, large)
-        estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
-        lazy = ("length_exponent", "signal", "noise_scale")
-        curves = ("step_variance", "step_share", "growth", "alive")
-        return {
-            **{name: getattr(self, name).to_dict() for name in (*estimates, *lazy)},
-            **{name: to_json(getattr(self, name)) for name in (*curves, *arrays)},
-            "growth_range": list(self.growth_range),
-            "effective_size": self.effective_size,
-        }
 
 
 def decompose(

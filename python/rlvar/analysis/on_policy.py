@@ -22,14 +22,14 @@ from rlvar import _check
 from rlvar._types import Double
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
-from rlvar.stats.estimate import Estimate, Moment
+from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.intervals import jackknife, signal_interval
 from rlvar.weights.batch import Batch
 from rlvar.weights.source import batch_of, groups_of
 
 
 @dataclass(frozen=True, repr=False)
-class OnPolicyTest:
+class OnPolicyTest(Result):
     """Whether scores behave like those of the policy that sampled the rollouts.
 
     Attributes
@@ -48,6 +48,7 @@ class OnPolicyTest:
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
 
+    _also = ("against", "on_policy")
     ratio: Estimate
     mean_score: Estimate
     off_diagonal: Estimate
@@ -84,17 +85,6 @@ class OnPolicyTest:
                 verdict,
             ]
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the verdict as JSON-ready values."""
-        names = ("ratio", "mean_score", "off_diagonal", "trace")
-        estimates = {name: getattr(self, name).to_dict() for name in names}
-        return {
-            **estimates,
-            "units": self.units,
-            "against": list(self.against),
-            "on_policy": self.on_policy,
-        }
 
 
 def on_policy_test(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.stats.estimate import Estimate
+from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.intervals import jackknife
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import EstimatorLike, estimators
@@ -28,7 +28,7 @@ _MOST_COMPLETIONS = 1 << 20  # that `plan` looks through
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PromptComponents:
+class PromptComponents(Result):
     """The variance of one rollout's gradient estimate, within prompts and between them.
 
     All variances are summed over coordinates, in squared units of the gradient.
@@ -53,6 +53,7 @@ class PromptComponents:
         the completions of a prompt, such as grpo, learn nothing from them. Here they count as any.
     """
 
+    _also = ("resolved",)
     within: Estimate
     between: Estimate
     variance: Estimate
@@ -107,22 +108,9 @@ class PromptComponents:
         ]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "within": self.within.to_dict(),
-            "between": self.between.to_dict(),
-            "variance": self.variance.to_dict(),
-            "estimator": self.estimator,
-            "groups": self.groups,
-            "sizes": self.sizes.tolist(),
-            "dead_groups": self.dead_groups,
-            "resolved": self.resolved,
-        }
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(Result):
     """The cheapest batch whose mean gradient has a variance of at most the target.
 
     Attributes
@@ -168,18 +156,6 @@ class Plan:
         if self.completions == self.max_completions:
             lines.append(f"More completions than max_completions = {self.max_completions} may be cheaper.")
         return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "prompts": self.prompts,
-            "completions": self.completions,
-            "cost": self.cost,
-            "variance": self.variance.to_dict(),
-            "target": self.target,
-            "max_completions": self.max_completions,
-            "components": self.components.to_dict(),
-        }
 
 
 def prompt_components(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,8 +19,27 @@ class Moment(NamedTuple):
     left_out: Double
 
 
+class Result:
+    """What a question is answered with: a frozen dataclass, whose repr is its table."""
+
+    _also: ClassVar[tuple[str, ...]] = ()  # properties that belong to the fields
+    _large: ClassVar[tuple[str, ...]] = ()  # what is large or takes long, only if asked for
+
+    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the fields as JSON-ready values; what is not finite becomes None.
+
+        Of the large arrays, which the class names, only those that are asked for.
+        """
+        for name in arrays:
+            if name not in self._large:
+                raise ValueError(f"arrays must be among {', '.join(self._large) or 'none'}, got {name!r}")
+        names = [*self.__dataclass_fields__, *self._also]  # type: ignore[attr-defined]
+        shown = [name for name in names if name[0] != "_" and name not in self._large]
+        return {name: to_json(getattr(self, name)) for name in (*shown, *arrays)}
+
+
 @dataclass(frozen=True, repr=False)
-class Estimate:
+class Estimate(Result):
     """A value with its standard error and confidence interval; `float` gives the value.
 
     Attributes
@@ -62,20 +82,18 @@ class Estimate:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values; what is not finite becomes None."""
-        return {name: to_json(getattr(self, name)) for name in self.__dataclass_fields__}
-
 
 def to_json(value: Any) -> Any:
-    """Turn numbers and arrays into JSON-ready values; what is not finite becomes None."""
-    if isinstance(value, np.ndarray):
-        return [to_json(item) for item in value.tolist()]
-    if isinstance(value, list):
+    """Turn results, numbers and arrays into JSON-ready values; what is not finite becomes None."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bounded(x: Estimate) -> str:

@@ -44,3 +44,23 @@ def test_nothing_but_numpy_is_needed_at_run_time():
     for path in FILES:
         packages = {name.partition(".")[0] for name in imported(path)}
         assert packages <= own | sys.stdlib_module_names, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_product_is_left_to_blas(path):
+    # Its bits depend on the number of threads.
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not isinstance(node, ast.MatMult)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np":
+            assert node.attr not in (
+                "dot",
+                "matmul",
+                "vdot",
+                "inner",
+                "tensordot",
+                "cov",
+                "corrcoef",
+                "linalg",
+            )
+        if isinstance(node, ast.Call):
+            assert not any(option.arg == "optimize" for option in node.keywords)

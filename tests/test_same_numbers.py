@@ -38,6 +38,9 @@ sparse = rlvar.Rollouts(scores[:, :, :2], np.where(np.arange(n) == 3, 1.0, 1e-30
 for name, rollouts in (("flat", flat), ("grouped", grouped), ("sparse", sparse)):
     bits(f"report {name}", rlvar.report(rollouts).to_dict())
     bits(f"bootstrap {name}", rlvar.compare(rollouts, interval=rlvar.Bootstrap(200)).to_dict())
+# Products of this size are where OpenBLAS's bits change with its threads.
+wide = rlvar.Rollouts(rng.standard_normal((300, 2, 2000)).astype(np.float32), rng.standard_normal((300, 2)))
+bits("bootstrap wide", rlvar.compare(wide, interval=rlvar.Bootstrap(300)).to_dict())
 bits("cartpole", rlvar.report(rlvar.datasets.cartpole(), ["single", "multi", "reinforce++"]).to_dict())
 names = ["single", "multi", "single-optimal", "multi-optimal", "otb", "alpha", "opo-cross", "opo"]
 for aggregation in ("sum", "sequence-mean", "token-mean"):

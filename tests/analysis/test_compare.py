@@ -595,7 +595,7 @@ def test_memory_is_that_of_the_gradients_which_differ_in_more_than_a_number(rng,
 def test_squares_below_the_range_of_float64_are_told(rng):
     rollouts = make_rollouts(rng, n=30)
     tiny = rlvar.Rollouts(rollouts.scores * 1e-200, rollouts.rewards)
-    for tell in (rlvar.compare, rlvar.on_policy_test, lambda tiny: rlvar.decompose(tiny, "multi")):
+    for tell in (rlvar.compare, rlvar.on_policy_test, lambda tiny: rlvar.decompose(tiny, "multi").signal):
         with pytest.raises(ValueError, match="below the range of float64"):
             tell(tiny)
     small = rlvar.Rollouts(rollouts.scores * 2.0**-400, rollouts.rewards)

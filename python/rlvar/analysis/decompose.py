@@ -347,8 +347,6 @@ def decompose_terms(
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(terms.scores, terms.live)
-    if np.square(mean).sum() + growth_squares[-1] < unit_moments.TINY:
-        unit_moments.refuse_underflow(bool(mean.any()))
 
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))

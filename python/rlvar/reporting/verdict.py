@@ -164,7 +164,7 @@ def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
     pairs = f"{steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms"
     covariance, total = parts.covariance_terms, parts.variance.value
     interval = _interval(covariance)
-    if not (covariance.low > 0 or covariance.high < 0 or math.isnan(covariance.low)):
+    if not (covariance.resolved or math.isnan(covariance.low)):
         return (
             f"Covariance between steps in {long_name(name)} cannot be told from none: "
             f"{_number(covariance.value)} ({interval}) against {_number(total)} in total ({pairs})."

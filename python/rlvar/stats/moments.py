@@ -16,10 +16,10 @@ they are added up a few columns at a time, each centred before anything is multi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -31,8 +31,8 @@ from rlvar.stats.estimate import Moment
 # Where so small a part of the units carries more than such a share of the squares, the tail has not
 # been seen: no interval of a variance can be trusted.
 TOP, HEAVY = 0.01, 0.2
-TINY = 2.0**-1000  # squares of this size have lost digits, or all
-_CHUNK = 1 << 17  # numbers of one temporary
+_TINY = 2.0**-1000  # squares of this size have lost digits, or all
+_CHUNK = 1 << 16  # numbers of one temporary
 
 
 def without_each(x: Double) -> Double:
@@ -41,12 +41,6 @@ def without_each(x: Double) -> Double:
     before = np.concatenate([zero, np.cumsum(x[:-1])])
     after = np.concatenate([np.cumsum(x[:0:-1])[::-1], zero])
     return np.asarray(before + after)
-
-
-def refuse_underflow(some: bool) -> None:
-    """Raise if squares that are `TINY` are those of `some` numbers other than 0."""
-    if some:
-        raise ValueError("squares are below the range of float64; rescale the scores or the weights")
 
 
 class Rows(Protocol):
@@ -128,17 +122,28 @@ def sample(
     return Sample(gradients, Sizes(sizes), units)
 
 
-class Products(NamedTuple):
+@dataclass(eq=False)
+class Products:
     """All that is needed of the coordinates of two samples a and b of the same units: sums over them."""
 
     sizes: Sizes
-    identical: bool  # whether the two are the same to the bit
-    means: float  # m_a . m_b
     linear: Double  # m_a . y_b + m_b . y_a of each unit (U,)
     diagonal: Double  # y_a . y_b of each unit (U,)
     crossed: Double  # y_a . (sum s y_b) + y_b . (sum s y_a) of each unit (U,)
     # The matrix (U, U) of all y_a . y_b, if asked for, as a product of the fewest numbers.
     gram: tuple[Double, ...] = ()
+    means: float = 0.0  # m_a . m_b
+    identical: bool = True  # whether the two are the same to the bit
+
+    def add(self, mean_a: Double, y_a: Double, mean_b: Double, y_b: Double) -> None:
+        """Add what some columns give."""
+        # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
+        self.means += float((mean_a * mean_b).sum())
+        self.diagonal += np.einsum("ud,ud->u", y_a, y_b)
+        for mean, y, z in ((mean_a, y_a, y_b), (mean_b, y_b, y_a)):
+            self.linear += np.einsum("ud,d->u", z, mean)
+            if not self.sizes.even:  # else the sum of all y, which is 0
+                self.crossed += np.einsum("ud,d->u", z, np.einsum("u,ud->d", self.sizes.relative, y))
 
 
 @quiet
@@ -149,64 +154,34 @@ def products(
 
     Raises ValueError for gradients so small that their squares are none in float64.
     """
-    base, sizes, count = samples[reference], samples[reference].sizes, len(samples)
-    u, d = len(sizes.given), base.dimension
-    means, sums, identical = np.zeros((count, 2)), np.zeros((count, 2, 3, u)), [True] * count
-    wide = u < d
-    kept = np.zeros((count, 2, u, u) if wide else (count, u, d)) if gram else None
-    for part in _parts(u, d):
-        of_base = base.columns(part)
-        centred_base = base.centred(of_base)
-        for i, each in enumerate(samples):
-            own, centred = of_base, centred_base
-            if each is not base:
-                own = each.columns(part)
-                identical[i] = identical[i] and np.array_equal(own, of_base)
-                centred = each.centred(own)
-            if kept is not None and not wide:
-                kept[i, :, part] = centred[1]
-            for k, other in enumerate((centred, centred_base)):
-                _add(means[i, k : k + 1], sums[i, k], sizes, *centred, *other)
-                if kept is not None and wide:
-                    _core.add_matmul(centred[1], other[1].T, kept[i, k], threads)
-                if each is base:  # the second is the first
-                    break
-    for array in (means, sums) if kept is None or not wide else (means, sums, kept):
-        array[reference, 1] = array[reference, 0]
-    result = []
-    for i, each in enumerate(samples):
-        if sums[i, 0, 1].sum() + u * means[i, 0] < TINY:
-            refuse_underflow(any(each.columns(part).any() for part in _parts(u, d)))
-        matrices: list[tuple[Double, ...]] = [(), ()]
-        if kept is not None:
-            matrices = [(kept[i, k],) if wide else (kept[i], kept[j].T) for k, j in enumerate((i, reference))]
-        pair = [
-            Products(sizes, same, float(mean), linear, diagonal, crossed, matrix)
-            for same, mean, (linear, diagonal, crossed), matrix in zip(
-                (True, identical[i]), means[i], sums[i], matrices, strict=True
-            )
-        ]
-        result.append((pair[0], pair[1]))
-    return result
-
-
-def _parts(units: int, coordinates: int) -> Iterator[slice]:
-    """Yield the columns of a chunk: it depends on nothing but the shape."""
-    step = max(8, _CHUNK // units)
-    return (slice(start, min(start + step, coordinates)) for start in range(0, coordinates, step))
-
-
-def _add(
-    means: Double, sums: Double, sizes: Sizes, mean_a: Double, y_a: Double, mean_b: Double, y_b: Double
-) -> None:
-    """Add what some columns give to m_a . m_b (1,) and to `Products.linear`, `diagonal`, `crossed` (3, U)."""
-    # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
-    means += (mean_a * mean_b).sum()
-    for (mean, y), (_, z) in (((mean_a, y_a), (mean_b, y_b)), ((mean_b, y_b), (mean_a, y_a))):
-        sums[0] += np.einsum("ud,d->u", z, mean)
-        if not sizes.even:  # else the sum of all y, which is 0
-            sums[2] += np.einsum("ud,d->u", z, np.einsum("u,ud->d", sizes.relative, y))
-    sums[1] += np.einsum("ud,ud->u", y_a, y_b)
+    sizes, numbers = samples[reference].sizes, range(len(samples))
+    u, d = len(sizes.given), samples[reference].dimension
+    found = {(i, j): Products(sizes, *np.zeros((3, u))) for i in numbers for j in (i, reference)}
+    kept: list[Double] = []
+    if gram and u < d:
+        for p in found.values():
+            p.gram = (np.zeros((u, u)),)
+    elif gram:
+        kept = [np.empty((u, d)) for _ in numbers]
+        for (i, j), p in found.items():
+            p.gram = (kept[i], kept[j].T)
+    some = np.zeros(len(samples), bool)
+    step = max(8, _CHUNK // u)  # so that no bit depends on more than the shape
+    for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
+        columns = [each.columns(part) for each in samples]
+        some |= [bool(x.any()) for x in columns]
+        centred = [each.centred(x) for each, x in zip(samples, columns, strict=True)]
+        for (i, j), p in found.items():
+            p.identical = p.identical and (i == j or np.array_equal(columns[i], columns[j]))
+            p.add(*centred[i], *centred[j])
+            if gram and not kept:
+                _core.add_matmul(centred[i][1], centred[j][1].T, p.gram[0], threads)
+        for y, (_, deviations) in zip(kept, centred, strict=False):
+            y[:, part] = deviations
+    for i in numbers:
+        if some[i] and found[i, i].diagonal.sum() + u * found[i, i].means < _TINY:
+            raise ValueError("squares are below the range of float64; rescale the scores or the weights")
+    return [(found[i, i], found[i, reference]) for i in numbers]
 
 
 @quiet

@@ -15,6 +15,7 @@
 #include "covariance.hpp"
 #include "covariance_shared.hpp"
 #include "cpu.hpp"
+#include "gram.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
 #include "passes.hpp"
@@ -192,6 +193,14 @@ bool finite(Scan&& scan) {
 
 int number_of(Threads threads) { return threads ? *threads : rlvar::default_threads(); }
 
+/// The same with one team for all steps of a kernel that multiplies `rows` rows with each other.
+template <class T, class Kernel>
+void with_team(const rlvar::Terms<T>& terms, index_t rows, Threads threads, Kernel&& kernel) {
+  const double work = terms.pass() * (2.0 + static_cast<double>(rows) / 16.0);
+  const int team = rlvar::threads_for(work, number_of(threads));
+  without_gil([&] { rlvar::with_team(team, [&] { kernel(team); }); });
+}
+
 template <class T>
 void bind_kernels(py::module_& m) {
   using Array = py::array_t<T>;
@@ -243,8 +252,8 @@ void bind_kernels(py::module_& m) {
         const index_t rows = terms.rows(), d = terms.scores.d;
         const auto to = result(out, rows, rows), mean_to = result(mean, rows, d),
                    tail_to = result(tail, rows, d);
-        without_gil(
-            [&] { rlvar::covariance(terms, divisor, to, mean_to, tail_to, number_of(threads)); });
+        with_team(terms, rows, threads,
+                  [&](int team) { rlvar::covariance(terms, divisor, to, mean_to, tail_to, team); });
       },
       "terms", "block", "divisor", "out", "mean", "tail", "threads");
   def(
@@ -254,7 +263,8 @@ void bind_kernels(py::module_& m) {
         const auto sets = weight_sets(weights, terms);
         expect(sums, {sets.n, terms.scores.t, terms.scores.t});
         double* to = sums.mutable_data();
-        without_gil([&] { rlvar::shared_moments(terms, sets, to, number_of(threads)); });
+        with_team(terms, terms.scores.t, threads,
+                  [&](int team) { rlvar::shared_moments(terms, sets, to, team); });
       },
       "terms", "weights", "sums", "threads");
   def(
@@ -321,7 +331,17 @@ PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
         without_gil([&] { rlvar::add_product(in, factor, to, number_of(threads)); });
       },
       "x", "factor", "sums", "threads");
+  def(
+      m, "add_matmul",
+      [](const Strided& a, const Strided& b, Strided out, Threads threads) {
+        refuse(a.ndim() != 2 || b.ndim() != 2);
+        const auto left = view(a, a.shape(0), a.shape(1)), right = view(b, a.shape(1), b.shape(1));
+        const auto to = result(out, left.rows, right.cols);
+        without_gil([&] { rlvar::add_matmul(left, right, to, number_of(threads)); });
+      },
+      "a", "b", "out", "threads");
   m.def("default_threads", &rlvar::default_threads);
+  m.attr("openmp") = rlvar::kOpenMP;
   m.def("supported_isas", &rlvar::supported_isas);
   m.attr("eigen_version") =
       py::str("{}.{}.{}").format(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);

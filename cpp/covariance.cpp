@@ -175,7 +175,6 @@ template <class T>
 void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
                 View2<double> tail, int threads) {
   const index_t coords = terms.scores.d, rows = terms.rows();
-  threads = threads_for(terms.pass() * (2.0 + static_cast<double>(rows) / 16.0), threads);
   TileSums tiles(rows, ceil_div(terms.scores.n * coords, kPanel));
   const Moments sums{tiles, mean, tail};
   const index_t fitting = kBlockBytes / (terms.scores.n * rows * 8);

@@ -17,20 +17,30 @@
 
 namespace rlvar {
 
-/// Reads how many threads to use and installs the fork guard; called once, when the module is
-/// loaded. `check_interrupt`, called on the main thread alone, throws if the program is to stop.
+/// Installs the fork guard; called once, when the module is loaded. `check_interrupt`, called on
+/// the main thread alone, throws if the program is to stop.
 void start_parallel(void (*check_interrupt)());
 
-/// Threads used unless the caller asks for a number: OMP_NUM_THREADS, or else the cores that this
-/// process may use; one in a child of fork().
+#ifdef _OPENMP
+constexpr int kOpenMP = _OPENMP;  // its version
+#else
+constexpr int kOpenMP = 0;
+#endif
+
+/// Threads used unless the caller asks for a number: OpenMP's own default (OMP_NUM_THREADS, or else
+/// the cores that this process may use); one without OpenMP and in a child of fork().
 int default_threads();
 
 /// Throws if the program is to be interrupted; looks at most ten times a second.
 void poll_interrupt();
 
-/// Runs share(true) here and share(false), meanwhile, on up to `helpers` threads: fewer where they
-/// are busy or cannot be started. Returns when all that began have ended; throws what one threw.
-void run_together(int helpers, const std::function<void(bool)>& share);
+/// Runs kernel() here, with a team of up to `threads` threads, this one among them, which its calls
+/// of for_each_task share. A kernel of many steps asks for its team once: to meet takes time.
+void with_team(int threads, const std::function<void()>& kernel);
+
+/// Runs share(true) here and share(false), meanwhile, on up to threads - 1 others of the team:
+/// fewer where they are busy. Returns when all that began have ended; throws what one threw.
+void run_together(int threads, const std::function<void(bool)>& share);
 
 /// At most one thread for each 100 microseconds of work: waking a thread costs some of them.
 inline int threads_for(double nanoseconds, int threads) {
@@ -44,7 +54,7 @@ template <class MakeWorker>
 void for_each_task(index_t tasks, int threads, MakeWorker&& make_worker) {
   if (tasks <= 0) return;
   std::atomic<index_t> next{0};
-  run_together(static_cast<int>(std::min<index_t>(threads, tasks)) - 1, [&](bool caller) {
+  run_together(static_cast<int>(std::min<index_t>(threads, tasks)), [&](bool caller) {
     std::optional<decltype(make_worker())> worker;
     try {
       worker.emplace(make_worker());

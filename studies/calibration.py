@@ -23,7 +23,8 @@ import sys
 import numpy as np
 
 from rlvar.stats import moments as units
-from rlvar.stats.inference import Bootstrap, infer
+from rlvar.stats.inference import infer
+from rlvar.stats.resampling import Bootstrap
 
 D = 5
 # In the order of `rlvar.stats.inference.Inference`.
@@ -108,8 +109,11 @@ def trial(rng, count, truth, options, confidence, bootstrap):
     ends = found[: len(QUANTITIES)]
     return np.array(
         [e.low <= x <= e.high for e, x in zip(ends, truth, strict=True)]
-        + [base.signal.low > 0 and found.signal.low > 0]
-        + [max(units.largest_share(x, top) for x in pair) > units.HEAVY for top in (0.0, units.TOP)]
+        + [base.signal.resolved and found.signal.resolved]
+        + [
+            max(getattr(x, share) for x in (base, found)) > units.HEAVY
+            for share in ("largest_share", "top_share")
+        ]
     )
 
 
@@ -128,7 +132,7 @@ def main():
             rng = np.random.default_rng([index, count])
             happened = np.zeros(len(QUANTITIES) + 3)
             for number in range(args.data_sets):
-                bootstrap = Bootstrap(args.bootstrap, number) if args.bootstrap else None
+                bootstrap = Bootstrap(args.bootstrap, seed=number) if args.bootstrap else None
                 happened += trial(rng, count, truth, options, args.confidence, bootstrap)
             shares = happened / args.data_sets
             print(f"| {name} | {count} | " + " | ".join(f"{x:.1%}" for x in shares) + " |", flush=True)

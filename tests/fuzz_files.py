@@ -22,40 +22,13 @@ import numpy as np
 import rlvar
 from rlvar.cli import main
 
+# fmt: off
 SIZES = ["0", "-1", "7", "4294967296", "9223372036854775807", "18446744073709551616", "True", "None", "1e3"]
-DTYPES = [
-    "<f4",
-    "<f8",
-    ">f8",
-    "<f2",
-    "<f16",
-    "|b1",
-    "|i1",
-    ">i8",
-    "<u2",
-    "|O",
-    "|V2",
-    "|V1",
-    "|S0",
-    "<U3",
-    "<M8[D]",
-    "<c8",
-    "f8,f4",
-    "q",
-    "9",
-    "@",
-    "(2,)f4",
-    "|V0",
-]
+DTYPES = ["<f4", "<f8", ">f8", "<f2", "<f16", "|b1", "|i1", ">i8", "<u2", "|O", "|V2", "|V1", "|V0", "|S0",
+          "<U3", "<M8[D]", "<c8", "f8,f4", "(2,)f4", "q", "9", "@"]
+EDITS = [(b"(", b"[" * 5000), (b"}", b""), (b",", b",,"), (b"'", b'"'), (b"False", b"True"), (b"{", b" {\n ")]
+# fmt: on
 VALUES = [0.0, -0.0, 1.0, -1.0, 0.5, 1e308, -1e308, 5e-324, np.nan, np.inf, -np.inf, 2.0**62, -(2.0**63)]
-EDITS = [
-    (b"(", b"[" * 5000),
-    (b"}", b""),
-    (b",", b",,"),
-    (b"'", b'"'),
-    (b"False", b"True"),
-    (b"{", b"  {\n "),
-]
 METHODS = [zipfile.ZIP_STORED] * 6 + [zipfile.ZIP_DEFLATED] * 3 + [zipfile.ZIP_LZMA]
 
 
@@ -163,13 +136,8 @@ def try_accumulator(path):
     other = rlvar.CovarianceAccumulator(block_size=accumulator.block_size)
     other.update(np.ones((3, 5, 3)))
     for each, rest in ((accumulator, other), (other, accumulator)):
-        for use in (
-            each.covariance,
-            each.totals,
-            each.growth,
-            partial(each.merge, rest),
-            partial(each.totals, ddof=0),
-        ):
+        merge, exact = partial(each.merge, rest), partial(each.totals, ddof=0)
+        for use in (each.covariance, each.totals, each.growth, exact, merge, each.covariance):
             with contextlib.suppress(ValueError):  # not enough rollouts, beyond the range, other coordinates
                 result = use()
                 assert result is None or np.isfinite(result).all()
@@ -197,10 +165,9 @@ def try_command_line(path, command, process):
 
 def fuzz(count, seed=0, processes=0):
     """Mutate `count` files; return how often each reader came to which end."""
-    ends = collections.Counter()
+    ends, known = collections.Counter(), files(np.random.default_rng(seed))
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        known = files(rng)
         members, folder = known[number % 5], number % 5 < 3 and rng.random() < 0.3
         what = "accumulator" if number % 5 > 2 else "folder" if folder else "rollouts"
         command = "report" if number % 20 == 0 else "covariance"

@@ -212,12 +212,13 @@ def gradients(scores, weights=None, mask=None, lengths=None):
 
 
 def unit_moments(g, labels):
-    """Variance and squared norm of the mean of units' gradients; a unit is the mean of a label."""
+    """Variance of a label's part in the mean over all rollouts, and squared norm of that mean, unbiased."""
     labels = np.asarray(labels)
-    units = np.array([g[labels == label].mean(axis=0) for label in dict.fromkeys(labels.tolist())])
-    variance = units.var(axis=0, ddof=1).sum()
-    pairs = [units[u] @ units[v] for u in range(len(units)) for v in range(len(units)) if u != v]
-    return variance, np.mean(pairs)
+    names = list(dict.fromkeys(labels.tolist()))
+    mean, size = g.mean(axis=0), len(g) / len(names)
+    parts = [sum(g[n] - mean for n in np.flatnonzero(labels == name)) / size for name in names]
+    variance = sum(part @ part for part in parts) / (len(names) - 1)
+    return variance, mean @ mean - variance / len(names)
 
 
 def jackknife_stderr(statistic, labels):

@@ -166,6 +166,6 @@ def sequences(draw, min_n=0):
     """
     n = draw(st.integers(min_n, 16))
     numerators = st.integers(-4, 4) | st.integers(-6400, 6400)
-    labels = st.sampled_from(["b", "a", 3, -1, 2.5, ("a", 1), None])
+    labels = st.sampled_from(["b", "a", 3, -1, 2.5, ("a", 1)])
     rewards = np.array(draw(st.lists(numerators, min_size=n, max_size=n))) / 64
     return rewards, draw(st.lists(labels, min_size=n, max_size=n))

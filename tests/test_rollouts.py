@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -35,26 +38,74 @@ def test_junk_in_padding_is_ignored():
     assert rlvar.compare(rollouts)["multi"].variance.value == 0
 
 
-@pytest.mark.parametrize(
-    ("rewards", "options", "error", "message"),
-    [
-        (np.ones((3, 4)), {}, ValueError, r"rewards must have shape \(N, T\) = \(4, 3\) or \(N,\) = \(4,\)"),
-        (np.full((4, 3), np.nan), {}, ValueError, r"got rewards\[0, 0\] = nan"),
-        ([1, np.nan, 1, 1], {}, ValueError, r"got rewards\[1\] = nan"),
-        (REWARDS, {"values": np.ones(4)}, ValueError, r"values must have shape \(N, T\) = \(4, 3\)"),
-        (REWARDS, {"values": REWARDS * np.nan}, ValueError, r"got values\[0, 0\] = nan"),
-        (REWARDS, {"groups": [1]}, ValueError, "groups must have shape"),
-        (REWARDS, {"lengths": [1, 2, 3, 9]}, ValueError, r"got lengths\[3\] = 9"),
-    ],
-)
-def test_bad_arguments_are_named(rewards, options, error, message):
-    with pytest.raises(error, match=message):
-        rlvar.Rollouts(SCORES, rewards, **options)
+FULL = {
+    "lengths": np.array([3, 2, 2, 1]),
+    "values": REWARDS.copy(),
+    "groups": np.array([0, 0, 1, 1]),
+    "logp": -REWARDS,
+    "behavior_logp": -REWARDS,
+    "terminated": REWARDS > 1,
+    "truncated": REWARDS > 0,
+    "next_values": REWARDS.copy(),
+    "bootstrap_value": np.ones(4),
+}
 
 
-def test_nan_is_no_label():
-    with pytest.raises(ValueError, match="groups must not hold NaN"):
-        rlvar.Rollouts(SCORES, REWARDS, groups=[np.nan] * 4)
+def full():
+    return rlvar.Rollouts(SCORES, REWARDS.copy(), **{name: x.copy() for name, x in FULL.items()})
+
+
+def equal(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("scores", *FULL))
+
+
+def test_what_the_caller_does_to_small_arrays_later_changes_nothing():
+    given = {"rewards": REWARDS.copy(), **{name: x.copy() for name, x in FULL.items()}}
+    rollouts = rlvar.Rollouts(SCORES, **given)
+    for array in given.values():
+        array[...] = 0
+    assert equal(rollouts, full())
+    mask = np.ones((4, 3), bool)
+    gaps = rlvar.Rollouts(SCORES, REWARDS, mask=mask)
+    mask[:] = False
+    assert gaps.live.all()
+    for name in ("rewards", "live", "live_steps", *FULL):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(rollouts, name)[...] = 0
+
+
+def test_what_is_live_is_computed_once():
+    rollouts = full()
+    for name in ("live", "live_steps", "steps"):
+        assert getattr(rollouts, name) is getattr(rollouts, name)
+
+
+def test_copies_and_pickles_are_the_same_rollouts():
+    rollouts = full()
+    rollouts.live_steps  # noqa: B018
+    for other in (copy.copy(rollouts), copy.deepcopy(rollouts), pickle.loads(pickle.dumps(rollouts))):
+        assert equal(rollouts, other)
+        assert not other.rewards.flags.writeable
+        assert repr(other) == repr(rollouts)
+
+
+@pytest.mark.parametrize("rows", [slice(1, 3), [2, 0], np.array([True, False, False, True])])
+def test_some_rollouts_are_rollouts(rows):
+    some = full()[rows]
+    np.testing.assert_array_equal(some.lengths, FULL["lengths"][rows])
+    np.testing.assert_array_equal(some.next_values, FULL["next_values"][rows])
+    assert len(full()[1:]) == 3
+    with pytest.raises(TypeError, match="indexed by a slice or an array, got int"):
+        full()[0]
+
+
+def test_what_is_not_read_of_the_ends_of_episodes_may_be_anything():
+    junk = np.where(np.eye(4, 3) > 0, 1.0, np.nan)
+    rlvar.Rollouts(SCORES, REWARDS, truncated=np.eye(4, 3), next_values=junk)
+    ends = {"terminated": [[0, 0, 1]] * 4, "bootstrap_value": [np.nan] * 4}
+    rlvar.Rollouts(SCORES, REWARDS, **ends)
+    with pytest.raises(ValueError, match=r"bootstrap_value must be finite, got bootstrap_value\[2\] = nan"):
+        rlvar.Rollouts(SCORES, REWARDS, **ends, lengths=[3, 0, 2, 3])
 
 
 def test_a_rollout_without_live_steps_may_have_any_reward():

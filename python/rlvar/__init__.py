@@ -14,12 +14,14 @@ from rlvar.files import load_rollouts, save_rollouts
 from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
+    "Bootstrap",
     "Comparison",
     "ComparisonRow",
     "CovarianceAccumulator",

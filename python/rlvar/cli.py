@@ -20,7 +20,7 @@ from rlvar.config import version
 from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
 from rlvar.reporting.report import Report
 from rlvar.reporting.report import report as make_report
-from rlvar.stats.inference import Bootstrap
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.estimators import estimators
 
 
@@ -153,10 +153,10 @@ def _check_output(option: str, output: Path | None, source: str | None) -> None:
     """Raise, before the work, if `output` cannot be written or is what is read, by whatever name."""
     if output is None:
         return
-    target, there = writable(output)
-    read = [] if source is None else [Path(source), *(Path(source, f"{key}.npy") for key in KEYS)]
+    target, _ = writable(output)
+    read = [] if source is None else [source, *(f"{source}/{key}.npy" for key in KEYS)]
     for each in read:
-        same = there is not None and each.exists() and each.samefile(output)
+        same = os.path.exists(each) and os.path.exists(output) and os.path.samefile(each, output)
         if same or os.path.realpath(each) == target:
             raise ValueError(f"{option} {output}: that is what is read; name another file")
 

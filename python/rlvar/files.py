@@ -13,7 +13,6 @@ import io
 import math
 import os
 import stat
-import sys
 import uuid
 import warnings
 import zipfile
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
 
-KEYS = tuple(field.name for field in dataclasses.fields(Rollouts) if not field.name.startswith("_"))
+KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 
 _HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
 _CHUNK = 1 << 22
@@ -96,10 +95,9 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     Parameters
     ----------
     path : path-like
-        The file, exactly by this name. What was there before is replaced when all is written; a link
-        stays, and what it points to is replaced.
+        The file, by exactly this name. A link stays: what it points to is replaced.
     rollouts : Rollouts
-        What to write. Groups are numbers by now, whatever labels they were.
+        Their groups are numbers by now, whatever labels they were.
 
     Raises
     ------
@@ -113,7 +111,7 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     ...     path = pathlib.Path(folder, "mine.npz")
     ...     rlvar.save_rollouts(path, rlvar.datasets.cartpole())
     ...     rlvar.load_rollouts(path)
-    Rollouts(N=256, T=208, D=10, lengths 9 to 208)
+    Rollouts(N=256, T=208, D=10, lengths 11 to 208)
     """
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
@@ -122,9 +120,7 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
 
 
 @contextmanager
-def opened(
-    path: str | PathLike[str],
-) -> Iterator[tuple[Sequence[str], Callable[[str], NDArray[Any]]]]:
+def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str], NDArray[Any]]]]:
     """Give the names of what an .npz file or a folder holds, and a function that reads one array.
 
     This is the door: whatever its body raises of a file's content leaves as one ValueError.
@@ -170,7 +166,7 @@ def opened(
             reason = "it is too large for memory; in a folder of .npy files the scores are mapped"
         else:
             reason = printable(" ".join(str(error).split())[:400]) or type(error).__name__
-        cause = None if isinstance(error, (TypeError, ValueError)) else error
+        cause = None if isinstance(error, ValueError) else error
         raise ValueError(f"{printable(str(place))}: {doing}{reason}") from cause
 
 
@@ -196,10 +192,7 @@ def _members(file: IO[bytes]) -> tuple[list[str], zipfile.ZipFile]:
     except Exception as error:
         if _of_system(error):
             raise
-        known = {
-            b"": ": it is empty",
-            b"\x93NUMPY": " but one .npy array: put it into a folder as scores.npy",
-        }
+        known = {b"": ": it is empty", b"\x93NUMPY": " but one array: put it into a folder as scores.npy"}
         damaged = f"it is a damaged .npz file: {error}" if start[:2] == b"PK" else "it is not an .npz file"
         raise ValueError(damaged + known.get(start, "")) from None
     names = [member.filename for member in archive.infolist()]
@@ -270,18 +263,15 @@ def writable(path: str | PathLike[str]) -> tuple[str, os.stat_result | None]:
         there = os.stat(path)
     except FileNotFoundError:
         there = None
-    folder = os.path.dirname(target)
-    problem = 0
-    if there is None or stat.S_ISREG(there.st_mode):  # a new file takes its place, in its folder
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-        problem = 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
-    if there is not None and not os.access(path, os.W_OK):
-        problem = errno.EACCES
     if there is not None and stat.S_ISDIR(there.st_mode):
-        problem = errno.EISDIR
-    if problem:
-        raise OSError(problem, os.strerror(problem), os.fsdecode(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(path))
+    needed = [] if there is None else [os.fsdecode(path)]
+    if there is None or stat.S_ISREG(there.st_mode):  # another takes its place, in its folder
+        needed.append(os.path.dirname(target))
+        os.stat(needed[-1])
+    for each in needed:
+        if not os.access(each, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), each)
     return target, there
 
 
@@ -289,33 +279,34 @@ def writable(path: str | PathLike[str]) -> tuple[str, os.stat_result | None]:
 def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file to write that takes the place of `path` when all is written, and never if not.
 
-    It follows links and keeps the mode and the owner of what it replaces. What is no file (a FIFO, a
-    device), and what this process prints to, is written straight.
+    It follows links and keeps the mode and the owner of what it replaces. A FIFO, a device and what
+    standard output goes to are written straight.
     """
     target, there = writable(path)
+    part = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.part")
+    straight: int | str | None = None if there is None or stat.S_ISREG(there.st_mode) else os.fsdecode(path)
+    with suppress(OSError):  # where standard output is closed
+        if there is not None and os.path.samestat(os.fstat(1), there):
+            straight = os.dup(1)
     try:
-        printed_to = _stream_of(there)
-        if printed_to is not None or (there is not None and not stat.S_ISREG(there.st_mode)):
-            with _Stream(io.FileIO(path if printed_to is None else os.dup(printed_to), "w")) as file:
+        if straight is not None:
+            with _Stream(io.FileIO(straight, "w")) as file:
                 yield file
             return
-        part = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.part")
-        try:
-            with open(part, "xb") as file:
-                if there is not None:
-                    with suppress(OSError):  # another's file, or a file system without owners
-                        os.fchown(file.fileno(), there.st_uid, there.st_gid)
-                    os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
+        with open(part, "xb") as file:
+            if there is not None:
+                with suppress(OSError):  # another's file, or a file system without owners
+                    os.fchown(file.fileno(), there.st_uid, there.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException as error:
+        if straight is None:
             with suppress(OSError):
                 os.unlink(part)
-            raise
-    except OSError as error:
-        if error.errno is not None:
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = os.fsdecode(path)
         raise
 
@@ -325,15 +316,6 @@ class _Stream(io.BufferedWriter):
 
     def tell(self) -> int:
         raise io.UnsupportedOperation("tell")
-
-
-def _stream_of(there: os.stat_result | None) -> int | None:
-    """Return the descriptor of the standard stream that leads to this file: renaming would cut it off."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        with suppress(OSError, ValueError):
-            if stream and there and os.path.samestat(os.fstat(stream.fileno()), there):
-                return stream.fileno()
-    return None
 
 
 def printable(text: str) -> str:

@@ -78,7 +78,6 @@ next_values, bootstrap_value
     Rollouts(N=4, T=7, D=2, lengths 2 to 7)
     """
 
-    scores: NDArray[Any]
     rewards: Double
     lengths: NDArray[np.int64] | None
     mask: NDArray[np.bool_] | None
@@ -112,7 +111,7 @@ next_values, bootstrap_value
         if first is not None and not np.may_share_memory(_check.scores(first), first):
             array = np.asarray(scores)  # to be converted
         else:
-            first, array = None, _check.scores(scores)
+            array = _check.scores(scores)
         shape = array.shape[:2]
         steps = _check.steps(shape, lengths=lengths, mask=mask)
         by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
@@ -134,10 +133,9 @@ next_values, bootstrap_value
         _check.finite("rewards", checked_rewards, steps, shape)
         self.__setstate__(
             {
-                **dict.fromkeys(_KEYS[1:]),
+                **dict.fromkeys(by_step),
                 **dict(zip(given, scan.arrays[1:], strict=True)),
                 "_stored": array,
-                **({"scores": array} if first is None else {}),
                 "rewards": checked_rewards,
                 "lengths": steps.lengths,
                 "mask": _marks(steps.mask),
@@ -150,27 +148,25 @@ next_values, bootstrap_value
         )
 
     def __getstate__(self) -> dict[str, NDArray[Any] | None]:
-        return {name: value for name, value in vars(self).items() if name in _KEYS}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __setstate__(self, state: dict[str, NDArray[Any] | None]) -> None:
         for name, value in state.items():
-            if value is not None and name not in ("scores", "_stored"):
+            if value is not None and name != "_stored":
                 value = value.copy()
                 value.flags.writeable = False
             object.__setattr__(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "scores":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        object.__setattr__(self, "scores", _check.scores(self._stored))
-        object.__setattr__(self, "_stored", self.scores)
-        return self.scores
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
         n, t, d = self._stored.shape
         return n, t, d
+
+    @cached_property
+    def scores(self) -> NDArray[Any]:
+        """Scores (N, T, D)."""
+        return _check.scores(self._stored)
 
     @cached_property
     def steps(self) -> _check.Steps:
@@ -191,17 +187,28 @@ next_values, bootstrap_value
         counts.flags.writeable = False
         return counts
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return their shape and lengths, as JSON-ready values."""
+        return {**dict(zip("NTD", self.shape, strict=True)), "lengths": self.live_steps.tolist()}
+
     def __len__(self) -> int:
         return len(self._stored)
+
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
+        """Return some of the rollouts, by a slice or an array of indices or booleans."""
+        if not isinstance(rows, slice) and np.ndim(rows) == 0:
+            raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(rows).__name__}")
+        state = self.__getstate__()
+        return Rollouts(
+            state.pop("_stored")[rows],  # type: ignore[index]
+            **{name: None if array is None else array[rows] for name, array in state.items()},  # type: ignore[arg-type]
+        )
 
     def __repr__(self) -> str:
         n, t, d = self.shape
         counts = self.live_steps
         groups = "" if self.groups is None else f", {len(np.unique(self.groups))} groups"
         return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
-
-
-_KEYS = tuple(field.name for field in fields(Rollouts))
 
 
 def _marks(flags: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:

@@ -58,6 +58,28 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
     assert result.units == len(set(labels.tolist()))
 
 
+@pytest.mark.parametrize("aggregation", ["sum", "sequence-mean", "token-mean"])
+def test_groups_of_unequal_sizes_are_parts_of_one_mean_over_rollouts_everywhere(rng, aggregation):
+    # Groups whose sizes tell of their gradients: a mean of groups is another number.
+    groups = np.repeat(np.arange(40), rng.integers(1, 9, 40))
+    n = len(groups)
+    scores = (np.bincount(groups)[groups] - 4.0)[:, None, None] + rng.standard_normal((n, 5, 3))
+    lengths = np.full(n, 5) if aggregation == "token-mean" else rng.integers(1, 6, n)
+    rollouts = rlvar.Rollouts(scores, np.ones(n), groups=groups, lengths=lengths)
+    ours = rlvar.compare(rollouts, ["single"], aggregation=aggregation)["single"]
+    each = {"sum": np.ones(n), "sequence-mean": 1 / lengths, "token-mean": np.full(n, 0.2)}[aggregation]
+    parts = rlvar.decompose(scores, each, groups=groups, lengths=lengths)
+    for name in ("value", "stderr", "low", "high"):
+        assert getattr(ours.signal, name) == pytest.approx(getattr(parts.signal, name), rel=1e-10)
+    if aggregation != "sequence-mean":
+        test = rlvar.on_policy_test(scores, groups=groups, lengths=lengths)
+        unit = 1.0 if aggregation == "sum" else 5.0
+        theirs = test.mean_score.value * test.trace.value / unit**2
+        assert ours.signal.value == pytest.approx(theirs, rel=1e-10)
+    g = reference.gradients(scores, np.broadcast_to(each[:, None], (n, 5)), lengths=lengths)
+    assert ours.signal.value == pytest.approx(reference.unit_moments(g, groups)[1], rel=1e-10)
+
+
 def test_without_groups_the_variance_is_the_sample_variance(rng):
     rollouts = make_rollouts(rng)
     result = rlvar.compare(rollouts)
@@ -213,7 +235,7 @@ def test_errors_of_any_kind_keep_the_name_and_their_cause(rng):
 
 def test_rloo_refuses_singletons_which_would_shrink_its_mean(rng):
     rollouts = make_rollouts(rng, groups=[0, 0, 1, *range(2, 17)])
-    with pytest.raises(ValueError, match=r"estimator 'rloo': groups must hold two scored rewards"):
+    with pytest.raises(ValueError, match=r"estimator 'rloo': groups must have two scored rewards"):
         rlvar.compare(rollouts, ["rloo"])
 
 
@@ -528,7 +550,7 @@ def test_bootstrap_intervals_agree_with_the_jackknife(rng, aggregation, groups):
     rollouts = rlvar.Rollouts(scores, rewards, groups=groups, lengths=rng.integers(1, 5, 1600))
     options = {"aggregation": aggregation}
     one = rlvar.compare(rollouts, **options)["multi"]
-    other = rlvar.compare(rollouts, interval="bootstrap", **options)["multi"]
+    other = rlvar.compare(rollouts, interval=rlvar.Bootstrap(), **options)["multi"]
     for name in ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment"):
         ours, theirs = getattr(one, name), getattr(other, name)
         assert ours.value == pytest.approx(theirs.value)
@@ -540,44 +562,70 @@ def test_bootstrap_intervals_agree_with_the_jackknife(rng, aggregation, groups):
 
 def test_bootstraps_follow_their_seed(rng):
     rollouts = make_rollouts(rng, n=30)
-    options = {"interval": "bootstrap", "resamples": 300}
-    one, same, other = (rlvar.compare(rollouts, seed=seed, **options) for seed in (1, 1, 2))
+    one, same, other = (
+        rlvar.compare(rollouts, interval=rlvar.Bootstrap(300, seed=seed)) for seed in (1, 1, 2)
+    )
     assert repr(one) == repr(same)
     assert one["multi"].variance.low != other["multi"].variance.low
     assert one.interval == "bootstrap"
     assert one["single"].ratio == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
 
 
-def test_the_memory_of_a_bootstrap_does_not_grow_with_resamples_times_coordinates(rng):
-    rollouts = rlvar.Rollouts(rng.standard_normal((8, 1, 20000)), rng.standard_normal(8))
+SEQUENCES = ["single", "single-mean", "rloo", "grpo", "dr-grpo", "reinforce++", "opo", "opo-cross"]
+
+
+@pytest.mark.parametrize(
+    ("t", "names", "interval", "times"),
+    [
+        (2, ["single", "multi"], "jackknife", 2.5),
+        (2, ["single", "multi"], rlvar.Bootstrap(1000), 2.5),
+        (1, SEQUENCES, rlvar.Bootstrap(1000), 3.5),
+    ],
+)
+def test_memory_is_that_of_the_gradients_which_differ_in_more_than_a_number(rng, t, names, interval, times):
+    scores = rng.standard_normal((40, t, 100_000), np.float32)
+    rollouts = rlvar.Rollouts(scores, rng.standard_normal((40, t)), groups=np.arange(40) // 4)
     tracemalloc.start()
-    rlvar.compare(rollouts, ["single"], interval="bootstrap", resamples=1000)
+    rlvar.compare(rollouts, names, interval=interval)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1000 * 20000 * 8
+    assert peak < times * scores.nbytes
+
+
+def test_squares_below_the_range_of_float64_are_told(rng):
+    rollouts = make_rollouts(rng, n=30)
+    tiny = rlvar.Rollouts(rollouts.scores * 1e-200, rollouts.rewards)
+    for tell in (rlvar.compare, rlvar.on_policy_test, lambda tiny: rlvar.decompose(tiny, "multi")):
+        with pytest.raises(ValueError, match="below the range of float64"):
+            tell(tiny)
+    small = rlvar.Rollouts(rollouts.scores * 2.0**-400, rollouts.rewards)
+    ours, theirs = rlvar.compare(small)["multi"], rlvar.compare(rollouts)["multi"]
+    for name in ("ratio", "noise_scale", "noise_scale_ratio", "alignment"):
+        assert getattr(ours, name).interval == pytest.approx(getattr(theirs, name).interval, rel=1e-9)
+    assert rlvar.compare(rlvar.Rollouts(rollouts.scores, np.zeros(30)))["single"].variance.value == 0.0
 
 
 def test_a_bootstrap_of_no_variance_or_two_rollouts_is_undefined_not_wrong(rng):
-    still = rlvar.compare(rlvar.Rollouts(np.ones((12, 2, 1)), np.ones(12)), interval="bootstrap")
+    still = rlvar.compare(rlvar.Rollouts(np.ones((12, 2, 1)), np.ones(12)), interval=rlvar.Bootstrap())
     assert np.isnan(still["multi"].ratio.value)
     assert np.isnan(still["multi"].variance.low)
-    two = rlvar.compare(make_rollouts(rng, n=2), interval="bootstrap", resamples=100)
+    two = rlvar.compare(make_rollouts(rng, n=2), interval=rlvar.Bootstrap(100))
     assert np.isnan(two["multi"].variance.low)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"importance": "token"}, ValueError, "importance='token' needs rollouts with logp and behavior_logp"),
+        (
+            {"importance": "token"},
+            ValueError,
+            "importance='token' needs rollouts with logp and behavior_logp",
+        ),
         ({"importance": "both"}, ValueError, "importance must be one of"),
         ({"importance": []}, ValueError, "importance must name at least one"),
         ({"importance": None}, TypeError, "importance must be a name or a sequence of names, got None"),
         ({"aggregation": "mean"}, ValueError, "aggregation must be one of"),
-        ({"interval": "guess"}, ValueError, "interval must be one of"),
-        ({"resamples": 0}, ValueError, "resamples must be at least 1"),
-        ({"resamples": 99}, ValueError, "resamples must be at least 100"),
-        ({"seed": -1}, ValueError, "seed must not be negative"),
-        ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"interval": "bootstrap"}, ValueError, "interval must be 'jackknife' or an rlvar.Bootstrap"),
         ({"truncate": 2.0}, ValueError, "truncate needs rollouts with logp"),
     ],
 )

@@ -296,10 +296,10 @@ def test_growth_range_is_the_upper_half_of_what_half_the_rollouts_reach(rng):
 @pytest.mark.filterwarnings("error")
 def test_intervals_from_fewer_than_ten_units_come_with_a_warning(rng):
     scores = rng.standard_normal((12, 4, 2))
-    with pytest.warns(UserWarning, match="7 rollouts are few: intervals may be far too narrow") as record:
+    with pytest.warns(UserWarning, match="only 7 rollouts: intervals may be far too narrow") as record:
         rlvar.decompose(scores[:7])
     assert record[0].filename == __file__
-    with pytest.warns(UserWarning, match="4 groups are few"):
+    with pytest.warns(UserWarning, match="only 4 groups"):
         rlvar.decompose(scores, groups=[0, 1, 2, 3] * 3)
     rlvar.decompose(scores[:7], sample_weight=np.ones(7))  # no intervals
     rlvar.decompose(scores)

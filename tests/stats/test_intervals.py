@@ -74,6 +74,7 @@ def test_text_and_json():
         "low": None,
         "high": None,
         "confidence": 0.9,
+        "resolved": False,
     }
 
 
@@ -94,8 +95,13 @@ def test_heavy_tails_lower_the_degrees_of_freedom():
 
 
 def moments(g):
-    g = units.sample(g)
-    return units.signal(g), units.variance(g)
+    ((own, _),) = units.products([units.sample(g)])
+    return units.signal(own), units.variance(own)
+
+
+def cross_signal(a, b):
+    _, (_, beside) = units.products([units.sample(a), units.sample(b)])
+    return units.signal(beside)
 
 
 def coverage(cases):
@@ -220,11 +226,11 @@ def test_what_is_not_resolved_is_not_bounded():
 def test_alignment_is_the_cosine_of_the_means_within_minus_one_and_one():
     rng = np.random.default_rng(4)
     a, b = rng.standard_normal((2, 5000, 2)) + np.array([[[1.0, 0.0]], [[1.0, 1.0]]])
-    cross = units.cross_signal(units.sample(a), units.sample(b))
+    cross = cross_signal(a, b)
     result = alignment(cross, moments(a)[0], moments(b)[0], resolved=True, confidence=0.95)
     assert result.low < math.sqrt(0.5) < result.high < 1
     near = a + 0.5 * b[:, ::-1] - np.array([0.5, 0.5])
-    cross = units.cross_signal(units.sample(a), units.sample(near))
+    cross = cross_signal(a, near)
     result = alignment(cross, moments(a)[0], moments(near)[0], resolved=True, confidence=0.95)
     assert result.high == 1
 
@@ -255,13 +261,12 @@ def test_bootstrap_intervals_cover():
     counts = resampling.resample_counts(30, 499, seed=0)
     for g in rng.standard_normal((300, 30, 3)) * np.exp(0.4 * rng.standard_normal((300, 30, 1))) + 0.5:
         signal, variance = moments(g)
-        drawn = resampling.resample(units.sample(g), counts)
-        errors = resampling.log_stderr(counts, resampling.influence(drawn))
-        v = bootstrap_t(
-            variance, variance.value * 29 / 30, resampling.resampled_variance(drawn), errors, 0.95
-        )
+        ((own, _),) = units.products([units.sample(g)], gram=True)
+        drawn = resampling.Resampled(own, counts)
+        errors = resampling.log_stderr(counts, drawn.influence)
+        v = bootstrap_t(variance, variance.value * 29 / 30, drawn.variance, errors, 0.95)
         variances.append((v.low, 3 * math.exp(0.32), v.high))
-        s = bca(signal, resampling.resampled_cross_signal(drawn, drawn), 0.95)
+        s = bca(signal, drawn.signal, 0.95)
         signals.append((s.low, 0.75, s.high))
     assert coverage(variances) > 0.91
     assert coverage(signals) > 0.91
@@ -280,10 +285,9 @@ def test_intervals_are_the_same_at_any_scale(rng, exponent):
 
     def intervals(scale):
         (v, s), (v0, s0) = (
-            [Moment(m.value * scale, m.left_out * scale) for m in (units.variance(x), units.signal(x))]
-            for x in map(units.sample, (g, base))
+            [Moment(m.value * scale, m.left_out * scale) for m in moments(x)[::-1]] for x in (g, base)
         )
-        cross = units.cross_signal(units.sample(g), units.sample(base))
+        cross = cross_signal(g, base)
         cross = Moment(cross.value * scale, cross.left_out * scale)
         signal, options = signal_interval(s, v, 3, 0.95), {"resolved": True, "confidence": 0.95}
         free = (

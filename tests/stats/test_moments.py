@@ -6,6 +6,17 @@ from rlvar.stats import moments as units
 from rlvar.stats import resampling
 
 
+def moments_of(g, sizes=None):
+    """Variance and signal of unit gradients."""
+    ((own, _),) = units.products([units.sample(g, sizes)])
+    return units.variance(own), units.signal(own)
+
+
+def cross_signal(a, b, sizes=None):
+    _, (_, beside) = units.products([units.sample(x, sizes) for x in (a, b)])
+    return units.signal(beside)
+
+
 def brute_variance(g):
     return g.var(axis=0, ddof=1).sum()
 
@@ -17,9 +28,9 @@ def brute_cross(a, b):
 
 
 STATISTICS = {
-    "variance": (lambda a, b: units.variance(units.sample(a)), lambda a, b: brute_variance(a)),
-    "signal": (lambda a, b: units.signal(units.sample(a)), lambda a, b: brute_cross(a, a)),
-    "cross_signal": (lambda a, b: units.cross_signal(units.sample(a), units.sample(b)), brute_cross),
+    "variance": (lambda a, b: moments_of(a)[0], lambda a, b: brute_variance(a)),
+    "signal": (lambda a, b: moments_of(a)[1], lambda a, b: brute_cross(a, a)),
+    "cross_signal": (cross_signal, brute_cross),
 }
 
 
@@ -44,8 +55,8 @@ def test_over_all_data_sets_the_signal_is_unbiased_and_the_plug_in_is_not(mean):
     signals, variances, plug_in = (
         probabilities @ [statistic(g) for g in draws]
         for statistic in (
-            lambda g: units.signal(units.sample(g)).value,
-            lambda g: units.variance(units.sample(g)).value,
+            lambda g: moments_of(g)[1].value,
+            lambda g: moments_of(g)[0].value,
             lambda g: np.square(g.mean(axis=0)).sum(),
         )
     )
@@ -57,30 +68,25 @@ def test_over_all_data_sets_the_signal_is_unbiased_and_the_plug_in_is_not(mean):
 def test_a_mean_far_above_the_spread_costs_no_digits(rng):
     # Multiples of 1/256: adding 1e8 rounds nothing.
     near = np.round(256 * rng.standard_normal((50, 3))) / 256
-    samples = units.sample(near), units.sample(near + 1e8)
-    (value, left_out), (far, far_left_out) = map(units.variance, samples)
+    ((value, left_out), _), ((far, far_left_out), _) = map(moments_of, (near, near + 1e8))
     assert far == pytest.approx(value, rel=1e-12)
     np.testing.assert_allclose(far_left_out, left_out, rtol=1e-12)
 
 
 def test_two_units_have_values_and_nothing_left_out(rng):
     g = rng.standard_normal((2, 3))
-    assert units.signal(units.sample(g)).value == pytest.approx(g[0] @ g[1])
-    for moment in (
-        units.variance(units.sample(g)),
-        units.signal(units.sample(g)),
-        units.cross_signal(units.sample(g), units.sample(-g)),
-    ):
+    assert moments_of(g)[1].value == pytest.approx(g[0] @ g[1])
+    for moment in (*moments_of(g), cross_signal(g, -g)):
         assert len(moment.left_out) == 0
 
 
 def test_equal_units_have_no_variance_at_all():
     g = np.full((9, 2), 0.1)
-    value, left_out = units.variance(units.sample(g))
+    (value, left_out), signal = moments_of(g)
     assert value == 0
     assert not left_out.any()
-    assert units.largest_share(units.sample(g)) == 0
-    assert len(set(units.signal(units.sample(g)).left_out)) == 1
+    assert units.largest_share(units.products([units.sample(g)])[0][0]) == 0
+    assert len(set(signal.left_out)) == 1
 
 
 def test_without_the_only_unit_that_deviates_there_is_no_variance():
@@ -89,14 +95,15 @@ def test_without_the_only_unit_that_deviates_there_is_no_variance():
         gradients = np.tile(rng.standard_normal(3), (15, 1))
         gradients[seed] += rng.standard_normal(3)
         sizes = None if seed % 2 else np.ones(15)
-        assert units.variance(units.sample(gradients, sizes)).left_out[seed] == 0.0
+        assert moments_of(gradients, sizes)[0].left_out[seed] == 0.0
 
 
 def test_the_largest_share_is_that_of_the_unit_farthest_out():
     g = np.array([[0.0], [0.0], [0.0], [4.0]])
-    assert units.largest_share(units.sample(g)) == pytest.approx(9 / 12)
-    assert units.largest_share(units.sample(g), 0.01) == units.largest_share(units.sample(g))
-    assert units.largest_share(units.sample(g), 0.5) == pytest.approx(10 / 12)
+    ((own, _),) = units.products([units.sample(g)])
+    assert units.largest_share(own) == pytest.approx(9 / 12)
+    assert units.largest_share(own, 0.01) == units.largest_share(own)
+    assert units.largest_share(own, 0.5) == pytest.approx(10 / 12)
 
 
 def brute_sample(g, sizes):
@@ -115,16 +122,14 @@ SIZES = np.array([3.0, 1, 0, 7, 2, 2, 5, 1, 1, 4, 3, 6])
 
 def test_with_sizes_values_and_left_out_ones_equal_recomputation(rng):
     a, b = rng.standard_normal((2, 12, 3)) + 0.5
-    x, y = units.sample(a, SIZES), units.sample(b, SIZES)
-    np.testing.assert_allclose(x.mean, a.sum(axis=0) / SIZES.sum())
     kept = [np.arange(12) != i for i in range(12)]
 
     def variance(a, sizes):
         return np.square(brute_sample(a, sizes)[1]).sum() / (len(a) - 1)
 
     for moment, statistic in (
-        (units.variance(x), lambda k: variance(a[k], SIZES[k])),
-        (units.cross_signal(x, y), lambda k: brute_ratio_cross(a[k], b[k], SIZES[k])),
+        (moments_of(a, SIZES)[0], lambda k: variance(a[k], SIZES[k])),
+        (cross_signal(a, b, SIZES), lambda k: brute_ratio_cross(a[k], b[k], SIZES[k])),
     ):
         assert moment.value == pytest.approx(statistic(slice(None)))
         np.testing.assert_allclose(moment.left_out, [statistic(k) for k in kept])
@@ -132,8 +137,7 @@ def test_with_sizes_values_and_left_out_ones_equal_recomputation(rng):
 
 def test_equal_sizes_are_a_plain_mean(rng):
     g = rng.standard_normal((9, 3)) + 1
-    for of in (units.variance, units.signal):
-        one, other = of(units.sample(g / 5)), of(units.sample(g, np.full(9, 5.0)))
+    for one, other in zip(moments_of(g / 5), moments_of(g, np.full(9, 5.0)), strict=True):
         assert one.value == pytest.approx(other.value)
         np.testing.assert_allclose(one.left_out, other.left_out)
 
@@ -147,48 +151,48 @@ def test_the_variance_of_a_ratio_of_sums_is_that_of_the_batch(rng):
     g, sizes = draw(4000)
     ratios = g.sum(axis=1) / sizes.sum(axis=1)[..., None]
     truth = 200 * ratios.var(axis=0).sum()
-    ours = np.mean(
-        [units.variance(units.sample(*batch)).value for batch in zip(g[:400], sizes, strict=False)]
-    )
+    ours = np.mean([moments_of(*batch)[0].value for batch in zip(g[:400], sizes, strict=False)])
     assert ours == pytest.approx(truth, rel=0.08)  # four standard errors
 
 
+def resampled(counts, *gradients, sizes=None):
+    """Resamples of the last of the gradients, with itself and beside the first."""
+    pairs = units.products([units.sample(g, sizes) for g in gradients], gram=True)
+    return [resampling.Resampled(each, counts) for each in pairs[-1]]
+
+
+@pytest.mark.parametrize("d", [3, 30])
 @pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
-def test_a_resample_is_the_moments_of_the_units_drawn(rng, sizes):
-    g, h = rng.standard_normal((2, 12, 3)) + 1
+def test_a_resample_is_the_moments_of_the_units_drawn(rng, sizes, d):
+    g, h = rng.standard_normal((2, 12, d)) + 1
     counts = resampling.resample_counts(12, 5, seed=3)
-    x, y = units.sample(g, sizes), units.sample(h, sizes)
-    ours, theirs = resampling.resample(x, counts), resampling.resample(y, counts)
-    drawn_from = (x.deviations * y.deviations).sum() / (12 * 11)
+    ours, beside = resampled(counts, h, g, sizes=sizes)
+    drawn_from = (brute_sample(g, sizes)[1] * brute_sample(h, sizes)[1]).sum() / (12 * 11)
     for i, count in enumerate(counts.astype(int)):
         drawn, other, size = (np.repeat(a, count, axis=0) for a in (g, h, sizes))
-        assert resampling.resampled_variance(ours)[i] == pytest.approx(
-            np.square(brute_sample(drawn, size)[1]).sum() / 11
-        )
-        assert resampling.resampled_cross_signal(ours, theirs)[i] == pytest.approx(
-            brute_ratio_cross(drawn, other, size) - drawn_from
-        )
+        assert ours.variance[i] == pytest.approx(np.square(brute_sample(drawn, size)[1]).sum() / 11)
+        assert beside.signal[i] == pytest.approx(brute_ratio_cross(drawn, other, size) - drawn_from)
 
 
+@pytest.mark.parametrize("d", [3, 30])
 @pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
-def test_influence_is_the_derivative_of_the_log_variance(rng, sizes):
-    g = units.sample(rng.standard_normal((12, 3)) + 1, sizes)
+def test_influence_is_the_derivative_of_the_log_variance(rng, sizes, d):
+    g = rng.standard_normal((12, d)) + 1
     counts = resampling.resample_counts(12, 1, seed=3)
-    ours = resampling.influence(resampling.resample(g, counts))[0]
 
     def log_variance(extra):  # shares of weight that still add up to 12
-        shares = counts * (1 - extra.sum() / 12) + extra
-        return np.log(resampling.resampled_variance(resampling.resample(g, shares))[0])
+        return np.log(resampled(counts * (1 - extra.sum() / 12) + extra, g, sizes=sizes)[0].variance[0])
 
     h = 1e-5
     numeric = [(log_variance(12 * h * e) - log_variance(-12 * h * e)) / (2 * h) for e in np.eye(12)]
+    ours = resampled(counts, g, sizes=sizes)[0].influence[0]
     np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-6)
 
 
 def test_standard_errors_of_logarithms_follow_from_influences(rng):
     g = rng.standard_normal((12, 3))
     counts = resampling.resample_counts(12, 5, seed=3)
-    influence = resampling.influence(resampling.resample(units.sample(g), counts))
+    influence = resampled(counts, g)[0].influence
     for i, count in enumerate(counts.astype(int)):
         drawn = np.repeat(g, count, axis=0)
         x = np.square(drawn - drawn.mean(axis=0)).sum(axis=1)
@@ -204,7 +208,35 @@ def test_resamples_follow_their_seed_and_keep_the_number_of_units():
 
 
 def test_resampled_signals_have_the_mean_of_the_estimate(rng):
-    g = units.sample(rng.standard_normal((20, 3)) + 0.3)
-    drawn = resampling.resample(g, resampling.resample_counts(20, 20_000, seed=0))
-    signals = resampling.resampled_cross_signal(drawn, drawn)
-    assert abs(signals.mean() - units.signal(g).value) < 4 * signals.std() / 20_000**0.5
+    g = rng.standard_normal((20, 3)) + 0.3
+    signals = resampled(resampling.resample_counts(20, 20_000, seed=0), g)[0].signal
+    assert abs(signals.mean() - moments_of(g)[1].value) < 4 * signals.std() / 20_000**0.5
+
+
+@pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
+def test_many_coordinates_give_what_a_few_at_a_time_do(rng, sizes, monkeypatch):
+    samples = [units.sample(g, sizes) for g in rng.standard_normal((2, 12, 100)) + 1e3]
+    whole = units.products(samples, gram=True)
+    monkeypatch.setattr(units, "_CHUNK", 12 * 16)
+    for one, other in zip(whole, units.products(samples, gram=True), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.identical == b.identical
+            np.testing.assert_allclose(a.gram[0], b.gram[0], rtol=1e-12, atol=1e-10)
+            for name in ("means", "linear", "diagonal", "crossed"):
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-12, atol=1e-8)
+
+
+def test_where_units_outnumber_coordinates_no_matrix_of_units_is_made(rng):
+    ((own, _),) = units.products([units.sample(rng.standard_normal((300, 2)))], gram=True)
+    assert sum(factor.size for factor in own.gram) == 2 * 300 * 2
+    ((own, _),) = units.products([units.sample(rng.standard_normal((30, 50)))], gram=True)
+    assert [factor.shape for factor in own.gram] == [(30, 30)]
+
+
+def test_the_sum_of_the_others_does_not_cancel():
+    x = np.array([1e20, 3.0, 1e-3, 7.0])
+    np.testing.assert_allclose(units.without_each(x)[0], 10.001, rtol=1e-15)
+    assert units.without_each(np.array([5.0])).tolist() == [0.0]
+    one_dominates = units.Sizes(np.array([1e12, 1.0, 2.0]))
+    assert one_dominates.room[0] * one_dominates.mean == pytest.approx(3.0, rel=1e-15)
+    assert one_dominates.squares[1] * one_dominates.mean**2 == pytest.approx(1e24 + 4, rel=1e-15)

@@ -108,24 +108,51 @@ def test_a_ratio_beyond_float64_must_be_truncated():
     assert result.to_dict()["largest"] is None
 
 
-ZEROS = np.zeros((2, 3))
-
-
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
+    ("arguments", "options", "message"),
     [
-        ((ZEROS[0], ZEROS[0]), {}, ValueError, r"logp must have shape \(N, T\), got \(3,\)"),
-        ((ZEROS, ZEROS.T), {}, ValueError, r"behavior_logp must have shape \(N, T\) = \(2, 3\)"),
-        ((ZEROS, np.full((2, 3), -np.inf)), {}, ValueError, "behavior_logp must be finite"),
-        ((ZEROS, ZEROS), {"importance": "per-word"}, ValueError, "importance must be one of"),
-        ((ZEROS, ZEROS), {"truncate": 0}, ValueError, "truncate must be finite and positive"),
-        ((ZEROS, ZEROS), {"truncate": "1"}, TypeError, "truncate"),
-        ((ZEROS, ZEROS), {"truncate": 1, "importance": "none"}, ValueError, "truncate needs importance"),
+        ((np.zeros(3), np.zeros(3)), {}, r"logp must have shape \(N, T\), got \(3,\)"),
+        ((np.zeros((2, 3)), np.zeros((3, 2))), {}, r"behavior_logp must have shape \(N, T\) = \(2, 3\)"),
+        ((np.zeros((2, 3)), np.full((2, 3), -np.inf)), {}, "behavior_logp must be finite"),
+        (
+            (np.zeros((2, 3)), np.zeros((2, 3))),
+            {"truncate": 1, "importance": "none"},
+            "needs import",
+        ),
     ],
 )
-def test_bad_arguments_are_named(arguments, options, error, message):
-    with pytest.raises(error, match=message):
+def test_log_probabilities_that_do_not_fit_are_named(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
         rlvar.importance_ratios(*arguments, **options)
+
+
+@pytest.mark.parametrize("importance", ["none", "token", "sequence", "geometric"])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_without_rollouts_or_steps_there_are_no_ratios(shape, importance):
+    result = rlvar.importance_ratios(np.zeros(shape), np.zeros(shape), importance=importance)
+    assert result.values.shape == shape
+    assert result.largest == result.truncated == 0
+    assert np.isnan(result.mean.value)
+    json.dumps(result.to_dict(), allow_nan=False)
+    str(result)
+
+
+def test_a_factor_below_the_range_of_float64_is_an_error_not_a_gradient_of_zero(rng):
+    scores, rewards = rng.standard_normal((20, 8, 2)), rng.random(20)
+    drift = 0.1 * rng.standard_normal((20, 8))
+    for shift, importance in (
+        (-120.0, "sequence"),
+        (-900.0, "token"),
+        (-900.0, "geometric"),
+        (-45.0, "sequence"),
+    ):
+        far = rlvar.Rollouts(scores, rewards, logp=drift + shift, behavior_logp=np.zeros((20, 8)))
+        with pytest.raises(ValueError, match=f"all {importance} ratios are below the range of float64"):
+            rlvar.compare(far, importance=importance)
+    one = rlvar.Rollouts(
+        scores, rewards, logp=drift - 120.0 * (np.arange(20) > 2)[:, None], behavior_logp=np.zeros((20, 8))
+    )
+    rlvar.compare(one, importance="sequence")  # most are 0 beside three
 
 
 def test_the_mean_ratio_is_one_by_theory_and_its_lack_is_told(rng):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+import sys
 import warnings
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,31 +28,88 @@ class Steps(NamedTuple):
             return self.mask.view(np.bool_)
         return np.broadcast_to(np.True_, shape)
 
+    def among(self, rows: NDArray[np.bool_], steps: int) -> Steps:
+        """Return those of some rollouts (N,), where the others have no live step."""
+        if self.mask is not None:
+            return Steps(None, self.mask * rows[:, None])
+        return Steps(np.where(rows, np.int64(steps) if self.lengths is None else self.lengths, 0), None)
+
     def rows(self, rows: slice) -> Steps:
         """Return those of some rollouts."""
         return Steps(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
 
-def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
-    """Turn `value` into an array; refuse what numpy would take apart wrongly."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array; pass the mask as mask=")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        hint = "; pad its rows and pass lengths=" if "inhomogeneous" in str(error) else ""
-        raise ValueError(f"{name} must be a rectangular array{hint}: {error}") from None
-    except (TypeError, RuntimeError) as error:  # tensors that numpy cannot see
-        raise TypeError(f"{name} cannot be read as an array: {error}") from None
+def _plain(name: str, value: ArrayLike, missing: bool = False) -> NDArray[Any]:
+    """Turn `value` into an array of plain numbers, dates or strings; with `missing`, None into NaN."""
+    array = _array(name, value)
+    if array.dtype.kind == "O" and array.ndim:
+        array = _array(name, array.tolist())  # which may all be integers
     if array.dtype.kind == "O":
-        raise TypeError(f"{name} must be an array of real numbers, got dtype object")
+        if array.ndim == 0:
+            raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}")
+        array = _numbers(name, array, missing)
     return array
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(_readable(value))
+    except MemoryError:
+        raise
+    except Exception as error:  # an object's own __array__ may raise anything
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        hint = "; pad its rows and pass lengths=" if "inhomogeneous" in str(error) else ""
+        raise kind(f"{name} cannot be read as an array{hint}: {error}") from None
+
+
+_PLAIN = {float, int, bool, str, bytes, type(None), np.float64, np.float32, np.int64, np.bool_}
+
+
+def _readable(value: Any) -> Any:
+    """Turn tensors into arrays, in lists too; refuse masked arrays, whose mask numpy would drop."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("it is a masked array; fill it, and say which steps are live with mask=")
+    tensor = getattr(sys.modules.get("torch"), "Tensor", ())
+    if isinstance(value, tensor):
+        return _untorched(value)
+    if type(value) in (list, tuple) and not set(map(type, value)) <= _PLAIN:
+        return [_readable(each) for each in value]
+    return value
+
+
+def _untorched(tensor: Any) -> NDArray[Any]:
+    """Return a torch tensor of any layout, dtype and device as an array, without a copy where possible."""
+    tensor = tensor.detach()
+    if str(tensor.layout) != "torch.strided":
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.numpy(force=True)
+    return array
+
+
+def _numbers(name: str, objects: NDArray[Any], missing: bool) -> Double:
+    """Return objects, such as fractions and huge integers, in float64; name the first that is no number."""
+    result = np.empty(objects.shape)
+    for index, each in np.ndenumerate(objects):
+        try:
+            if missing and (each is None or type(each).__name__ == "NAType"):
+                each = math.nan
+            elif not isinstance(each, numbers.Number):
+                raise TypeError
+            result[index] = float(each)
+        except (TypeError, ValueError, OverflowError):
+            where = ", ".join(map(str, index))
+            raise TypeError(f"{name} must be real numbers, got {name}[{where}] = {each!r}") from None
+    return result
 
 
 _KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def floats(name: str, value: ArrayLike) -> Float:
+def floats(name: str, value: ArrayLike, missing: bool = False) -> Float:
     """Return `value` as a native, aligned float32 or float64 array.
 
     float32 and float64 come back as they are; float16 and bfloat16 become float32, integers and
@@ -59,8 +119,8 @@ def floats(name: str, value: ArrayLike) -> Float:
         flags = value.flags
         if flags.c_contiguous and flags.aligned:
             return value
-    array = _plain(name, value)
-    if array.dtype.name == "bfloat16":  # of ml_dtypes, known by its name alone
+    array = _plain(name, value, missing)
+    if array.dtype.name.startswith(("bfloat16", "float8")):  # of ml_dtypes, known by their names alone
         return array.astype(np.float32)
     if array.dtype == "V2":
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -80,12 +140,12 @@ def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:
     return ValueError(f"{name} must have shape {wanted}, got {got}")
 
 
-def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...]) -> Double:
+def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...], missing: bool = False) -> Double:
     """Return `value` in float64, of one of `shapes`, each (N,) or (N, T), if any are given.
 
     Half precision is exact in float64.
     """
-    exact = floats(name, value)
+    exact = floats(name, value, missing)
     if shapes and exact.shape not in shapes:
         wanted = " or ".join(f"{'(N, T)' if len(shape) == 2 else '(N,)'} = {shape}" for shape in shapes)
         raise _shape_error(name, wanted, exact.shape)
@@ -94,7 +154,7 @@ def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...]) -> Double:
 
 def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     """Return rewards (N,) in float64 and which are scored; warn, once, of those that are NaN."""
-    array = doubles("rewards", value)
+    array = doubles("rewards", value, missing=True)
     if array.ndim != 1:
         raise _shape_error("rewards", "(N,)", array.shape)
     bad = np.flatnonzero(np.isinf(array))
@@ -105,8 +165,8 @@ def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     scored = ~np.isnan(array)
     missing = np.count_nonzero(~scored)
     if missing:
-        message = f"{missing} of {len(array)} rewards are NaN: no statistic counts them, their advantage is 0"
-        warnings.warn(message, UserWarning, stacklevel=4)  # where the caller of the public function is
+        message = f"{missing} of {len(array)} rewards are NaN; they are ignored and get advantage 0"
+        warnings.warn(message, UserWarning, stacklevel=5)  # where the caller of the public function is
     return array, scored
 
 
@@ -153,17 +213,26 @@ def steps(
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
         counts = np.array(_plain("lengths", lengths))  # a copy: the caller's can change after the check
-        if counts.dtype.kind not in "iu":
+        if counts.dtype.kind not in "iu" and counts.size:
             raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
         if counts.shape != (n,):
             raise _shape_error("lengths", f"(N,) = ({n},)", counts.shape)
         bad = np.flatnonzero((counts < 0) | (counts > t))
         if bad.size:
             raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
-        return Steps(np.ascontiguousarray(counts, dtype=np.int64), None)
+        return Steps(counts.astype(np.int64), None)  # a copy: no other thread can change it
     if mask is not None:
         return Steps(None, flags(mask, shape).view(np.uint8))
     return Steps(None, None)
+
+
+def live(
+    shape: tuple[int, ...], lengths: ArrayLike | None, mask: ArrayLike | None, name: str = "x"
+) -> NDArray[np.bool_]:
+    """Return the live steps of an array, of shape (N, T), as booleans."""
+    if len(shape) != 2:
+        raise _shape_error(name, "(N, T)", shape)
+    return steps((shape[0], shape[1]), lengths=lengths, mask=mask).live((shape[0], shape[1]))
 
 
 def flags(
@@ -256,7 +325,7 @@ def non_negative(name: str, value: ArrayLike, n: int) -> Double:
 
 def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Check an output array that the caller passed."""
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
     if out.shape != shape:
         raise _shape_error("out", str(shape), out.shape)
@@ -275,17 +344,10 @@ def in_range(values: Double) -> None:
         raise ValueError("the result is beyond the range of float64; rescale the rewards")
 
 
-def every_group(good: NDArray[np.bool_], rows: NDArray[np.bool_], wanted: str) -> None:
-    """Raise unless `good` for each row that `rows` marks; name the first that is not."""
-    if not good.all():
-        row = np.flatnonzero(rows)[np.argmin(good)]
-        raise ValueError(f"{wanted} in the group of rewards[{row}]")
-
-
 def placed(rewards: Double, last: NDArray[np.int64]) -> None:
-    """Raise unless rewards (N,) are finite, and 0 where there is no last step (-1) to hold them."""
-    finite("rewards", rewards)
-    lost = np.flatnonzero((last < 0) & (rewards != 0))
+    """Raise unless rewards (N,) are finite, or 0 or NaN where there is no last step (-1) to hold them."""
+    finite("rewards", np.where(last < 0, 0.0, rewards))
+    lost = np.flatnonzero((last < 0) & (rewards != 0) & ~np.isnan(rewards))
     if lost.size:
         i = lost[0]
-        raise ValueError(f"mask must leave a step for rewards[{i}] = {rewards[i]}, got none in row {i}")
+        raise ValueError(f"rollout {i} has rewards[{i}] = {rewards[i]}, but no live step to hold it")

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 
+from rlvar._check.arrays import floats
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -25,12 +27,13 @@ def quiet(function: Function) -> Function:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, str) or np.ndim(value) != 0:
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
-        return float(value)
+        array = floats(name, value)
+        if array.ndim or isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_:
+            raise TypeError
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    return float(array)
 
 
 def confidence(value: float) -> float:
@@ -60,7 +63,7 @@ def bound(name: str, value: float) -> float:
 def positive_integer(name: str, value: int) -> int:
     """Return an integer >= 1."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -68,14 +71,6 @@ def positive_integer(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
-
-
-def bootstrap(resamples: int, first: int) -> tuple[int, int]:
-    """Return the number of resamples, enough of them for an interval, and the seed."""
-    number = positive_integer("resamples", resamples)
-    if number < 100:
-        raise ValueError(f"resamples must be at least 100, got {number}")
-    return number, seed(first)
 
 
 def seed(value: int) -> int:

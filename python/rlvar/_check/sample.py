@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import _shape_error, non_negative
+from rlvar._check.arrays import _array, _shape_error, non_negative
 from rlvar._types import Double
 
 
@@ -23,6 +23,7 @@ class Samples(NamedTuple):
     weight: Double | None  # p (N,), or None for ones
     v1: float  # sum of p
     v2: float  # sum of p**2
+    pairs: float  # v1**2 - v2
     exponent: int
 
     @property
@@ -34,7 +35,7 @@ class Samples(NamedTuple):
         """Return what sums of squares are divided by, as numpy.cov has it; some weight must be left."""
         if self.v1 == 0:
             raise ValueError("sample_weight must not be all zero")
-        return divisor(self.v1, self.v2, ddof)
+        return divisor(self.v1, self.v2, self.pairs, ddof)
 
 
 class Units(NamedTuple):
@@ -67,11 +68,18 @@ class Units(NamedTuple):
 def samples(sample_weight: ArrayLike | None, n: int) -> Samples:
     """Return how much each of N rollouts counts, by its weight p."""
     if sample_weight is None:
-        return Samples(None, float(n), float(n), 0)
+        return Samples(None, float(n), float(n), float(n) * (n - 1), 0)
     p = non_negative("sample_weight", sample_weight, n)
     exponent = int(np.frexp(p.max(initial=0.0))[1]) - 1  # ones stay ones
-    p = np.ldexp(p, -exponent)
-    return Samples(p, float(p.sum()), float(np.square(p).sum()), exponent)
+    with np.errstate(under="ignore"):
+        p = np.ldexp(p, -exponent)
+        v1, v2 = p.sum(), np.square(p).sum()
+        # Of the largest the others are summed: v1 less it would lose their digits.
+        others = v1 - p
+        if n:
+            others[np.argmax(p)] = np.delete(p, np.argmax(p)).sum()
+        pairs = (p * others).sum()
+    return Samples(p, float(v1), float(v2), float(pairs), exponent)
 
 
 def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
@@ -90,14 +98,19 @@ def warn_few(units: int, *, grouped: bool) -> None:
     if units < 10:
         name = "groups" if grouped else "rollouts"
         what = "no intervals" if units < 3 else "intervals may be far too narrow"
-        warnings.warn(f"{units} {name} are few: {what}", UserWarning, stacklevel=3)
+        warnings.warn(f"only {units} {name}: {what}", UserWarning, stacklevel=3)
 
 
-def divisor(v1: float, v2: float, ddof: int) -> float:
-    """Return v1 - ddof * v2 / v1, with v1 = sum(p) and v2 = sum(p**2) of weights p."""
+def divisor(v1: float, v2: float, pairs: float, ddof: int) -> float:
+    """Return v1 - ddof * v2 / v1 of weights p, with v1 = sum(p), v2 = sum(p**2), pairs = v1**2 - v2.
+
+    `pairs` is the sum of p[i] p[j] over i != j, and has all its digits where one weight dominates.
+    """
     if isinstance(ddof, bool) or not isinstance(ddof, (int, np.integer)) or ddof < 0:
         raise ValueError(f"ddof must be a non-negative integer, got {ddof!r}")
-    result = v1 - ddof * v2 / v1 if v1 > 0 else 0.0
+    if ddof == 0:
+        return v1
+    result = (pairs - (ddof - 1) * v2) / v1 if v1 > 0 else 0.0
     if result <= 0:
         count = v1**2 / v2 if v2 > 0 else 0.0
         raise ValueError(f"ddof must leave degrees of freedom, got ddof = {ddof} for {count:.6g} samples")
@@ -105,23 +118,33 @@ def divisor(v1: float, v2: float, ddof: int) -> float:
 
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:
-    """Number arbitrary hashable labels (N,) in the order of their first appearance."""
-    if hasattr(groups, "__array__"):  # tensors too: theirs hash by identity, so no two would be equal
-        array = np.asarray(groups)
+    """Number arbitrary hashable labels (N,) in the order of their first appearance; none may be missing."""
+    labels: Any = groups
+    if hasattr(groups, "__array__"):
+        array = _array("groups", groups)
         if array.ndim != 1:
             raise _shape_error("groups", f"(N,) = ({n},)", array.shape)
-        groups = array.tolist()
-    if isinstance(groups, (set, frozenset)) or not hasattr(groups, "__len__"):
+        labels = array.tolist()
+    if isinstance(labels, (Set, Mapping)) or not hasattr(labels, "__len__"):
         raise TypeError(f"groups must be a sequence of labels, got {type(groups).__name__}")
-    if len(groups) != n:
-        raise _shape_error("groups", f"(N,) = ({n},)", (len(groups),))
+    if len(labels) != n:
+        raise _shape_error("groups", f"(N,) = ({n},)", (len(labels),))
     seen: dict[Hashable, int] = {}
-    try:
-        # Scalar tensors hash by identity too: .item() is what they hold.
-        plain = (label.item() if hasattr(label, "item") else label for label in groups)
-        labels = np.array([seen.setdefault(label, len(seen)) for label in plain], dtype=np.int64)
-    except TypeError:
-        raise TypeError("groups must hold hashable labels") from None
-    if any(label != label for label in seen):
-        raise ValueError("groups must not hold NaN: it is not equal to itself")
-    return labels
+    numbers = np.empty(n, np.int64)
+    for i, label in enumerate(labels):
+        try:
+            plain = label.item() if hasattr(label, "item") else label  # scalar arrays hash by identity
+            numbers[i] = seen.setdefault(plain, len(seen))
+            missing = label is np.ma.masked or _missing(plain)
+        except (TypeError, ValueError):
+            raise TypeError(f"groups must be hashable labels, got groups[{i}] = {label!r}") from None
+        if missing:
+            raise ValueError(f"groups must have a label for each rollout, got groups[{i}] = {label!r}")
+    return numbers
+
+
+def _missing(label: Any) -> bool:
+    """Whether a label, or a part of it, is None, NaN, NaT or NA."""
+    if isinstance(label, tuple):
+        return any(map(_missing, label))
+    return label is None or type(label).__name__ == "NAType" or bool(label != label)

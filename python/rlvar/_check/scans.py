@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar._check.arrays import Steps, _first, _shape_error, doubles, finite, flags, floats, steps
-from rlvar._check.options import discount
+from rlvar._check.options import choice, discount
 from rlvar._types import Double, Float
 
 
@@ -53,6 +53,18 @@ class Scan(NamedTuple):
         cut = self.truncated.view(np.bool_)
         return cut if self.terminated is None else cut & ~self.terminated.view(np.bool_)
 
+    @property
+    def open_ended(self) -> NDArray[np.bool_]:
+        """Which rows (N,) take a bootstrap value: no episode ends at their last live step."""
+        live = self.steps.live(self.arrays[0].shape)
+        going = live.copy()
+        for marks in (self.terminated, self.truncated):
+            if marks is not None:
+                going &= marks == 0
+        later = np.cumsum(live[:, ::-1], axis=1)[:, ::-1]  # live steps from each one on
+        result: NDArray[np.bool_] = (going & (later == 1)).any(axis=1)
+        return result
+
     def empty(self) -> Float:
         """Allocate a result (N, T) with the memory order of the caller's arrays."""
         first = self.arrays[0]
@@ -90,8 +102,7 @@ def scan(
     time_axis: int,
 ) -> Scan:
     """Check the arguments of a backward scan; `arrays`, by name, start with the rewards."""
-    if time_axis not in (-1, 0, 1):
-        raise ValueError(f"time_axis must be -1, 0 or 1, got {time_axis!r}")
+    choice("time_axis", time_axis, (-1, 0, 1))
     time_first = time_axis == 0
     axes = "(T, N)" if time_first else "(N, T)"
     checked = [floats(name, value) for name, value in arrays.items()]
@@ -106,13 +117,14 @@ def scan(
         if array.dtype != dtype:
             dtype = np.dtype(np.float64)
     shape = given[::-1] if time_first else given
-    stepwise = np.ndim(gamma) > 0
-    factor = 1.0 if stepwise else discount("gamma", gamma)  # type: ignore[arg-type]
-    gammas = doubles("gamma", gamma) if stepwise else None
+    gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
+    if gammas is not None and gammas.ndim == 0:
+        gammas = None
+    factor = discount("gamma", gamma) if gammas is None else 1.0  # type: ignore[arg-type]
     if (truncated is None) != (next_values is None):
         pair = ("truncated", "next_values")
         present, missing = pair if next_values is None else pair[::-1]
-        raise ValueError(f"{present} needs {missing}: what lies beyond a truncated step counts by its value")
+        raise ValueError(f"{present} needs {missing}: the values of the states after truncated steps")
     beyond = None if next_values is None else floats("next_values", next_values)
     tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
     if beyond is not None and beyond.dtype != dtype:
@@ -151,6 +163,8 @@ def scan(
         names,
         time_first,
     )
+    if tail is not None and not np.isfinite(tail).all():
+        result = result._replace(bootstrap=np.where(result.open_ended, tail, 0.0))
     if result.gammas is not None:
         wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
         if wrong.any():

@@ -57,13 +57,9 @@ class _State(NamedTuple):
 
     def divisor(self, ddof: int) -> float:
         """Return what the sums are divided by."""
-        return self.weight * _check.divisor(1.0 if self.weight > 0 else 0.0, self.square_weight, ddof)
-
-    def growth(self, ddof: int) -> Double:
-        """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
-        result = _growth(self.sums, self.divisor(ddof))
-        _in_range(result)
-        return result
+        return self.weight * _check.divisor(
+            *(1.0 if self.weight > 0 else 0.0, self.square_weight, 1.0 - self.square_weight, ddof)
+        )
 
     def scaled(self, exponent: int) -> _State:
         """Return the same in units of 2**exponent."""
@@ -240,7 +236,7 @@ class CovarianceAccumulator:
         else:
             scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
             # Checks all but the scores, which are converted a block at a time.
-            none = np.broadcast_to(np.float32(0.0), scores.shape) if scores.ndim == 3 else scores
+            none = np.broadcast_to(np.float32(0.0), (*scores.shape[:2], 1)) if scores.ndim == 3 else scores
             terms = terms_of(none, estimator, **options, least=0)  # type: ignore[arg-type]
             live, w = terms.live, terms.weights
         one = _check.scores(scores[:1], rollouts=0)
@@ -285,7 +281,7 @@ class CovarianceAccumulator:
 
     def _take(self, name: str, state: _State) -> None:
         """Take in the moments of other rollouts, which are used up."""
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):  # what is out of range is told below
             self._refuse_other_coordinates(name, state.mean.shape[1])
             self._state = _merged(self._state, state, self._threads)
 
@@ -333,19 +329,23 @@ class CovarianceAccumulator:
         divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
-        _in_range(float(state.sums.diagonal().max()) / divisor)
-        result: Double = np.divide(state.sums, divisor, out=out)
+        _in_range(np.array(float(state.sums.diagonal().max()) / divisor))
+        with np.errstate(all="ignore"):
+            result: Double = np.divide(state.sums, divisor, out=out)
         return result
 
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
-        return self._some().growth(ddof)
+        state = self._some()
+        return _in_range(_growth(state.sums, state.divisor(ddof)))
 
     def totals(self, *, ddof: int = 1) -> Totals:
         """Return the total variance, its variance terms and its covariance terms."""
         state = self._some()
-        total = float(state.growth(ddof)[-1])
-        variance = float(state.sums.trace()) / state.divisor(ddof)
+        divisor = state.divisor(ddof)
+        total = float(_in_range(_growth(state.sums, divisor))[-1])
+        with np.errstate(all="ignore"):
+            variance = float(_in_range(state.sums.trace() / divisor))
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -416,9 +416,8 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     a, b = _padded(a, rows).scaled(exponent), _padded(b, rows).scaled(exponent)
     total = a.weight + b.weight
     sums = b.sums
-    with np.errstate(over="ignore", invalid="ignore"):
-        delta = (b.mean - a.mean) + (b.tail - a.tail)
-        sums += a.sums
+    sums += a.sums
+    delta = (b.mean - a.mean) + (b.tail - a.tail)
     share = b.weight / total if total > 0 else 0.0
     _core.add_product(delta, a.weight * share, sums, threads)
     _in_range(sums.diagonal())
@@ -445,15 +444,17 @@ def _padded(state: _State, rows: int) -> _State:
 
 
 def _growth(sums: Double, divisor: float = 1.0) -> Double:
-    with np.errstate(over="ignore", invalid="ignore"):
+    """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
+    with np.errstate(all="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
         result: Double = np.cumsum(added) / divisor
     return result
 
 
-def _in_range(result: Double | float) -> None:
+def _in_range(result: Double) -> Double:
     if not np.isfinite(result).all():
         raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
+    return result
 
 
 def _read(read: Callable[[str], NDArray[Any]]) -> _State:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,17 +16,18 @@ from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
-from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
-from rlvar.stats.inference import Bootstrap, infer
+from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.inference import infer
+from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.source import estimator_of
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
+class ComparisonRow(Result):
     """One estimator in a `Comparison`.
 
     Attributes
@@ -34,8 +35,9 @@ class ComparisonRow:
     name : str
         Name of the estimator.
     variance : Estimate
-        Variance of one rollout's gradient estimate, summed over coordinates; with groups, of the
-        mean of one group's rollouts.
+        U times the variance of the batch's gradient, the mean over its rollouts, summed over
+        coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
+        groups of one size, of the mean of one group's rollouts.
     ratio : Estimate
         Variance over that of the reference estimator, from the same rollouts. For two unbiased
         estimators it is also the ratio of the rollouts needed for the same precision.
@@ -87,23 +89,9 @@ class ComparisonRow:
         """Whether so few units carry so much of the variance that its interval cannot be trusted."""
         return self.top_share > moments.HEAVY
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        keys = ("variance", "ratio", "signal", "noise_scale", "noise_scale_ratio", "alignment")
-        estimates = {key: getattr(self, key).to_dict() for key in keys}
-        return {
-            "name": self.name,
-            **estimates,
-            "largest_share": to_json(self.largest_share),
-            "top_share": to_json(self.top_share),
-            "unbiased": self.unbiased,
-            "importance": None if self.importance is None else self.importance.to_dict(),
-            "identical": self.identical,
-        }
-
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Result):
     """Estimators side by side: iterate over the rows, or index by an estimator's name.
 
     Attributes
@@ -184,18 +172,6 @@ class Comparison:
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         return "\n".join([text, *ratios])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "rows": [row.to_dict() for row in self],
-            "reference": self.reference,
-            "confidence": self.confidence,
-            "units": self.units,
-            "grouped": self.grouped,
-            "aggregation": self.aggregation,
-            "interval": self.interval,
-        }
-
 
 def compare(
     rollouts: Rollouts,
@@ -258,24 +234,25 @@ def compare(
 
     Notes
     -----
-    The unit is the rollout or, with groups, the group: its gradient :math:`g_u` is the mean over its
-    rollouts, so that their dependence, and that of weights which use the others' rewards, is inside.
-    With U units,
+    The batch's gradient is the mean over its rollouts, whatever the sizes of their groups, or over its
+    tokens. The unit is the rollout or, with groups, the group, so that the dependence of its rollouts, and
+    that of weights which use the others' rewards, is inside. So it is a ratio of sums,
+    :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each unit summed and :math:`L_u` its number
+    of rollouts, or of tokens. By the delta method its variance is that of the mean over U units of
+    :math:`y_u = (g_u - L_u m) / \bar L`, and
 
     .. math::
 
-        \hat V = \frac{1}{U - 1} \sum_u |g_u - \bar g|^2, \qquad
-        \widehat{|E g|^2} = |\bar g|^2 - \hat V / U .
+        \hat V = \frac{1}{U - 1} \sum_u |y_u|^2, \qquad
+        \widehat{|E m|^2} = |m|^2 - \hat V / U .
 
-    A token mean is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u` with the gradient and the tokens
-    of each unit summed. By the delta method its variance is that of the mean of
-    :math:`(g_u - L_u m) / \bar L`, whose sample variance is :math:`\hat V`.
+    For units of one size :math:`y_u` is what the mean of a unit deviates from that of all.
 
     Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
     of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
     log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
     draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
-    variances and their ratios, BCa for the rest; O(`resamples` U D) for each estimator. ``python
+    variances and their ratios, BCa for the rest; O(resamples U min(U, D)) for each estimator. ``python
     studies/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
     whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
     out.
@@ -307,6 +284,7 @@ def compare(
     return result
 
 
+@_check.quiet
 def compare_batches(
     batches: Mapping[str, Batch],
     estimators: EstimatorLike | Sequence[EstimatorLike],
@@ -318,8 +296,8 @@ def compare_batches(
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
     rollouts, kinds = next(iter(batches.values())).rollouts, list(batches)
     level = _check.confidence(confidence)
-    if not isinstance(interval, Bootstrap):
-        _check.choice("interval", interval, ("jackknife",))
+    if not isinstance(interval, Bootstrap) and interval != "jackknife":
+        raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
     units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
     first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
@@ -335,6 +313,7 @@ def compare_batches(
         list(samples).index(label),
         level,
         interval if isinstance(interval, Bootstrap) else None,
+        next(iter(batches.values())).threads,
     )
     found = {row: each._asdict() for row, each in zip(samples, findings, strict=True)}
     variances = {row: each.pop("variances") for row, each in found.items()}
@@ -347,8 +326,6 @@ def compare_batches(
             ComparisonRow(
                 name=row,
                 **found[row],
-                largest_share=moments.largest_share(samples[row]),
-                top_share=moments.largest_share(samples[row], moments.TOP),
                 unbiased=unbiased[row],
                 importance=batches[kind].importance,
                 _variances=variances[row],
@@ -367,11 +344,11 @@ def compare_batches(
 
 
 def _rows(
-    estimators: Sequence[Estimator | OwnEstimator],
+    estimators: Sequence[Estimator],
     kinds: Sequence[str],
     reference: str | Estimator,
     first: str,
-) -> tuple[list[str], str, dict[str, tuple[Estimator | OwnEstimator, str]]]:
+) -> tuple[list[str], str, dict[str, tuple[Estimator, str]]]:
     """Return the labels asked for, the reference's, and what they stand for: estimator, kind of ratio.
 
     A label is the estimator's name alone where there is one kind. The reference may be a label, or an
@@ -394,16 +371,14 @@ def _rows(
 def _samples(
     gradients: Mapping[str, Gradients], rollouts: Rollouts, units: _check.Units, aggregation: str
 ) -> dict[str, moments.Sample]:
-    """Return what is averaged over the batch: gradients of units, or for a token mean their sums."""
-    if aggregation != "token-mean":
-        return {
-            label: moments.sample(units.sums(g.whole()) / units.sizes[:, None])
-            for label, g in gradients.items()
-        }
-    tokens = units.sums(rollouts.live_steps.astype(np.float64))
-    if not tokens.any():
-        raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    return {label: moments.sample(units.sums(g.whole()), tokens) for label, g in gradients.items()}
+    """Return what the batch's gradient is made of: sums over units, to be divided by rollouts or tokens."""
+    sizes = units.sizes.astype(np.float64)
+    if aggregation == "token-mean":
+        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        if not sizes.any():
+            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    summed = units if len(units) < len(rollouts) else None
+    return {label: moments.sample(g, sizes, summed) for label, g in gradients.items()}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

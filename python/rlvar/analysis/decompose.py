@@ -26,8 +26,9 @@ from rlvar.analysis.growth import LengthGrowth, length_growth, upper_half
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
-from rlvar.stats.estimate import Estimate, Moment, bounded, to_json
-from rlvar.stats.intervals import correlation, fieller, jackknife, signal_interval
+from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.inference import signal_and_noise_scale, signal_of
+from rlvar.stats.intervals import jackknife
 from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.estimators import EstimatorLike
 from rlvar.weights.source import groups_of, terms_of
@@ -47,7 +48,7 @@ class _Source(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Decomposition:
+class Decomposition(Result):
     """The variance of a policy gradient, taken apart.
 
     It keeps the scores and weights, not copies of them, for what is computed when it is first
@@ -103,6 +104,8 @@ class Decomposition:
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
+    _also = ("step_share", "length_exponent", "signal", "noise_scale")
+    _large = ("mean", "lag_profile", "lag_correlation", "covariance")
     variance: Estimate
     variance_terms: Estimate
     covariance_terms: Estimate
@@ -123,6 +126,7 @@ class Decomposition:
         return result
 
     @cached_property
+    @_check.quiet
     def step_share(self) -> Double:
         source = self._source
         total = source.normaliser * self.growth[-1]
@@ -132,17 +136,18 @@ class Decomposition:
         return share
 
     @cached_property
+    @_check.quiet
     def lag_profile(self) -> Double:
         source = self._source
         return source.terms.lags(source.samples.weight, self.mean) / source.normaliser
 
     @cached_property
+    @_check.quiet
     def lag_correlation(self) -> Double:
         bound = autocorrelation(np.sqrt(self.step_variance))
         # Rounding of the transform, where the steps that far apart have no variance.
         bound[bound < 1e-12 * bound[0]] = 0.0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
+        ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
         return ratio
 
     @property
@@ -154,14 +159,27 @@ class Decomposition:
         return self._signals[1]
 
     @cached_property
+    @_check.quiet
     def _signals(self) -> tuple[Estimate, Estimate]:
-        return _signals(self._source, self.variance, self.mean.sum(axis=0))
+        source, units = self._source, self._source.units
+        signal, variance = Moment(math.nan, np.empty(0)), source.variance
+        if source.weighted:
+            taken = source.ddof * variance.value / self.effective_size
+            signal = signal._replace(value=float(np.square(self.mean.sum(axis=0)).sum()) - taken)
+        else:
+            whole = (units.sizes.astype(np.float64), units) if source.grouped else ()
+            ((own, _),) = unit_moments.products([unit_moments.sample(source.terms.gradients, *whole)])
+            signal = signal_of(own, source.ddof, grouped=source.grouped)
+            variance = unit_moments.variance(own)
+        dimension, level = self.mean.shape[1], self.variance.confidence
+        return signal_and_noise_scale(signal, variance, source.variance, dimension, level)
 
     @property
     def length_exponent(self) -> Estimate:
         return jackknife(*self.length_growth.exponent, self.variance.confidence)
 
     @cached_property
+    @_check.quiet
     def length_growth(self) -> LengthGrowth:
         """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
         source = self._source
@@ -204,25 +222,6 @@ class Decomposition:
                 f"effective size    {self.effective_size:.4g} of {len(self._source.terms.weights)} rollouts"
             )
         return "\n".join(lines)
-
-    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the fields as JSON-ready values.
-
-        The curves over steps are there, but of what is large or takes long only the `arrays` asked for:
-        "mean", "lag_profile", "lag_correlation", "covariance".
-        """
-        large = ("mean", "lag_profile", "lag_correlation", "covariance")
-        for name in arrays:
-            _check.choice("arrays", name, large)
-        estimates = [name for name in self.__dataclass_fields__ if isinstance(getattr(self, name), Estimate)]
-        lazy = ("length_exponent", "signal", "noise_scale")
-        curves = ("step_variance", "step_share", "growth", "alive")
-        return {
-            **{name: getattr(self, name).to_dict() for name in (*estimates, *lazy)},
-            **{name: to_json(getattr(self, name)) for name in (*curves, *arrays)},
-            "growth_range": list(self.growth_range),
-            "effective_size": self.effective_size,
-        }
 
 
 def decompose(
@@ -324,6 +323,7 @@ def decompose(
     return result
 
 
+@_check.quiet
 def decompose_terms(
     terms: Terms,
     groups: Sequence[Hashable] | NDArray[Any] | None,
@@ -345,6 +345,8 @@ def decompose_terms(
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(terms.scores, terms.live)
+    if np.square(mean).sum() + growth_squares[-1] < unit_moments.TINY:
+        unit_moments.refuse_underflow(bool(mean.any()))
 
     alive = (terms.ends()[:, None] > np.arange(t)).sum(axis=0)
     # The steps that at least half of the rollouts reach.
@@ -373,33 +375,3 @@ def decompose_terms(
             variance=found.variance,
         ),
     )
-
-
-def _signals(s: _Source, total: Estimate, mean: Double) -> tuple[Estimate, Estimate]:
-    """Return signal and noise scale of gradients with this mean (D,)."""
-    level = total.confidence
-    if s.weighted:
-        signal = Estimate(
-            float(mean @ mean) - s.ddof * total.value / s.samples.effective_size, confidence=level
-        )
-        return signal, fieller(total, signal, 0.0)
-    units, g = s.units, s.terms.gradients.whole()
-    if s.grouped:
-        g = units.sums(g)
-    sample = unit_moments.sample(g, units.sizes.astype(np.float64) if s.grouped else None)
-    variances, signals = unit_moments.variance(sample), unit_moments.signal(sample)
-
-    def extra(variance: Any, u: int) -> Any:
-        """What is added to a signal that takes V / U from the plug-in, for ddof V_ddof / U to be taken."""
-        taken = s.ddof if s.grouped else s.ddof * (u - 1) / (u - s.ddof)
-        return (1 - taken) * variance / u
-
-    u = len(units)
-    value = signals.value + extra(variances.value, u)
-    if len(s.variance.left_out) == 0:  # no intervals
-        signal = Estimate(value, confidence=level)
-        return signal, fieller(total, signal, 0.0)
-    left_out = signals.left_out + extra(variances.left_out, u - 1)
-    moment = Moment(value, left_out)
-    signal = signal_interval(moment, variances, len(mean), level)
-    return signal, fieller(total, signal, correlation(s.variance.left_out, left_out))

@@ -46,12 +46,12 @@ def slope(values: Double, first: int) -> Double:
     return _slope(np.log(np.arange(first, first + values.shape[-1])), values)
 
 
+@_check.quiet
 def _slope(log_x: Double, values: Double) -> Double:
     """Slope of the logarithm of values (..., K) on log_x (..., K); NaN where not all are positive."""
-    with np.errstate(all="ignore"):
-        x = log_x - log_x.mean(axis=-1, keepdims=True)
-        y = np.log(np.where(values > 0, values, np.nan))
-        result: Double = (y * x).sum(axis=-1) / (x * x).sum(axis=-1)
+    x = log_x - log_x.mean(axis=-1, keepdims=True)
+    y = np.log(np.where(values > 0, values, np.nan))
+    result: Double = (y * x).sum(axis=-1) / (x * x).sum(axis=-1)
     return result
 
 
@@ -63,6 +63,7 @@ def strata_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return result
 
 
+@_check.quiet
 def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units) -> LengthGrowth:
     """Fit the variance of whole gradients (N, D) to the lengths (N,) of rollouts.
 
@@ -85,9 +86,8 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
             continue
         rest = size - part.sizes
         left = np.full((2, len(units)), [[total / (size - 1)], [length / size]])
-        with np.errstate(all="ignore"):
-            left[0, present] = (total - squares - sums / rest) / (rest - 1)
-            left[1, present] = (length - part.sums(lengths)) / rest
+        left[0, present] = (total - squares - sums / rest) / (rest - 1)
+        left[1, present] = (length - part.sums(lengths)) / rest
         left[0, left[0] < 1e-12 * total / size] = np.nan  # what is left by rounding alone is none
         values.append(total / (size - 1))
         means.append(length / size)
@@ -96,6 +96,5 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     if len(values) < 2:
         return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
     value = float(_slope(np.log(means), np.array(values)))
-    with np.errstate(all="ignore"):
-        left_out = _slope(np.log(left_means).T, np.transpose(left_values))
+    left_out = _slope(np.log(left_means).T, np.transpose(left_values))
     return LengthGrowth(Moment(value, left_out), min(means), max(means))

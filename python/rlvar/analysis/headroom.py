@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from rlvar._check import quiet
 from rlvar.analysis.compare import Comparison
-from rlvar.stats.estimate import Estimate, Moment
+from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
 from rlvar.stats.intervals import jackknife
 
@@ -18,7 +18,7 @@ BASELINES = ("single-optimal", "multi-optimal", "otb")
 
 
 @dataclass(frozen=True, repr=False)
-class Headroom:
+class Headroom(Result):
     """What the best of the optimal baselines removes from the variance of the reference.
 
     Attributes
@@ -45,16 +45,8 @@ class Headroom:
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "reference": self.reference,
-            "best": self.best,
-            "removable": self.removable.to_dict(),
-            "removed": {name: estimate.to_dict() for name, estimate in self.removed.items()},
-        }
 
-
+@quiet
 def headroom(comparison: Comparison) -> Headroom:
     """Say what a baseline could remove from the variance of a policy gradient, and what is removed.
 

@@ -22,14 +22,14 @@ from rlvar import _check
 from rlvar._types import Double
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
-from rlvar.stats.estimate import Estimate, Moment
+from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.intervals import jackknife, signal_interval
 from rlvar.weights.batch import Batch
 from rlvar.weights.source import batch_of, groups_of
 
 
 @dataclass(frozen=True, repr=False)
-class OnPolicyTest:
+class OnPolicyTest(Result):
     """Whether scores behave like those of the policy that sampled the rollouts.
 
     Attributes
@@ -48,6 +48,7 @@ class OnPolicyTest:
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
 
+    _also = ("against", "on_policy")
     ratio: Estimate
     mean_score: Estimate
     off_diagonal: Estimate
@@ -84,17 +85,6 @@ class OnPolicyTest:
                 verdict,
             ]
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the verdict as JSON-ready values."""
-        names = ("ratio", "mean_score", "off_diagonal", "trace")
-        estimates = {name: getattr(self, name).to_dict() for name in names}
-        return {
-            **estimates,
-            "units": self.units,
-            "against": list(self.against),
-            "on_policy": self.on_policy,
-        }
 
 
 def on_policy_test(
@@ -201,6 +191,7 @@ def on_policy_test(
     return result
 
 
+@_check.quiet
 def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
     """Test the scores of a batch, without its factors."""
     batch, rollouts, level = batch.plain, batch.rollouts, _check.confidence(confidence)
@@ -222,20 +213,18 @@ def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
 
 def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:
     """Return sum(above) / sum(below) over units (U,), `below` >= 0, with its jackknife interval."""
-    a, b = above.sum(), below.sum()
-    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-        return jackknife(float(a / b), (a - above) / (b - below), confidence)
+    left_out = moments.without_each(above) / moments.without_each(below)
+    return jackknife(float(above.sum() / below.sum()), left_out, confidence)  # 0 / 0: NaN, undefined
 
 
 def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float) -> Estimate:
     """Return |E sum_t S_t|^2 / E sum_t |S_t|^2 from sums of scores (U, D) and of squares (U,) of units."""
-    g = moments.sample(sums, sizes)
-    with np.errstate(all="ignore"):  # 0 / 0 is NaN, an undefined ratio
-        rollouts, total = sizes.sum(), squares.sum()
-        trace, left_out = total / rollouts, (total - squares) / (rollouts - sizes)
-        (s, s_left_out), (v, v_left_out) = moments.signal(g), moments.variance(g)
-        signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
-        # Its left-out values say how well the variance is known: the trace would hide that, which for
-        # T = 1 is the same but for the mean.
-        variance = Moment(float(v / trace), v_left_out / trace)
+    ((p, _),) = moments.products([moments.sample(sums, sizes)])
+    trace = squares.sum() / sizes.sum()
+    left_out = moments.without_each(squares) / moments.without_each(sizes)
+    (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)
+    signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
+    # Its left-out values say how well the variance is known: the trace would hide that, which for
+    # T = 1 is the same but for the mean.
+    variance = Moment(float(v / trace), v_left_out / trace)
     return signal_interval(signal, variance, sums.shape[1], confidence, tested=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.stats.estimate import Estimate
+from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.intervals import jackknife
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import EstimatorLike, estimators
@@ -28,7 +28,7 @@ _MOST_COMPLETIONS = 1 << 20  # that `plan` looks through
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PromptComponents:
+class PromptComponents(Result):
     """The variance of one rollout's gradient estimate, within prompts and between them.
 
     All variances are summed over coordinates, in squared units of the gradient.
@@ -53,6 +53,7 @@ class PromptComponents:
         the completions of a prompt, such as grpo, learn nothing from them. Here they count as any.
     """
 
+    _also = ("resolved",)
     within: Estimate
     between: Estimate
     variance: Estimate
@@ -65,9 +66,10 @@ class PromptComponents:
 
     @property
     def resolved(self) -> bool:
-        """Whether the variance between prompts is positive beyond doubt: its interval excludes 0."""
-        return self.between.low > 0
+        """Whether the variance between prompts is told from none: its interval excludes 0."""
+        return self.between.resolved
 
+    @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
         """Return the variance of the mean gradient of a batch, between / P + within / (P K).
 
@@ -106,22 +108,9 @@ class PromptComponents:
         ]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "within": self.within.to_dict(),
-            "between": self.between.to_dict(),
-            "variance": self.variance.to_dict(),
-            "estimator": self.estimator,
-            "groups": self.groups,
-            "sizes": self.sizes.tolist(),
-            "dead_groups": self.dead_groups,
-            "resolved": self.resolved,
-        }
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(Result):
     """The cheapest batch whose mean gradient has a variance of at most the target.
 
     Attributes
@@ -167,18 +156,6 @@ class Plan:
         if self.completions == self.max_completions:
             lines.append(f"More completions than max_completions = {self.max_completions} may be cheaper.")
         return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {
-            "prompts": self.prompts,
-            "completions": self.completions,
-            "cost": self.cost,
-            "variance": self.variance.to_dict(),
-            "target": self.target,
-            "max_completions": self.max_completions,
-            "components": self.components.to_dict(),
-        }
 
 
 def prompt_components(
@@ -289,6 +266,7 @@ def prompt_components(
     )
 
 
+@_check.quiet
 def plan(
     components: PromptComponents,
     target: float,
@@ -361,10 +339,9 @@ def plan(
 
     k = np.arange(1, most + 1)
     one_prompt = max(components.between.value, 0.0) + components.within.value / k
-    with np.errstate(over="ignore"):
-        # Rounding must not cost a prompt where the target is met exactly.
-        p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
-        cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
+    # Rounding must not cost a prompt where the target is met exactly.
+    p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
+    cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
     if not np.isfinite(cost).any():
         raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
     best = np.lexsort((one_prompt / p, cost))[0]
@@ -380,6 +357,7 @@ def plan(
     )
 
 
+@_check.quiet
 def _components(
     g: Double, labels: NDArray[np.int64], units: _check.Units
 ) -> tuple[tuple[float, float], Double]:
@@ -395,7 +373,7 @@ def _components(
     means = units.sums(centred) / sizes[:, None]
     centred -= means[labels]
     within_squares = units.sums(np.square(centred).sum(axis=1))
-    means -= sizes @ means / n
+    means -= (sizes[:, None] * means).sum(axis=0) / n
     between_squares = sizes * np.square(means).sum(axis=1)
 
     def anova(within: Any, between: Any, n: Any, u: float, square: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
-from rlvar.stats.inference import Bootstrap
+from rlvar.stats.estimate import Result
+from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Result):
     """What `rlvar report` prints.
 
     Attributes
@@ -39,6 +40,7 @@ class Report:
         None where no baseline leaves the mean alone.
     """
 
+    _also = ("verdict",)
     source: str
     rollouts: Rollouts
     comparison: Comparison
@@ -85,19 +87,6 @@ class Report:
         for name, parts in self.decompositions.items():
             names.setdefault(id(parts), []).append(name)
         return [(each, self.decompositions[each[0]]) for each in names.values()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values."""
-        n, t, d = self.rollouts.shape
-        return {
-            "source": self.source,
-            "rollouts": {"N": n, "T": t, "D": d, "lengths": self.rollouts.live_steps.tolist()},
-            "comparison": self.comparison.to_dict(),
-            "decompositions": {name: item.to_dict() for name, item in self.decompositions.items()},
-            "on_policy": self.on_policy.to_dict(),
-            "headroom": None if self.headroom is None else self.headroom.to_dict(),
-            "verdict": self.verdict,
-        }
 
 
 def report(

@@ -184,7 +184,11 @@ def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
 def _faint_signals(comparison: Comparison) -> list[str]:
     """Say which signals cannot be told from none, and how many rollouts would tell."""
     units = unit(comparison)
-    faint = [row for row in _distinct(comparison) if row.signal.low <= 0 < row.variance.value]
+    faint = [
+        row
+        for row in _distinct(comparison)
+        if not (row.signal.resolved or math.isnan(row.signal.low)) and row.variance.value > 0
+    ]
     if not faint:
         return []
     names = _list([long_name(row.name) for row in faint])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,28 @@ class Moment(NamedTuple):
     left_out: Double
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its standard error and confidence interval.
+class Result:
+    """What a question is answered with: a frozen dataclass, whose repr is its table."""
+
+    _also: ClassVar[tuple[str, ...]] = ()  # properties that belong to the fields
+    _large: ClassVar[tuple[str, ...]] = ()  # what is large or takes long, only if asked for
+
+    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the fields as JSON-ready values; what is not finite becomes None.
+
+        Of the large arrays, which the class names, only those that are asked for.
+        """
+        for name in arrays:
+            if name not in self._large:
+                raise ValueError(f"arrays must be among {', '.join(self._large) or 'none'}, got {name!r}")
+        names = [*self.__dataclass_fields__, *self._also]  # type: ignore[attr-defined]
+        shown = [name for name in names if name[0] != "_" and name not in self._large]
+        return {name: to_json(getattr(self, name)) for name in (*shown, *arrays)}
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Result):
+    """A value with its standard error and confidence interval; `float` gives the value.
 
     Attributes
     ----------
@@ -32,6 +52,10 @@ class Estimate:
         Ends of the interval; NaN where none is defined.
     confidence : float
         Nominal coverage of the interval, such as 0.95.
+    resolved : bool
+        Whether the data tell it: False without an interval, where what can be 0 or negative (a signal, a
+        variance between prompts) may be 0 by its interval, and for what rests on a signal that may be 0
+        (a noise scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
     """
 
     value: float
@@ -39,32 +63,41 @@ class Estimate:
     low: float = math.nan
     high: float = math.nan
     confidence: float = 0.95
+    resolved: bool = None  # type: ignore[assignment]  # None until the instance is made
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        resolved = self.low > 0 or self.high < 0 if self.resolved is None else self.resolved
+        object.__setattr__(self, "resolved", bool(resolved))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:.4g}"
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values; what is not finite becomes None."""
-        return {
-            name: to_json(getattr(self, name)) for name in ("value", "stderr", "low", "high", "confidence")
-        }
-
 
 def to_json(value: Any) -> Any:
-    """Turn numbers and arrays into JSON-ready values; what is not finite becomes None."""
-    if isinstance(value, np.ndarray):
-        return [to_json(item) for item in value.tolist()]
-    if isinstance(value, list):
+    """Turn results, numbers and arrays into JSON-ready values; what is not finite becomes None."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bounded(x: Estimate) -> str:
     """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
-    if x.low in (-1.0, 0.0) and x.high in (1.0, math.inf) and x.stderr != 0.0:
-        return "not resolved"
-    return f"above {x.low:.4g}" if x.high == math.inf else str(x)
+    if x.high == math.inf and x.low > 0:
+        return f"above {x.low:.4g}"
+    return str(x) if x.resolved or math.isnan(x.low) else "not resolved"

@@ -8,13 +8,14 @@ the same units are left out, or drawn, for either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlvar._check import quiet
 from rlvar._types import Double
-from rlvar.stats import moments as units
-from rlvar.stats import resampling
+from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.intervals import (
     alignment,
@@ -27,7 +28,8 @@ from rlvar.stats.intervals import (
     reciprocal,
     signal_interval,
 )
-from rlvar.stats.moments import Sample
+from rlvar.stats.moments import Products, Sample
+from rlvar.stats.resampling import Bootstrap, Resampled, draws, log_stderr
 
 
 class Inference(NamedTuple):
@@ -39,144 +41,154 @@ class Inference(NamedTuple):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
+    largest_share: float  # of all squares, what the largest unit carries
+    top_share: float  # and the largest 1 %
     identical: bool
     variances: Moment
 
 
-class Moments(NamedTuple):
-    """Moments of one sample of unit gradients."""
-
-    variance: Moment
-    signal: Moment
-
-
-class Bootstrap(NamedTuple):
-    """How often whole units are drawn with replacement, and the seed of it."""
-
-    resamples: int = 2000
-    seed: int = 0
-
-
-def moments(sample: Sample) -> Moments:
-    """Return variance and signal, each with one unit left out."""
-    return Moments(units.variance(sample), units.signal(sample))
-
-
+@quiet
 def quotient(above: Moment, below: Moment) -> Moment:
     """Divide two quantities of the same units; 0 / 0 is NaN."""
-    with np.errstate(all="ignore"):
-        value, left_out = (np.asarray(a) / b for a, b in zip(above, below, strict=True))
+    value, left_out = (np.asarray(a) / b for a, b in zip(above, below, strict=True))
     return Moment(float(value), left_out)
 
 
+@quiet
+def signal_of(p: Products, ddof: int = 1, *, grouped: bool = False) -> Moment:
+    """Return |mean|^2 less ddof V / U, with V = sum |y|^2 / (U - ddof); of groups, sum |y|^2 / (U - 1)."""
+    signal = moments.signal(p)
+    if ddof == 1:
+        return signal
+    u, variance = len(p.diagonal), moments.variance(p)
+
+    def extra(variance: Any, u: int) -> Any:
+        taken = ddof if grouped else ddof * (u - 1) / (u - ddof)
+        return (1 - taken) * variance / u
+
+    left_out = signal.left_out
+    if len(left_out):
+        left_out = left_out + extra(variance.left_out, u - 1)
+    return Moment(signal.value + extra(variance.value, u), left_out)
+
+
+def signal_and_noise_scale(
+    signal: Moment, variance: Moment, total: Moment, dimension: int, confidence: float
+) -> tuple[Estimate, Estimate]:
+    """Return the signal of units of this variance, and `total` over it; intervals only if `total` has one."""
+    if not len(total.left_out):
+        signal = Moment(signal.value, total.left_out)
+    found = signal_interval(signal, variance, dimension, confidence)
+    whole = jackknife(*total, confidence, positive=True)
+    return found, fieller(whole, found, correlation(total.left_out, signal.left_out))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A sample beside the reference, with their moments."""
+
+    own: Products
+    beside: Products
+    variance: Moment
+    signal: Moment
+    cross: Moment
+
+    @classmethod
+    def of(cls, own: Products, beside: Products) -> _Pair:
+        return cls(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
+
+
+@quiet
 def infer(
-    samples: Sequence[Sample], reference: int, confidence: float, bootstrap: Bootstrap | None = None
+    samples: Sequence[Sample],
+    reference: int,
+    confidence: float,
+    bootstrap: Bootstrap | None = None,
+    threads: int | None = None,
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`."""
-    all_moments = [moments(sample) for sample in samples]
+    products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
+    pairs = [_Pair.of(*each) for each in products]
     if bootstrap is None:
-        found = _jackknifed(samples, all_moments, reference, confidence)
+        dimension = samples[reference].dimension
+        found = [_jackknifed(pair, pairs[reference], dimension, confidence) for pair in pairs]
     else:
-        found = _bootstrapped(samples, all_moments, reference, confidence, bootstrap)
+        found = _bootstrapped(pairs, reference, confidence, bootstrap, threads)
     # What is compared with itself is the same, resolved or not.
     same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
     return [
         each._replace(ratio=same, noise_scale_ratio=same, alignment=same)
-        if each.identical and each.variance.value > 0 and len(samples[reference].sizes) > 2
+        if each.identical and each.variance.value > 0 and len(pairs[reference].own.diagonal) > 2
         else each
         for each in found
     ]
 
 
-def _beside(
-    samples: Sequence[Sample],
-    all_moments: Sequence[Moments],
-    i: int,
-    reference: int,
-    signals: Sequence[Estimate],
+def _with_signals(
+    pair: _Pair,
+    base: _Pair,
+    signals: tuple[Estimate, Estimate],
     drawn: tuple[Double | None, Double | None] = (None, None),
 ) -> dict[str, Any]:
-    """Return what rests on the signals of sample i and the reference; from resampled values if drawn."""
-    (sample, own), (other, base) = ((samples[k], all_moments[k]) for k in (i, reference))
+    """Return what rests on the two signals, from resampled values if drawn, and what has no interval."""
     options: dict[str, Any] = {
-        "resolved": signals[i].low > 0 and signals[reference].low > 0,
-        "confidence": signals[i].confidence,
+        "resolved": all(each.resolved for each in signals),
+        "confidence": signals[0].confidence,
     }
     scale_ratio, cosine = drawn
     return {
         "noise_scale_ratio": noise_scale_ratio(
-            own.variance, own.signal, base.variance, base.signal, resampled=scale_ratio, **options
+            pair.variance, pair.signal, base.variance, base.signal, resampled=scale_ratio, **options
         ),
-        "alignment": alignment(
-            units.cross_signal(sample, other), own.signal, base.signal, resampled=cosine, **options
-        ),
-        "identical": np.array_equal(sample.mean, other.mean)
-        and np.array_equal(sample.deviations, other.deviations),
-        "variances": own.variance,
+        "alignment": alignment(pair.cross, pair.signal, base.signal, resampled=cosine, **options),
+        "largest_share": moments.largest_share(pair.own),
+        "top_share": moments.largest_share(pair.own, moments.TOP),
+        "identical": pair.beside.identical,
+        "variances": pair.variance,
     }
 
 
-def _jackknifed(
-    samples: Sequence[Sample], all_moments: Sequence[Moments], reference: int, confidence: float
-) -> list[Inference]:
-    base = all_moments[reference]
-    dimension = len(samples[reference].mean)
-    signals = [signal_interval(own.signal, own.variance, dimension, confidence) for own in all_moments]
-    results = []
-    for i, own in enumerate(all_moments):
-        variance = jackknife(*own.variance, confidence, positive=True)
-        correlated = 0.0
-        if len(own.variance.left_out) >= 2:
-            correlated = correlation(own.variance.left_out, own.signal.left_out)
-        results.append(
-            Inference(
-                variance=variance,
-                ratio=jackknife(*quotient(own.variance, base.variance), confidence, positive=True),
-                signal=signals[i],
-                noise_scale=fieller(variance, signals[i], correlated),
-                **_beside(samples, all_moments, i, reference, signals),
-            )
-        )
-    return results
+def _jackknifed(pair: _Pair, base: _Pair, dimension: int, confidence: float) -> Inference:
+    (signal, noise_scale), (base_signal, _) = (
+        signal_and_noise_scale(each.signal, each.variance, each.variance, dimension, confidence)
+        for each in (pair, base)
+    )
+    return Inference(
+        variance=jackknife(*pair.variance, confidence, positive=True),
+        ratio=jackknife(*quotient(pair.variance, base.variance), confidence, positive=True),
+        signal=signal,
+        noise_scale=noise_scale,
+        **_with_signals(pair, base, (signal, base_signal)),
+    )
 
 
 def _bootstrapped(
-    samples: Sequence[Sample],
-    all_moments: Sequence[Moments],
-    reference: int,
-    confidence: float,
-    bootstrap: Bootstrap,
+    pairs: Sequence[_Pair], reference: int, confidence: float, bootstrap: Bootstrap, threads: int | None
 ) -> list[Inference]:
-    base, u = all_moments[reference], len(samples[reference].sizes)
-    drawn = _draw(samples, reference, bootstrap)
+    base, u = pairs[reference], len(pairs[reference].own.diagonal)
+    drawn = _draw(pairs, reference, bootstrap, threads)
     base_variance, base_signal = drawn.variance[reference], drawn.signal[reference]
-    signals = [bca(own.signal, x, confidence) for own, x in zip(all_moments, drawn.signal, strict=True)]
+    signals = [bca(own.signal, x, confidence) for own, x in zip(pairs, drawn.signal, strict=True)]
     results = []
-    for i, own in enumerate(all_moments):
+    for i, own in enumerate(pairs):
         ratio = quotient(own.variance, base.variance)
-        with np.errstate(all="ignore"):
-            # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
-            inverse = drawn.signal[i] / (drawn.variance[i] * (u / (u - 1)))
-            variance_ratio = drawn.variance[i] / base_variance
-            scale_ratio = variance_ratio * (base_signal / drawn.signal[i])
-            scale_ratio = np.where(drawn.signal[i] > 0, np.maximum(scale_ratio, 0.0), np.inf)
-            cosine = drawn.cross[i] / base_signal / np.sqrt(drawn.signal[i] / base_signal)
-            cosine = np.where((drawn.signal[i] > 0) & (base_signal > 0), cosine, -1.0)
+        # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
+        inverse = drawn.signal[i] / (drawn.variance[i] * (u / (u - 1)))
+        variance_ratio = drawn.variance[i] / base_variance
+        scale_ratio = variance_ratio * (base_signal / drawn.signal[i])
+        scale_ratio = np.where(drawn.signal[i] > 0, np.maximum(scale_ratio, 0.0), np.inf)
+        cosine = drawn.cross[i] / base_signal / np.sqrt(drawn.signal[i] / base_signal)
+        cosine = np.where((drawn.signal[i] > 0) & (base_signal > 0), cosine, -1.0)
+        plug_in = own.variance.value * (u - 1) / u
         results.append(
             Inference(
-                variance=bootstrap_t(
-                    own.variance,
-                    own.variance.value * (u - 1) / u,
-                    drawn.variance[i],
-                    drawn.stderr[i],
-                    confidence,
-                ),
+                variance=bootstrap_t(own.variance, plug_in, drawn.variance[i], drawn.stderr[i], confidence),
                 ratio=bootstrap_t(ratio, ratio.value, variance_ratio, drawn.ratio_stderr[i], confidence),
                 signal=signals[i],
                 noise_scale=reciprocal(
                     bca(quotient(own.signal, own.variance), inverse, confidence), signals[i]
                 ),
-                **_beside(samples, all_moments, i, reference, signals, (scale_ratio, cosine)),
+                **_with_signals(own, base, (signals[i], signals[reference]), (scale_ratio, cosine)),
             )
         )
     return results
@@ -192,20 +204,19 @@ class _Drawn(NamedTuple):
     ratio_stderr: Double  # of log (V / V_0)
 
 
-def _draw(samples: Sequence[Sample], reference: int, bootstrap: Bootstrap) -> _Drawn:
+def _draw(pairs: Sequence[_Pair], reference: int, bootstrap: Bootstrap, threads: int | None) -> _Drawn:
     """Resample all samples with the same units drawn, a few resamples at a time."""
-    base, b = samples[reference], bootstrap.resamples
-    result = _Drawn(*np.empty((5, len(samples), b)))
-    for part, counts in resampling.draws(len(base.sizes), b, bootstrap.seed, width=len(base.mean)):
-        other = resampling.resample(base, counts)
-        base_influence = resampling.influence(other)
-        for i, sample in enumerate(samples):
-            own = resampling.resample(sample, counts)
-            influence = resampling.influence(own)
-            result.variance[i, part] = resampling.resampled_variance(own)
-            result.signal[i, part] = resampling.resampled_cross_signal(own, own)
-            result.cross[i, part] = resampling.resampled_cross_signal(own, other)
-            with np.errstate(all="ignore"):  # what does not vary in a resample has no logarithm
-                result.stderr[i, part] = resampling.log_stderr(counts, influence)
-                result.ratio_stderr[i, part] = resampling.log_stderr(counts, influence - base_influence)
+    base = pairs[reference].own
+    result = _Drawn(*np.empty((5, len(pairs), bootstrap.resamples)))
+    for part, counts in draws(len(base.diagonal), bootstrap):
+        of_base = Resampled(base, counts, threads)
+        for i, pair in enumerate(pairs):
+            own = of_base if pair.own is base else Resampled(pair.own, counts, threads)
+            both = own if own is of_base else Resampled(pair.beside, counts, threads)
+            result.variance[i, part] = own.variance
+            result.signal[i, part] = own.signal
+            result.cross[i, part] = both.signal
+            # What does not vary in a resample has no logarithm.
+            result.stderr[i, part] = log_stderr(counts, own.influence)
+            result.ratio_stderr[i, part] = log_stderr(counts, own.influence - of_base.influence)
     return result

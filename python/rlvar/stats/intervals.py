@@ -15,10 +15,12 @@ often each covers.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
+from rlvar._check import quiet
 from rlvar._types import Double
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.quantiles import f_quantile, student_t_quantile
@@ -74,16 +76,20 @@ def _defined(value: float, left_out: Double) -> bool:
     return len(left_out) >= 2 and math.isfinite(value) and bool(np.isfinite(left_out).all())
 
 
+@quiet
 def correlation(x: Double, y: Double) -> float:
     """Correlation of two statistics by their leave-one-out values (M,) of the same units.
 
-    It is 0 where one does not vary.
+    It is 0 where one does not vary, or nothing is left out.
     """
+    if len(x) < 2:
+        return 0.0
     a, b = _deviations(x)[1], _deviations(y)[1]
     norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return max(-1.0, min(1.0, float((a * b).sum()) / norm)) if norm else 0.0
 
 
+@quiet
 def jackknife(value: float, left_out: Double, confidence: float, *, positive: bool = False) -> Estimate:
     """Turn a value and its leave-one-out values (M,) into an `Estimate`.
 
@@ -96,12 +102,11 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
     if positive and value > 0 and (left_out > 0).all():
         logs = np.log(left_out)
         factor = _exp(_t(logs, confidence) * _stderr(logs))
-        return Estimate(value, stderr, value / factor, value * factor, confidence)
+        return Estimate(value, stderr, value / factor, value * factor, confidence, True)
     margin = _t(left_out, confidence) * stderr
-    low = value - margin
     if positive and value >= 0 and (left_out >= 0).all():
-        low = max(low, 0.0)
-    return Estimate(value, stderr, low, value + margin, confidence)
+        return Estimate(value, stderr, max(value - margin, 0.0), value + margin, confidence, True)
+    return Estimate(value, stderr, value - margin, value + margin, confidence)
 
 
 def _exp(x: float) -> float:
@@ -113,6 +118,7 @@ def _power(*values: float) -> float:
     return math.ldexp(1.0, min(-math.frexp(max(map(abs, values)))[1], 1000))
 
 
+@quiet
 def signal_interval(
     signal: Moment,
     variance: Moment,
@@ -137,7 +143,7 @@ def signal_interval(
     Returns
     -------
     Estimate
-        Its stderr is the jackknife's; value and low can be negative.
+        Its stderr is the jackknife's; value and low can be negative. Resolved if low > 0.
 
     Notes
     -----
@@ -183,7 +189,7 @@ def signal_interval(
         below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
     # Where the value is far below 0 no s may be left that the test accepts: the interval holds it still.
     low, high = min(centre - margin(below), s), max(centre + margin(above), s)
-    return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence)
+    return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence, low > 0)
 
 
 def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Estimate:
@@ -203,7 +209,8 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     Estimate
         ``high`` is infinite exactly where the denominator's interval reaches zero; ``low`` then still
         comes from its upper end, and is 0 if that is not positive either. The value is the plain
-        ratio, negative or infinite as it comes; the stderr is by the delta method.
+        ratio, negative or infinite as it comes; the stderr is by the delta method. Resolved where the
+        denominator is above zero.
 
     Notes
     -----
@@ -224,7 +231,7 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     if not (math.isfinite(numerator.low) and math.isfinite(denominator.low)):
         return Estimate(value, confidence=level)
     if not numerator.low > 0 and denominator.low <= 0:
-        return Estimate(value, math.nan, 0.0, math.inf, level)
+        return Estimate(value, math.nan, 0.0, math.inf, level, False)
     if not numerator.value > 0:
         return Estimate(value, confidence=level)
     n_unit = _power(numerator.value)
@@ -248,7 +255,7 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
         spread = n.stderr * n.stderr - 2 * correlated * x * n.stderr * d.stderr + x * d.stderr * x * d.stderr
         stderr = math.sqrt(max(spread, 0.0)) / d.value
     unit = d_unit / n_unit
-    return Estimate(value, stderr * unit, low * unit, high * unit, level)
+    return Estimate(value, stderr * unit, low * unit, high * unit, level, d.low > 0)
 
 
 def _times(x: Estimate, factor: float) -> Estimate:
@@ -263,12 +270,13 @@ def reciprocal(x: Estimate, signal: Estimate) -> Estimate:
     value = 1 / x.value if x.value else math.inf
     if math.isnan(x.low):
         low, high = (0.0, math.inf) if signal.low <= 0 else (math.nan, math.nan)
-        return Estimate(value, math.nan, low, high, x.confidence)
+        return Estimate(value, math.nan, low, high, x.confidence, False)
     low = 1 / x.high if x.high > 0 else 0.0
-    high, stderr = (1 / x.low, x.stderr * value**2) if x.low > 0 else (math.inf, math.nan)
-    return Estimate(value, stderr, low, high, x.confidence)
+    high, stderr = (1 / x.low, x.stderr * value * value) if x.low > 0 else (math.inf, math.nan)
+    return Estimate(value, stderr, low, high, x.confidence, x.low > 0 and signal.resolved)
 
 
+@quiet
 def noise_scale_ratio(
     variance: Moment,
     signal: Moment,
@@ -285,19 +293,19 @@ def noise_scale_ratio(
     `bca` from resampled values (B,). Anything from 0 to infinity otherwise, and NaN in value if a
     signal's estimate is not positive.
     """
-    with np.errstate(all="ignore"):
-        value, left_out = (
-            np.asarray(v) / v0 * (np.asarray(s0) / s)
-            for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
-        )
+    value, left_out = (
+        np.asarray(v) / v0 * (np.asarray(s0) / s)
+        for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
+    )
     moment = Moment(float(value), left_out)
     if _undefined(moment, signal, base_signal, resolved):
         return _anything(moment, signal, base_signal, 0.0, math.inf, confidence)
     if resampled is not None:
-        return bca(moment, resampled, confidence)
+        return bca(moment, resampled, confidence, positive=True)
     return jackknife(*moment, confidence, positive=True)
 
 
+@quiet
 def alignment(
     cross: Moment,
     signal: Moment,
@@ -313,17 +321,18 @@ def alignment(
     resampled values (B,), ends at -1 and 1. It is [-1, 1] unless both signals are `resolved`, their
     intervals above zero, and the value is NaN if a signal's estimate is not positive.
     """
-    with np.errstate(all="ignore"):
-        value, left_out = (
-            np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
-            for x, s, s0 in zip(cross, signal, base_signal, strict=True)
-        )
+    value, left_out = (
+        np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
+        for x, s, s0 in zip(cross, signal, base_signal, strict=True)
+    )
     moment = Moment(float(value), left_out)
     if _undefined(moment, signal, base_signal, resolved):
         return _anything(moment, signal, base_signal, -1.0, 1.0, confidence)
     plain = jackknife(*moment, confidence) if resampled is None else bca(moment, resampled, confidence)
-    low, high = (max(-1.0, min(1.0, end)) for end in (plain.low, plain.high))
-    return Estimate(plain.value, plain.stderr, low, high, confidence)
+    if math.isnan(plain.low):
+        return plain
+    low, high = (max(-1.0, min(1.0, end)) for end in plain.interval)
+    return replace(plain, low=low, high=high, resolved=True)
 
 
 def _undefined(moment: Moment, signal: Moment, base_signal: Moment, resolved: bool) -> bool:
@@ -339,19 +348,14 @@ def _anything(
     value = moment.value if signal.value > 0 and base_signal.value > 0 else math.nan
     if len(moment.left_out) < 2:
         return Estimate(value, confidence=confidence)
-    return Estimate(value, math.nan, low, high, confidence)
+    return Estimate(value, math.nan, low, high, confidence, False)
 
 
+@quiet
 def bootstrap_t(
-    moment: Moment,
-    centre: float,
-    resampled: Double,
-    stderrs: Double,
-    confidence: float,
-    *,
-    positive: bool = True,
+    moment: Moment, centre: float, resampled: Double, stderrs: Double, confidence: float
 ) -> Estimate:
-    """Interval by the bootstrap-t (Efron 1979, Hall 1988): variances and what is linear in squares.
+    """Interval of a variance, or a ratio of two, by the bootstrap-t on the log scale (Efron 1979, Hall 1988).
 
     Parameters
     ----------
@@ -360,11 +364,9 @@ def bootstrap_t(
     centre : float
         What the resampled values estimate: its plug-in value, as ``V (U - 1) / U``.
     resampled, stderrs : ndarray, shape (B,)
-        Values of B resamples and their standard errors; of their logarithms if `positive`.
+        Values of B resamples and the standard errors of their logarithms.
     confidence : float
         Nominal coverage.
-    positive : bool, default True
-        Whether the quantity is positive by nature: then on the log scale.
 
     Returns
     -------
@@ -372,29 +374,28 @@ def bootstrap_t(
         BCa covers less of variances: 0.84 to 0.91 at 30 units.
     """
     value, left_out = moment
-    good = _defined(value, left_out)
-    if not good or (positive and not (value > 0 and (left_out > 0).all() and centre > 0)):
+    if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and centre > 0):
         return Estimate(value, confidence=confidence)
-    spread = _stderr(np.log(left_out) if positive else left_out)
+    spread = _stderr(np.log(left_out))
     if spread == 0:
         return Estimate(value, 0.0, value, value, confidence)
-    with np.errstate(all="ignore"):
-        t = (np.log(resampled) - math.log(centre) if positive else resampled - centre) / stderrs
+    t = (np.log(resampled) - math.log(centre)) / stderrs
     # A resample of one unit alone has no spread, and of a ratio it says nothing.
     unknown, tail = np.isnan(resampled), 0.5 - 0.5 * confidence
     t = np.where(np.isnan(t), -np.inf, t)
     below = np.quantile(t, tail, method="inverted_cdf")
     above = np.quantile(np.where(unknown, np.inf, t), 1 - tail, method="inverted_cdf")
-    low, high = (value * _exp(-q * spread) if positive else value - q * spread for q in (above, below))
-    return Estimate(value, _stderr(left_out), float(low), float(high), confidence)
+    low, high = (value * _exp(-q * spread) for q in (above, below))
+    return Estimate(value, _stderr(left_out), float(low), float(high), confidence, True)
 
 
-def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
+@quiet
+def bca(moment: Moment, resampled: Double, confidence: float, *, positive: bool = False) -> Estimate:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987), for signals and their ratios.
 
-    The resampled values (B,) must estimate what `moment` does: see `rlvar.stats.resampling.resample` for the
-    signal's. For a noise scale take it of S / V, whose V is never near zero, and turn it around with
-    `reciprocal`.
+    The resampled values (B,) must estimate what `moment` does: see `rlvar.stats.resampling.Resampled` for
+    the signal's. Resolved if low > 0, or where the quantity is `positive` by nature. For a noise scale take
+    it of S / V, whose V is never near zero, and turn it around with `reciprocal`.
     """
     value, left_out = moment
     if not _defined(value, left_out) or np.isnan(resampled).any():
@@ -412,4 +413,5 @@ def bca(moment: Moment, resampled: Double, confidence: float) -> Estimate:
         return float(np.quantile(resampled, place, method="inverted_cdf"))  # some may be infinite
 
     tail = 0.5 - 0.5 * confidence
-    return Estimate(value, _stderr(left_out), end(tail), end(1 - tail), confidence)
+    low, high = end(tail), end(1 - tail)
+    return Estimate(value, _stderr(left_out), low, high, confidence, positive or low > 0)

@@ -32,7 +32,7 @@ def student_t_quantile(probability: float, dof: float) -> float:
 
     def area(a: float) -> float:
         u = 0.5 * a * (nodes + 1.0)
-        return 0.5 * a * float(node_weights @ np.cos(u) ** (dof - 1))
+        return 0.5 * a * float((node_weights * np.cos(u) ** (dof - 1)).sum())
 
     target = (2.0 * probability - 1.0) * area(cut)
     a = 0.0
@@ -62,7 +62,7 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
 
     def area(low: float, high: float) -> float:
         z = low + 0.5 * (high - low) * (nodes + 1.0)
-        return 0.5 * (high - low) * float(node_weights @ density(z))
+        return 0.5 * (high - low) * float((node_weights * density(z)).sum())
 
     total = area(ends[0], 0.0) + area(0.0, ends[1])
     z = 0.0

@@ -168,7 +168,8 @@ class Terms:
         p = np.ones(len(self.scores)) if p is None else p
         v = self.gradients.whole() - mean.sum(axis=0)
         # The p v sum to 0 but for rounding, which a mean far above the spread would show.
-        result: Double = p @ self.projections(v) - mean @ (p @ v)
+        whole = np.einsum("n,nd->d", p, v)  # as BLAS would, but for bits that no number of threads changes
+        result: Double = np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole)
         return result
 
     def lags(self, p: Double | None, mean: Double) -> Double:

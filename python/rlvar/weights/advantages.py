@@ -8,6 +8,7 @@ small eps, or none, would make an advantage of that residue.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,14 +38,16 @@ class _Scored(NamedTuple):
     rows: NDArray[np.bool_]  # (N,), which they are
 
     def centred(self, weights: Double | None = None) -> Double:
-        """Return the rewards less the mean, or weighted mean, of their group."""
+        """Return the rewards less the mean, or weighted mean, of their group; 0 in one without weight."""
+        w = np.ones(len(self.rewards)) if weights is None else weights / self._largest(weights)
+        # About the group's reward of most weight: one of weight 0 may lie anywhere.
         origin = np.zeros(self.labels.max(initial=-1) + 1)
-        origin[self.labels] = self.rewards  # any of the group's; the last assigned stays
-        totals = np.bincount(self.labels, weights)
-        with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is out of range
-            shifted = self.rewards - origin[self.labels]
-            sums = np.bincount(self.labels, shifted if weights is None else shifted * weights)
-            result: Double = shifted - (sums / np.where(totals > 0, totals, 1))[self.labels]
+        order = np.argsort(w, kind="stable")
+        origin[self.labels[order]] = self.rewards[order]
+        shifted = self.rewards - origin[self.labels]  # `finish` refuses what is out of range
+        sums = np.bincount(self.labels, np.where(w > 0, shifted * w, 0.0))
+        totals = np.bincount(self.labels, w)
+        result: Double = np.where((totals > 0)[self.labels], shifted - (sums / totals)[self.labels], 0.0)
         return result
 
     def sizes(self) -> NDArray[np.int64]:
@@ -55,16 +58,24 @@ class _Scored(NamedTuple):
     def spread(self, ddof: int) -> Double:
         """Return the standard deviation of the group of each reward, 0 for a singleton."""
         centred = self.centred()
-        scale = _scale(centred)
+        scale = self._largest(np.abs(centred))
         squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
         result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
+        return result
+
+    def _largest(self, values: Double) -> Double:
+        """Return for each value >= 0 a power of two near its group's largest: no square is out of range."""
+        largest = np.zeros(self.labels.max(initial=-1) + 1)
+        np.maximum.at(largest, self.labels, values)
+        result: Double = np.ldexp(1.0, np.clip(np.frexp(largest)[1], -1022, 1000))[self.labels]
         return result
 
     def finish(self, advantages: Double, singleton: Singleton = "zero") -> Double:
         """Return advantages (N,), 0 where not scored; those of singletons come in as 0."""
         alone = self.sizes() == 1
-        if singleton == "raise":
-            _check.every_group(~alone, self.rows, "groups must hold two scored rewards, got one")
+        if singleton == "raise" and alone.any():
+            row = np.flatnonzero(self.rows)[np.argmax(alone)]
+            raise ValueError(f"groups must have two scored rewards each, got one in that of rewards[{row}]")
         _check.in_range(advantages)
         result = np.zeros(len(self.rows))
         result[self.rows] = np.where(alone, self.rewards, advantages) if singleton == "raw" else advantages
@@ -80,18 +91,15 @@ def _scored(rewards: ArrayLike, groups: Groups | None) -> _Scored:
 
 def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
     """Divide centred values by sqrt(variance + eps), unless that is 0."""
-    unit = _scale(centred)
     _check.in_range(centred)
-    deviation = unit * np.sqrt(np.square(centred / unit).sum() / freedom + eps / unit / unit)
+    # A power of two near the largest value, so that no square is out of range.
+    unit = math.ldexp(1.0, max(math.frexp(np.abs(centred).max(initial=0.0))[1], -1022))
+    spread = unit * math.sqrt(np.square(centred / unit).sum() / freedom)
+    deviation = math.hypot(spread, math.sqrt(eps))
     return centred / deviation if deviation > 0 else centred
 
 
-def _scale(values: Double) -> float:
-    """Return a power of two near the largest value, so that no square is out of range."""
-    largest = float(np.abs(values).max(initial=0.0))
-    return 2.0 ** np.clip(np.frexp(largest)[1], -500, 500) if 0.0 < largest < np.inf else 1.0
-
-
+@_check.quiet
 def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -> Double:
     r"""Leave-one-out advantages: each reward less the mean of the others in its group.
 
@@ -147,6 +155,7 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     return scored.finish(scored.centred() * (sizes / np.maximum(sizes - 1, 1)), singleton)
 
 
+@_check.quiet
 def grpo(
     rewards: ArrayLike,
     groups: Groups,
@@ -254,6 +263,7 @@ def grpo(
     return scored.finish(advantages, singleton)
 
 
+@_check.quiet
 def reinforce_pp(
     rewards: ArrayLike,
     groups: Groups | None = None,
@@ -302,7 +312,7 @@ def reinforce_pp(
     Notes
     -----
     Whitening here counts each sequence once. To count each step once, as verl does, whiten the steps:
-    ``whiten(to_steps(reinforce_pp(rewards, groups), mask), mask)``.
+    ``whiten(to_steps(reinforce_pp(rewards, groups), mask=mask), mask=mask)``.
 
     References
     ----------
@@ -327,6 +337,7 @@ def reinforce_pp(
     return scored.finish(advantages)
 
 
+@_check.quiet
 def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) -> Double:
     r"""Advantages about the optimal reward baseline, the mean of the rewards weighted by length.
 
@@ -340,7 +351,8 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
     rewards : array_like, shape (N,)
         Reward of each sequence, as for `rloo`.
     lengths : array_like, shape (N,)
-        Steps of each sequence, or the squared norm of its score itself: any weights >= 0.
+        Steps of each sequence, or the squared norm of its score itself: any weights >= 0. In a group
+        without any weight all advantages are 0.
     groups : sequence of hashable, length N, optional
         Label of each sequence's group, as for `rloo`. A singleton is its own baseline: its advantage
         is 0. By default the batch is one group.
@@ -353,8 +365,8 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
     Raises
     ------
     ValueError
-        For wrong shapes, an infinite reward, a length that is negative or not finite (the first is
-        named), or a group whose scored sequences all have length 0.
+        For wrong shapes, an infinite reward, or a length that is negative or not finite (the first is
+        named).
     TypeError
         For dtypes that are not real numbers, or labels that are not hashable.
 
@@ -376,15 +388,15 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
     """
     scored = _scored(rewards, groups)
     weights = _check.non_negative("lengths", lengths, len(scored.rows))[scored.rows]
-    positive = np.bincount(scored.labels, weights)[scored.labels] > 0
-    _check.every_group(positive, scored.rows, "lengths must not be 0 throughout a group, got only 0")
     return scored.finish(scored.centred(weights))
 
 
+@_check.quiet
 def whiten(
     x: ArrayLike,
-    mask: ArrayLike | None = None,
     *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     shift_mean: bool = True,
     eps: float = 1e-8,
     ddof: int = 1,
@@ -398,8 +410,10 @@ def whiten(
     ----------
     x : array_like, any shape
         Values, computed in float64 whatever their dtype (bfloat16 too).
+    lengths : array_like of int, shape (N,), optional
+        Of `x` of shape (N, T), live entries are the first ``lengths[n]`` of each row.
     mask : array_like of bool, shape of `x`, optional
-        Live entries; what lies elsewhere is never read.
+        Live entries; what lies elsewhere is never read. Not together with `lengths`.
     shift_mean : bool, default True
         Whether the result has mean 0; if not, the mean of `x` is added back.
     eps : float, default 1e-8
@@ -424,14 +438,17 @@ def whiten(
     Examples
     --------
     >>> import rlvar
-    >>> rlvar.whiten([[1.0, 3.0], [5.0, 99.0]], [[1, 1], [1, 0]], eps=0.0)
+    >>> rlvar.whiten([[1.0, 3.0], [5.0, 99.0]], lengths=[2, 1], eps=0.0)
     array([[-1.,  0.],
            [ 1.,  0.]])
     """
     eps = _check.non_negative_number("eps", eps)
     _check.choice("ddof", ddof, (0, 1))
     array = _check.doubles("x", x)
-    live = np.ones(array.shape, np.bool_) if mask is None else _check.flags(mask, array.shape)
+    if lengths is not None:
+        live = _check.live(array.shape, lengths, mask)
+    else:
+        live = np.ones(array.shape, np.bool_) if mask is None else _check.flags(mask, array.shape)
     values = _check.alive("x", array, live)[live]
     freedom = _check.degrees_of_freedom("x", len(values), ddof)
     shifted = values - values[0]
@@ -442,13 +459,16 @@ def whiten(
     return result
 
 
+@_check.quiet
 def kl_rewards(
     rewards: ArrayLike,
     logp: ArrayLike,
     ref_logp: ArrayLike,
-    mask: ArrayLike,
     coef: float,
+    *,
     estimator: Divergence = "k1",
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
 ) -> Double:
     r"""Per-step rewards with a penalty on the divergence from a reference policy.
 
@@ -468,12 +488,14 @@ def kl_rewards(
         Log-probability of each step's action under the policy that took it.
     ref_logp : array_like, shape (N, T)
         The same under the reference policy.
-    mask : array_like of bool, shape (N, T)
-        Live steps; what lies elsewhere is never read.
     coef : float
-        Weight c >= 0 of the penalty.
+        Weight c >= 0 of the penalty. With 0 no log-probability is read.
     estimator : {"k1", "k2", "k3"}, default "k1"
         Which estimate of the divergence.
+    lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``.
+    mask : array_like of bool, shape (N, T), optional
+        Live steps; what lies elsewhere is never read. Not together with `lengths`.
 
     Returns
     -------
@@ -496,17 +518,15 @@ def kl_rewards(
     Examples
     --------
     >>> import rlvar
-    >>> rlvar.kl_rewards([1.0], [[-1.0, -2.0, 0.0]], [[-2.0, -2.5, 0.0]], [[1, 1, 0]], 0.1)
+    >>> rlvar.kl_rewards([1.0], [[-1.0, -2.0, 0.0]], [[-2.0, -2.5, 0.0]], 0.1, lengths=[2])
     array([[-0.1 ,  0.95,  0.  ]])
     """
     coef = _check.non_negative_number("coef", coef)
     _check.choice("estimator", estimator, Divergence)
-    live = _check.flags(mask)
-    shape = live.shape
-    policy, reference = (
-        _check.alive(name, _check.doubles(name, value, shape), live)
-        for name, value in (("logp", logp), ("ref_logp", ref_logp))
-    )
+    policy = _check.doubles("logp", logp)
+    shape = policy.shape
+    live = _check.live(shape, lengths, mask, "logp")
+    reference = _check.doubles("ref_logp", ref_logp, shape)
     given = _check.doubles("rewards", rewards, shape, shape[:1])
     if given.ndim == 2:
         result = _check.alive("rewards", given, live)
@@ -516,29 +536,41 @@ def kl_rewards(
         rows = np.flatnonzero(last >= 0)
         result = np.zeros(shape)
         result[rows, last[rows]] = given[rows]
-    with np.errstate(over="ignore"):
-        d = reference - policy
-        if estimator == "k1":
-            penalty = -d
-        elif estimator == "k2":
-            penalty = np.square(d) / 2
-        else:
-            # expm1 keeps the digits of small d; a last bit of its error must not turn k3 negative.
-            penalty = np.maximum(np.expm1(d) - d, 0.0)
+    if coef == 0.0:
+        return result
+    d = _check.alive("ref_logp", reference, live) - _check.alive("logp", policy, live)
+    penalty = -d if estimator == "k1" else np.square(d) / 2
+    if estimator == "k3":
+        # About 0 its Taylor series, d^2/2 (1 + d/3 (1 + d/4 (...))): the difference would lose all digits.
+        near, series = np.abs(d) < 0.25, np.ones(shape)
+        for k in range(14, 2, -1):
+            series = 1.0 + d / k * series
+        penalty = np.where(near, penalty * series, np.expm1(d) - d)
     _check.finite(estimator, penalty)
     result -= coef * penalty
     return result
 
 
-def to_steps(per_sequence: ArrayLike, mask: ArrayLike) -> Double:
+@_check.quiet
+def to_steps(
+    per_sequence: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    steps: int | None = None,
+) -> Double:
     """Per-step weights out of one number a sequence: w[n,t] = a[n] on live steps, 0 elsewhere.
 
     Parameters
     ----------
     per_sequence : array_like, shape (N,)
         One number for each sequence, such as its advantage.
-    mask : array_like of bool, shape (N, T)
-        Live steps.
+    lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``.
+    mask : array_like of bool, shape (N, T), optional
+        Live steps. One of `lengths` and `mask` is needed.
+    steps : int, optional
+        Number of steps T; by default that of the mask, or the greatest length.
 
     Returns
     -------
@@ -555,11 +587,21 @@ def to_steps(per_sequence: ArrayLike, mask: ArrayLike) -> Double:
     Examples
     --------
     >>> import rlvar
-    >>> rlvar.to_steps([2.0, -1.0], [[1, 1, 1], [0, 1, 0]])
+    >>> rlvar.to_steps([2.0, -1.0], mask=[[1, 1, 1], [0, 1, 0]])
     array([[ 2.,  2.,  2.],
            [ 0., -1.,  0.]])
     """
-    live = _check.flags(mask)
-    values = _check.doubles("per_sequence", per_sequence, live.shape[:1])
-    _check.finite("per_sequence", values)
-    return np.where(live, values[:, None], 0.0)
+    values = _check.doubles("per_sequence", per_sequence)
+    if values.ndim != 1:
+        raise ValueError(f"per_sequence must have shape (N,), got {values.shape}")
+    if steps is not None:
+        t = _check.positive_integer("steps", steps)
+    elif mask is not None:
+        t = _check.flags(mask).shape[1]
+    elif lengths is not None:
+        t = int(np.max(_check.doubles("lengths", lengths), initial=0))
+    else:
+        raise ValueError("to_steps needs lengths or mask")
+    live = _check.live((len(values), t), lengths, mask)
+    # One number may be NaN where there is no step to take it.
+    return _check.alive("per_sequence", np.broadcast_to(values[:, None], live.shape), live)

@@ -170,7 +170,7 @@ def alpha_baseline(batch: Batch) -> Double:
         # Only ratios of lengths count, and those to the longest overflow for no alpha >= 0.
         relative = np.log(lengths[others] / lengths[others].max()) * (2.0 * alpha)
         power = np.exp(relative - relative.max())
-        baselines[folds == fold] = (power @ batch.returns[others]) / power.sum()
+        baselines[folds == fold] = (power * batch.returns[others]).sum() / power.sum()
     return batch.returns - baselines
 
 
@@ -181,7 +181,7 @@ def _alpha(squares: Double, lengths: Double) -> float:
     if not both.any() or x.min() == x.max():
         return 0.0
     x -= x.mean()
-    return float(x @ (y - y.mean()) / (x @ x)) / 2.0
+    return float((x * (y - y.mean())).sum() / np.square(x).sum()) / 2.0
 
 
 def _folds(batch: Batch) -> NDArray[np.int64]:

@@ -137,8 +137,8 @@ class Batch:
         several = np.count_nonzero(self._starts, axis=1) > 1
         if several.any():
             raise ValueError(
-                "it takes one return for each rollout, but an episode ends before the last live step of "
-                f"rollout {np.argmax(several)}; split rollouts where terminated or truncated"
+                f"rollout {np.argmax(several)} holds several episodes, so it has no one return; "
+                "split it where it is terminated or truncated"
             )
         rewards = self.rollouts.rewards
         first = np.argmax(self.live, axis=1)[:, None]

@@ -39,13 +39,14 @@ class Estimator:
         Its weights.
     needs : tuple of str
         What the rollouts must have beside scores and rewards.
-    unbiased : bool
+    unbiased : bool or None
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
         means over the batch; never with a gamma below 1. Variances of estimators with other means do
         not compare by themselves.
-    per_rollout : bool
+    per_rollout : bool or None
         Whether a rollout's weights depend on that rollout alone, so that the gradients of independent
         rollouts, such as the completions of one prompt, are independent. `prompt_components` needs it.
+        This and `unbiased` are None for weights of your own.
     """
 
     base: str
@@ -69,11 +70,11 @@ class Estimator:
         return self._entry.needs
 
     @property
-    def unbiased(self) -> bool:
+    def unbiased(self) -> bool | None:
         return self._entry.unbiased and self.parameters.get("gamma", 1.0) == 1.0
 
     @property
-    def per_rollout(self) -> bool:
+    def per_rollout(self) -> bool | None:
         return self._entry.per_rollout
 
     @property
@@ -102,19 +103,19 @@ class Estimator:
         return "  ".join(filter(None, (f"{self.base:<14} {self.formula}", known, needs)))
 
 
-@dataclass(frozen=True, eq=False)
-class OwnEstimator:
+@dataclass(frozen=True)
+class OwnEstimator(Estimator):
     """Weights of the caller's own under a name: an array (N,) or (N, T), or a function of rollouts to one."""
 
-    name: str
-    given: ArrayLike | Callable[[Rollouts], ArrayLike]
-    needs = ()
-    unbiased = None  # nobody but the caller knows
-    per_rollout = None
+    given: ArrayLike | Callable[[Rollouts], ArrayLike] = 1.0
 
-    def weights(self, rollouts: Rollouts | Batch) -> Double:
-        """Return them for some rollouts, shape (N, T)."""
-        return _weights(self.name, rollouts, self._own)
+    parameters = property(lambda self: {})
+    formula = property(lambda self: "weights of your own")
+    needs = property(lambda self: ())
+    unbiased = property(lambda self: None)  # nobody but the caller knows
+    per_rollout = property(lambda self: None)
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def _own(self, batch: Batch) -> ArrayLike:
         given = self.given(batch.rollouts) if callable(self.given) else self.given
@@ -124,7 +125,7 @@ class OwnEstimator:
 
 
 #: What a user may pass for one estimator.
-EstimatorLike = Union[str, Estimator, OwnEstimator, "tuple[str, ArrayLike | Callable[[Rollouts], ArrayLike]]"]
+EstimatorLike = Union[str, Estimator, "tuple[str, ArrayLike | Callable[[Rollouts], ArrayLike]]"]
 
 
 class _Needs(ValueError):
@@ -146,7 +147,7 @@ def _weights(name: str, rollouts: Rollouts | Batch, function: Callable[[Batch], 
 
 def resolve(
     estimators: EstimatorLike | Sequence[EstimatorLike], argument: str = "estimators"
-) -> list[Estimator | OwnEstimator]:
+) -> list[Estimator]:
     """Return estimators, however the caller named them, as things of one kind.
 
     Parameters
@@ -159,7 +160,7 @@ def resolve(
 
     Returns
     -------
-    list of Estimator or OwnEstimator
+    list of Estimator
         At least one, with different names. Each has `name`, `needs`, `unbiased` and `per_rollout` (both
         None for the caller's own) and ``weights(batch)``: (N, T), checked, errors naming the estimator.
 
@@ -169,7 +170,7 @@ def resolve(
         For an unknown name, none at all, the same name twice, or a name of the caller's own that is known
         already.
     """
-    if isinstance(estimators, (str, Estimator, OwnEstimator)) or _is_pair(estimators):
+    if isinstance(estimators, (str, Estimator)) or _is_pair(estimators):
         return [_resolve(estimators, argument)]
     if not isinstance(estimators, Sequence):
         raise _wanted(argument, type(estimators).__name__)
@@ -188,15 +189,15 @@ def _is_pair(value: object) -> bool:
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)):
         return False
     second = value[1]
-    return not (isinstance(second, (str, Estimator, OwnEstimator)) or _is_pair(second))
+    return not (isinstance(second, (str, Estimator)) or _is_pair(second))
 
 
 def _wanted(argument: str, got: str) -> TypeError:
     return TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
 
 
-def _resolve(value: Any, argument: str) -> Estimator | OwnEstimator:
-    if isinstance(value, (Estimator, OwnEstimator)):
+def _resolve(value: Any, argument: str) -> Estimator:
+    if isinstance(value, Estimator):
         return value
     if isinstance(value, str):
         return estimator(value)
@@ -207,7 +208,7 @@ def _resolve(value: Any, argument: str) -> Estimator | OwnEstimator:
         raise ValueError(f"{argument}: weights of your own need a name of their own, got {name!r}")
     if given is None:
         raise TypeError(f"estimator {name!r}: weights must be an array or a function, got None")
-    return OwnEstimator(name, given)
+    return OwnEstimator(name, given=given)
 
 
 def estimator(name: str, **parameters: Any) -> Estimator:

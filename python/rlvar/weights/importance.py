@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
-from rlvar.stats.estimate import Estimate, to_json
+from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.intervals import jackknife
 
 # Where sum (rho - 1)^2 over whole sequences is below this, so is N times the largest relative bias
@@ -33,7 +33,7 @@ _LOWEST = -345.0  # log of the ratio whose square, as in a variance, is at the l
 
 
 @dataclass(frozen=True, eq=False)
-class ImportanceRatios:
+class ImportanceRatios(Result):
     """Importance ratios of rollouts that another policy sampled.
 
     Attributes
@@ -69,6 +69,7 @@ class ImportanceRatios:
 
     importance: Importance
     truncate: float | None
+    _large = ("values",)
     values: Double
     effective_size: float
     mean: Estimate
@@ -109,15 +110,6 @@ class ImportanceRatios:
             f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
             f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields, but for the values, as JSON-ready values."""
-        names = ("importance", "truncate", "effective_size", "largest", "truncated", "unbiased", "close")
-        return {
-            **{name: to_json(getattr(self, name)) for name in names},
-            "sequence_size": to_json(self.sequence_size),
-            "mean": self.mean.to_dict(),
-        }
 
 
 @_check.quiet

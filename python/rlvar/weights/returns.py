@@ -45,6 +45,7 @@ _RAISES = """ValueError
 
 def _documented(function: Function) -> Function:
     """Fill in what the docstrings of the scans share."""
+    function = _check.quiet(function)
     if function.__doc__:  # absent under python -OO
         function.__doc__ = function.__doc__.replace("%(options)s", _OPTIONS).replace("%(raises)s", _RAISES)
     return function
@@ -385,8 +386,7 @@ def n_step_returns(
     count = _check.positive_integer("n", n)
     scan.raise_not_finite()
     result = scan.empty()
-    with np.errstate(all="ignore"):  # what is out of range is an error below
-        result[...] = _n_steps(scan, count)
+    result[...] = _n_steps(scan, count)
     if not np.isfinite(result).all():
         raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the rewards")
     return scan.as_given(result)

@@ -12,10 +12,10 @@ from rlvar._types import Float, Importance
 from rlvar.rollouts import Rollouts
 from rlvar.terms.passes import Terms
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 
-def estimator_of(choice: EstimatorLike | ArrayLike, argument: str = "estimator") -> Estimator | OwnEstimator:
+def estimator_of(choice: EstimatorLike | ArrayLike, argument: str = "estimator") -> Estimator:
     """Return the one estimator that is meant by a name, an estimator or a pair ("mine", weights)."""
     (estimator,) = resolve([choice], argument)  # type: ignore[list-item]
     return estimator
@@ -40,7 +40,7 @@ def batch_of(
 def refuse_estimator(weights: EstimatorLike | ArrayLike) -> Float:
     """Return the weights that go with scores; an estimator needs rollouts."""
     name = weights[0] if isinstance(weights, tuple) and weights else weights
-    if isinstance(name, (str, Estimator, OwnEstimator)):
+    if isinstance(name, (str, Estimator)):
         name = name if isinstance(name, str) else name.name
         raise TypeError(f"estimator {name!r} needs Rollouts, got scores: pass weights (N, T) or (N,)")
     return _check.floats("weights", weights)  # type: ignore[arg-type]

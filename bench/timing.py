@@ -1,11 +1,9 @@
 """Threads and timing of the scripts that print ratios. Imports no numpy: threads are set before it."""
 
 import ctypes
-import operator
 import os
 import statistics
 import time
-from typing import NamedTuple
 
 
 def limit_threads(threads):
@@ -44,20 +42,3 @@ def in_turn(*functions, rounds, warm=False, pause=0.0):
             function()
             seconds.append(time.perf_counter() - start)
     return [statistics.median(seconds) for seconds in times]
-
-
-class Promise(NamedTuple):
-    what: str
-    measured: float
-    bound: str  # "at least" or "at most"
-    limit: float
-    aim: bool = False  # reported, never missed
-
-    @property
-    def kept(self):
-        within = operator.ge if self.bound == "at least" else operator.le
-        return within(self.measured, self.limit)
-
-    def __str__(self):
-        verdict = ("aim not reached", "aim reached") if self.aim else ("MISSED", "pass")
-        return f"{verdict[self.kept]}  {self.what} {self.measured:.2f}, {self.bound} {self.limit:.3g}"

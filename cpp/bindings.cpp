@@ -34,6 +34,10 @@ using Strided = py::array_t<double>;
 using Bytes = py::array_t<std::uint8_t>;
 using Threads = std::optional<int>;
 
+void refuse(bool changed) {
+  if (changed) throw py::value_error("an argument has changed since it was checked");
+}
+
 /// Raises unless an array is aligned and has the shape that it had when it was checked.
 template <class T, int flags>
 void expect(const py::array_t<T, flags>& a, std::initializer_list<index_t> shape) {
@@ -42,7 +46,7 @@ void expect(const py::array_t<T, flags>& a, std::initializer_list<index_t> shape
   for (index_t i = 0; same && i < a.ndim(); ++i) {
     same = a.shape(i) == shape.begin()[i] && a.strides(i) % static_cast<index_t>(sizeof(T)) == 0;
   }
-  if (!same) throw py::value_error("an array has changed its shape since it was checked");
+  refuse(!same);
 }
 
 template <class T, int flags>
@@ -74,8 +78,7 @@ View2<T> result(std::optional<py::array_t<T>>& a, index_t rows, index_t cols) {
 template <class To, class T>
 std::vector<To> copied(const std::optional<py::array_t<T, py::array::c_style>>& a, index_t size) {
   if (!a) return {};
-  if (a->ndim() != 1 || a->shape(0) != size)
-    throw py::value_error("an array has changed its size since it was checked");
+  refuse(a->ndim() != 1 || a->shape(0) != size);
   std::vector<T> numbers(static_cast<std::size_t>(size));
   if (size) std::memcpy(numbers.data(), a->data(), static_cast<std::size_t>(a->nbytes()));
   return {numbers.begin(), numbers.end()};
@@ -84,8 +87,7 @@ std::vector<To> copied(const std::optional<py::array_t<T, py::array::c_style>>& 
 rlvar::Indices indices(const std::optional<Int64s>& a, index_t size, index_t low, index_t high) {
   auto copy = copied<index_t>(a, size);
   for (const index_t i : copy) {
-    if (i < low || i > high)
-      throw py::value_error("an index has changed since it was checked, to " + std::to_string(i));
+    refuse(i < low || i > high);
   }
   return copy;
 }
@@ -103,12 +105,10 @@ using TermsTuple = std::tuple<py::array_t<T>, std::optional<Strided>, std::optio
 template <class T>
 rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
   const auto& [scores, weights, lengths, mask, sample_weight] = arrays;
-  if (scores.ndim() != 3 || scores.size() == 0)
-    throw py::value_error("scores must be (N, T, D) and not empty");
+  refuse(scores.ndim() != 3 || scores.size() == 0);
   const index_t n = scores.shape(0), t = scores.shape(1), d = scores.shape(2);
   expect(scores, {n, t, d});
-  if (d > 1 && stride(scores, 2) != 1)
-    throw py::value_error("scores must have a contiguous last axis");
+  refuse(d > 1 && stride(scores, 2) != 1);
   return {{scores.data(), n, t, d, stride(scores, 0), stride(scores, 1)},
           view(weights, n, t),
           steps_of(lengths, mask, n, t),
@@ -135,7 +135,7 @@ template <class T>
 rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, const ScanTuple<T>& options) {
   const auto& [gamma, gammas, lengths, mask, terminated, truncated, next_values, bootstrap] =
       options;
-  if (rewards.ndim() != 2) throw py::value_error("rewards must be (N, T)");
+  refuse(rewards.ndim() != 2);
   const index_t n = rewards.shape(0), t = rewards.shape(1);
   rlvar::Trajectories<T> in;
   in.rewards = view(rewards, n, t);
@@ -146,8 +146,7 @@ rlvar::Trajectories<T> trajectories_of(const py::array_t<T>& rewards, const Scan
   in.truncated = view(truncated, n, t);
   in.next_values = view(next_values, n, t);
   in.bootstrap = copied<double>(bootstrap, n);
-  if (in.truncated.data && !in.next_values.data)
-    throw py::value_error("truncated needs next_values");
+  refuse(in.truncated.data && !in.next_values.data);
   return in;
 }
 
@@ -177,6 +176,21 @@ void without_gil(Kernel&& kernel) {
   if (error) std::rethrow_exception(error);
 }
 
+/// Binds a kernel; no argument of another dtype is converted.
+template <class Kernel, class... Names>
+void def(py::module_& m, const char* name, Kernel&& kernel, Names... names) {
+  m.def(name, std::forward<Kernel>(kernel), py::arg(names).noconvert()...);
+}
+
+/// Runs a scan on the default threads; returns whether all that it wrote is finite: then so is all
+/// that it read.
+template <class Scan>
+bool finite(Scan&& scan) {
+  bool result = false;
+  without_gil([&] { result = scan(rlvar::default_threads()); });
+  return result;
+}
+
 int number_of(Threads threads) { return threads ? *threads : rlvar::default_threads(); }
 
 /// The same with one team for all steps of a kernel that multiplies `rows` rows with each other.
@@ -193,20 +207,16 @@ void bind_kernels(py::module_& m) {
   using Terms = TermsTuple<T>;
   using Options = ScanTuple<T>;
 
-  // The scans return whether all that they wrote is finite: then so is all that they read.
-  m.def(
-      "reward_to_go",
+  def(
+      m, "reward_to_go",
       [](const Array& rewards, const Options& options, Array out) {
         const auto in = trajectories_of(rewards, options);
         const auto to = result(out, in.rewards.rows, in.rewards.cols);
-        bool finite = false;
-        without_gil([&] { finite = rlvar::reward_to_go(in, to, rlvar::default_threads()); });
-        return finite;
+        return finite([&](int threads) { return rlvar::reward_to_go(in, to, threads); });
       },
-      py::arg("rewards").noconvert(), py::arg("options").noconvert(), py::arg("out").noconvert());
-
-  m.def(
-      "gae",
+      "rewards", "options", "out");
+  def(
+      m, "gae",
       [](const Array& rewards, const Array& values, double lambda, const Options& options,
          Array advantages, Array returns) {
         auto in = trajectories_of(rewards, options);
@@ -214,16 +224,11 @@ void bind_kernels(py::module_& m) {
         in.values = view(values, n, t);
         in.lambda = lambda;
         const auto first = result(advantages, n, t), second = result(returns, n, t);
-        bool finite = false;
-        without_gil([&] { finite = rlvar::gae(in, first, second, rlvar::default_threads()); });
-        return finite;
+        return finite([&](int threads) { return rlvar::gae(in, first, second, threads); });
       },
-      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("lambda_"),
-      py::arg("options").noconvert(), py::arg("advantages").noconvert(),
-      py::arg("returns").noconvert());
-
-  m.def(
-      "vtrace",
+      "rewards", "values", "lambda_", "options", "advantages", "returns");
+  def(
+      m, "vtrace",
       [](const Array& rewards, const Array& values, const Array& rho, double lambda,
          double rho_clip, double c_clip, const Options& options, Array targets, Array advantages) {
         auto in = trajectories_of(rewards, options);
@@ -234,16 +239,12 @@ void bind_kernels(py::module_& m) {
         in.rho_clip = rho_clip;
         in.c_clip = c_clip;
         const auto first = result(targets, n, t), second = result(advantages, n, t);
-        bool finite = false;
-        without_gil([&] { finite = rlvar::vtrace(in, first, second, rlvar::default_threads()); });
-        return finite;
+        return finite([&](int threads) { return rlvar::vtrace(in, first, second, threads); });
       },
-      py::arg("rewards").noconvert(), py::arg("values").noconvert(), py::arg("rho").noconvert(),
-      py::arg("lambda_"), py::arg("rho_clip"), py::arg("c_clip"), py::arg("options").noconvert(),
-      py::arg("targets").noconvert(), py::arg("advantages").noconvert());
-
-  m.def(
-      "covariance",
+      "rewards", "values", "rho", "lambda_", "rho_clip", "c_clip", "options", "targets",
+      "advantages");
+  def(
+      m, "covariance",
       [](const Terms& arrays, index_t block, double divisor, Strided out,
          std::optional<Strided> mean, std::optional<Strided> tail, Threads threads) {
         auto terms = terms_of(arrays);
@@ -254,12 +255,9 @@ void bind_kernels(py::module_& m) {
         with_team(terms, rows, threads,
                   [&](int team) { rlvar::covariance(terms, divisor, to, mean_to, tail_to, team); });
       },
-      py::arg("terms").noconvert(), py::arg("block"), py::arg("divisor"),
-      py::arg("out").noconvert(), py::arg("mean").noconvert(), py::arg("tail").noconvert(),
-      py::arg("threads"));
-
-  m.def(
-      "shared_moments",
+      "terms", "block", "divisor", "out", "mean", "tail", "threads");
+  def(
+      m, "shared_moments",
       [](const Terms& arrays, const Doubles& weights, Doubles sums, Threads threads) {
         const auto terms = terms_of(arrays);
         const auto sets = weight_sets(weights, terms);
@@ -268,11 +266,9 @@ void bind_kernels(py::module_& m) {
         with_team(terms, terms.scores.t, threads,
                   [&](int team) { rlvar::shared_moments(terms, sets, to, team); });
       },
-      py::arg("terms").noconvert(), py::arg("weights").noconvert(), py::arg("sums").noconvert(),
-      py::arg("threads"));
-
-  m.def(
-      "gradients",
+      "terms", "weights", "sums", "threads");
+  def(
+      m, "gradients",
       [](const Terms& arrays, const Doubles& weights, Doubles out, Threads threads) {
         const auto terms = terms_of(arrays);
         const auto sets = weight_sets(weights, terms);
@@ -280,31 +276,26 @@ void bind_kernels(py::module_& m) {
         double* to = out.mutable_data();
         without_gil([&] { rlvar::gradients(terms, sets, to, number_of(threads)); });
       },
-      py::arg("terms").noconvert(), py::arg("weights").noconvert(), py::arg("out").noconvert(),
-      py::arg("threads"));
-
-  m.def(
-      "projections",
+      "terms", "weights", "out", "threads");
+  def(
+      m, "projections",
       [](const Terms& arrays, const Doubles& vectors, Doubles out, Threads threads) {
         const auto terms = terms_of(arrays);
         const double* with = view(vectors, terms.scores.n, terms.scores.d).data;
         double* to = result(out, terms.scores.n, terms.scores.t).data;
         without_gil([&] { rlvar::projections(terms, with, to, number_of(threads)); });
       },
-      py::arg("terms").noconvert(), py::arg("vectors").noconvert(), py::arg("out").noconvert(),
-      py::arg("threads"));
-
-  m.def(
-      "means",
+      "terms", "vectors", "out", "threads");
+  def(
+      m, "means",
       [](const Terms& arrays, Strided mean, Threads threads) {
         const auto terms = terms_of(arrays);
         const auto to = result(mean, terms.scores.t, terms.scores.d);
         without_gil([&] { rlvar::means(terms, to, number_of(threads)); });
       },
-      py::arg("terms").noconvert(), py::arg("mean").noconvert(), py::arg("threads"));
-
-  m.def(
-      "unit_squares",
+      "terms", "mean", "threads");
+  def(
+      m, "unit_squares",
       [](const Terms& arrays, const Strided& mean, const Int64s& members, const Int64s& offsets,
          Doubles step, Doubles growth, std::optional<Doubles> step_sum,
          std::optional<Doubles> growth_sum, Threads threads) {
@@ -314,8 +305,7 @@ void bind_kernels(py::module_& m) {
         const auto member = indices(members, members.size(), 0, n - 1);
         const auto offset =
             indices(offsets, offsets.size(), 0, static_cast<index_t>(member.size()));
-        if (offset.empty() || !std::is_sorted(offset.begin(), offset.end()))
-          throw py::value_error("offsets must rise");
+        refuse(offset.empty() || !std::is_sorted(offset.begin(), offset.end()));
         const index_t units = static_cast<index_t>(offset.size()) - 1;
         const rlvar::UnitSquares to{result(step, units, t).data, result(growth, units, t).data,
                                     step_sum ? result(*step_sum, units, t).data : nullptr,
@@ -323,9 +313,7 @@ void bind_kernels(py::module_& m) {
         without_gil(
             [&] { rlvar::unit_squares(terms, about, member, offset, to, number_of(threads)); });
       },
-      py::arg("terms").noconvert(), py::arg("mean").noconvert(), py::arg("members").noconvert(),
-      py::arg("offsets").noconvert(), py::arg("step").noconvert(), py::arg("growth").noconvert(),
-      py::arg("step_sum").noconvert(), py::arg("growth_sum").noconvert(), py::arg("threads"));
+      "terms", "mean", "members", "offsets", "step", "growth", "step_sum", "growth_sum", "threads");
 }
 
 }  // namespace
@@ -334,25 +322,24 @@ PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
   rlvar::start_parallel(&raise_signals);
   bind_kernels<float>(m);
   bind_kernels<double>(m);
-  m.def(
-      "add_product",
+  def(
+      m, "add_product",
       [](const Doubles& x, double factor, Strided sums, Threads threads) {
-        if (x.ndim() != 2) throw py::value_error("x must be (T, D)");
+        refuse(x.ndim() != 2);
         const auto in = view(x, x.shape(0), x.shape(1));
         const auto to = result(sums, in.rows, in.rows);
         without_gil([&] { rlvar::add_product(in, factor, to, number_of(threads)); });
       },
-      py::arg("x").noconvert(), py::arg("factor"), py::arg("sums").noconvert(), py::arg("threads"));
-  m.def(
-      "add_matmul",
+      "x", "factor", "sums", "threads");
+  def(
+      m, "add_matmul",
       [](const Strided& a, const Strided& b, Strided out, Threads threads) {
-        if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must have two axes");
+        refuse(a.ndim() != 2 || b.ndim() != 2);
         const auto left = view(a, a.shape(0), a.shape(1)), right = view(b, a.shape(1), b.shape(1));
         const auto to = result(out, left.rows, right.cols);
         without_gil([&] { rlvar::add_matmul(left, right, to, number_of(threads)); });
       },
-      py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
-      py::arg("threads"));
+      "a", "b", "out", "threads");
   m.def("default_threads", &rlvar::default_threads);
   m.attr("openmp") = rlvar::kOpenMP;
   m.def("supported_isas", &rlvar::supported_isas);

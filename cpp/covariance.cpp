@@ -39,44 +39,21 @@ template <class P, class T>
 void add_products(const Columns<T>& a, TileSums& sums, int threads) {
   const index_t rows = a.rows_from(0);
   if (rows == 0) return;
-  const Tiles tiles(rows);
-  const index_t panels = ceil_div(a.count(), kPanel), accumulators = sums.accumulators();
-  const index_t panel_size = Panel<P>::size(rows);
-  const index_t panel_bytes = panel_size * static_cast<index_t>(sizeof(P));
-  const index_t batch =
-      ceil_div(std::min(panels, std::max(accumulators, kBatchBytes / panel_bytes)), accumulators) *
-      accumulators;
-  std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * panel_bytes, 64)));
-  const auto panel = [&](index_t index) {
-    const index_t columns = std::min(kPanel, a.count() - index * kPanel);
-    return Panel<P>{reinterpret_cast<P*>(memory.data()) + index % batch * panel_size, columns};
-  };
   const double factor = 1.0 / a.scale / a.scale;
-  for (index_t first = 0; first < panels; first += batch) {
-    const index_t count = std::min(batch, panels - first);
-    const index_t packs = ceil_div(Panel<P>::groups(rows), kPackGroups);
-    for_each_task(count * packs, threads, [&] {
-      return [&](index_t task) {
-        const index_t index = first + task / packs, c = index * kPanel;
-        const index_t groups = Panel<P>::groups(a.rows_from(c));
-        const index_t g0 = task % packs * kPackGroups;
-        for (index_t g = g0; g < std::min(g0 + kPackGroups, groups); ++g) {
-          pack(a, g, c, panel(index));
-        }
-      };
-    });
-    for_each_task(tiles.pairs * accumulators, threads, [&] {
-      return [&](index_t task) {
-        const index_t pair = task / accumulators, accumulator = task % accumulators;
-        const auto [i0, j0] = Tiles::corner(pair);
-        for (index_t index = first + accumulator; index < first + count; index += accumulators) {
-          const index_t height = a.rows_from(index * kPanel);
-          if (i0 >= height) break;  // heights fall
-          tile_product(panel(index), i0, j0, height, factor, sums.tile(accumulator, pair));
-        }
-      };
-    });
-  }
+  const auto height = [&](index_t i) { return a.rows_from(i * kPanel); };
+  const auto panel = [&](index_t i, P* data) {
+    return Panel<P>{data, std::min(kPanel, a.count() - i * kPanel)};
+  };
+  multiply_in_batches<P>(
+      rows, ceil_div(a.count(), kPanel), 1, sums.accumulators(), threads, height,
+      [](index_t, index_t) {},
+      [&](index_t i, index_t g, P* data) { pack(a, g, i * kPanel, panel(i, data)); },
+      [&] {
+        return [&](index_t i, P* data, index_t pair, index_t accumulator) {
+          const auto [i0, j0] = Tiles::corner(pair);
+          tile_product(panel(i, data), i0, j0, height(i), factor, sums.tile(accumulator, pair));
+        };
+      });
 }
 
 /// The same where there is one row, and panels would be mostly empty: its squares, in float64,

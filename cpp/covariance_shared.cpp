@@ -75,7 +75,6 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
   const index_t samples = terms.scores.n, rows = terms.scores.t, coords = terms.scores.d;
   const index_t size = weights.n * rows * rows;  // of all results
   const Indices ends = terms.ends(), order = by_falling(ends);
-  const Tiles tiles(rows);
   const index_t accumulators = accumulators_for(rows, weights.n, samples / 8);
   std::vector<double> extra = zeros((accumulators - 1) * size);
   const auto sums_of = [&](index_t accumulator) {
@@ -84,58 +83,41 @@ void shared_moments(const Terms<T>& terms, View3<const double> weights, double* 
   for_each_task(weights.n * rows, threads,
                 [&] { return [&](index_t i) { std::fill_n(sums + i * rows, rows, 0.0); }; });
 
-  const auto end_of = [&](index_t n) { return ends[static_cast<std::size_t>(n)]; };
-  const index_t panels = ceil_div(coords, kPanel), panel_size = Panel<T>::size(rows);
-  const index_t bytes = panels * panel_size * static_cast<index_t>(sizeof(T));
-  const index_t batch =
-      ceil_div(std::min(samples, std::max(accumulators, kBatchBytes / bytes)), accumulators) *
-      accumulators;
-  std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * bytes, 64)));
-  std::vector<double> scales = zeros(batch);
-  const auto panel = [&](index_t slot, index_t k) {
-    return Panel<T>{reinterpret_cast<T*>(memory.data()) + (slot * panels + k) * panel_size,
-                    std::min(kPanel, coords - k * kPanel)};
+  const index_t panels = ceil_div(coords, kPanel);
+  std::vector<double> scales = zeros(samples);  // of order[i]'s scores
+  const auto rollout = [&](index_t i) { return order[static_cast<std::size_t>(i)]; };
+  const auto height = [&](index_t i) { return ends[static_cast<std::size_t>(rollout(i))]; };
+  const auto scale = [&](index_t i) -> double& { return scales[static_cast<std::size_t>(i)]; };
+  const auto panel = [&](index_t k, T* data) {
+    return Panel<T>{data + k * Panel<T>::size(rows), std::min(kPanel, coords - k * kPanel)};
   };
-  for (index_t first = 0; first < samples; first += batch) {
-    const index_t count = std::min(batch, samples - first);
-    for_each_task(count, threads, [&] {
-      return [&](index_t slot) {
-        const double peak = largest_score(terms, order[static_cast<std::size_t>(first + slot)]);
-        scales[static_cast<std::size_t>(slot)] = scale_of<T>(peak);
-      };
-    });
-    const index_t packs = ceil_div(Panel<T>::groups(rows), kPackGroups);
-    for_each_task(count * packs, threads, [&] {
-      return [&](index_t task) {
-        const index_t slot = task / packs, g0 = task % packs * kPackGroups;
-        const index_t n = order[static_cast<std::size_t>(first + slot)];
-        const double scale = scales[static_cast<std::size_t>(slot)];
-        for (index_t g = g0; g < std::min(g0 + kPackGroups, Panel<T>::groups(end_of(n))); ++g) {
-          for (index_t k = 0; k < panels; ++k) {
-            pack_scores(terms, n, end_of(n), g, k * kPanel, scale, panel(slot, k));
-          }
+  multiply_in_batches<T>(
+      rows, samples, panels, accumulators, threads, height,
+      [&](index_t first, index_t last) {
+        for_each_task(last - first, threads, [&] {
+          return [&](index_t i) {
+            scale(first + i) = scale_of<T>(largest_score(terms, rollout(first + i)));
+          };
+        });
+      },
+      [&](index_t i, index_t g, T* data) {
+        for (index_t k = 0; k < panels; ++k) {
+          pack_scores(terms, rollout(i), height(i), g, k * kPanel, scale(i), panel(k, data));
         }
-      };
-    });
-    for_each_task(tiles.pairs * accumulators, threads, [&] {
-      return [&, product = zeros(kTile * kTile)](index_t task) mutable {
-        const auto [i0, j0] = Tiles::corner(task / accumulators);
-        const index_t accumulator = task % accumulators;
-        for (index_t slot = accumulator; slot < count; slot += accumulators) {
-          const index_t n = order[static_cast<std::size_t>(first + slot)], end = end_of(n);
-          if (i0 >= end) break;
-          const double scale = scales[static_cast<std::size_t>(slot)];
-          const double factor = terms.probability(n) / scale / scale;
-          std::fill(product.begin(), product.end(), 0.0);
+      },
+      [&] {
+        return [&, tile = zeros(kTile * kTile)](index_t i, T* data, index_t pair,
+                                                index_t accumulator) mutable {
+          const auto [i0, j0] = Tiles::corner(pair);
+          const double factor = terms.probability(rollout(i)) / scale(i) / scale(i);
+          std::fill(tile.begin(), tile.end(), 0.0);
           for (index_t k = 0; k < panels; ++k) {
-            tile_product(panel(slot, k), i0, j0, end, factor, product.data());
+            tile_product(panel(k, data), i0, j0, height(i), factor, tile.data());
           }
-          add_weighted(contiguous<const double>(product.data(), kTile, kTile), weights, terms.steps,
-                       n, i0, j0, end, sums_of(accumulator), rows);
-        }
-      };
-    });
-  }
+          add_weighted(contiguous<const double>(tile.data(), kTile, kTile), weights, terms.steps,
+                       rollout(i), i0, j0, height(i), sums_of(accumulator), rows);
+        };
+      });
   for (index_t accumulator = 1; accumulator < accumulators; ++accumulator) {
     const double* from = sums_of(accumulator);
     for (index_t i = 0; i < size; ++i) sums[i] += from[i];

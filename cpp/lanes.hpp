@@ -56,14 +56,9 @@ struct Lanes {
   /// All ones where a byte is not 0, zeros elsewhere.
   static Mask load(const std::uint8_t* p) {
 #ifdef __AVX2__
-    if constexpr (width == 8) {
-      return (Mask)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)) > 0;
-    } else {
-      return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) > 0;
-    }
-#else
-    return gather(p, 1, width);
+    if constexpr (width == 4) return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) > 0;
 #endif
+    return gather(p, 1, width);
   }
   static Mask gather(const std::uint8_t* p, index_t stride, index_t count) {
     Mask m{};
@@ -76,14 +71,9 @@ struct Lanes {
   /// a where the mask is all ones, b where it is zeros (m ? a : b would compare m with 0 first).
   static Vec select(Mask m, Vec a, Vec b) {
 #ifdef __AVX__
-    if constexpr (sizeof(T) == 4) {
-      return _mm256_blendv_ps(b, a, (__m256)m);
-    } else {
-      return _mm256_blendv_pd(b, a, (__m256d)m);
-    }
-#else
-    return (Vec)(((Mask)a & m) | ((Mask)b & ~m));
+    if constexpr (sizeof(T) == 8) return _mm256_blendv_pd(b, a, (__m256d)m);
 #endif
+    return (Vec)(((Mask)a & m) | ((Mask)b & ~m));
   }
 
   static Vec smaller(Vec a, Vec b) { return select(b < a, b, a); }  // a if NaN
@@ -97,11 +87,10 @@ struct Lanes {
   static Vec shift(Vec v, Vec beyond) {
     return shuffle([](int i) { return i + 1; }, v, beyond, All{});
   }
-  /// Lane i gets lane i + K of its 16 bytes, a lane of `beyond` where that is past their end.
-  template <int K>
+  /// Lane i gets lane i + 1 of its 16 bytes, a lane of `beyond` where that is past their end.
   static Vec shift_in_half(Vec v, Vec beyond) {
     constexpr auto from = [](int i) {
-      return i % half + K < half ? i + K : static_cast<int>(width) + i + K - half;
+      return (i + 1) % half ? i + 1 : static_cast<int>(width) + i + 1 - half;
     };
     return shuffle(from, v, beyond, All{});
   }

@@ -212,16 +212,12 @@ struct Scan {
 
   // ---- Lanes are steps of one row. ----
 
-  /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block):
-  /// rounds over 1 and 2 lanes in each 16 bytes (Hillis & Steele 1986), then across the two.
+  /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block): over one
+  /// lane in each 16 bytes, then across the two (Hillis & Steele 1986).
   static void solve(Vec& a, Vec& c) {
     const Vec zero{}, one = L::fill(1.0);
-    a += c * L::template shift_in_half<1>(a, zero);
-    c *= L::template shift_in_half<1>(c, one);
-    if constexpr (L::half > 2) {
-      a += c * L::template shift_in_half<2>(a, zero);
-      c *= L::template shift_in_half<2>(c, one);
-    }
+    a += c * L::shift_in_half(a, zero);
+    c *= L::shift_in_half(c, one);
     if constexpr (W > L::half) {
       a += c * L::spread_upper(a, zero);
       c *= L::spread_upper(c, one);
@@ -230,8 +226,7 @@ struct Scan {
   /// The same with the constant c whose powers are known.
   void solve_constant(Vec& a) const {
     const Vec zero{};
-    a += powers[W - 1] * L::template shift_in_half<1>(a, zero);
-    if constexpr (L::half > 2) a += powers[W - 2] * L::template shift_in_half<2>(a, zero);
+    a += powers[W - 1] * L::shift_in_half(a, zero);
     if constexpr (W > L::half) a += half_powers * L::spread_upper(a, zero);
   }
 

@@ -111,4 +111,43 @@ class TileSums {
   }
 };
 
+/// Multiplies items, each packed into `each` panels, a batch of them at a time: all threads pack
+/// the batch, then all multiply it, a task a tile. Accumulators take the items in turn.
+///
+/// height(i): the rows of item i, which fall with i. prepare(first, last): before items are packed.
+/// pack(i, g, data): row group g of item i. make_multiply()(i, data, pair, accumulator): one tile.
+template <class P, class Height, class Prepare, class Pack, class MakeMultiply>
+void multiply_in_batches(index_t rows, index_t items, index_t each, index_t accumulators,
+                         int threads, Height&& height, Prepare&& prepare, Pack&& pack,
+                         MakeMultiply&& make_multiply) {
+  const index_t size = each * Panel<P>::size(rows), bytes = size * static_cast<index_t>(sizeof(P));
+  const index_t wanted = std::min(items, std::max(accumulators, kBatchBytes / bytes));
+  const index_t batch = ceil_div(wanted, accumulators) * accumulators;
+  const index_t packs = ceil_div(Panel<P>::groups(rows), kPackGroups);
+  std::vector<CacheLine> memory(static_cast<std::size_t>(ceil_div(batch * bytes, 64)));
+  const auto data = [&](index_t i) {
+    return reinterpret_cast<P*>(memory.data()) + i % batch * size;
+  };
+  for (index_t first = 0; first < items; first += batch) {
+    const index_t last = std::min(first + batch, items);
+    prepare(first, last);
+    for_each_task((last - first) * packs, threads, [&] {
+      return [&](index_t task) {
+        const index_t i = first + task / packs, g0 = task % packs * kPackGroups;
+        const index_t g1 = std::min(g0 + kPackGroups, Panel<P>::groups(height(i)));
+        for (index_t g = g0; g < g1; ++g) pack(i, g, data(i));
+      };
+    });
+    for_each_task(Tiles(rows).pairs * accumulators, threads, [&] {
+      return [&, multiply = make_multiply()](index_t task) mutable {
+        const index_t pair = task / accumulators, accumulator = task % accumulators;
+        const index_t i0 = Tiles::corner(pair).first;
+        for (index_t i = first + accumulator; i < last && i0 < height(i); i += accumulators) {
+          multiply(i, data(i), pair, accumulator);
+        }
+      };
+    });
+  }
+}
+
 }  // namespace rlvar

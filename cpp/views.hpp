@@ -32,10 +32,6 @@ struct View2 {
   index_t row_stride = 0, col_stride = 0;
 
   T& operator()(index_t i, index_t j) const { return data[i * row_stride + j * col_stride]; }
-  /// What lies below and right of (i, j), itself included.
-  View2 from(index_t i, index_t j) const {
-    return {&(*this)(i, j), rows - i, cols - j, row_stride, col_stride};
-  }
 };
 
 /// A C-contiguous (rows, cols) array.

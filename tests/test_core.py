@@ -245,7 +245,7 @@ def test_kernels_refuse_lengths_that_changed_after_the_check(isa, kernel, bad):
 def test_unit_squares_refuses_units_that_changed_after_the_check(isa, which, index, bad):
     lengths, members, offsets = small_arrays()
     {"members": members, "offsets": offsets}[which][index] = bad
-    with pytest.raises(ValueError, match=r"changed since|must rise"):
+    with pytest.raises(ValueError, match="has changed since"):
         kernel_calls(np.ones((N, T, D)), lengths, members, offsets)["unit_squares"]()
 
 
@@ -255,7 +255,7 @@ def test_kernels_refuse_arrays_that_changed_their_shape_after_the_check(isa, ker
     scores = np.ones((N, T, D))
     call = kernel_calls(scores, lengths, members, offsets)[kernel]
     lengths.shape = (2, N // 2)
-    with pytest.raises(ValueError, match="has changed its"):
+    with pytest.raises(ValueError, match="has changed since"):
         call()
 
 

@@ -17,22 +17,12 @@ def cut(folder, estimator, block_size, count):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     rollouts = rlvar.load_rollouts(folder)
-    arrays = {"weights": weights_of(rollouts, estimator), "mask": rollouts.mask, "lengths": rollouts.lengths}
+    weights = rlvar.estimator(estimator).weights(rollouts)  # they may depend on rewards in other shards
+    arrays = {"estimator": weights, "lengths": rollouts.lengths, "mask": rollouts.mask}
     edges = np.linspace(0, len(rollouts), count + 1).astype(int).tolist()
     for part in map(slice, edges[:-1], edges[1:]):
         here = {name: array[part] for name, array in arrays.items() if array is not None}
         yield folder / "scores.npy", part, here, block_size
-
-
-def weights_of(rollouts, name):
-    """Weights (N,) or (N, T) of an estimator, which may depend on the rewards of other rollouts."""
-    known = {estimator.name: estimator for estimator in rlvar.estimators()}
-    if name not in known:
-        raise ValueError(f"estimator {name!r} is none of {', '.join(known)}")
-    missing = [need for need in known[name].needs if getattr(rollouts, need) is None]
-    if missing:
-        raise ValueError(f"estimator {name!r} needs {' and '.join(missing)}")
-    return known[name].weights(rollouts)
 
 
 def reduce_shard(path, part, arrays, block_size):

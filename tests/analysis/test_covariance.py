@@ -79,7 +79,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(isa, rng, shape, dtype):
     weights = rng.standard_normal(shape[:2])
     lengths = rng.integers(1, shape[1] + 1, shape[0])
     sets = rng.standard_normal((2, *shape[:2]))
-    for options in ({"weights": weights}, {"lengths": lengths}, {"block_size": 3}, {"weights": sets}):
+    for options in ({"estimator": weights}, {"lengths": lengths}, {"block_size": 3}, {"estimator": sets}):
         one = rlvar.covariance(scores, num_threads=1, **options)
         for threads in (2, 3, 8):
             np.testing.assert_array_equal(rlvar.covariance(scores, num_threads=threads, **options), one)
@@ -343,12 +343,12 @@ GOOD = np.ones((4, 3, 2))
         (GOOD.astype(np.longdouble), {}, TypeError, "got dtype"),
         (
             GOOD,
-            {"weights": np.ones((3, 4))},
+            {"estimator": np.ones((3, 4))},
             ValueError,
             r"weights must have shape \(N, T\) = \(4, 3\) or \(N,\) = \(4,\), got \(3, 4\)",
         ),
-        (GOOD, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
-        (GOOD, {"weights": [1, 2, np.nan, 3]}, ValueError, r"got weights\[2\] = nan"),
+        (GOOD, {"estimator": np.ones(3)}, ValueError, "weights must have shape"),
+        (GOOD, {"estimator": [1, 2, np.nan, 3]}, ValueError, r"got weights\[2\] = nan"),
         (GOOD, {"lengths": [1, 2, 3, 4]}, ValueError, r"got lengths\[3\] = 4"),
         (GOOD, {"sample_weight": [1, 2, 3]}, ValueError, r"sample_weight must have shape \(N,\) = \(4,\)"),
         (GOOD, {"sample_weight": [1, -1, 1, 1]}, ValueError, r"got sample_weight\[1\] = -1"),
@@ -359,11 +359,11 @@ GOOD = np.ones((4, 3, 2))
         (GOOD, {"ddof": 1.5}, ValueError, "ddof must be a non-negative integer, got 1.5"),
         (GOOD, {"ddof": -1}, ValueError, "ddof must be a non-negative integer"),
         (GOOD, {"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
-        (GOOD, {"weights": np.ones((2, 3, 4))}, ValueError, r"weights must have shape \(E, N, T\)"),
-        (GOOD, {"weights": np.ones((0, 4, 3))}, ValueError, r"with E >= 1, got \(0, 4, 3\)"),
+        (GOOD, {"estimator": np.ones((2, 3, 4))}, ValueError, r"weights must have shape \(E, N, T\)"),
+        (GOOD, {"estimator": np.ones((0, 4, 3))}, ValueError, r"with E >= 1, got \(0, 4, 3\)"),
         (
             GOOD,
-            {"weights": [[[1] * 3] * 3 + [[1, np.nan, 1]]]},
+            {"estimator": [[[1] * 3] * 3 + [[1, np.nan, 1]]]},
             ValueError,
             r"got weights\[0\]\[3, 1\] = nan",
         ),
@@ -381,7 +381,7 @@ def test_bad_arguments_are_named(scores, options, error, message):
 def test_a_bad_score_is_named_whatever_is_computed(rng, bad):
     scores = rng.standard_normal((6, 4, 30))
     scores[4, 2, 1] = bad
-    for options in ({"block_size": 2}, {"weights": np.ones((9, 6, 4))}):
+    for options in ({"block_size": 2}, {"estimator": np.ones((9, 6, 4))}):
         with pytest.raises(ValueError, match=r"got scores\[4, 2, 1\] = "):
             rlvar.covariance(scores, **options)
 

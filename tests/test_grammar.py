@@ -212,5 +212,5 @@ def test_the_json_of_a_report_is_small_and_the_large_arrays_are_asked_for(rng):
     parts = report.decompositions["multi"]
     assert "mean" not in parts.to_dict()
     np.testing.assert_array_equal(parts.to_dict(arrays=["mean"])["mean"], parts.mean)
-    with pytest.raises(ValueError, match="arrays must be among mean, lag_profile, .*, got 'growth'"):
+    with pytest.raises(ValueError, match=r"arrays must be among mean, lag_profile, .*, got 'growth'"):
         parts.to_dict(arrays=["growth"])

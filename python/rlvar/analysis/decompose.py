@@ -347,6 +347,8 @@ def decompose_terms(
         np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
     ):
         _check.raise_not_finite(terms.scores, terms.live)
+    if not step_squares.any():
+        terms.refuse_underflow(p)
 
     # The steps that at least half of the rollouts reach.
     growth_range = upper_half(max(1, int((2 * alive >= n).sum())))

@@ -117,17 +117,9 @@ next_values, bootstrap_value
         by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
         given = {name: value for name, value in by_step.items() if value is not None}
         # An array of the right shape comes first: errors name the others.
-        scan = _check.scan(
-            {"scores": np.broadcast_to(0.0, shape), **given},
-            1.0,
-            steps.lengths,
-            steps.mask,
-            terminated,
-            truncated,
-            next_values,
-            bootstrap_value,
-            -1,
-        )
+        arrays = {"scores": np.broadcast_to(0.0, shape), **given}
+        ends = terminated, truncated, next_values, bootstrap_value
+        scan = _check.scan(arrays, 1.0, steps.lengths, steps.mask, ends, -1)
         scan.raise_not_finite()
         checked_rewards = _check.doubles("rewards", rewards, shape, shape[:1])
         _check.finite("rewards", checked_rewards, steps, shape)

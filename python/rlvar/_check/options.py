@@ -26,6 +26,19 @@ def quiet(function: Function) -> Function:
     return cast(Function, quietly)
 
 
+def documented(**shared: str) -> Callable[[Function], Function]:
+    """Make a function quiet, and put into its docstring what others say too, for each ``%(name)s``."""
+
+    def decorate(function: Function) -> Function:
+        function = quiet(function)
+        for name, text in shared.items():
+            if function.__doc__:  # absent under python -OO
+                function.__doc__ = function.__doc__.replace(f"%({name})s", text)
+        return function
+
+    return decorate
+
+
 def _number(name: str, value: Any) -> float:
     try:
         array = floats(name, value)

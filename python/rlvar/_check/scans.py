@@ -95,27 +95,22 @@ def scan(
     gamma: float | ArrayLike,
     lengths: ArrayLike | None,
     mask: ArrayLike | None,
-    terminated: ArrayLike | None,
-    truncated: ArrayLike | None,
-    next_values: ArrayLike | None,
-    bootstrap_value: ArrayLike | None,
+    ends: Sequence[ArrayLike | None],
     time_axis: int,
 ) -> Scan:
-    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards."""
+    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards.
+
+    `ends` says where and how episodes end: terminated, truncated, next_values, bootstrap_value.
+    """
+    terminated, truncated, next_values, bootstrap_value = ends
     choice("time_axis", time_axis, (-1, 0, 1))
     time_first = time_axis == 0
     axes = "(T, N)" if time_first else "(N, T)"
-    checked = [floats(name, value) for name, value in arrays.items()]
-    names = list(arrays)
-    rewards = checked[0]
-    given, dtype = rewards.shape, rewards.dtype
+    checked = {name: floats(name, value) for name, value in arrays.items()}
+    first = next(iter(checked))
+    given = checked[first].shape
     if len(given) != 2:
-        raise _shape_error(names[0], axes, given)
-    for name, array in zip(names, checked, strict=True):
-        if array.shape != given:
-            raise _shape_error(name, f"{axes} = {given}", array.shape)
-        if array.dtype != dtype:
-            dtype = np.dtype(np.float64)
+        raise _shape_error(first, axes, given)
     shape = given[::-1] if time_first else given
     gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
     if gammas is not None and gammas.ndim == 0:
@@ -127,40 +122,35 @@ def scan(
         raise ValueError(f"{present} needs {missing}: the values of the states after truncated steps")
     beyond = None if next_values is None else floats("next_values", next_values)
     tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
-    if beyond is not None and beyond.dtype != dtype:
-        dtype = np.dtype(np.float64)
-    for name, other in (("gamma", gammas), ("next_values", beyond)):
-        if other is not None and other.shape != given:
-            raise _shape_error(name, f"{axes} = {given}", other.shape)
+    for name, array in {**checked, "gamma": gammas, "next_values": beyond}.items():
+        if array is not None and array.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", array.shape)
     if tail is not None and tail.shape != shape[:1]:
         raise _shape_error("bootstrap_value", f"(N,) = ({shape[0]},)", tail.shape)
 
-    def prepared(array: Float | None) -> Float | None:
-        if array is None:
-            return None
-        array = array.astype(dtype, copy=False)
-        return array.T if time_first else array
+    def turned(array: Any) -> Any:
+        return array.T if time_first and array is not None else array
 
     def marks(name: str, value: ArrayLike | None) -> NDArray[np.uint8] | None:
-        if value is None:
-            return None
-        array = flags(value, given, name, axes).view(np.uint8)
-        return array.T if time_first else array
+        return None if value is None else turned(flags(value, given, name, axes).view(np.uint8))
 
     if lengths is None and mask is not None:
         live = Steps(None, marks("mask", mask))
     else:
         live = steps(shape, lengths=lengths, mask=mask)
+    read = [*checked.values()] if beyond is None else [*checked.values(), beyond]
+    dtype = np.result_type(*read)
+    read = [turned(array.astype(dtype, copy=False)) for array in read]
     result = Scan(
-        [prepared(array) for array in checked],  # type: ignore[misc]
+        read[: len(checked)],
         factor,
-        gammas.T if gammas is not None and time_first else gammas,
+        turned(gammas),
         live,
         marks("terminated", terminated),
         marks("truncated", truncated),
-        prepared(beyond),
+        None if beyond is None else read[-1],
         None if tail is None else np.ascontiguousarray(tail),
-        names,
+        list(checked),
         time_first,
     )
     if tail is not None and not np.isfinite(tail).all():

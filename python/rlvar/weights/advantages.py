@@ -52,8 +52,7 @@ class _Scored(NamedTuple):
 
     def sizes(self) -> NDArray[np.int64]:
         """Return how many scored rewards the group of each one has."""
-        sizes: NDArray[np.int64] = np.bincount(self.labels)[self.labels]
-        return sizes
+        return np.bincount(self.labels)[self.labels]
 
     def spread(self, ddof: int) -> Double:
         """Return the standard deviation of the group of each reward, 0 for a singleton."""
@@ -99,7 +98,32 @@ def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
     return centred / deviation if deviation > 0 else centred
 
 
-@_check.quiet
+_RESULTS = """Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, an infinite reward (the first is named), labels that are not hashable,
+        an option outside its values, a singleton that is to raise, a length that is negative or not
+        finite, or fewer than ddof + 1 scored rewards to whiten.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number."""
+
+_STEPS = """lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``.
+    mask : array_like of bool, shape (N, T), optional
+        Live steps; what lies elsewhere is never read. Not together with `lengths`."""
+
+_documented = _check.documented(results=_RESULTS, steps=_STEPS)
+
+
+@_documented
 def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -> Double:
     r"""Leave-one-out advantages: each reward minus the mean of the others in its group.
 
@@ -115,33 +139,16 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     groups : sequence of hashable, length N
         Label of each sequence's group, such as its prompt, in any order, groups of any sizes.
     singleton : {"zero", "raw", "raise"}, default "zero"
-        Advantage of a reward that is the only scored one of its group, so that it has no baseline: 0,
-        as in TRL and SkyRL, which drops the sample from the gradient and shrinks its mean; the reward
-        as it is, as in verl; or an error. With "raw" such samples keep the estimate unbiased, but
-        their variance swamps that of those with a baseline.
+        Advantage of the only scored reward of its group, which has no baseline: 0, as in TRL and SkyRL,
+        which drops the sample and shrinks the gradient's mean; the reward as it is, as in verl: unbiased,
+        but its variance swamps that of those with a baseline; or an error.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an unknown `singleton`, or a
-        singleton if it is to raise.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     References
     ----------
-    Kool, van Hoof & Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et
-    al., "Back to basics" (2024), arXiv 2402.14740.
+    Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et al. (2024),
+    arXiv 2402.14740.
 
     Examples
     --------
@@ -155,7 +162,7 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     return scored.finish(scored.centred() * (sizes / np.maximum(sizes - 1, 1)), singleton)
 
 
-@_check.quiet
+@_documented
 def grpo(
     rewards: ArrayLike,
     groups: Groups,
@@ -175,10 +182,7 @@ def grpo(
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
-    groups : sequence of hashable, length N
-        Label of each sequence's group, as for `rloo`.
+    rewards, groups : shape (N,), as for `rloo`
     scale : {"group", "batch", "none"}, default "group"
         Which rewards `s` is the standard deviation of: the group's, as in the paper; all scored ones
         of the batch, about the batch's mean; or none, which leaves A = r - mean (Dr. GRPO).
@@ -187,8 +191,7 @@ def grpo(
     ddof : {0, 1}, optional
         Delta degrees of freedom.
     singleton : {"zero", "raw", "raise"}, optional
-        Advantage of a reward that is the only scored one of its group, as for `rloo`; "raw" is
-        neither centred nor scaled.
+        As for `rloo`; "raw" is neither centred nor scaled.
     preset : {None, "trl", "verl", "openrlhf", "paper"}, optional
         What `eps`, `ddof` and `singleton` are where they are not given:
 
@@ -202,23 +205,7 @@ def grpo(
         "paper"    0     0    "zero"
         ========== ===== ==== =========
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an option outside its values, or a
-        singleton if it is to raise.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     Notes
     -----
@@ -226,17 +213,13 @@ def grpo(
     gradient's mean is another than that of `rloo`, so their variances alone do not compare. With
     ``scale="none"`` it is (n-1)/n of it.
 
-    The presets are read from TRL 1.16.0 (``GRPOTrainer``: a group with one scored completion has an
-    undefined deviation, and advantage 0), verl 0.9.1 (``compute_grpo_outcome_advantage``: mean 0 and
-    deviation 1 for a singleton, hence also a division by 1 + eps, not made here) and OpenRLHF 0.11.2
-    ("group_norm", which refuses one sample per prompt). The paper writes the standard deviation of
-    the group's rewards, without eps or correction: ddof 0 takes that as the group's own and
-    gives advantages of mean square 1 in each group.
+    The presets are read from TRL 1.16.0 (``GRPOTrainer``), verl 0.9.1 (``compute_grpo_outcome_advantage``,
+    which also divides a singleton by 1 + eps) and OpenRLHF 0.11.2 ("group_norm"). The paper writes the
+    standard deviation of the group's rewards without eps or correction: that is ddof 0.
 
     References
     ----------
-    Shao et al., "DeepSeekMath" (2024), section 4.1.2, arXiv 2402.03300; Liu et al., "Understanding
-    R1-Zero-like training" (Dr. GRPO, 2025), arXiv 2503.20783.
+    Shao et al., "DeepSeekMath" (2024), 4.1.2, arXiv 2402.03300; Liu et al. (Dr. GRPO), arXiv 2503.20783.
 
     Examples
     --------
@@ -263,7 +246,7 @@ def grpo(
     return scored.finish(advantages, singleton)
 
 
-@_check.quiet
+@_documented
 def reinforce_pp(
     rewards: ArrayLike,
     groups: Groups | None = None,
@@ -279,11 +262,8 @@ def reinforce_pp(
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
-    groups : sequence of hashable, length N, optional
-        Label of each sequence's group, as for `rloo`: REINFORCE++-baseline. A singleton is its own
-        mean: its advantage is 0. By default the batch is one group.
+    rewards, groups : shape (N,), as for `rloo`
+        By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
     whiten : bool, default False
         Whether to divide by the standard deviation of the batch's centred rewards.
     eps : float, default 1e-8
@@ -291,23 +271,7 @@ def reinforce_pp(
     ddof : {0, 1}, default 1
         Delta degrees of freedom of that variance.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an option outside its values, or,
-        if whitened, fewer than ddof + 1 scored rewards.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     Notes
     -----
@@ -337,7 +301,7 @@ def reinforce_pp(
     return scored.finish(advantages)
 
 
-@_check.quiet
+@_documented
 def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) -> Double:
     r"""Advantages about the optimal reward baseline, the mean of the rewards weighted by length.
 
@@ -348,37 +312,17 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
+    rewards, groups : shape (N,), as for `rloo`
+        By default the batch is one group. A singleton gets 0.
     lengths : array_like, shape (N,)
         Steps of each sequence, or the squared norm of its score itself: any weights >= 0. In a group
         without any weight all advantages are 0.
-    groups : sequence of hashable, length N, optional
-        Label of each sequence's group, as for `rloo`. A singleton is its own baseline: its advantage
-        is 0. By default the batch is one group.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward, or a length that is negative or not finite (the first is
-        named).
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     References
     ----------
-    Hao et al., "On-policy RL with optimal reward baseline" (2025), arXiv 2505.23585; Greensmith,
-    Bartlett & Baxter, "Variance reduction techniques for gradient estimates" (2004).
+    Hao et al., "On-policy RL with optimal reward baseline" (2025), arXiv 2505.23585.
 
     Examples
     --------
@@ -429,11 +373,9 @@ def whiten(
 
     Raises
     ------
-    ValueError
-        For wrong shapes, a live entry that is not finite (the first is named), an option outside its
-        values, or fewer than ddof + 1 live entries.
-    TypeError
-        For dtypes that are not real numbers.
+    ValueError, TypeError
+        For wrong shapes or dtypes, a live entry that is not finite (the first is named), an option outside
+        its values, or fewer than ddof + 1 live entries.
 
     Examples
     --------
@@ -459,7 +401,7 @@ def whiten(
     return result
 
 
-@_check.quiet
+@_documented
 def kl_rewards(
     rewards: ArrayLike,
     logp: ArrayLike,
@@ -492,10 +434,7 @@ def kl_rewards(
         Weight c >= 0 of the penalty. With 0 no log-probability is read.
     estimator : {"k1", "k2", "k3"}, default "k1"
         Which estimate of the divergence.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``.
-    mask : array_like of bool, shape (N, T), optional
-        Live steps; what lies elsewhere is never read. Not together with `lengths`.
+    %(steps)s
 
     Returns
     -------
@@ -504,12 +443,10 @@ def kl_rewards(
 
     Raises
     ------
-    ValueError
-        For wrong shapes, an option outside its values, a number of a live step or a sequence reward
-        that is not finite, a divergence beyond the range of float64, or a sequence reward other than
-        0 without a live step to hold it (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
+    ValueError, TypeError
+        For wrong shapes or dtypes, an option outside its values, a number of a live step or a sequence
+        reward that is not finite, a divergence beyond the range of float64, or a sequence reward other
+        than 0 without a live step to hold it (the first is named).
 
     References
     ----------
@@ -551,7 +488,7 @@ def kl_rewards(
     return result
 
 
-@_check.quiet
+@_documented
 def to_steps(
     per_sequence: ArrayLike,
     *,
@@ -565,10 +502,7 @@ def to_steps(
     ----------
     per_sequence : array_like, shape (N,)
         One number for each sequence, such as its advantage.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``.
-    mask : array_like of bool, shape (N, T), optional
-        Live steps. One of `lengths` and `mask` is needed.
+    %(steps)s One is needed.
     steps : int, optional
         Number of steps T; by default that of the mask, or the greatest length.
 
@@ -579,10 +513,8 @@ def to_steps(
 
     Raises
     ------
-    ValueError
-        For wrong shapes, or a number that is not finite (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
+    ValueError, TypeError
+        For wrong shapes or dtypes, or a number that is not finite (the first is named).
 
     Examples
     --------

@@ -6,16 +6,14 @@ step t from its next live step t', discounted once for each live step and cut wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
 from rlvar._types import Double, Float
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OPTIONS = """lengths : array_like of int, shape (N,), optional
         Live steps are the first ``lengths[n]``. Not together with `mask`.
@@ -43,13 +41,7 @@ _RAISES = """ValueError
         For dtypes that are not real numbers."""
 
 
-def _documented(function: Function) -> Function:
-    """Fill in what the docstrings of the scans share."""
-    function = _check.quiet(function)
-    if function.__doc__:  # absent under python -OO
-        function.__doc__ = function.__doc__.replace("%(options)s", _OPTIONS).replace("%(raises)s", _RAISES)
-    return function
-
+_documented = _check.documented(options=_OPTIONS, raises=_RAISES)
 
 _NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 
@@ -57,10 +49,7 @@ _NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 def _run(
     kernel: Any, scan: _check.Scan, own: tuple[Any, ...], outs: tuple[NDArray[Any] | None, ...]
 ) -> tuple[Float, ...]:
-    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes.
-
-    Kernels say whether all that they read was finite.
-    """
+    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes."""
     given = scan.as_given(scan.arrays[0])
     results: list[Float] = []
     for out in outs:
@@ -72,15 +61,16 @@ def _run(
                     raise ValueError("out must not overlap an argument, unless it is that argument")
         # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
         results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
+    # Kernels say whether all that they read, and their results, were finite.
     if not kernel(*scan.arrays, *own, scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
-    for result, out in zip(results, outs, strict=True):
+    returned = []
+    for result, out in zip(map(scan.as_given, results), outs, strict=True):
         if out is not None and not out.flags.c_contiguous:
-            out[...] = scan.as_given(result)
-    return tuple(
-        scan.as_given(result) if out is None else out for result, out in zip(results, outs, strict=True)
-    )
+            out[...] = result
+        returned.append(result if out is None else out)
+    return tuple(returned)
 
 
 @_documented
@@ -102,8 +92,7 @@ def reward_to_go(
     .. math:: G_t = r_t + \gamma_t \begin{cases} 0 & \text{terminated} \\
               V^{\mathrm{next}}_t & \text{truncated} \\ G_{t'} & \text{otherwise} \end{cases}
 
-    where :math:`t'` is the next live step after :math:`t`, and beyond the last one stands the
-    bootstrap value.
+    with :math:`t'` the next live step after :math:`t`, and beyond the last one the bootstrap value.
 
     Parameters
     ----------
@@ -129,8 +118,7 @@ def reward_to_go(
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 3.3, eq. 3.9. On
-    truncation: Pardo et al., "Time limits in reinforcement learning" (2018), arXiv 1712.00378.
+    Sutton & Barto, *Reinforcement Learning* (2018), eq. 3.9; Pardo et al. (2018), arXiv 1712.00378.
 
     Examples
     --------
@@ -147,17 +135,8 @@ def reward_to_go(
             result = np.empty(array.shape, array.dtype)
             if _core.reward_to_go(array, (gamma, *_NO_OPTION), result):
                 return result
-    scan = _check.scan(
-        {"rewards": rewards},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards}, gamma, lengths, mask, ends, time_axis)
     return _run(_core.reward_to_go, scan, (), (out,))[0]
 
 
@@ -182,30 +161,25 @@ def gae(
     .. math:: A_t = \delta_t + \gamma_t \lambda A_{t'}, \qquad
               \delta_t = r_t + \gamma_t V_{t'} - V_t
 
-    where :math:`t'` is the next live step after :math:`t`. After a terminated step
-    :math:`V_{t'} = A_{t'} = 0`; after a truncated one :math:`A_{t'} = 0` and :math:`V_{t'}` is the
-    next value; after the last live step it is the bootstrap value. The returns are
-    :math:`A_t + V_t`, the lambda-returns.
+    where :math:`t'` is the next live step after :math:`t`. After a terminated step V and A are 0; after
+    a truncated one A is 0 and V the next value; after the last live step V is the bootstrap value. The
+    returns are :math:`A_t + V_t`, the lambda-returns.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
+    rewards, values : array_like, shape (N, T)
+        Reward of each step, as in `reward_to_go`, and value of its state.
+    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     lam : float
         Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go minus the value.
     %(options)s
-    out : pair of ndarray, shape (N, T), optional
-        Where advantages and returns go, as for `reward_to_go`.
+    out : pair of ndarray, shape (N, T), optional, as in `reward_to_go`
 
     Returns
     -------
     advantages, returns : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
-        (or are half precision), else float64. Sums, factors and bootstrap values are float64 always.
+        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are (or are
+        half precision), else float64.
 
     Raises
     ------
@@ -219,29 +193,31 @@ def gae(
 
     References
     ----------
-    Schulman et al., "High-dimensional continuous control using generalized advantage estimation"
-    (2016), eq. 16, arXiv 1506.02438.
+    Schulman et al., "High-dimensional continuous control using GAE" (2016), eq. 16, arXiv 1506.02438.
 
     Examples
     --------
     >>> import rlvar
-    >>> advantages, returns = rlvar.gae([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
-    >>> advantages, returns
+    >>> rlvar.gae([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)  # advantages, returns
     (array([[2., 1.]]), array([[2.5, 2. ]]))
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
-    decay = _check.discount("lam", lam)
-    advantages, returns = _run(_core.gae, scan, (decay,), _pair(out))
+    ends = terminated, truncated, next_values, bootstrap_value
+    return _gae(rewards, values, gamma, lam, lengths, mask, ends, time_axis, _pair(out))
+
+
+def _gae(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    gamma: float | ArrayLike,
+    lam: float,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    ends: Sequence[ArrayLike | None],
+    time_axis: int,
+    outs: tuple[Any, Any],
+) -> tuple[Float, Float]:
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
+    advantages, returns = _run(_core.gae, scan, (_check.discount("lam", lam),), outs)
     return advantages, returns
 
 
@@ -264,17 +240,13 @@ def lambda_returns(
 
     .. math:: G^\lambda_t = r_t + \gamma_t \big((1 - \lambda) V_{t'} + \lambda G^\lambda_{t'}\big)
 
-    where :math:`t'` is the next live step after :math:`t`; beyond the last one both are the bootstrap
-    value.
+    with :math:`t'` the next live step after :math:`t`; beyond the last one both are the bootstrap value.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
+    rewards, values : array_like, shape (N, T)
+        Reward of each step, as in `reward_to_go`, and value of its state.
+    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     lam : float
         Trace decay in [0, 1]: 0 gives the one-step target, 1 the return-to-go.
     %(options)s
@@ -290,7 +262,7 @@ def lambda_returns(
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 12.1.
+    Sutton & Barto, *Reinforcement Learning* (2018), section 12.1.
 
     Examples
     --------
@@ -298,19 +270,8 @@ def lambda_returns(
     >>> rlvar.lambda_returns([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
     array([[2.5, 2. ]])
     """
-    return gae(
-        rewards,
-        values,
-        gamma=gamma,
-        lam=lam,
-        lengths=lengths,
-        mask=mask,
-        terminated=terminated,
-        truncated=truncated,
-        next_values=next_values,
-        bootstrap_value=bootstrap_value,
-        time_axis=time_axis,
-    )[1]
+    ends = terminated, truncated, next_values, bootstrap_value
+    return _gae(rewards, values, gamma, lam, lengths, mask, ends, time_axis, (None, None))[1]
 
 
 @_documented
@@ -337,14 +298,11 @@ def n_step_returns(
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
+    rewards, values : array_like, shape (N, T)
+        Reward of each step, as in `reward_to_go`, and value of its state.
     n : int
         Number of rewards, at least 1.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
+    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     %(options)s
 
     Returns
@@ -359,12 +317,11 @@ def n_step_returns(
     Notes
     -----
     A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
-    doubling, and those that add up to n applied to the values: O(T log n), without dividing by a
-    power of gamma.
+    doubling: O(T log n), without dividing by a power of gamma.
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 7.1.
+    Sutton & Barto, *Reinforcement Learning* (2018), section 7.1.
 
     Examples
     --------
@@ -372,17 +329,8 @@ def n_step_returns(
     >>> rlvar.n_step_returns([[1.0, 2.0, 3.0]], [[9.0, 8.0, 7.0]], 2, gamma=0.5)
     array([[3.75, 3.5 , 3.  ]])
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
     count = _check.positive_integer("n", n)
     scan.raise_not_finite()
     result = scan.empty()
@@ -463,15 +411,12 @@ def vtrace(
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
+    rewards, values : array_like, shape (N, T)
+        Reward of each step, as in `reward_to_go`, and value of its state.
     rho : array_like, shape (N, T)
         Importance ratio pi/mu of each step's action: the policy that is learnt over the one that
         acted; at least 0, not clipped.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
+    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     lam : float, default 1.0
         Trace decay in [0, 1].
     rho_clip, c_clip : float, default 1.0
@@ -497,17 +442,9 @@ def vtrace(
     >>> rlvar.vtrace([[1.0, 2.0]], [[0.5, 1.0]], [[1.0, 3.0]], gamma=1.0)
     (array([[3., 2.]]), array([[2.5, 1. ]]))
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values, "rho": rho},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    arrays = {"rewards": rewards, "values": values, "rho": rho}
+    scan = _check.scan(arrays, gamma, lengths, mask, ends, time_axis)
     decay = _check.discount("lam", lam)
     rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     _check.ratios(scan)

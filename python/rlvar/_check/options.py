@@ -104,8 +104,8 @@ def names(name: str, value: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def choice(name: str, value: Any, options: Any) -> None:
-    """Raise unless `value` is among `options`, a sequence or a Literal."""
+def choice(name: str, value: Any, options: Any) -> Any:
+    """Return what is among `options`, a sequence or a Literal."""
     known = get_args(options) or options
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not any(
@@ -113,6 +113,7 @@ def choice(name: str, value: Any, options: Any) -> None:
         for each in known
     ):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
 
 
 def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
@@ -124,7 +125,4 @@ def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
 
 def threads(value: int | None) -> int | None:
     """Return the number of threads asked for, or None for the default."""
-    if value is None:
-        return None
-    count = positive_integer("num_threads", value)
-    return min(count, 1024)
+    return None if value is None else min(positive_integer("num_threads", value), 1024)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _first, _shape_error, doubles, finite, flags, floats, steps
+from rlvar._check.arrays import Steps, _shape_error, doubles, finite, flags, floats, refuse, steps
 from rlvar._check.options import choice, discount
 from rlvar._types import Double, Float
 
@@ -30,21 +30,8 @@ class Scan(NamedTuple):
     @property
     def options(self) -> tuple[Any, ...]:
         """What the kernels take after their own arguments."""
-        return (
-            self.gamma,
-            self.gammas,
-            *self.steps,
-            self.terminated,
-            self.truncated,
-            self.next_values,
-            self.bootstrap,
-        )
-
-    @property
-    def inputs(self) -> list[Float]:
-        """Every array of numbers that the kernels read."""
-        others = (self.gammas, self.next_values, self.bootstrap)
-        return [*self.arrays, *(other for other in others if other is not None)]
+        ends = (self.terminated, self.truncated, self.next_values, self.bootstrap)
+        return (self.gamma, self.gammas, *self.steps, *ends)
 
     @property
     def bootstrapped(self) -> NDArray[np.bool_]:
@@ -67,10 +54,8 @@ class Scan(NamedTuple):
 
     def empty(self) -> Float:
         """Allocate a result (N, T) with the memory order of the caller's arrays."""
-        first = self.arrays[0]
-        if self.time_first:
-            return np.empty(first.shape[::-1], first.dtype).T
-        return np.empty(first.shape, first.dtype)
+        given = self.as_given(self.arrays[0])
+        return self.as_given(np.empty(given.shape, given.dtype))
 
     def as_given(self, result: Float) -> Float:
         """Turn a result (N, T) into the caller's axes."""
@@ -157,19 +142,13 @@ def scan(
         result = result._replace(bootstrap=np.where(result.open_ended, tail, 0.0))
     if result.gammas is not None:
         wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
-        if wrong.any():
-            index, where = _first(wrong, time_first)
-            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[index]}")
+        refuse("gamma", result.gammas, wrong, "lie in 0..1", time_first)
     return result
 
 
 def ratios(scan: Scan) -> None:
     """Raise unless the importance ratios of a scan, its last array, are finite and >= 0 where live."""
     array = scan.arrays[-1]
-    live = scan.steps.live(array.shape)
-    result: Float = np.where(live, array, array.dtype.type(0))
-    if not np.isfinite(result).all():
-        scan.raise_not_finite()
-    if (result < 0).any():
-        index, where = _first(result < 0, scan.time_first)
-        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
+    finite("rho", array, scan.steps, array.shape, scan.time_first)
+    wrong = (array < 0) & scan.steps.live(array.shape)
+    refuse("rho", array, wrong, "not be negative", scan.time_first)

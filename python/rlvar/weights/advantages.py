@@ -178,14 +178,14 @@ def grpo(
     .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
               s^2 = \frac{1}{n - \mathrm{ddof}} \sum_j (r_j - \bar r)^2
 
-    With ``s = 0`` the advantage is 0, also where ``eps = 0``.
+    and 0 where ``s = 0``, also with ``eps = 0``.
 
     Parameters
     ----------
     rewards, groups : shape (N,), as for `rloo`
     scale : {"group", "batch", "none"}, default "group"
-        Which rewards `s` is the standard deviation of: the group's, as in the paper; all scored ones
-        of the batch, about the batch's mean; or none, which leaves A = r - mean (Dr. GRPO).
+        Which rewards `s` is the standard deviation of: the group's, as in the paper; all of the batch,
+        about their mean; or none, which leaves A = r - mean (Dr. GRPO).
     eps : float, optional
         Added to `s`, once the root is taken.
     ddof : {0, 1}, optional
@@ -210,8 +210,7 @@ def grpo(
     Notes
     -----
     Division by the group's own standard deviation weighs prompts by how decided they are: the
-    gradient's mean is another than that of `rloo`, so their variances alone do not compare. With
-    ``scale="none"`` it is (n-1)/n of it.
+    gradient's mean is another than that of `rloo`, of which ``scale="none"`` gives (n-1)/n.
 
     The presets are read from TRL 1.16.0 (``GRPOTrainer``), verl 0.9.1 (``compute_grpo_outcome_advantage``,
     which also divides a singleton by 1 + eps) and OpenRLHF 0.11.2 ("group_norm"). The paper writes the
@@ -226,17 +225,13 @@ def grpo(
     >>> import rlvar
     >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], eps=0.0)
     array([ 0., -1.,  0.,  0.,  1.])
-    >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], scale="none")
-    array([ 0., -1.,  0.,  0.,  1.])
     """
     _check.choice("scale", scale, Scale)
     _check.choice("preset", preset, tuple(PRESETS))
     preset_eps, preset_ddof, preset_singleton = PRESETS[preset]
     eps = _check.non_negative_number("eps", preset_eps if eps is None else eps)
-    ddof = preset_ddof if ddof is None else ddof
-    singleton = preset_singleton if singleton is None else singleton
-    _check.choice("ddof", ddof, (0, 1))
-    _check.choice("singleton", singleton, Singleton)
+    ddof = _check.choice("ddof", preset_ddof if ddof is None else ddof, (0, 1))
+    singleton = _check.choice("singleton", preset_singleton if singleton is None else singleton, Singleton)
     scored = _scored(rewards, groups)
     advantages = scored.centred()
     if scale != "none":
@@ -266,10 +261,8 @@ def reinforce_pp(
         By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
     whiten : bool, default False
         Whether to divide by the standard deviation of the batch's centred rewards.
-    eps : float, default 1e-8
-        Added to the variance under the root, if whitened.
-    ddof : {0, 1}, default 1
-        Delta degrees of freedom of that variance.
+    eps, ddof : float, default 1e-8, and {0, 1}, default 1
+        Of that deviation: added to the variance under the root, and delta degrees of freedom.
 
     %(results)s
 
@@ -307,8 +300,8 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
 
     .. math:: A_i = r_i - b, \qquad b = \frac{\sum_j L_j r_j}{\sum_j L_j}
 
-    The constant baseline of least variance weighs each reward by its sequence's squared score norm;
-    a sequence's length stands in for that, as if steps had orthogonal scores of equal norm.
+    The constant baseline of least variance weighs rewards by squared score norms; the length stands in for
+    that, as if steps had orthogonal scores of equal norm.
 
     Parameters
     ----------
@@ -335,7 +328,7 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
     return scored.finish(scored.centred(weights))
 
 
-@_check.quiet
+@_documented
 def whiten(
     x: ArrayLike,
     *,
@@ -354,15 +347,11 @@ def whiten(
     ----------
     x : array_like, any shape
         Values, computed in float64 whatever their dtype (bfloat16 too).
-    lengths : array_like of int, shape (N,), optional
-        Of `x` of shape (N, T), live entries are the first ``lengths[n]`` of each row.
-    mask : array_like of bool, shape of `x`, optional
-        Live entries; what lies elsewhere is never read. Not together with `lengths`.
+    %(steps)s The mask of an `x` of any shape has its shape.
     shift_mean : bool, default True
         Whether the result has mean 0; if not, the mean of `x` is added back.
     eps : float, default 1e-8
-        Added to the variance, under the root, as in verl. Equal values give exactly 0 before
-        any mean is added back, with ``eps=0`` too.
+        Added to the variance under the root, as in verl. Equal values give 0 with ``eps=0`` too.
     ddof : {0, 1}, default 1
         Delta degrees of freedom.
 
@@ -426,10 +415,8 @@ def kl_rewards(
     ----------
     rewards : array_like, shape (N,) or (N, T)
         Reward of each sequence, which lands on its last live step, or of each step.
-    logp : array_like, shape (N, T)
-        Log-probability of each step's action under the policy that took it.
-    ref_logp : array_like, shape (N, T)
-        The same under the reference policy.
+    logp, ref_logp : array_like, shape (N, T)
+        Log-probability of each step's action under the policy that took it and under the reference.
     coef : float
         Weight c >= 0 of the penalty. With 0 no log-probability is read.
     estimator : {"k1", "k2", "k3"}, default "k1"

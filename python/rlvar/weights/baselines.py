@@ -168,15 +168,12 @@ def _folds(batch: Batch) -> NDArray[np.int64]:
 def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
     folds = _folds(batch)
-    sums = np.stack(
-        [
-            np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
-            for x in (numerators, denominators)
-        ]
-    )
-    # All minus one's own would leave rounding errors, hence a ratio, where the others are all 0.
-    above, below = np.stack(
-        [np.delete(sums, fold, axis=1).sum(axis=1) for fold in range(sums.shape[1])], axis=1
-    )
+
+    def of_others(x: Double) -> Double:
+        sums = np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
+        # All minus one's own would leave rounding errors, hence a ratio, where the others are all 0.
+        return np.stack([np.delete(sums, fold, axis=0).sum(axis=0) for fold in range(len(sums))])
+
+    above, below = of_others(numerators), of_others(denominators)
     ratios: Double = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return ratios[folds]

@@ -40,6 +40,7 @@ class Batch:
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
     _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
+    _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
 
     @classmethod
     def of(
@@ -141,10 +142,6 @@ class Batch:
         first = np.argmax(self.live, axis=1)[:, None]
         whole = np.take_along_axis(self.to_go(), first, axis=1)[:, 0]
         return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
-
-    @cached_property
-    def _to_go(self) -> dict[float, Double]:
-        return {}
 
     @cached_property
     def _starts(self) -> NDArray[np.bool_]:

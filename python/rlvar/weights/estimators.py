@@ -28,26 +28,20 @@ class Estimator:
 
     Attributes
     ----------
-    base : str
-        What it is called without its parameters.
-    changed : tuple of (str, value)
-        The parameters that differ from their defaults.
-    name : str
-        What results call it: its base, and the parameters that differ, as in "gae(lam=0.9)".
-    parameters : dict
-        All its parameters.
+    base, name : str
+        What it is called without its parameters, and by results: "gae", "gae(lam=0.9)".
+    changed, parameters : tuple of (str, value), dict
+        The parameters that differ from their defaults, and all.
     formula : str
         Its weights.
     needs : tuple of str
         What the rollouts must have beside scores and rewards.
     unbiased : bool or None
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
-        means over the batch; never with a gamma below 1. Variances of estimators with other means do
-        not compare by themselves.
+        means over the batch; never with a gamma below 1. None for weights of your own.
     per_rollout : bool or None
-        Whether a rollout's weights depend on that rollout alone, so that the gradients of independent
-        rollouts, such as the completions of one prompt, are independent. `prompt_components` needs it.
-        This and `unbiased` are None for weights of your own.
+        Whether a rollout's weights depend on that rollout alone, as `prompt_components` needs. None for
+        weights of your own.
     """
 
     base: str
@@ -140,13 +134,12 @@ def resolve(
     A name, an `Estimator` or a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
     Rollouts to one, or a sequence that mixes them. Errors call it `argument`.
     """
-    if isinstance(estimators, (str, Estimator)) or _is_pair(estimators):
-        return [_resolve(estimators, argument)]
-    if not isinstance(estimators, Sequence):
+    alone = isinstance(estimators, (str, Estimator)) or _is_pair(estimators)
+    if not alone and not isinstance(estimators, Sequence):
         raise _wanted(argument, type(estimators).__name__)
-    if not estimators:
+    found = [_resolve(each, argument) for each in ([estimators] if alone else estimators)]  # type: ignore[union-attr]
+    if not found:
         raise ValueError(f"{argument} must name at least one estimator")
-    found = [_resolve(each, argument) for each in estimators]
     names = [each.name for each in found]
     for name in names:
         if names.count(name) > 1:
@@ -213,8 +206,9 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     known = _TABLE[name].parameters
     for key in parameters:
         if key not in known:
-            choices = f"it has {', '.join(known)}" if known else "it has none"
-            raise TypeError(f"estimator {name!r} has no parameter {key!r}; {choices}")
+            raise TypeError(
+                f"estimator {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}"
+            )
     changed = []
     for key in known:
         default, check = _PARAMETERS[key]
@@ -269,16 +263,11 @@ class _Entry(NamedTuple):
         return tuple(inspect.signature(self.weights).parameters)[1:]
 
 
-def _scale(name: str, value: Any) -> Any:
-    _check.choice(name, value, Scale)
-    return value
-
-
 #: Default of each parameter, and the check of its values.
 _PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "gamma": (1.0, _check.discount),
     "lam": (0.95, _check.discount),
-    "scale": ("group", _scale),
+    "scale": ("group", lambda name, value: _check.choice(name, value, Scale)),
     "eps": (1e-6, _check.non_negative_number),
 }
 
@@ -294,10 +283,7 @@ _TABLE = {
     "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t"),
     "rloo": _Entry(_rloo, "R minus the mean of the others in its group", ("groups",)),
     "grpo": _Entry(
-        _grpo,
-        "R minus its group's mean, over its standard deviation",
-        ("groups",),
-        unbiased=False,
+        _grpo, "R minus its group's mean, over its standard deviation", ("groups",), unbiased=False
     ),
     "dr-grpo": _Entry(
         lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
@@ -323,8 +309,7 @@ _TABLE = {
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
     ),
     "multi-optimal": _Entry(
-        baselines.multi_optimal,
-        "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
+        baselines.multi_optimal, "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds"
     ),
     "otb": _Entry(
         baselines.token_baseline,

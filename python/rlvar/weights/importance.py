@@ -1,7 +1,6 @@
 r"""Rollouts of an older policy: importance ratios, what they cost and what they bias.
 
-With the log-probabilities of a step's action under the policy that is differentiated, logp, and under
-the one that sampled it, behavior_logp, d_t = logp_t - behavior_logp_t over the live steps:
+With d_t = logp_t - behavior_logp_t of the live steps:
 
     token      rho_t = exp(d_t)
     sequence   rho   = exp(sum_t d_t), one for the rollout
@@ -174,7 +173,6 @@ def importance_ratios(
     new = _check.doubles("logp", logp)
     live = _check.live(new.shape, lengths, mask, "logp")
     old = _check.doubles("behavior_logp", behavior_logp, new.shape)
-    n, t = new.shape
     logs = _check.alive("logp", new, live) - _check.alive("behavior_logp", old, live)
     _check.choice("importance", importance, Importance)
     bound = None if truncate is None else _check.positive_number("truncate", truncate)
@@ -184,23 +182,20 @@ def importance_ratios(
     counts = np.count_nonzero(live, axis=1)
     whole = logs.sum(axis=1)[counts > 0]
     close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
+    # A rollout's one ratio counts once, those of its tokens one by one.
+    counted = live if importance == "token" else counts[:, None] > 0
     if importance == "none":
-        logs = np.zeros_like(logs)
+        logs = np.zeros((len(logs), 1))
     elif importance == "sequence":
-        logs = np.broadcast_to(logs.sum(axis=1, keepdims=True), (n, t))
+        logs = logs.sum(axis=1, keepdims=True)
     elif importance == "geometric":
-        logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
-    values = np.where(live, np.exp(logs), 0.0)
-    # Every live step for "token", else one for each rollout.
-    single = logs[live] if importance == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+        logs = (logs.sum(axis=1) / np.maximum(counts, 1))[:, None]
+    ratios = np.where(counted, np.exp(logs), 0.0)  # (N, T) or (N, 1)
+    values = np.where(live, ratios, 0.0)
+    single = logs[counted]
     log_largest = float(single.max(initial=-np.inf))
     largest = float(values.max(initial=0.0))
-    # A rollout's one ratio counts once, those of its tokens one by one.
-    by_token = importance == "token"
-    mean = _mean(
-        values.sum(axis=1) if by_token else values.max(axis=1, initial=0.0),
-        counts if by_token else counts > 0,
-    )
+    mean = _mean(ratios.sum(axis=1), counted.sum(axis=1))
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -218,13 +213,13 @@ def importance_ratios(
         importance=importance,
         truncate=bound,
         values=values,
-        effective_size=n * _kish(single),
+        effective_size=len(values) * _kish(single),
         mean=mean,
         largest=largest,
         truncated=truncated,
         unbiased=bool(exact or close),
         close=close,
-        sequence_size=n * _kish(whole),
+        sequence_size=len(values) * _kish(whole),
         _log_largest=log_largest,
     )
 

@@ -6,7 +6,6 @@ step t from its next live step t', discounted once for each live step and cut wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,15 +32,22 @@ _OPTIONS = """lengths : array_like of int, shape (N,), optional
     time_axis : {-1, 0, 1}, default -1
         Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
 
-_RAISES = """ValueError
-        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
+_RAISES = """Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
         `truncated` without `next_values` or the reverse, a number that is read but not finite (the
-        first is named), or a result beyond the range of its dtype.
-    TypeError
-        For dtypes that are not real numbers."""
+        first is named), or a result beyond the range of its dtype."""
 
+_RESULTS = f"""Returns
+    -------
+    ndarray, shape (N, T)
+        Exactly 0 on steps that are not live; float32 if rewards, values, next values and rho, where given,
+        are (or are half precision), else float64. Sums are float64 always.
 
-_documented = _check.documented(options=_OPTIONS, raises=_RAISES)
+    {_RAISES}"""
+
+_documented = _check.documented(options=_OPTIONS, raises=_RAISES, results=_RESULTS)
 
 _NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 
@@ -51,11 +57,12 @@ def _run(
 ) -> tuple[Float, ...]:
     """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes."""
     given = scan.as_given(scan.arrays[0])
+    read = [*scan.arrays, *(each for each in scan.options if isinstance(each, np.ndarray))]
     results: list[Float] = []
     for out in outs:
         if out is not None:
             _check.out_array(out, given.shape, given.dtype)
-            for array in map(scan.as_given, scan.inputs):
+            for array in map(scan.as_given, read):
                 same = out.ctypes.data == array.ctypes.data and out.strides == array.strides
                 if not same and np.shares_memory(out, array):
                     raise ValueError("out must not overlap an argument, unless it is that argument")
@@ -106,15 +113,7 @@ def reward_to_go(
         Where the result goes, of the result's dtype, any strides. It may be an argument itself, but not
         overlap one otherwise. After an error its content is undefined.
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Return-to-go, float32 or float64 as the rewards, added up in float64; exactly 0 on steps that
-        are not live.
-
-    Raises
-    ------
-    %(raises)s
+    %(results)s
 
     References
     ----------
@@ -178,11 +177,8 @@ def gae(
     Returns
     -------
     advantages, returns : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are (or are
-        half precision), else float64.
+        As for `reward_to_go`.
 
-    Raises
-    ------
     %(raises)s
 
     Notes
@@ -202,22 +198,8 @@ def gae(
     (array([[2., 1.]]), array([[2.5, 2. ]]))
     """
     ends = terminated, truncated, next_values, bootstrap_value
-    return _gae(rewards, values, gamma, lam, lengths, mask, ends, time_axis, _pair(out))
-
-
-def _gae(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    gamma: float | ArrayLike,
-    lam: float,
-    lengths: ArrayLike | None,
-    mask: ArrayLike | None,
-    ends: Sequence[ArrayLike | None],
-    time_axis: int,
-    outs: tuple[Any, Any],
-) -> tuple[Float, Float]:
     scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
-    advantages, returns = _run(_core.gae, scan, (_check.discount("lam", lam),), outs)
+    advantages, returns = _run(_core.gae, scan, (_check.discount("lam", lam),), _pair(out))
     return advantages, returns
 
 
@@ -244,21 +226,11 @@ def lambda_returns(
 
     Parameters
     ----------
-    rewards, values : array_like, shape (N, T)
-        Reward of each step, as in `reward_to_go`, and value of its state.
-    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
-    lam : float
-        Trace decay in [0, 1]: 0 gives the one-step target, 1 the return-to-go.
+    rewards, values, gamma, lam
+        As in `gae`: with lam = 0 one-step targets, with lam = 1 returns-to-go.
     %(options)s
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
-
-    Raises
-    ------
-    %(raises)s
+    %(results)s
 
     References
     ----------
@@ -271,7 +243,8 @@ def lambda_returns(
     array([[2.5, 2. ]])
     """
     ends = terminated, truncated, next_values, bootstrap_value
-    return _gae(rewards, values, gamma, lam, lengths, mask, ends, time_axis, (None, None))[1]
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
+    return _run(_core.gae, scan, (_check.discount("lam", lam),), (None, None))[1]
 
 
 @_documented
@@ -293,31 +266,18 @@ def n_step_returns(
 
     .. math:: G^{(n)}_t = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V_{t+n}
 
-    counted in live steps. A terminated or truncated step, or the end of the row, stops it earlier:
-    with nothing, the next value, or the bootstrap value.
+    counted in live steps. A terminated or truncated step, or the end of the row, stops it earlier: with
+    nothing, the next value, or the bootstrap value.
 
     Parameters
     ----------
-    rewards, values : array_like, shape (N, T)
-        Reward of each step, as in `reward_to_go`, and value of its state.
+    rewards, values, gamma
+        As in `gae`.
     n : int
         Number of rewards, at least 1.
-    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     %(options)s
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
-
-    Raises
-    ------
-    %(raises)s
-
-    Notes
-    -----
-    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
-    doubling: O(T log n), without dividing by a power of gamma.
+    %(results)s
 
     References
     ----------
@@ -341,12 +301,15 @@ def n_step_returns(
 
 
 def _n_steps(scan: _check.Scan, n: int) -> Double:
-    """N-step returns (N, T) in float64, 0 on steps that are not live."""
+    """N-step returns (N, T) in float64, 0 on steps that are not live.
+
+    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
+    doubling: O(T log n), without dividing by a power of gamma.
+    """
     rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
     shape = rewards.shape
     live = scan.steps.live(shape)
     tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
-    # Each step as a map x -> a + c x of what comes after it.
     a = np.where(live, rewards, 0)
     c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
@@ -363,10 +326,8 @@ def _n_steps(scan: _check.Scan, n: int) -> Double:
 
     def ahead(array: Double, steps: int, beyond: Any) -> Double:
         """`array` as it is `steps` steps later."""
-        moved = np.empty_like(array)
-        moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
-        moved[:, max(shape[1] - steps, 0) :] = beyond
-        return moved
+        last = np.broadcast_to(beyond, (shape[0], min(steps, shape[1])))
+        return np.concatenate([array[:, steps:], last], axis=1)
 
     steps, left = 1, min(n, max(shape[1], 1))
     while left:
@@ -406,19 +367,16 @@ def vtrace(
 
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \lambda \min(\bar c, \pi/\mu)`,
     :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`.
-    After a terminated step :math:`V_{t'} = v_{t'} = 0`, after a truncated one both are the next value,
-    after the last live step the bootstrap value.
+    Beyond a terminated step V and v are 0, beyond a truncated one the next value, beyond the last live step
+    the bootstrap value.
 
     Parameters
     ----------
-    rewards, values : array_like, shape (N, T)
-        Reward of each step, as in `reward_to_go`, and value of its state.
+    rewards, values, gamma, lam
+        As in `gae`.
     rho : array_like, shape (N, T)
         Importance ratio pi/mu of each step's action: the policy that is learnt over the one that
         acted; at least 0, not clipped.
-    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
-    lam : float, default 1.0
-        Trace decay in [0, 1].
     rho_clip, c_clip : float, default 1.0
         Upper bounds of the ratios in the error and in the trace; infinity for none.
     %(options)s
@@ -426,10 +384,8 @@ def vtrace(
     Returns
     -------
     targets, advantages : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
+        As for `reward_to_go`.
 
-    Raises
-    ------
     %(raises)s
 
     References
@@ -445,10 +401,10 @@ def vtrace(
     ends = terminated, truncated, next_values, bootstrap_value
     arrays = {"rewards": rewards, "values": values, "rho": rho}
     scan = _check.scan(arrays, gamma, lengths, mask, ends, time_axis)
+    bounds = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     decay = _check.discount("lam", lam)
-    rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     _check.ratios(scan)
-    targets, advantages = _run(_core.vtrace, scan, (decay, rho_bound, c_bound), (None, None))
+    targets, advantages = _run(_core.vtrace, scan, (decay, *bounds), (None, None))
     return targets, advantages
 
 

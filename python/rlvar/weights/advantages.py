@@ -47,8 +47,7 @@ class _Scored(NamedTuple):
         shifted = self.rewards - origin[self.labels]  # `finish` refuses what is out of range
         sums = np.bincount(self.labels, np.where(w > 0, shifted * w, 0.0))
         totals = np.bincount(self.labels, w)
-        result: Double = np.where((totals > 0)[self.labels], shifted - (sums / totals)[self.labels], 0.0)
-        return result
+        return np.where((totals > 0)[self.labels], shifted - (sums / totals)[self.labels], 0.0)
 
     def sizes(self) -> NDArray[np.int64]:
         """Return how many scored rewards the group of each one has."""
@@ -59,8 +58,7 @@ class _Scored(NamedTuple):
         centred = self.centred()
         scale = self._largest(np.abs(centred))
         squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
-        result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
-        return result
+        return scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
 
     def _largest(self, values: Double) -> Double:
         """Return for each value >= 0 a power of two near its group's largest: no square is out of range."""
@@ -120,7 +118,14 @@ _STEPS = """lengths : array_like of int, shape (N,), optional
     mask : array_like of bool, shape (N, T), optional
         Live steps; what lies elsewhere is never read. Not together with `lengths`."""
 
-_documented = _check.documented(results=_RESULTS, steps=_STEPS)
+_RAISES = """Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, an option outside its values, a number of a live step or a reward that is
+        not finite (the first is named), fewer than ddof + 1 live entries to whiten, or a reward other than 0
+        without a live step to hold it."""
+
+_documented = _check.documented(results=_RESULTS, steps=_STEPS, raises=_RAISES)
 
 
 @_documented
@@ -261,8 +266,10 @@ def reinforce_pp(
         By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
     whiten : bool, default False
         Whether to divide by the standard deviation of the batch's centred rewards.
-    eps, ddof : float, default 1e-8, and {0, 1}, default 1
-        Of that deviation: added to the variance under the root, and delta degrees of freedom.
+    eps : float, default 1e-8
+        Added to the variance under the root, if whitened.
+    ddof : {0, 1}, default 1
+        Delta degrees of freedom of that variance.
 
     %(results)s
 
@@ -360,11 +367,7 @@ def whiten(
     ndarray, shape of `x`, float64
         Whitened values; exactly 0 at entries that are not live.
 
-    Raises
-    ------
-    ValueError, TypeError
-        For wrong shapes or dtypes, a live entry that is not finite (the first is named), an option outside
-        its values, or fewer than ddof + 1 live entries.
+    %(raises)s
 
     Examples
     --------
@@ -428,12 +431,7 @@ def kl_rewards(
     ndarray, shape (N, T), float64
         Rewards minus penalties; exactly 0 on steps that are not live.
 
-    Raises
-    ------
-    ValueError, TypeError
-        For wrong shapes or dtypes, an option outside its values, a number of a live step or a sequence
-        reward that is not finite, a divergence beyond the range of float64, or a sequence reward other
-        than 0 without a live step to hold it (the first is named).
+    %(raises)s
 
     References
     ----------
@@ -498,10 +496,7 @@ def to_steps(
     ndarray, shape (N, T), float64
         The sequence's number on its live steps, exactly 0 on the rest.
 
-    Raises
-    ------
-    ValueError, TypeError
-        For wrong shapes or dtypes, or a number that is not finite (the first is named).
+    %(raises)s
 
     Examples
     --------

@@ -121,12 +121,9 @@ def alpha_baseline(batch: Batch) -> Double:
     .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
 
     with 2 alpha the least-squares slope of log |sum_t S_t|^2 on log L, over the rollouts of the other
-    folds in which both exist; 0 if those are all of one length.
-
-    Notes
-    -----
-    With uncorrelated scores |s|^2 grows like L, alpha is 1/2 and the baseline is `length_baseline`; with
-    perfectly correlated ones it grows like L^2, alpha is 1. `single_optimal` needs no such law.
+    folds in which both exist; 0 if those are all of one length. With uncorrelated scores |s|^2 grows like L,
+    alpha is 1/2 and the baseline is `length_baseline`; with perfectly correlated ones it grows like L^2,
+    alpha is 1. `single_optimal` needs no such law.
 
     References
     ----------

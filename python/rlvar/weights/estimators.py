@@ -30,8 +30,10 @@ class Estimator:
     ----------
     base, name : str
         What it is called without its parameters, and by results: "gae", "gae(lam=0.9)".
-    changed, parameters : tuple of (str, value), dict
-        The parameters that differ from their defaults, and all.
+    changed : tuple of (str, value)
+        The parameters that differ from their defaults.
+    parameters : dict
+        All its parameters.
     formula : str
         Its weights.
     needs : tuple of str
@@ -226,8 +228,7 @@ def _multi_mean(batch: Batch, gamma: float) -> Double:
     """
     to_go = batch.to_go(gamma)
     others = np.maximum(batch.live.sum(axis=0) - 1, 1)
-    result: Double = np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
-    return result
+    return np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
 
 
 def _gae(batch: Batch, gamma: float, lam: float) -> Float:

@@ -2,7 +2,6 @@
 
 import decimal
 import fractions
-import inspect
 import warnings
 
 import numpy as np
@@ -198,8 +197,10 @@ HALF = np.array([[0.5, 0.5, np.nan]] * 2)
 
 
 def scan(**options):
-    given = dict.fromkeys(inspect.signature(_check.scan).parameters)
-    return _check.scan(**{**given, "arrays": {"rewards": ONES}, "gamma": 1.0, "time_axis": -1, **options})
+    names = ("terminated", "truncated", "next_values", "bootstrap_value")
+    ends = tuple(options.pop(name, None) for name in names)
+    given = {"arrays": {"rewards": ONES}, "gamma": 1.0, "lengths": None, "mask": None, "time_axis": -1}
+    return _check.scan(**{**given, **options}, ends=ends)
 
 
 @pytest.mark.parametrize(

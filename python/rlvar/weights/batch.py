@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,10 @@ from rlvar.terms.passes import Gradients, Terms
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
+if TYPE_CHECKING:
+    from rlvar.weights.estimators import Estimator
+
 _BELOW = "squares of the gradients are below the range of float64; rescale the scores or the weights"
-
-
-class Weighing(Protocol):
-    """What gives weights (N, T) to the rollouts of a batch, under a name."""
-
-    @property
-    def name(self) -> str: ...
-    def weights(self, batch: Batch) -> Double: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +40,7 @@ class Batch:
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
     _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
+    _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
 
     @classmethod
     def of(
@@ -153,10 +149,6 @@ class Batch:
         return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
 
     @cached_property
-    def _to_go(self) -> dict[float, Double]:
-        return {}
-
-    @cached_property
     def _starts(self) -> NDArray[np.bool_]:
         """Live steps that an episode starts with (N, T)."""
         ends = np.zeros(self.live.shape, np.int64)
@@ -176,13 +168,13 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def weights(self, estimator: Weighing) -> Double:
+    def weights(self, estimator: Estimator) -> Double:
         """Return the weights (N, T) of one estimator, without factors."""
         if estimator.name not in self._weights:
             self._weights[estimator.name] = estimator.weights(self)
         return self._weights[estimator.name]
 
-    def weighed(self, estimator: Weighing) -> Double:
+    def weighed(self, estimator: Estimator) -> Double:
         """Return the weights (N, T) of one estimator times the factors."""
         weights = self.weights(estimator)
         if self.factors is None:
@@ -190,7 +182,7 @@ class Batch:
         with np.errstate(all="ignore"):  # what is not live is not read
             return weights * self.factors
 
-    def terms(self, estimator: Weighing) -> Terms:
+    def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
         known = self._gradients.get(estimator.name)
         return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)

@@ -84,17 +84,6 @@ class CovarianceAccumulator:
     num_threads : int, optional
         As in `covariance`. Not pickled: the process that unpickles chooses by itself.
 
-    Attributes
-    ----------
-    count : int
-        Rollouts so far.
-    effective_size : float
-        Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first.
-    mean : ndarray, shape (B, D)
-        Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
-    block_size : int
-        As given.
-
     Notes
     -----
     Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance`
@@ -130,7 +119,7 @@ class CovarianceAccumulator:
 
     @property
     def block_size(self) -> int:
-        """Consecutive terms that are summed before anything else."""
+        """As given."""
         return self._block_size
 
     @property
@@ -141,13 +130,13 @@ class CovarianceAccumulator:
 
     @property
     def effective_size(self) -> float:
-        """Number of equally weighted rollouts that are as many."""
+        """Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first."""
         state = self._state
         return 1.0 / state.square_weight if state is not None and state.weight > 0 else 0.0
 
     @property
     def mean(self) -> Double:
-        """Mean of each term (B, D)."""
+        """Mean of each term, or block of terms, so far (B, D); B = ceil(T / block_size)."""
         return self._some().mean.copy()
 
     def __repr__(self) -> str:
@@ -311,10 +300,8 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        ddof : int, default 1
-            Delta degrees of freedom.
-        out : ndarray, shape (B, B), float64, optional
-            Where the result goes.
+        ddof, out
+            As in `rlvar.covariance`.
 
         Returns
         -------
@@ -349,10 +336,7 @@ class CovarianceAccumulator:
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the accumulator to an .npz file, at once or not at all.
-
-        What was there before is replaced when all is written; a link stays, what it points to is replaced.
-        """
+        """Write the accumulator to an .npz file, at once or not at all; of a link, the target is replaced."""
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
         state = self._state
         files.write_arrays(path, fields if state is None else {**fields, **state._asdict()})
@@ -468,12 +452,8 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     state = _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)
     b, d = mean.shape
     for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
-        if (
-            array.shape != shape
-            or not array.size
-            or array.dtype != np.float64
-            or not np.isfinite(array).all()
-        ):
+        sound = array.size and array.dtype == np.float64 and np.isfinite(array).all()
+        if array.shape != shape or not sound:
             raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
     # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
     nothing = weight == square_weight == pairs == 0 and not sums.any()

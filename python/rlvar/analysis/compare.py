@@ -39,16 +39,16 @@ class ComparisonRow(Result):
         coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
         groups of one size, of the mean of one group's rollouts.
     ratio : Estimate
-        Variance over that of the reference estimator, from the same rollouts. For two unbiased
-        estimators it is also the ratio of the rollouts needed for the same precision.
+        Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
+        same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
     noise_scale_ratio : Estimate
-        Noise scale over that of the reference estimator, from the same rollouts: what to go by where
-        means differ. Undefined, from 0 to infinity, where a signal is not resolved.
+        Noise scale over that of the reference: what to go by where means differ. Undefined, from 0 to
+        infinity, where a signal is not resolved.
     alignment : Estimate
         Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
         by chance, its interval does not. From -1 to 1 where a signal is not resolved.
@@ -58,12 +58,10 @@ class ComparisonRow(Result):
         Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
         fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
-        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
-        caller's own.
+        Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
+        `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
-        The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
-        do not carry `behavior_logp`.
+        The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -234,32 +232,20 @@ def compare(
 
     Notes
     -----
-    The batch's gradient is the mean over its rollouts, whatever the sizes of their groups, or over its
-    tokens. The unit is the rollout or, with groups, the group, so that the dependence of its rollouts, and
-    that of weights which use the others' rewards, is inside. So it is a ratio of sums,
-    :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each unit summed and :math:`L_u` its number
-    of rollouts, or of tokens. By the delta method its variance is that of the mean over U units of
-    :math:`y_u = (g_u - L_u m) / \bar L`, and
+    The unit u is the rollout or, with groups, the group, so that the dependence of its rollouts is inside.
+    The batch's gradient is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each
+    unit summed and :math:`L_u` its number of rollouts, or of tokens. By the delta method its variance is that
+    of the mean over U units of :math:`y_u = (g_u - L_u m) / \bar L`, and
 
     .. math::
 
         \hat V = \frac{1}{U - 1} \sum_u |y_u|^2, \qquad
         \widehat{|E m|^2} = |m|^2 - \hat V / U .
 
-    For units of one size :math:`y_u` is what the mean of a unit deviates from that of all.
-
-    Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
-    of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
-    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
-    draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
-    variances and their ratios, BCa for the rest; O(resamples U min(U, D)) for each estimator. ``python
-    studies/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
-    whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
-    out.
-
-    Past rewards and baselines drop out of the mean of a sum. They do not drop out of a sequence mean, which
-    divides by a length that later actions decide: no row is `unbiased` then unless all lengths are equal. A
-    token mean divides the means of all estimators by the mean length alike.
+    Intervals are the jackknife's, paired and on the log scale for ratios, Fieller's for the noise scale, or
+    the bootstrap's: O(resamples U min(U, D)) for each estimator. ``docs/statistics.md`` says why, how often
+    they cover, and which estimators and aggregations leave the mean alone. Baselines that the estimators
+    fit, and means over the whole batch, tie all units together; that effect, of order 1/U, is left out.
 
     Examples
     --------
@@ -315,23 +301,25 @@ def compare_batches(
         interval if isinstance(interval, Bootstrap) else None,
         next(iter(batches.values())).threads,
     )
-    found = {row: each._asdict() for row, each in zip(samples, findings, strict=True)}
-    variances = {row: each.pop("variances") for row, each in found.items()}
+    found = dict(zip(samples, findings, strict=True))
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
-    return Comparison(
-        rows=tuple(
+    made = []
+    for row in asked:
+        of_row = found[row]._asdict()
+        made.append(
             ComparisonRow(
                 name=row,
-                **found[row],
                 unbiased=unbiased[row],
-                importance=batches[kind].importance,
-                _variances=variances[row],
+                importance=batches[rows[row][1]].importance,
+                _variances=of_row.pop("variances"),
+                **of_row,
             )
-            for row, kind in ((row, rows[row][1]) for row in asked)
-        ),
+        )
+    return Comparison(
+        rows=tuple(made),
         reference=label,
         confidence=level,
         units=len(units),
@@ -339,7 +327,7 @@ def compare_batches(
         aggregation=aggregation,
         interval="bootstrap" if isinstance(interval, Bootstrap) else interval,
         reference_unbiased=unbiased[label],
-        _reference_variances=variances[label],
+        _reference_variances=found[label].variances,
     )
 
 

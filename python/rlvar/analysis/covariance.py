@@ -88,10 +88,9 @@ def covariance(
     Costs D·L·(L+1) floating-point operations for a rollout of length L; padding is never multiplied.
     Terms are centred before anything is squared; products of float32 scores then run in float32 over
     short panels and are summed in float64, with an error of a few 1e-7 of the largest diagonal entry;
-    up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the
-    result, and beside copies of weights in float64, is below 64 MiB and two matrices of its size, for
-    any number of threads. Rollouts of weight 0 are not read. Ctrl-C stops the
-    computation within a fraction of a second.
+    up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the result and
+    weights in float64 is below 64 MiB and two matrices of its size. Rollouts of weight 0 are not read. Ctrl-C
+    stops the computation within a fraction of a second.
 
     See Also
     --------

@@ -4,9 +4,7 @@ With the terms X[n,t] = w[n,t] S[n,t] and the gradient estimate g[n] = sum_t X[n
 
     Var(g) = sum_t Var(X_t) + 2 sum_{i<j} Cov(X_i, X_j):
 
-T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates. The totals,
-the steps and the growth curve need one pass over the scores; only the covariance matrix itself
-costs O(N D T^2), and it is computed when it is asked for.
+T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates.
 """
 
 from __future__ import annotations
@@ -51,9 +49,9 @@ class _Source(NamedTuple):
 class Decomposition(Result):
     """The variance of a policy gradient, taken apart.
 
-    It keeps the scores and weights, not copies of them, for what is computed when it is first
-    asked for: read `covariance`, `step_share`, `lag_profile`, `signal` and `noise_scale` before those arrays
-    are changed.
+    It keeps the scores and weights, not copies of them, for what is computed when it is first asked for:
+    `covariance`, `step_share`, `lag_profile`, `length_exponent`, `signal` and `noise_scale`. Read those
+    before these arrays are changed.
 
     Attributes
     ----------
@@ -67,14 +65,13 @@ class Decomposition(Result):
         Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
         NaN if that holds one step only.
     length_exponent : Estimate
-        Slope of the log of the variance of whole gradients on the log of the mean length, over quartiles of
-        length (number of live steps): how the variance grows with the length of rollouts. It holds whatever
-        else long and short rollouts differ in. NaN if all lengths are equal, and with `sample_weight`.
-        Computed when first asked for, in one pass over the scores.
+        How the variance grows with the length of rollouts, over quartiles of length (number of live steps),
+        whatever else long and short rollouts differ in. NaN if all lengths are equal, and with
+        `sample_weight`.
     signal : Estimate
         |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
-        groups. Computed when first asked for, in one pass over the scores.
+        groups.
     noise_scale : Estimate
         Total variance over signal: the number of rollouts in a batch at which the two are equal.
         ``high`` is infinite where the signal's interval reaches zero.
@@ -82,21 +79,20 @@ class Decomposition(Result):
         The variance terms one by one.
     step_share : ndarray, shape (T,)
         Which steps carry the variance: the row sums of C over the total, Cov(X_t, g) / V, where g is the
-        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0. Computed
-        when first asked for, in two passes over the scores.
+        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0.
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
     alive : ndarray of int, shape (T,)
         Number of rollouts that reach each step: what later values of the curves rest on.
     lag_profile : ndarray, shape (T,)
-        ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
+        ``lag_profile[k]`` is the sum over t of C[t, t+k].
     lag_correlation : ndarray, shape (T,)
         ``lag_profile[k]`` over the sum of sqrt(C[t, t] C[t+k, t+k]): between -1 and 1, 1 at lag 0;
         NaN where no step has any variance.
     mean : ndarray, shape (T, D)
         Mean of each term.
     covariance : ndarray, shape (T, T)
-        The covariance matrix; computed when first asked for.
+        The covariance matrix.
     growth_range : tuple of int
         First and last k (both included) of the fit of `growth_exponent`.
     effective_size : float
@@ -195,11 +191,7 @@ class Decomposition(Result):
 
     def __repr__(self) -> str:
         share = self.covariance_share
-        shares = (
-            ("", "")
-            if np.isnan(share)
-            else (f"  {1 - share:.1%} of the total", f"  {share:.1%} of the total")
-        )
+        shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
         lines = [
             f"variance          {self.variance}",
             f"variance terms    {self.variance_terms}{shares[0]}",
@@ -274,15 +266,13 @@ def decompose(
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
-    computed unless ``result.covariance`` is read.
-
-    That is growth along the sequence, of rollouts whose weights hold what comes after step k too. How the
-    variance grows with the length of rollouts is `length_exponent`: the slope over strata s of
+    the curve flattens whatever the law. The length exponent is the slope over strata s of
 
     .. math:: V_s = \frac{1}{N_s - 1} \sum_{n \in s} |g_n - \bar g_s|^2
 
     on the mean length, both on the log scale, by least squares; in its interval the strata stay as they are.
+    Two passes over the scores, O(N T D); one or two more for what is computed when it is asked for, and the
+    O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
 
     Examples
     --------

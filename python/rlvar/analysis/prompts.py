@@ -71,25 +71,10 @@ class PromptComponents(Result):
 
     @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
-        """Return the variance of the mean gradient of a batch, between / P + within / (P K).
+        """Return the variance of the mean gradient of P `prompts` with K `completions` each, both at least 1.
 
-        Parameters
-        ----------
-        prompts : int
-            Number P of prompts, drawn independently.
-        completions : int
-            Number K of independent completions of each.
-
-        Returns
-        -------
-        Estimate
-            Its interval is that of the jackknife over groups. Negative where `between` is and K is
-            large.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If one is not an integer of at least 1.
+        It is between / P + within / (P K), with the jackknife's interval over groups; negative where
+        `between` is and K is large.
         """
         p = _check.positive_integer("prompts", prompts)
         k = _check.positive_integer("completions", completions)
@@ -121,10 +106,8 @@ class Plan(Result):
         P (cost of a prompt + K times that of a completion), in the unit of those costs.
     variance : Estimate
         Variance of the batch's mean gradient, with its interval.
-    target : float
-        The variance asked for.
-    max_completions : int
-        The largest K that was allowed.
+    target, max_completions
+        As asked for.
     components : PromptComponents
         What it was planned from.
     """
@@ -176,15 +159,12 @@ def prompt_components(
         independent given the prompt.
     estimator : str or Estimator, default "single"
         One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
-        other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are
-        dependent, and the split would not be that of independent draws.
-    importance, truncate
-        Importance ratios of stale rollouts, as in `compare`.
+        other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are dependent.
+    importance, truncate, num_threads
+        As in `compare`.
     confidence : float, default 0.95
         Nominal coverage of the intervals. They come from the jackknife over groups, and are NaN for
         two groups or where one group holds all that tells completions apart.
-    num_threads : int, optional
-        Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says.
 
     Returns
     -------
@@ -301,18 +281,12 @@ def plan(
 
     Notes
     -----
-    The cost P (cost_prompt + K cost_completion) is to be least while between / P + within / (P K) is
-    at most the target. For real numbers P and K it is so at
-
-    .. math::
-
-        K^* = \sqrt{\frac{\mathrm{within} \cdot \mathrm{cost\_prompt}}
-                         {\mathrm{between} \cdot \mathrm{cost\_completion}}},
-
-    whatever the target. For integers P is rounded up, which moves the best K where P is small: every K
-    up to `max_completions` is tried with the smallest P that reaches the target. Of equal costs the
-    one with the lower variance is taken. A variance between prompts that came out negative counts as
-    0 here, and the plan says so.
+    The cost P (cost_prompt + K cost_completion) is to be least while between / P + within / (P K) is at most
+    the target. For real numbers it is so, whatever the target, at K with K^2 = (within / between)
+    (cost_prompt / cost_completion). For integers P is rounded up, which moves the best K where P is small:
+    every K up to `max_completions` is tried with the smallest P that reaches the target. Of equal costs the
+    one with the lower variance is taken. A variance between prompts that came out negative counts as 0 here,
+    and the plan says so.
 
     Examples
     --------
@@ -322,7 +296,7 @@ def plan(
     >>> rewards = 2 * rng.standard_normal(50)[prompts] + rng.standard_normal(400)
     >>> rollouts = rlvar.Rollouts(np.ones((400, 1, 1)), rewards, groups=prompts)
     >>> parts = rlvar.prompt_components(rollouts)
-    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K* = 2
+    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K = 2 for real numbers
     >>> best.completions, best.variance.value <= 0.01
     (2, True)
     """

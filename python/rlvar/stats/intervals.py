@@ -41,23 +41,12 @@ def _stderr(left_out: Double) -> float:
 
 
 def satterthwaite_dof(left_out: Double) -> float:
-    r"""Degrees of freedom of the jackknife's variance.
+    r"""Degrees of freedom of the jackknife's variance, from leave-one-out values (M,), M >= 2.
 
-    Parameters
-    ----------
-    left_out : ndarray, shape (M,)
-        Leave-one-out values, M >= 2.
-
-    Returns
-    -------
-    float
-        :math:`\nu = 2 M / (\kappa - 1 + 2 / (M - 1))` with :math:`\kappa` their kurtosis, at most M - 1.
-
-    Notes
-    -----
-    A sample variance :math:`s^2` of M values has variance :math:`s^4 (\kappa - 1 + 2 / (M - 1)) / M`,
-    and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`: Satterthwaite (1946) equates the two.
-    It is M for normal values, and lower where few units decide how wide the interval is.
+    A sample variance :math:`s^2` of M values of kurtosis :math:`\kappa` has variance
+    :math:`s^4 (\kappa - 1 + 2 / (M - 1)) / M`, and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`:
+    Satterthwaite (1946) equates the two. It is M for normal values, lower where few units decide how wide
+    the interval is, and here at most M - 1.
     """
     m = len(left_out)
     d = np.square(_deviations(left_out)[1])
@@ -127,26 +116,11 @@ def signal_interval(
     *,
     tested: bool = False,
 ) -> Estimate:
-    r"""Interval of a signal :math:`|E g|^2`, weak or strong.
+    r"""Interval of a signal :math:`|E g|^2`, weak or strong, in D = `dimension` coordinates.
 
-    Parameters
-    ----------
-    signal, variance : Moment
-        As `rlvar.stats.moments.signal` and `rlvar.stats.moments.variance` give them.
-    dimension : int
-        Number D of the coordinates of g.
-    confidence : float
-        Nominal coverage.
-    tested : bool, default False
-        Whether low > 0 is to be a test of s = 0 that errs with probability (1 - `confidence`) / 2.
+    It is resolved if low > 0. With `tested`, low > 0 is a test of s = 0 that errs with probability (1 -
+    `confidence`) / 2.
 
-    Returns
-    -------
-    Estimate
-        Its stderr is the jackknife's; value and low can be negative. Resolved if low > 0.
-
-    Notes
-    -----
     The U-statistic :math:`\hat S = |\bar g|^2 - V / U` of U units has variance
 
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
@@ -195,32 +169,17 @@ def signal_interval(
 def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Estimate:
     r"""Ratio of a positive quantity to one that may not be told from zero, such as the noise scale.
 
-    Parameters
-    ----------
-    numerator : Estimate
-        Not negative, nor is its interval.
-    denominator : Estimate
-        Value and interval may reach zero and below.
-    correlated : float
-        `correlation` of the two.
-
-    Returns
-    -------
-    Estimate
-        ``high`` is infinite exactly where the denominator's interval reaches zero; ``low`` then still
-        comes from its upper end, and is 0 if that is not positive either. The value is the plain
-        ratio, negative or infinite as it comes; the stderr is by the delta method. Resolved where the
-        denominator is above zero.
-
-    Notes
-    -----
-    Fieller's (1954) limits are the roots x of
+    Fieller's (1954) limits are, for a `correlated` numerator n and denominator d, the roots x of
 
     .. math:: (n - x d)^2 = m_n^2 - 2 r x m_n m_d + x^2 m_d^2 ,
 
     here with the margins m that the two intervals have on the side which matters: the numerator's
     lower and the denominator's upper for the lower limit, and the other way round (Donner & Zou
     2012, "MOVER"). So skewed intervals stay skewed, and the ratio's agrees with them.
+
+    ``high`` is infinite exactly where the denominator's interval reaches zero, and the ratio then not
+    resolved; ``low`` still comes from the upper end, and is 0 if that is not positive either. The value is
+    the plain ratio, negative or infinite as it comes; the stderr is by the delta method.
     """
     level = numerator.confidence
     value = math.nan
@@ -298,8 +257,9 @@ def noise_scale_ratio(
         for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
     )
     moment = Moment(float(value), left_out)
-    if _undefined(moment, signal, base_signal, resolved):
-        return _anything(moment, signal, base_signal, 0.0, math.inf, confidence)
+    unknown = _unknown(moment, signal, base_signal, resolved, (0.0, math.inf), confidence)
+    if unknown is not None:
+        return unknown
     if resampled is not None:
         return bca(moment, resampled, confidence, positive=True)
     return jackknife(*moment, confidence, positive=True)
@@ -326,8 +286,9 @@ def alignment(
         for x, s, s0 in zip(cross, signal, base_signal, strict=True)
     )
     moment = Moment(float(value), left_out)
-    if _undefined(moment, signal, base_signal, resolved):
-        return _anything(moment, signal, base_signal, -1.0, 1.0, confidence)
+    unknown = _unknown(moment, signal, base_signal, resolved, (-1.0, 1.0), confidence)
+    if unknown is not None:
+        return unknown
     plain = jackknife(*moment, confidence) if resampled is None else bca(moment, resampled, confidence)
     if math.isnan(plain.low):
         return plain
@@ -335,20 +296,24 @@ def alignment(
     return replace(plain, low=low, high=high, resolved=True)
 
 
-def _undefined(moment: Moment, signal: Moment, base_signal: Moment, resolved: bool) -> bool:
-    """Whether a quantity with signals in its denominator has no interval of its own."""
-    signals = (signal.left_out, base_signal.left_out)
-    return len(moment.left_out) < 2 or not (resolved and all((s > 0).all() for s in signals))
+def _unknown(
+    moment: Moment,
+    signal: Moment,
+    base_signal: Moment,
+    resolved: bool,
+    ends: tuple[float, float],
+    confidence: float,
+) -> Estimate | None:
+    """Return what is said of a quantity where signals below it may be 0: anything between `ends`.
 
-
-def _anything(
-    moment: Moment, signal: Moment, base_signal: Moment, low: float, high: float, confidence: float
-) -> Estimate:
-    """Return a value that may be anything from low to high; without an interval for too few units."""
+    Without an interval for too few units, and None where both signals are known.
+    """
     value = moment.value if signal.value > 0 and base_signal.value > 0 else math.nan
     if len(moment.left_out) < 2:
         return Estimate(value, confidence=confidence)
-    return Estimate(value, math.nan, low, high, confidence, False)
+    if resolved and (signal.left_out > 0).all() and (base_signal.left_out > 0).all():
+        return None
+    return Estimate(value, math.nan, *ends, confidence, False)
 
 
 @quiet
@@ -357,21 +322,8 @@ def bootstrap_t(
 ) -> Estimate:
     """Interval of a variance, or a ratio of two, by the bootstrap-t on the log scale (Efron 1979, Hall 1988).
 
-    Parameters
-    ----------
-    moment : Moment
-        The quantity.
-    centre : float
-        What the resampled values estimate: its plug-in value, as ``V (U - 1) / U``.
-    resampled, stderrs : ndarray, shape (B,)
-        Values of B resamples and the standard errors of their logarithms.
-    confidence : float
-        Nominal coverage.
-
-    Returns
-    -------
-    Estimate
-        BCa covers less of variances: 0.84 to 0.91 at 30 units.
+    From the values of B resamples, which estimate `centre` (the plug-in value, as ``V (U - 1) / U``), and the
+    standard errors of their logarithms. BCa covers less of variances: 0.84 to 0.91 at 30 units.
     """
     value, left_out = moment
     if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and centre > 0):

@@ -6,6 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -52,11 +53,9 @@ class ComparisonRow(Result):
     alignment : Estimate
         Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
         by chance, its interval does not. From -1 to 1 where a signal is not resolved.
-    largest_share : float
-        Share of the variance that the largest unit carries.
-    top_share : float
-        Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
-        fifth, the intervals of the variance and of its ratio cannot be trusted.
+    largest_share, top_share : float
+        Share of the variance that the largest unit carries, and the largest 1 % of them, at least one. With a
+        top share above a fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
         Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
         `estimators`), ratios and aggregation. None for weights of the caller's own.
@@ -96,18 +95,12 @@ class Comparison(Result):
     ----------
     rows : tuple of ComparisonRow
         One row an estimator, in the order asked for.
-    reference : str
-        Name of the estimator whose variance is the denominator of each ratio.
-    confidence : float
-        Nominal coverage of the intervals.
+    reference, confidence, aggregation, interval
+        As asked for; the interval as "jackknife" or "bootstrap".
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     grouped : bool
         Whether the units are groups.
-    aggregation : str
-        How gradients are divided by lengths: "sum", "sequence-mean" or "token-mean".
-    interval : str
-        Where the intervals come from: "jackknife" or "bootstrap".
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     """
@@ -163,7 +156,9 @@ class Comparison(Result):
         text = _table([head, *rows])
         if not all(self.same_mean(row) for row in self):
             # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-            ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
+            # One that is negative or undefined, for want of a signal, comes last.
+            scales = {row.name: row.noise_scale.value for row in self}
+            ranked = sorted(self, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
@@ -188,7 +183,7 @@ def compare(
     Parameters
     ----------
     rollouts : Rollouts
-        The rollouts. Without groups they are independent; with groups only the groups are.
+        Without groups they are independent; with groups only the groups are.
     estimators : sequence, default ("single", "multi")
         Names out of `estimators`, an `Estimator` with parameters (``rlvar.estimator("gae", lam=0.9)``), or
         pairs ``("mine", weights)`` with weights of your own, (N,) or (N, T), or a function from the rollouts
@@ -196,8 +191,8 @@ def compare(
     reference : str or Estimator, default "single"
         The estimator whose variance is the denominator of each ratio.
     importance : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
-        Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
-        `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
+        Ratios that multiply the weights, as in `importance_ratios`, for rollouts with `logp` and
+        `behavior_logp`. With a sequence there is a row for each estimator and ratio, named as in
         "multi:token"; the reference is then such a name, or an estimator: with the first ratio that
         leaves its mean alone, if any does.
     truncate : float, optional
@@ -223,12 +218,8 @@ def compare(
         For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
         shape or not finite, a function of the caller's that raises (the estimator is named, the error
         is the cause), scores that are not finite, fewer than two groups, ratios of rollouts without
-        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens. Fewer than
+        ten units are warned of.
 
     Notes
     -----
@@ -293,7 +284,14 @@ def compare_batches(
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
-    samples = _samples(gradients, rollouts, units, aggregation)
+    # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
+    sizes = units.sizes.astype(np.float64)
+    if aggregation == "token-mean":
+        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        if not sizes.any():
+            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    summed = units if len(units) < len(rollouts) else None
+    samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
     findings = infer(
         list(samples.values()),
         list(samples).index(label),
@@ -356,27 +354,9 @@ def _rows(
     return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
 
 
-def _samples(
-    gradients: Mapping[str, Gradients], rollouts: Rollouts, units: _check.Units, aggregation: str
-) -> dict[str, moments.Sample]:
-    """Return what the batch's gradient is made of: sums over units, to be divided by rollouts or tokens."""
-    sizes = units.sizes.astype(np.float64)
-    if aggregation == "token-mean":
-        sizes = units.sums(rollouts.live_steps.astype(np.float64))
-        if not sizes.any():
-            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    summed = units if len(units) < len(rollouts) else None
-    return {label: moments.sample(g, sizes, summed) for label, g in gradients.items()}
-
-
 def _table(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _order(noise_scale: float) -> float:
-    """Sort key: a noise scale that is negative or undefined, for want of a signal, comes last."""
-    return noise_scale if noise_scale >= 0 else float("inf")

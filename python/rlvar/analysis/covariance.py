@@ -120,7 +120,7 @@ def covariance(
         terms = terms_of(rollouts, own, **options, threads=num_threads)  # type: ignore[arg-type]
         if sets is not None:
             several = _check.weight_sets(sets, terms.weights.shape, terms.live)
-    n, t = terms.weights.shape
+    n, t, d = terms.scores.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
     terms = terms.counted(p)
@@ -132,7 +132,9 @@ def covariance(
     result = np.empty(shape)
     if several is None:
         terms.covariance(p, normaliser, block, result)
-    elif block == 1 and _sharing_pays(len(several), terms.scores.shape[2]):
+    elif block == 1 and d + 20 * len(several) < len(several) * d:
+        # One product of a rollout's scores, weighted E times, is less work than E products: one set's
+        # share of it costs what some 20 coordinates cost in the product itself.
         _covariances(terms, several, samples, normaliser, result)
     else:
         for w, matrix in zip(several, result, strict=True):
@@ -144,14 +146,6 @@ def covariance(
         return result
     out[...] = result
     return out
-
-
-def _sharing_pays(sets: int, coordinates: int) -> bool:
-    """Whether one product of a rollout's scores, weighted E times, is less work than E products.
-
-    One set's share of a product costs what some 20 coordinates cost in the product itself.
-    """
-    return coordinates + 20 * sets < sets * coordinates
 
 
 def _covariances(

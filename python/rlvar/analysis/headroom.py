@@ -71,10 +71,9 @@ def headroom(comparison: Comparison) -> Headroom:
     Notes
     -----
     With variances V of the reference, the best baseline and an estimator e: 1 - V_best / V is
-    removable, and e removes (V - V_e) / (V - V_best) of it. On policy, for the aggregation "sum", no
-    constant for all rollouts, one for the rollout or one for each step, removes more than the best of its
-    kind, but for what the fit costs; one of the state or the prompt, such as that of "rloo", can. With
-    importance ratios "multi-optimal" need not be the best: see `rlvar.weights.baselines.multi_optimal`.
+    removable, and e removes (V - V_e) / (V - V_best) of it. ``docs/statistics.md`` says what these baselines
+    are the best of: one of the state or the prompt, such as that of "rloo", can remove more. With importance
+    ratios "multi-optimal" need not be the best: see `rlvar.weights.baselines.multi_optimal`.
 
     Examples
     --------

@@ -102,18 +102,15 @@ def on_policy_test(
     Parameters
     ----------
     rollouts : Rollouts, or array_like of shape (N, T, D)
-        The rollouts, or their scores alone: the gradient of the log-probability of each step's action under
-        the policy in question.
-    lengths, mask
-        With scores: live steps, as in `covariance`. Only steps whose action the policy chose may be live.
-        An end that the past decides, such as an end token or a limit on the length, is no fault.
-    groups : sequence of hashable, shape (N,), optional
-        With scores: label (prompt) of each rollout. Groups are the independent units.
+        As in `covariance`, with scores of the policy in question.
+    lengths, mask, groups
+        With scores: as in `decompose`. Only steps whose action the policy chose may be live. An end that the
+        past decides, such as an end token or a limit on the length, is no fault.
     confidence : float, default 0.95
         Nominal coverage of each interval. The verdict looks at the lower ends of two, each of which
         is above 0 on policy with probability (1 - `confidence`) / 2: together at most 1 - `confidence`.
-    num_threads : int, optional
-        Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says.
+    num_threads
+        As in `covariance`.
 
     Returns
     -------
@@ -123,17 +120,12 @@ def on_policy_test(
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, a score of a live step that is not finite (the first is named),
-        fewer than two rollouts or groups.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        fewer than two rollouts or groups. Fewer than ten units are warned of.
 
     Notes
     -----
-    With :math:`E[S_t \mid \text{past}] = 0` each :math:`E[S_i \cdot S_j]`, i < j, is 0: given the past
-    of step j, :math:`S_i` is known; and :math:`s_n = \sum_t S_{nt}` has mean 0. With N rollouts,
+    Given the past of step j, :math:`S_i` is known for i < j, so each :math:`E[S_i \cdot S_j]` is 0; and
+    :math:`s_n = \sum_t S_{nt}` has mean 0. With N rollouts,
 
     .. math::
 
@@ -151,11 +143,9 @@ def on_policy_test(
     seen, and such an interval comes too easily on policy (in 5 to 20 % of the data sets of ``python
     studies/on_policy_power.py``).
 
-    ``docs/statistics.md`` says which mismatches either number finds, and what neither sees: means that cancel
-    over steps and rollouts, and selection that leaves the mean at 0 and makes steps correlate negatively.
-    With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
-    speaks. A wrong alarm comes from the absence of an action that makes up most of the trace and is expected
-    less than three times in all the rollouts.
+    ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
+    wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
+    speaks.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).
 
@@ -210,7 +200,7 @@ def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:
 
 def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float) -> Estimate:
     """Return |E sum_t S_t|^2 / E sum_t |S_t|^2 from sums of scores (U, D) and of squares (U,) of units."""
-    ((p, _),) = moments.products([moments.sample(sums, sizes)])
+    ((p, _),) = moments.products([moments.Sample(sums, sizes)])
     trace = squares.sum() / sizes.sum()
     left_out = moments.without_each(squares) / moments.without_each(sizes)
     (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)

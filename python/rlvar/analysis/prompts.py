@@ -43,14 +43,14 @@ class PromptComponents(Result):
     variance : Estimate
         Their sum: variance of one completion of a random prompt.
     estimator : str
-        Name of the estimator whose gradients these are.
+        As asked for.
     groups : int
         Number of prompts: the independent units behind the intervals.
     sizes : ndarray of int, shape (groups,)
         Completions of each prompt, in the order of first appearance.
     dead_groups : int
-        Prompts with two completions or more whose returns are all equal: estimators that compare
-        the completions of a prompt, such as grpo, learn nothing from them. Here they count as any.
+        Prompts with two completions or more whose returns are all equal: grpo learns nothing from them.
+        Here they count as any.
     """
 
     _also = ("resolved",)
@@ -155,16 +155,16 @@ def prompt_components(
     Parameters
     ----------
     rollouts : Rollouts
-        Rollouts with groups: the prompts, drawn independently. The completions of a prompt are
-        independent given the prompt.
+        Rollouts with groups, the prompts, drawn independently; given the prompt its completions are
+        independent.
     estimator : str or Estimator, default "single"
         One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
         other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are dependent.
     importance, truncate, num_threads
         As in `compare`.
     confidence : float, default 0.95
-        Nominal coverage of the intervals. They come from the jackknife over groups, and are NaN for
-        two groups or where one group holds all that tells completions apart.
+        Nominal coverage of the intervals, the jackknife's over groups: NaN for two groups, or where one group
+        holds all that tells completions apart.
 
     Returns
     -------
@@ -173,19 +173,9 @@ def prompt_components(
     Raises
     ------
     ValueError, TypeError
-        For rollouts without groups, fewer than two groups, no group of two rollouts, an estimator
-        that is unknown, whose needs are not met or whose weights use other rollouts, or scores that
-        are not finite (the first is named).
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten groups.
-
-    See Also
-    --------
-    plan : the cheapest prompts x completions for a variance.
-    compare : for the other estimators, from group means.
+        For fewer than two groups, no group of two rollouts, an estimator that is unknown, whose needs are not
+        met or whose weights use other rollouts, or scores that are not finite (the first is named). Fewer
+        than ten groups are warned of.
 
     Notes
     -----
@@ -200,7 +190,7 @@ def prompt_components(
         n_0 = \frac{1}{U - 1} \Big( N - \frac{1}{N} \sum_u n_u^2 \Big).
 
     Both are unbiased, whatever the distributions, if the sizes have nothing to do with the prompts.
-    One pass over the scores, O(N T D), and O(N D) for the rest, intervals included.
+    One pass over the scores, O(N T D).
 
     Examples
     --------
@@ -262,8 +252,8 @@ def plan(
     components : PromptComponents
         The variances within and between prompts.
     target : float
-        Largest variance that the batch's mean gradient may have, in squared units of the gradient.
-        For a batch of signal-to-noise ratio 1 it is the signal |E g|^2.
+        Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
+        signal-to-noise ratio of 1 the signal |E g|^2.
     cost_prompt, cost_completion : float
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit.
     max_completions : int, default 256

@@ -25,19 +25,10 @@ from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 @dataclass(frozen=True, repr=False)
 class Report(Result):
-    """What `rlvar report` prints.
+    """What `rlvar report` prints: the answers on `rollouts`, which came from `source`.
 
-    Attributes
-    ----------
-    source : str
-        Where the rollouts came from.
-    rollouts : Rollouts
-    comparison : Comparison
-    decompositions : dict of str to Decomposition
-        One for each estimator compared.
-    on_policy : OnPolicyTest
-    headroom : Headroom or None
-        None where no baseline leaves the mean alone.
+    There is a decomposition for each estimator compared, and no headroom where no baseline leaves the mean
+    alone.
     """
 
     _also = ("verdict",)
@@ -63,12 +54,13 @@ class Report(Result):
             f"Estimators ({confidence} intervals: {self.comparison.interval} over {units})\n"
             + indent(str(self.comparison)),
         ]
+        tokens = self.comparison.aggregation == "token-mean"
         if self.rollouts.groups is not None:
-            what = "group" if self.comparison.aggregation == "token-mean" else "group's mean"
+            what = "group" if tokens else "group's mean"
             blocks[-1] += (
                 f"\n  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
             )
-        if self.comparison.aggregation == "token-mean":
+        if tokens:
             blocks[-1] += "\n  Below, gradients are sums over tokens, not divided by their number."
         for names, parts in self._distinct():
             same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
@@ -125,12 +117,7 @@ def report(
     Raises
     ------
     ValueError, TypeError
-        As `compare`.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        As `compare`, and so are warnings.
 
     Examples
     --------

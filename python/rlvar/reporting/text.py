@@ -11,11 +11,7 @@ from rlvar.reporting.verdict import long_name
 from rlvar.rollouts import Rollouts
 
 _BARS = " ▁▂▃▄▅▆▇█"
-
-
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
-
-
 _TEXT_WIDTH = 110
 
 

@@ -100,11 +100,10 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str) -> str:
         most = 1 / ratio.low if ratio.low else math.inf
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
     claim = f"{this} needs {_number(ratio.value)} times as many {units} as {that} for the same precision"
-    if not ratio.low > 1.0:
-        why = (
-            "that has no interval" if math.isnan(ratio.low) else f"the interval holds 1 ({_interval(ratio)})"
-        )
-        return f"These rollouts do not settle it: {claim}, but {why}."
+    if math.isnan(ratio.low):
+        return f"These rollouts do not settle it: {claim}, but that has no interval."
+    if ratio.low <= 1.0:
+        return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
     return f"{_start(claim)} ({_interval(ratio)})."
 
 
@@ -144,9 +143,8 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
         exponent = parts.length_exponent
         sentences.append(
             f"From quartile to quartile of length, on average {growth.shortest:.3g} to {growth.longest:.3g} "
-            f"steps, the variance of {name} grows as length^{_power(exponent.value)} "
-            f"({_interval(exponent)}; {scale}); long rollouts may differ from short ones in more than their "
-            "length."
+            f"steps, the variance of {name} grows as length^{_power(exponent.value)} ({_interval(exponent)}; "
+            f"{scale}); long rollouts may differ from short ones in more than their length."
         )
     if not math.isnan(along.value):
         sentences.append(

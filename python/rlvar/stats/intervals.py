@@ -125,20 +125,19 @@ def signal_interval(
 
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
 
-    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close
-    to 0 whenever :math:`\bar g` is: the usual interval then misses. So the variance at a signal s is
-    :math:`\lambda (4 s / U + 2 V / U^2)`, with one number :math:`\lambda = U J / (4 |\bar g|^2)` for
-    the variance along the mean; that of :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees
-    of freedom and noncentrality :math:`U s / \lambda` (Box 1954). Its second part is at least
-    :math:`2 V^2 / (D U^2)`, by Cauchy and Schwarz. The interval holds all s that the test
-    :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927).
+    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close to 0
+    whenever :math:`\bar g` is. So at a signal s the variance is :math:`\lambda (4 s / U + 2 V / U^2)`
+    with one number :math:`\lambda = U J / (4 |\bar g|^2)` for the variance along the mean; that of
+    :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees of freedom and noncentrality
+    :math:`U s / \lambda` (Box 1954). Its second part is at least :math:`2 V^2 / (D U^2)`, by Cauchy and
+    Schwarz. The interval holds all s that :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson
+    1927).
 
-    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is
-    small: with D = 1 low > 0 twice as often as it may be. A `tested` low has
-    :math:`V (F - 1) / U` there for :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and
-    :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by the jackknife and at most
-    D (U - 1): low > 0 exactly if :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for
-    D = 1 is the t-test.
+    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is small:
+    with D = 1 low > 0 twice as often as it may be. A `tested` low has :math:`V (F - 1) / U` there for
+    :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and :math:`2 V^2 / \operatorname{Var} V`
+    degrees of freedom, the latter by the jackknife and at most D (U - 1): low > 0 exactly if
+    :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for D = 1 is the t-test.
     """
     if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
@@ -248,9 +247,8 @@ def noise_scale_ratio(
 ) -> Estimate:
     """Noise scale over another one of the same units: (V / S) / (V_0 / S_0), paired.
 
-    If both signals are `resolved`, their intervals above zero: by the jackknife on the log scale, or by
-    `bca` from resampled values (B,). Anything from 0 to infinity otherwise, and NaN in value if a
-    signal's estimate is not positive.
+    If both signals are `resolved`: by the jackknife on the log scale, or by `bca` from resampled values (B,).
+    Otherwise anything from 0 to infinity, and NaN in value if a signal's estimate is not positive.
     """
     value, left_out = (
         np.asarray(v) / v0 * (np.asarray(s0) / s)
@@ -277,9 +275,9 @@ def alignment(
 ) -> Estimate:
     """Cosine of two mean gradients, X / sqrt(S S_0) with the three U-statistics: debiased.
 
-    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from
-    resampled values (B,), ends at -1 and 1. It is [-1, 1] unless both signals are `resolved`, their
-    intervals above zero, and the value is NaN if a signal's estimate is not positive.
+    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from resampled
+    values (B,), ends at -1 and 1. Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a
+    signal's estimate is not positive.
     """
     value, left_out = (
         np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)

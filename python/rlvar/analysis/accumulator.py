@@ -155,11 +155,10 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        rollouts, estimator, lengths, mask, importance, truncate
+        rollouts, estimator, lengths, mask, sample_weight, importance, truncate
             As in `covariance`, of one estimator; N may be 1, or 0, for scores. An estimator that looks at
-            other rollouts (groups, means over the batch) sees those of this micro-batch.
-        sample_weight : array_like, shape (N,), optional
-            As in `covariance`; those of different batches count against each other, of whatever scale.
+            other rollouts (groups, means over the batch) sees those of this micro-batch; sample weights of
+            different batches count against each other, of whatever scale.
 
         Raises
         ------
@@ -234,13 +233,7 @@ class CovarianceAccumulator:
         self.merge(whole)
 
     def merge(self, other: CovarianceAccumulator) -> None:
-        """Take in all rollouts of another accumulator, which stays as it is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `other` is no accumulator, or one of another block_size or D.
-        """
+        """Take in all rollouts of another accumulator, of the same block_size and D, which stays as it is."""
         if not isinstance(other, CovarianceAccumulator):
             raise TypeError(f"other must be a CovarianceAccumulator, got {type(other).__name__}")
         if other.block_size != self.block_size:
@@ -283,10 +276,6 @@ class CovarianceAccumulator:
         ----------
         ddof, out
             As in `rlvar.covariance`.
-
-        Returns
-        -------
-        ndarray, shape (B, B), float64
 
         Raises
         ------
@@ -403,11 +392,8 @@ def _padded(state: _State, rows: int) -> _State:
     if missing == 0:
         return state
     below = ((0, missing), (0, 0))
-    return state._replace(
-        sums=np.pad(state.sums, ((0, missing), (0, missing))),
-        mean=np.pad(state.mean, below),
-        tail=np.pad(state.tail, below),
-    )
+    sums, mean, tail = np.pad(state.sums, (0, missing)), np.pad(state.mean, below), np.pad(state.tail, below)
+    return state._replace(sums=sums, mean=mean, tail=tail)
 
 
 def _growth(sums: Double, divisor: float = 1.0) -> Double:

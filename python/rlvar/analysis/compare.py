@@ -271,9 +271,10 @@ def compare_batches(
     confidence: float,
 ) -> Comparison:
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
-    rollouts, kinds = next(iter(batches.values())).rollouts, list(batches)
-    level = _check.confidence(confidence)
-    if not isinstance(interval, Bootstrap) and interval != "jackknife":
+    kinds, any_batch = list(batches), next(iter(batches.values()))
+    rollouts, level = any_batch.rollouts, _check.confidence(confidence)
+    bootstrap = interval if isinstance(interval, Bootstrap) else None
+    if bootstrap is None and interval != "jackknife":
         raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
     units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
@@ -292,13 +293,8 @@ def compare_batches(
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
     samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
-    findings = infer(
-        list(samples.values()),
-        list(samples).index(label),
-        level,
-        interval if isinstance(interval, Bootstrap) else None,
-        next(iter(batches.values())).threads,
-    )
+    number = list(samples).index(label)
+    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
     found = dict(zip(samples, findings, strict=True))
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
@@ -323,7 +319,7 @@ def compare_batches(
         units=len(units),
         grouped=rollouts.groups is not None,
         aggregation=aggregation,
-        interval="bootstrap" if isinstance(interval, Bootstrap) else interval,
+        interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],
         _reference_variances=found[label].variances,
     )

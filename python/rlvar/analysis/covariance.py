@@ -41,8 +41,8 @@ def covariance(
     ----------
     rollouts : Rollouts, or array_like of shape (N, T, D)
         The rollouts; or their scores alone, the gradient of the log-probability of each step's action in D
-        coordinates. float32 and float64 are used without a copy if the last axis is contiguous; read-only
-        and memory-mapped arrays too.
+        coordinates. float32 and float64, read-only and memory-mapped arrays too, are used without a copy if
+        the last axis is contiguous.
     estimator : str, Estimator or pair, or array_like of shape (N, T), (N,) or (E, N, T), optional
         With rollouts: a name out of `estimators`, "multi" by default, an `Estimator`, or a pair
         ``("mine", weights)``; a list of E of them gives E results. With scores: the weights that multiply
@@ -50,19 +50,19 @@ def covariance(
     lengths : array_like of int, shape (N,), optional
         With scores: live steps are the first ``lengths[n]``.
     mask : array_like of bool, shape (N, T), optional
-        With scores: live steps, where there are gaps; not together with `lengths`. Terms of other steps are
-        0, and what lies there is never read.
+        With scores: live steps, where there are gaps; not together with `lengths`. What lies on other steps
+        is never read, and their terms are 0.
     sample_weight : array_like, shape (N,), optional
-        Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With
-        the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
+        Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With the
+        probabilities of an enumerated policy and ``ddof=0`` the result is exact.
     ddof : int, default 1
         Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(p) and
         v2 = sum(p^2), as in `numpy.cov`; without weights, by N - ddof.
     importance, truncate
         With rollouts: importance ratios in the weights, as in `compare`.
     block_size : int, default 1
-        Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
-        of all entries stays the total variance, and the cost falls by about ``block_size**2``.
+        Sum so many consecutive terms first: entries are those of blocks of steps. The sum of all entries
+        stays the total variance, and the cost falls by about ``block_size**2``.
     num_threads : int, optional
         Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says. The result is
         bit-identical for any number.

@@ -58,7 +58,7 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     """
     labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
     step = max(1, _CHUNK // n)
-    values, means, left_values, left_means = [], [], [], []
+    strata: list[tuple[float, float, Double, Double]] = []
     for label in range(labels.max() + 1):
         inside = labels == label
         present, part = units.among(inside)
@@ -76,12 +76,10 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
         left[0, present] = (total - squares - sums / rest) / (rest - 1)
         left[1, present] = (length - part.sums(lengths)) / rest
         left[0, left[0] < 1e-12 * total / size] = np.nan  # what is left by rounding alone is none
-        values.append(total / (size - 1))
-        means.append(length / size)
-        left_values.append(left[0])
-        left_means.append(left[1])
-    if len(values) < 2:
+        strata.append((total / (size - 1), length / size, left[0], left[1]))
+    if len(strata) < 2:
         return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
-    value = float(slope(np.log(means), np.array(values)))
-    left_out = slope(np.log(left_means).T, np.transpose(left_values))
-    return LengthGrowth(Moment(value, left_out), min(means), max(means))
+    values, means, left_values, left_means = map(np.array, zip(*strata, strict=True))
+    value = float(slope(np.log(means), values))
+    left_out = slope(np.log(left_means).T, left_values.T)
+    return LengthGrowth(Moment(value, left_out), float(means.min()), float(means.max()))

@@ -42,33 +42,31 @@ class Report(Result):
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
-        return verdict(
-            self.comparison, self.decompositions, self.headroom, self.on_policy, _reach(self.rollouts)
-        )
+        reach = _reach(self.rollouts)
+        return verdict(self.comparison, self.decompositions, self.headroom, self.on_policy, reach)
 
     def __repr__(self) -> str:
-        confidence = f"{self.comparison.confidence:.0%}"
-        units = f"{self.comparison.units} {unit(self.comparison)}"
-        blocks = [
-            rollouts_line(self.source, self.rollouts),
-            f"Estimators ({confidence} intervals: {self.comparison.interval} over {units})\n"
-            + indent(str(self.comparison)),
+        comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
+        intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
+        table = [
+            f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
+            indent(str(comparison)),
         ]
-        tokens = self.comparison.aggregation == "token-mean"
         if self.rollouts.groups is not None:
             what = "group" if tokens else "group's mean"
-            blocks[-1] += (
-                f"\n  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
+            table.append(
+                f"  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
             )
         if tokens:
-            blocks[-1] += "\n  Below, gradients are sums over tokens, not divided by their number."
+            table.append("  Below, gradients are sums over tokens, not divided by their number.")
+        blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
         for names, parts in self._distinct():
             same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
             blocks.append(f"{title}\n{indent(str(parts))}")
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         for names, parts in self._distinct():
-            drawn = {self.comparison.reference, quietest_of(self.comparison)} & set(names)
+            drawn = {comparison.reference, quietest_of(comparison)} & set(names)
             if drawn and parts.variance.value > 0:
                 blocks.append(chart(names[0], parts.growth[: _reach(self.rollouts)]))
         return "\n\n".join(blocks)

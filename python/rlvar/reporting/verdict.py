@@ -230,9 +230,10 @@ def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
         cause = "look for another temperature, top-p, a stale policy or another inference engine"
         if stale:
             cause = "behavior_logp says so too"
+        against = ", and ".join(found[name] for name in on_policy.against)
         sentences.append(
             "These rollouts were not sampled from the policy that scored them: "
-            f"{', and '.join(found[name] for name in on_policy.against)}, which is 0 on policy; {cause}."
+            f"{against}, which is 0 on policy; {cause}."
         )
     elif on_policy.on_policy and not sentences:
         sentences.append(

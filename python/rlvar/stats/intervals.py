@@ -254,13 +254,8 @@ def noise_scale_ratio(
         np.asarray(v) / v0 * (np.asarray(s0) / s)
         for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
     )
-    moment = Moment(float(value), left_out)
-    unknown = _unknown(moment, signal, base_signal, resolved, (0.0, math.inf), confidence)
-    if unknown is not None:
-        return unknown
-    if resampled is not None:
-        return bca(moment, resampled, confidence, positive=True)
-    return jackknife(*moment, confidence, positive=True)
+    moment, ends = Moment(float(value), left_out), (0.0, math.inf)
+    return _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled, positive=True)
 
 
 @quiet
@@ -283,35 +278,33 @@ def alignment(
         np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
         for x, s, s0 in zip(cross, signal, base_signal, strict=True)
     )
-    moment = Moment(float(value), left_out)
-    unknown = _unknown(moment, signal, base_signal, resolved, (-1.0, 1.0), confidence)
-    if unknown is not None:
-        return unknown
-    plain = jackknife(*moment, confidence) if resampled is None else bca(moment, resampled, confidence)
-    if math.isnan(plain.low):
+    moment, ends = Moment(float(value), left_out), (-1.0, 1.0)
+    plain = _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled)
+    if math.isnan(plain.stderr):
         return plain
     low, high = (max(-1.0, min(1.0, end)) for end in plain.interval)
     return replace(plain, low=low, high=high, resolved=True)
 
 
-def _unknown(
+def _over_signals(
     moment: Moment,
-    signal: Moment,
-    base_signal: Moment,
-    resolved: bool,
+    signals: tuple[Moment, Moment],
     ends: tuple[float, float],
+    resolved: bool,
     confidence: float,
-) -> Estimate | None:
-    """Return what is said of a quantity where signals below it may be 0: anything between `ends`.
-
-    Without an interval for too few units, and None where both signals are known.
-    """
-    value = moment.value if signal.value > 0 and base_signal.value > 0 else math.nan
+    resampled: Double | None,
+    *,
+    positive: bool = False,
+) -> Estimate:
+    """Interval of a quantity with signals below it: anything between `ends` where they are not known."""
+    value = moment.value if all(each.value > 0 for each in signals) else math.nan
     if len(moment.left_out) < 2:
         return Estimate(value, confidence=confidence)
-    if resolved and (signal.left_out > 0).all() and (base_signal.left_out > 0).all():
-        return None
-    return Estimate(value, math.nan, *ends, confidence, False)
+    if not (resolved and all((each.left_out > 0).all() for each in signals)):
+        return Estimate(value, math.nan, *ends, confidence, False)
+    if resampled is not None:
+        return bca(moment, resampled, confidence, positive=positive)
+    return jackknife(*moment, confidence, positive=positive)
 
 
 @quiet

@@ -32,9 +32,8 @@ def _legendre() -> tuple[Double, Double]:
 def student_t_quantile(probability: float, dof: float) -> float:
     """Quantile of Student's t with `dof` >= 2 degrees of freedom, or 1, for probability >= 1/2.
 
-    With x = sqrt(dof) tan(a), P(|t| <= x) is the integral of cos(u)^(dof-1) over [0, a] divided by
-    that over [0, pi/2]: a smooth integrand, so Gauss-Legendre quadrature suffices. The integral is
-    concave in a: Newton's steps from 0 rise to the root and never pass it.
+    With x = sqrt(dof) tan(a), P(|t| <= x) is the integral of cos(u)^(dof-1) over [0, a] divided by that over
+    [0, pi/2], which is concave in a: Newton's steps from 0 rise to the root and never pass it.
     """
     nodes, node_weights = _legendre()
     # The integrand falls off like exp(-dof u^2 / 2): beyond `cut` it is below rounding.

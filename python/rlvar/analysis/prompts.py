@@ -38,8 +38,8 @@ class PromptComponents(Result):
     within : Estimate
         Expected variance between completions of one prompt.
     between : Estimate
-        Variance between the mean gradients of prompts. Unbiased, so it can come out negative where
-        it is small: it is shown as it is.
+        Variance between the mean gradients of prompts. Unbiased, so it can come out negative where it is
+        small, which is shown; resolved if its interval excludes 0.
     variance : Estimate
         Their sum: variance of one completion of a random prompt.
     estimator : str
@@ -53,7 +53,6 @@ class PromptComponents(Result):
         Here they count as any.
     """
 
-    _also = ("resolved",)
     within: Estimate
     between: Estimate
     variance: Estimate
@@ -63,11 +62,6 @@ class PromptComponents(Result):
     dead_groups: int
     # `within` and `between` without one group each, (2, groups) or (2, 0), for other sums of them.
     _left_out: Double = field(repr=False)
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the variance between prompts is told from none: its interval excludes 0."""
-        return self.between.resolved
 
     @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
@@ -87,7 +81,7 @@ class PromptComponents(Result):
         sizes = f"{low}" if low == high else f"{low} to {high}"
         lines = [
             f"within prompts   {self.within}",
-            f"between prompts  {self.between}" + ("" if self.resolved else "  not resolved"),
+            f"between prompts  {self.between}" + ("" if self.between.resolved else "  not resolved"),
             f"one rollout      {self.variance}",
             f"{self.groups} prompts of {sizes} completions, {self.dead_groups} with all returns equal",
         ]
@@ -131,7 +125,7 @@ class Plan(Result):
                 f"The variance between prompts is not positive, {between}: it was taken as 0, so that "
                 "many completions of few prompts look best. More prompts would tell."
             )
-        elif not self.components.resolved:
+        elif not between.resolved:
             lines.append(
                 f"The variance between prompts is not resolved, {between}: so neither is the number of "
                 "completions. More prompts would tell."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from rlvar.analysis.compare import Comparison, compare_batches
 from rlvar.analysis.decompose import Decomposition, decompose_terms
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
-from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
+from rlvar.reporting.text import chart, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
@@ -50,7 +51,7 @@ class Report(Result):
         intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
         table = [
             f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
-            indent(str(comparison)),
+            indent(str(comparison), "  "),
         ]
         if self.rollouts.groups is not None:
             what = "group" if tokens else "group's mean"
@@ -63,7 +64,7 @@ class Report(Result):
         for names, parts in self._distinct():
             same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
-            blocks.append(f"{title}\n{indent(str(parts))}")
+            blocks.append(f"{title}\n{indent(str(parts), '  ')}")
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         for names, parts in self._distinct():
             drawn = {comparison.reference, quietest_of(comparison)} & set(names)

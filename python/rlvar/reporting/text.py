@@ -15,10 +15,6 @@ _CHART_WIDTH, _CHART_HEIGHT = 64, 6
 _TEXT_WIDTH = 110
 
 
-def indent(text: str) -> str:
-    return textwrap.indent(text, "  ")
-
-
 def wrapped(sentence: str) -> str:
     return textwrap.fill(
         sentence,

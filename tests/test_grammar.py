@@ -1,6 +1,7 @@
 """One grammar: verb(rollouts, estimator, *, options), with arrays as the second way in."""
 
 import inspect
+import json
 import pickle
 
 import numpy as np
@@ -202,3 +203,14 @@ def test_two_rollouts_of_any_weights_have_half_their_squared_distance_as_varianc
     for one, of_one in zip(scores, p, strict=True):
         accumulator.update(one[None], sample_weight=[of_one])
     assert accumulator.covariance()[0, 0] == pytest.approx(0.5, rel=1e-14)
+
+
+def test_the_json_of_a_report_is_small_and_the_large_arrays_are_asked_for(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((256, 1024, 1)), rng.standard_normal((256, 1024)))
+    report = rlvar.report(rollouts)
+    assert len(json.dumps(report.to_dict(), allow_nan=False)) < 300_000
+    parts = report.decompositions["multi"]
+    assert "mean" not in parts.to_dict()
+    np.testing.assert_array_equal(parts.to_dict(arrays=["mean"])["mean"], parts.mean)
+    with pytest.raises(ValueError, match=r"arrays must be among mean, lag_profile, .*, got 'growth'"):
+        parts.to_dict(arrays=["growth"])

@@ -449,3 +449,13 @@ def test_the_first_bad_score_is_named(rng, bad):
 def test_bad_arguments_are_named(options, error, message):
     with pytest.raises(error, match=message):
         rlvar.decompose(np.ones((4, 3, 2)), **options)
+
+
+@pytest.mark.parametrize("verb", [rlvar.decompose, rlvar.covariance])
+def test_a_variance_below_the_range_is_told_and_none_is_none(rng, verb):
+    scores = rng.standard_normal((20, 4, 3))
+    for factor in (1e-200, 1e-300):
+        with pytest.raises(ValueError, match="the variance is below the range of float64; rescale"):
+            verb(factor * scores)
+    for equal in (0.1, 1e-250, 0.0):
+        verb(np.full((20, 4, 3), equal))

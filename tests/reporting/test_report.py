@@ -343,3 +343,12 @@ def test_unresolved_quantities_are_shown_as_such(rng):
     assert "not resolved" in text
     assert "above " in text
     assert " inf" not in text
+
+
+def test_rollouts_that_hold_several_episodes_have_a_report(rng):
+    ends = np.zeros((40, 8), bool)
+    ends[:, 3] = True
+    rollouts = rlvar.Rollouts(rng.standard_normal((40, 8, 3)), rng.standard_normal((40, 8)), terminated=ends)
+    report = rlvar.report(rollouts)
+    assert report.headroom.best in ("multi-optimal", "otb")
+    assert "times as many rollouts as multi-step" in report.verdict[0]

@@ -142,6 +142,8 @@ def covariance(
     for matrix in result.reshape(-1, blocks, blocks):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
+        if several is None and not matrix.diagonal().any():
+            terms.refuse_underflow(p)
     if out is None:
         return result
     out[...] = result

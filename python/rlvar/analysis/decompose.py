@@ -311,6 +311,8 @@ def decompose_terms(
     step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
     if not all(np.isfinite(each).all() for each in (mean, step_squares, growth_squares)):
         _check.raise_not_finite(terms.scores, terms.live)
+    if not step_squares.any():
+        terms.refuse_underflow(p)
 
     # The upper half of the steps that at least half of the rollouts reach.
     last = max(1, int((2 * alive >= n).sum()))

@@ -148,6 +148,13 @@ class Terms:
                     array[:, still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
 
+    def refuse_underflow(self, p: Double | None) -> None:
+        """Raise where terms vary, but so little that no square of theirs is in range."""
+        large = replace(self, weights=np.ldexp(self.weights, 500), known=None)
+        squares = large.squares(p, large.mean(p), _check.units(None, len(self.scores))).steps
+        if np.isfinite(squares).all() and squares.any():
+            raise ValueError("the variance is below the range of float64; rescale the scores or the weights")
+
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
         n, t = self.weights.shape

@@ -134,12 +134,17 @@ class Batch:
         return np.where(self.live, np.take_along_axis(self.to_go(gamma), first, axis=1), 0.0)
 
     @cached_property
+    def several(self) -> NDArray[np.bool_]:
+        """Which rollouts hold several episodes (N,)."""
+        result: NDArray[np.bool_] = np.count_nonzero(self._starts, axis=1) > 1
+        return result
+
+    @cached_property
     def returns(self) -> Double:
         """Return R of each rollout (N,), if it is one episode."""
-        several = np.count_nonzero(self._starts, axis=1) > 1
-        if several.any():
+        if self.several.any():
             raise ValueError(
-                f"rollout {np.argmax(several)} holds several episodes, so it has no one return; "
+                f"rollout {np.argmax(self.several)} holds several episodes, so it has no one return; "
                 "split it where it is terminated or truncated"
             )
         rewards = self.rollouts.rewards

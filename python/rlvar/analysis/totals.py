@@ -38,7 +38,7 @@ def _values(
     total = growth_squares[..., -1] / normaliser
     variance = step_squares / normaliser
     first, last = growth_range
-    exponent = slope(growth_squares[..., first - 1 : last], first)
+    exponent = slope(np.log(np.arange(first, last + 1)), growth_squares[..., first - 1 : last])
     return np.stack([total, variance, total - variance, exponent])
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
@@ -70,6 +72,18 @@ class _State(NamedTuple):
         return self._replace(exponent=exponent, weight=weight, sums=sums)
 
 
+_ALL: weakref.WeakSet[CovarianceAccumulator] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """A child of fork() holds no lock that another thread held."""
+    for accumulator in _ALL:
+        accumulator._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 class CovarianceAccumulator:
     """The covariance of step terms, in micro-batches of any size.
 
@@ -112,6 +126,7 @@ class CovarianceAccumulator:
         self._threads = _check.threads(num_threads)
         self._state: _State | None = None  # replaced, never changed: reading it once needs no lock
         self._lock = threading.Lock()  # for those who replace it by what they made of it
+        _ALL.add(self)
 
     @property
     def block_size(self) -> int:
@@ -268,6 +283,7 @@ class CovarianceAccumulator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _threads=None, _lock=threading.Lock())
+        _ALL.add(self)
 
     def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
         """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
@@ -426,7 +442,7 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
         raise ValueError("its weights are damaged: they are those of no rollouts")
     # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.
-    diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0)
+    diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0) + 1e-300
     bound = np.sqrt(np.maximum(diagonal, 0.0))
     cross = all((np.abs(row) <= bound * end + worst).all() for row, end in zip(sums, bound, strict=True))
     if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():

@@ -343,11 +343,14 @@ def _rows(
     rows = {label(each.name, kind): (each, kind) for each in estimators for kind in kinds}
     if isinstance(reference, str) and reference in rows:
         return list(rows), reference, rows
-    name, _, kind = reference.partition(":") if isinstance(reference, str) else (reference, "", "")
     named = {each.name: each for each in estimators}
-    other = named[name] if name in named else estimator_of(name)
-    chosen = label(other.name, kind if kind in kinds else first)
-    return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
+    other, kind = None, ""
+    if isinstance(reference, str):
+        name, _, kind = reference.partition(":")
+        other, reference = named.get(reference, named.get(name)), name
+    other = estimator_of(reference, "reference") if other is None else other
+    kind = kind if kind in kinds else first
+    return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Terms
+from rlvar.terms.passes import TINY, Terms
 from rlvar.weights.estimators import EstimatorLike, resolve
 from rlvar.weights.source import batch_of, refuse_estimator, terms_of
 
@@ -111,7 +111,7 @@ def covariance(
         batch = batch_of(rollouts, **options, threads=num_threads)  # type: ignore[arg-type]
         every = [batch.terms(each) for each in resolve("multi" if estimator is None else estimator)]  # type: ignore[arg-type]
         terms = every[0]
-        if isinstance(estimator, list):
+        if len(every) > 1 or isinstance(estimator, list):
             several = np.stack([each.weights for each in every])
     else:
         weights = None if estimator is None else refuse_estimator(estimator)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def covariance(
     for matrix in result.reshape(-1, blocks, blocks):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
-        if several is None and not matrix.diagonal().any():
+        if several is None and matrix.diagonal().max() < TINY:
             terms.refuse_underflow(p)
     if out is None:
         return result
@@ -162,9 +162,9 @@ def _covariances(
     terms.shared_moments(weights, samples.weight, matrices)
     for w, matrix in zip(weights, matrices, strict=True):
         own = replace(terms, weights=w)
-        before = matrix.diagonal().max()
+        before = matrix.diagonal().copy()
         _core.add_product(own.mean(samples.weight), -samples.v1, matrix, terms.threads)
-        if before <= tolerated * matrix.diagonal().max():
+        if (before <= tolerated * matrix.diagonal()).all():
             matrix /= normaliser
         else:
             own.covariance(samples.weight, normaliser, 1, matrix)

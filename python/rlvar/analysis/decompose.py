@@ -27,7 +27,7 @@ from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
-from rlvar.terms.passes import Terms, autocorrelation
+from rlvar.terms.passes import TINY, Terms, autocorrelation
 from rlvar.weights.estimators import EstimatorLike
 from rlvar.weights.source import groups_of, terms_of
 
@@ -311,7 +311,7 @@ def decompose_terms(
     step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
     if not all(np.isfinite(each).all() for each in (mean, step_squares, growth_squares)):
         _check.raise_not_finite(terms.scores, terms.live)
-    if not step_squares.any():
+    if step_squares.max() < TINY:
         terms.refuse_underflow(p)
 
     # The upper half of the steps that at least half of the rollouts reach.

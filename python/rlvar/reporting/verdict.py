@@ -43,7 +43,7 @@ def verdict(
     """
     units = unit(comparison)
     if all(row.variance.value == row.signal.value == 0 for row in comparison):
-        return ["All gradient estimates are 0: no step is live, or no weight is other than 0."]
+        return ["All gradient estimates are 0: no step is live, or all scores or all weights are 0."]
     if comparison.units < 3:
         return [f"{comparison.units} {units} are too few to tell anything: there are no intervals."]
     quietest = quietest_of(comparison)

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Float
 
+TINY = 2.0**-1000  # squares below it have lost digits, or are 0 where numbers are not
+
 
 class Gradients(NamedTuple):
     """Gradients (N, D) of rollouts: a number each, if there is one, times a base that estimators share."""

@@ -39,7 +39,7 @@ class Batch:
     unbiased: bool = True
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
-    _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
     _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
 
     @classmethod
@@ -184,8 +184,9 @@ class Batch:
 
     def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
-        known = self._gradients.get(estimator.name)
-        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)
+        known, found = self._gradients.get(estimator.name, (None, None))
+        found = found if known is self.weights(estimator) else None
+        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, found)
 
     @property
     def _scores(self) -> Terms:
@@ -203,10 +204,11 @@ class Batch:
         scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
         naming the first bad score, unless the squares of the gradients are finite too.
         """
-        new = {name: weights for name, weights in named.items() if name not in self._gradients}
+        known = self._gradients
+        new = {name: w for name, w in named.items() if name not in known or known[name][0] is not w}
         constants = {name: _constant(weights, self.live) for name, weights in new.items()}
         varying = [name for name, constant in constants.items() if constant is None]
-        base = next((g.base for g in self._gradients.values() if g.constant is not None), None)
+        base = next((g.base for _, g in known.values() if g.constant is not None), None)
         shared = base is None and len(varying) < len(new)
         if varying or shared:
             n, t, d = self.rollouts.shape
@@ -230,8 +232,8 @@ class Batch:
                 _check.raise_not_finite(self.rollouts.scores, self.steps)
             if tiny:
                 raise _check.NotFiniteError(_BELOW)
-            self._gradients[name] = g
-        return [self._gradients[name] for name in named]
+            known[name] = new[name], g
+        return [known[name][1] for name in named]
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""

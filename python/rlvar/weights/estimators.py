@@ -90,7 +90,7 @@ class Estimator:
         try:
             found = self._entry.weights(batch, **self.parameters)
             return _check.weights(found, batch.rollouts.shape[:2], batch.steps)
-        except _check.NotFiniteError:
+        except (_check.NotFiniteError, MemoryError):
             raise
         except Exception as error:  # of a callable, anything
             if type(error) in (TypeError, ValueError):
@@ -220,6 +220,13 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     return Estimator(name, tuple(changed))
 
 
+def _single_mean(batch: Batch) -> Double:
+    """R minus the mean of the others: with the rollout itself in it the gradient would shrink by 1 - 1/N."""
+    r = batch.returns
+    result: Double = r - (r.sum() - r) / (len(r) - 1)
+    return result
+
+
 def _multi_mean(batch: Batch, gamma: float) -> Double:
     """G minus its mean over the other rollouts that are alive at the step; G itself where there are none.
 
@@ -278,9 +285,7 @@ _TABLE = {
         Batch.episode_returns, "R: every step by the whole return of its episode", per_rollout=True
     ),
     "multi": _Entry(Batch.to_go, "G_t: each step by its return-to-go", per_rollout=True),
-    "single-mean": _Entry(
-        lambda batch: advantages.reinforce_pp(batch.returns), "R minus its mean over the batch"
-    ),
+    "single-mean": _Entry(_single_mean, "R minus its mean over the others"),
     "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t"),
     "rloo": _Entry(_rloo, "R minus the mean of the others in its group", ("groups",)),
     "grpo": _Entry(

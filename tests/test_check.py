@@ -338,7 +338,11 @@ TAIL = {
 VALUES = {"rewards": ONES, "values": ONES, "gamma": 0.9, **TAIL}
 GROUPED = {"rewards": [1.0, 2.0], "groups": ["a", "a"]}
 CALLS = {
-    rlvar.Rollouts: {**ROLLOUTS, **{name: 4 * list(x)[:1] for name, x in TAIL.items()}, "groups": "aabb"}
+    rlvar.Rollouts: {
+        **ROLLOUTS,
+        **{name: 4 * list(x)[:1] for name, x in TAIL.items()},
+        "groups": list("aabb"),
+    }
     | {"values": np.ones((4, 3)), "logp": np.ones((4, 3)), "behavior_logp": np.ones((4, 3))},
     rlvar.reward_to_go: {"rewards": ONES, "gamma": 0.9, **TAIL, "time_axis": -1, "out": ONES.copy()},
     rlvar.gae: {**VALUES, "lam": 0.9, "time_axis": -1, "out": (ONES.copy(), ONES.copy())},

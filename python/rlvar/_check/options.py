@@ -94,6 +94,13 @@ def positive_integer(name: str, value: int, least: int = 1) -> int:
     return number
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Return whether `value` is true; a string such as "no" is neither."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def names(name: str, value: Any) -> list[str]:
     """Return one name, or a sequence of them without repetition, as a list; at least one."""
     given = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]

@@ -200,7 +200,8 @@ class Decomposition(Result):
             over = f"over mean lengths {shortest:.3g} to {longest:.3g}"
             lines.append(f"length exponent   {self.length_exponent}  {over}")
         lines.append(f"signal            {self.signal}")
-        lines.append(f"noise scale       {bounded(self.noise_scale)} rollouts")
+        scale = bounded(self.noise_scale)
+        lines.append(f"noise scale       {scale}" + " rollouts" * (scale != "not resolved"))
         if self._source.weighted:
             rollouts = len(self._source.terms.weights)
             lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")

@@ -89,10 +89,13 @@ def headroom(comparison: Comparison) -> Headroom:
     # With several kinds of ratios names are as in "otb:sequence".
     candidates = [name for name in rows if name.partition(":")[0] in BASELINES]
     if not candidates:
-        raise ValueError(
-            f"comparison must hold one of {', '.join(BASELINES)} with the mean of {comparison.reference}, "
-            f"got {', '.join(row.name for row in comparison)}"
-        )
+        names, known = [row.name for row in comparison], ", ".join(BASELINES)
+        if any(name.partition(":")[0] in BASELINES for name in names):
+            raise ValueError(
+                f"the baselines compared have not the mean of {comparison.reference}, by their importance "
+                "ratios or the aggregation: variances alone do not say what they would remove"
+            )
+        raise ValueError(f"compare one of {known} too, got {', '.join(names)}")
     best = min(candidates, key=lambda name: rows[name].variance.value)
     whole, least = comparison._reference_variances, rows[best]._variances
     ratio = jackknife(*quotient(least, whole), comparison.confidence, positive=True)

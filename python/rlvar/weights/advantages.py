@@ -294,7 +294,7 @@ def reinforce_pp(
     _check.choice("ddof", ddof, (0, 1))
     scored = _scored(rewards, groups)
     advantages = scored.centred()
-    if whiten:
+    if _check.boolean("whiten", whiten):
         # They sum to 0 over the batch already; centring again would undo exact zeros.
         freedom = _check.degrees_of_freedom("rewards", len(advantages), ddof)
         advantages = _over_spread(advantages, freedom, eps)
@@ -389,7 +389,7 @@ def whiten(
     mean = shifted.mean()
     whitened = _over_spread(shifted - mean, freedom, eps)
     result = np.zeros(array.shape)
-    result[live] = whitened if shift_mean else whitened + (values[0] + mean)
+    result[live] = whitened if _check.boolean("shift_mean", shift_mean) else whitened + (values[0] + mean)
     return result
 
 

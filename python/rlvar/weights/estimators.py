@@ -22,7 +22,7 @@ from rlvar.weights.batch import Batch
 from rlvar.weights.returns import gae
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimator:
     """An estimator with its parameters, as `estimator` makes it: equal to others by value.
 
@@ -97,7 +97,7 @@ class Estimator:
                 raise type(error)(f"estimator {self.name!r}: {error}") from error
             raise ValueError(f"estimator {self.name!r}: {type(error).__name__}: {error}") from error
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         known = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
         needs = f"needs {', '.join(self.needs)}" if self.needs else ""
         return "  ".join(filter(None, (f"{self.base:<14} {self.formula}", known, needs)))

@@ -31,7 +31,7 @@ _CLOSE = 0.01
 _LOWEST = -345.0  # log of the ratio whose square, as in a variance, is at the lower end of float64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImportanceRatios(Result):
     """Importance ratios of rollouts that another policy sampled.
 
@@ -94,7 +94,7 @@ class ImportanceRatios(Result):
             )
         return self.values
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if self.close:
             return "importance ratios hardly matter: the policies agree on these rollouts"
         if self.importance == "none":

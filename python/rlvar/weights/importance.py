@@ -181,7 +181,8 @@ def importance_ratios(
 
     counts = np.count_nonzero(live, axis=1)
     whole = logs.sum(axis=1)[counts > 0]
-    close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
+    # Of whole sequences, and of tokens: theirs may differ where their product does not.
+    close = all(bool(np.square(np.expm1(x)).sum() < _CLOSE) for x in (whole, logs[live]))
     # A rollout's one ratio counts once, those of its tokens one by one.
     counted = live if importance == "token" else counts[:, None] > 0
     if importance == "none":

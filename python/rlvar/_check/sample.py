@@ -124,7 +124,7 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
         if array.ndim != 1:
             raise _shape_error("groups", f"(N,) = ({n},)", array.shape)
         labels = array.tolist()
-    if isinstance(labels, (str, bytes, Set, Mapping)) or not hasattr(labels, "__len__"):
+    if isinstance(labels, (Set, Mapping)) or not hasattr(labels, "__len__"):
         raise TypeError(f"groups must be a sequence of labels, got {type(groups).__name__}")
     if len(labels) != n:
         raise _shape_error("groups", f"(N,) = ({n},)", (len(labels),))

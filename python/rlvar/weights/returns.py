@@ -120,8 +120,8 @@ def reward_to_go(
     Returns
     -------
     ndarray, shape (N, T)
-        Return-to-go, float32 or float64 as the rewards, added up in float64; exactly 0 on steps that
-        are not live.
+        Return-to-go, float32 or float64 as the rewards; exactly 0 on steps that are not live. What
+        is carried on is float64: float32 results are a few roundings off at any length.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def gae(
     -------
     advantages, returns : ndarray, shape (N, T)
         Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
-        (or are half precision), else float64. Sums, factors and bootstrap values are float64 always.
+        (or are half precision), else float64. What is carried on is float64.
 
     Raises
     ------

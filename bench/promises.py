@@ -73,10 +73,10 @@ PROMISES = [
     Promise("covariance", COVARIANCE[:1], f"{SEVERAL} one by one", f"{SEVERAL} at once", "at least", 2, True),
     Promise("decompose", DECOMPOSE, OURS, "scores.sum()", "at most", 4),
     Promise("reward_to_go", IN_CACHE, "numpy: loop over steps", OURS, "at least", 10),
-    Promise("reward_to_go", IN_CACHE, OURS, "np.copyto", "at most", 5),
+    Promise("reward_to_go", IN_CACHE, OURS, "np.copyto", "at most", 3),
     Promise("reward_to_go", [OUT_OF_CACHE], OURS, "np.copyto", "at most", 1.6),
     Promise("reward_to_go", IN_CACHE, "numba: loop", OURS, "at least", 3),
-    Promise("gae", IN_CACHE, OURS, "np.copyto", "at most", 6),
+    Promise("gae", IN_CACHE, OURS, "np.copyto", "at most", 4),
     Promise("gae", IN_CACHE, "numba: loop", OURS, "at least", 3),
     *(
         Promise(operation, IN_CACHE, variant, OURS, "at most", 1.5)

@@ -26,6 +26,7 @@ namespace py = pybind11;
 namespace {
 
 using rlvar::index_t;
+using rlvar::Kind;
 using rlvar::View2;
 using rlvar::View3;
 using Int64s = py::array_t<std::int64_t, py::array::c_style>;
@@ -184,10 +185,10 @@ void def(py::module_& m, const char* name, Kernel&& kernel, Names... names) {
 
 /// Runs a scan on the default threads; returns whether all that it wrote is finite: then so is all
 /// that it read.
-template <class Scan>
-bool finite(Scan&& scan) {
+template <Kind kind, class T>
+bool finite(const rlvar::Trajectories<T>& in, View2<T> first, View2<T> second = {}) {
   bool result = false;
-  without_gil([&] { result = scan(rlvar::default_threads()); });
+  without_gil([&] { result = rlvar::scan<kind>(in, first, second, rlvar::default_threads()); });
   return result;
 }
 
@@ -211,8 +212,7 @@ void bind_kernels(py::module_& m) {
       m, "reward_to_go",
       [](const Array& rewards, const Options& options, Array out) {
         const auto in = trajectories_of(rewards, options);
-        const auto to = result(out, in.rewards.rows, in.rewards.cols);
-        return finite([&](int threads) { return rlvar::reward_to_go(in, to, threads); });
+        return finite<Kind::kReturns>(in, result(out, in.rewards.rows, in.rewards.cols));
       },
       "rewards", "options", "out");
   def(
@@ -223,8 +223,7 @@ void bind_kernels(py::module_& m) {
         const index_t n = in.rewards.rows, t = in.rewards.cols;
         in.values = view(values, n, t);
         in.lambda = lambda;
-        const auto first = result(advantages, n, t), second = result(returns, n, t);
-        return finite([&](int threads) { return rlvar::gae(in, first, second, threads); });
+        return finite<Kind::kGae>(in, result(advantages, n, t), result(returns, n, t));
       },
       "rewards", "values", "lambda_", "options", "advantages", "returns");
   def(
@@ -238,8 +237,7 @@ void bind_kernels(py::module_& m) {
         in.lambda = lambda;
         in.rho_clip = rho_clip;
         in.c_clip = c_clip;
-        const auto first = result(targets, n, t), second = result(advantages, n, t);
-        return finite([&](int threads) { return rlvar::vtrace(in, first, second, threads); });
+        return finite<Kind::kVtrace>(in, result(targets, n, t), result(advantages, n, t));
       },
       "rewards", "values", "rho", "lambda_", "rho_clip", "c_clip", "options", "targets",
       "advantages");

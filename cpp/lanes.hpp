@@ -56,6 +56,7 @@ struct Lanes {
   /// All ones where a byte is not 0, zeros elsewhere.
   static Mask load(const std::uint8_t* p) {
 #ifdef __AVX2__
+    if constexpr (width == 8) return (Mask)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)) > 0;
     if constexpr (width == 4) return (Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p)) > 0;
 #endif
     return gather(p, 1, width);
@@ -72,8 +73,19 @@ struct Lanes {
   static Vec select(Mask m, Vec a, Vec b) {
 #ifdef __AVX__
     if constexpr (sizeof(T) == 8) return _mm256_blendv_pd(b, a, (__m256d)m);
+    if constexpr (sizeof(T) == 4) return _mm256_blendv_ps(b, a, (__m256)m);
 #endif
     return (Vec)(((Mask)a & m) | ((Mask)b & ~m));
+  }
+
+  /// How many lanes of the mask are all ones.
+  static int count(Mask m) {
+#ifdef __AVX__
+    if constexpr (width == 8) return __builtin_popcount(_mm256_movemask_ps((__m256)m));
+#endif
+    Int ones = 0;
+    for (index_t i = 0; i < width; ++i) ones -= m[i];
+    return static_cast<int>(ones);
   }
 
   static Vec smaller(Vec a, Vec b) { return select(b < a, b, a); }  // a if NaN
@@ -87,10 +99,11 @@ struct Lanes {
   static Vec shift(Vec v, Vec beyond) {
     return shuffle([](int i) { return i + 1; }, v, beyond, All{});
   }
-  /// Lane i gets lane i + 1 of its 16 bytes, a lane of `beyond` where that is past their end.
+  /// Lane i gets lane i + K of its 16 bytes, a lane of `beyond` where that is past their end.
+  template <int K>
   static Vec shift_in_half(Vec v, Vec beyond) {
     constexpr auto from = [](int i) {
-      return (i + 1) % half ? i + 1 : static_cast<int>(width) + i + 1 - half;
+      return i % half + K < half ? i + K : static_cast<int>(width) + i + K - half;
     };
     return shuffle(from, v, beyond, All{});
   }
@@ -158,11 +171,12 @@ inline Lanes<double>::Vec load_doubles(const float* p) {
 }
 
 /// Rounds v to what p points at, and stores it. Returns what it stored.
-inline Lanes<double>::Vec store_doubles(Lanes<double>::Vec v, double* p) {
-  Lanes<double>::store(v, p);
+template <class T>
+typename Lanes<T>::Vec store_rounded(typename Lanes<T>::Vec v, T* p) {
+  Lanes<T>::store(v, p);
   return v;
 }
-inline HalfVec store_doubles(Lanes<double>::Vec v, float* p) {
+inline HalfVec store_rounded(Lanes<double>::Vec v, float* p) {
   typedef float Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4)));
   return *reinterpret_cast<Unaligned*>(p) = __builtin_convertvector(v, HalfVec);
 }

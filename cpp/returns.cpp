@@ -1,11 +1,13 @@
-// Bytes: each input is read once and each output written once. What is carried is float64, also
-// between float32 arrays: a sum over many steps keeps its digits. Arithmetic: step by step, a row
-// is a chain of multiply-adds, each waiting 4 cycles for the one before; memory could deliver a
-// step in less than one. So W steps of a row, a vector, are scanned at once: log2(W) rounds of
+// Bytes: each input is read once and each output written once. Arithmetic: step by step, a row is a
+// chain of multiply-adds, each waiting 4 cycles for the one before; memory could deliver a step in
+// less than one. So W steps of a row, a vector, are scanned at once: log2(W) rounds of
 //   a += c * (a further on),  c *= (c further on)
 // turn their recurrences into x = a + c * carry. A block of W steps that are all live, with none
-// terminated or truncated, has one constant c, and its powers are known beforehand. Two such blocks
-// are joined in the same way: the chain is one multiply-add for 2 W steps.
+// terminated or truncated, has one constant c, and its powers are known beforehand.
+//
+// What is carried from block to block is float64, and so are its factors: rounded to float32, they
+// would be wrong by more at each step. Blocks of float32 arrays are float32 where their factors are
+// powers of one c. Else, and where each step carries (the layout below), float64.
 //
 // Where rows, not steps, are contiguous ((T, N) arrays), the lanes are W rows instead, each step is
 // one vector recurrence, and many vectors of rows hide each other's waiting.
@@ -25,8 +27,6 @@ constexpr index_t kRewardsPerThread = 1 << 17;
 constexpr index_t kRowsPerTask = 8;      // where lanes are steps
 constexpr index_t kVectorsPerTask = 16;  // where lanes are rows
 
-enum class Kind { kReturns, kGae, kVtrace };
-
 /// Which of the arrays that make a step unlike the others are there. Known to the compiler, what is
 /// not there costs nothing.
 enum class Flags { kNone, kMask, kAny };
@@ -34,19 +34,25 @@ enum class Flags { kNone, kMask, kAny };
 /// What the W elements of a block follow one another along.
 enum class Along { kSteps, kRows };
 
-template <class T, Kind kind>
+/// Scans arrays of T in arithmetic of C, T or double.
+template <class T, class C, Kind kind>
 struct Scan {
-  using L = Lanes<double>;
+  using L = Lanes<C>;
   using Vec = typename L::Vec;
-  using Stored = std::conditional_t<sizeof(T) == 4, HalfVec, Vec>;  // W numbers of an array
+  using Stored = std::conditional_t<sizeof(T) == sizeof(C), Vec, HalfVec>;  // W numbers of an array
   using Mask = typename L::Mask;
   static constexpr index_t W = L::width;
+  static constexpr bool exact = sizeof(C) == 8;
 
   const Trajectories<T>& in;
   const View2<T> first, second;  // outputs
   const Flags flags;
-  Vec powers{};       // c^W .. c^1, with c = gamma (kReturns) or gamma lambda (kGae)
-  Vec half_powers{};  // c^(W/2) .. c^1 and zeros
+  const bool unit = contiguous_along(Along::kSteps);
+  const bool over_rows = !unit && contiguous_along(Along::kRows);
+  const C gamma, lambda, rest;  // rest: 1 - lambda
+  double decays[W + 1];         // c^0 .. c^W, with c = gamma (kReturns) or gamma lambda (kGae)
+  Vec powers{};                 // c^W .. c^1
+  Vec half_powers{};            // c^(W/2) .. c^1 and zeros
 
   Scan(const Trajectories<T>& trajectories, View2<T> first_out, View2<T> second_out)
       : in(trajectories),
@@ -54,9 +60,13 @@ struct Scan {
         second(second_out),
         flags(in.terminated.data || in.truncated.data || in.gammas.data ? Flags::kAny
               : in.steps.mask.data                                      ? Flags::kMask
-                                                                        : Flags::kNone) {
+                                                                        : Flags::kNone),
+        gamma(static_cast<C>(in.gamma)),
+        lambda(static_cast<C>(in.lambda)),
+        rest(static_cast<C>(1.0 - in.lambda)) {
     const double c = kind == Kind::kGae ? in.gamma * in.lambda : in.gamma;
-    for (index_t i = 0; i < W; ++i) powers[i] = std::pow(c, W - i);
+    for (index_t i = 0; i <= W; ++i) decays[i] = std::pow(c, i);
+    for (index_t i = 0; i < W; ++i) powers[i] = static_cast<C>(decays[W - i]);
     for (index_t i = 0; i < W / 2; ++i) half_powers[i] = powers[i + W / 2];
   }
 
@@ -105,7 +115,7 @@ struct Scan {
   static auto load(const Line<const U>& l, index_t i, index_t count) {
     if constexpr (!full)
       return L::gather(l.data + i * l.stride, l.stride, count);
-    else if constexpr (std::is_same_v<U, std::uint8_t>)
+    else if constexpr (std::is_same_v<U, std::uint8_t> || std::is_same_v<U, C>)
       return L::load(l.data + i);
     else
       return load_doubles(l.data + i);
@@ -113,7 +123,7 @@ struct Scan {
   /// Rounds x to what the array holds. Returns 0 in each lane, or NaN where that is not finite.
   template <bool full>
   static Stored store(Vec x, const Line<T>& l, index_t i, index_t count) {
-    if constexpr (full) return store_doubles(x, l.data + i) * T(0);
+    if constexpr (full) return store_rounded(x, l.data + i) * T(0);
     const auto rounded = __builtin_convertvector(x, Stored);
     for (index_t k = 0; k < count; ++k) l.data[(i + k) * l.stride] = rounded[k];
     return rounded * T(0);
@@ -139,8 +149,10 @@ struct Scan {
     const auto get = [&](const auto& l) { return load<full>(l, i, count); };
     const Vec reward = get(at.rewards);
     Block b{};
-    b.g = L::fill(in.gamma);
-    if (!quiet && at.gammas.data) b.g = get(at.gammas);
+    b.g = L::fill(gamma);
+    if constexpr (!quiet && exact) {
+      if (at.gammas.data) b.g = get(at.gammas);
+    }
     // What comes after a step that stops: the value beyond it where truncated, nothing where
     // terminated. It counts at once, and the trace ends.
     Mask stops{};
@@ -162,15 +174,15 @@ struct Scan {
       b.delta = reward - b.value;
     }
     if constexpr (kind == Kind::kGae) {
-      b.a = in.lambda * reward + (1.0 - in.lambda) * b.value;
-      b.c = in.lambda * b.g;
+      b.a = lambda * reward + rest * b.value;
+      b.c = exact ? lambda * b.g : L::fill(static_cast<C>(decays[1]));
     }
     if constexpr (kind == Kind::kVtrace) {
       b.delta += b.g * L::select(stops, beyond, next_value);
       const Vec rho = get(at.rho);
-      b.rho = L::smaller(rho, L::fill(in.rho_clip));
+      b.rho = L::smaller(rho, L::fill(static_cast<C>(in.rho_clip)));
       b.a = b.rho * b.delta;
-      b.c = b.g * (in.lambda * L::smaller(rho, L::fill(in.c_clip)));
+      b.c = b.g * (lambda * L::smaller(rho, L::fill(static_cast<C>(in.c_clip))));
     }
     if (!quiet && (at.truncated.data || at.terminated.data)) {
       if constexpr (kind != Kind::kVtrace) {
@@ -182,7 +194,7 @@ struct Scan {
     }
     if constexpr (!quiet) {
       b.a = L::keep(live, b.a);
-      b.c = L::select(live, b.c, L::fill(1.0));
+      b.c = L::select(live, b.c, L::fill(C(1)));
     }
     return b;
   }
@@ -212,12 +224,16 @@ struct Scan {
 
   // ---- Lanes are steps of one row. ----
 
-  /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block): over one
-  /// lane in each 16 bytes, then across the two (Hillis & Steele 1986).
+  /// Solves x[i] = a[i] + c[i] x[i+1] within a block, for x = a + c * (x after the block): over 1
+  /// and 2 lanes in each 16 bytes, then across the two (Hillis & Steele 1986).
   static void solve(Vec& a, Vec& c) {
-    const Vec zero{}, one = L::fill(1.0);
-    a += c * L::shift_in_half(a, zero);
-    c *= L::shift_in_half(c, one);
+    const Vec zero{}, one = L::fill(C(1));
+    a += c * L::template shift_in_half<1>(a, zero);
+    c *= L::template shift_in_half<1>(c, one);
+    if constexpr (L::half > 2) {
+      a += c * L::template shift_in_half<2>(a, zero);
+      c *= L::template shift_in_half<2>(c, one);
+    }
     if constexpr (W > L::half) {
       a += c * L::spread_upper(a, zero);
       c *= L::spread_upper(c, one);
@@ -226,7 +242,8 @@ struct Scan {
   /// The same with the constant c whose powers are known.
   void solve_constant(Vec& a) const {
     const Vec zero{};
-    a += powers[W - 1] * L::shift_in_half(a, zero);
+    a += powers[W - 1] * L::template shift_in_half<1>(a, zero);
+    if constexpr (L::half > 2) a += powers[W - 2] * L::template shift_in_half<2>(a, zero);
     if constexpr (W > L::half) a += half_powers * L::spread_upper(a, zero);
   }
 
@@ -236,66 +253,48 @@ struct Scan {
     Stored watch;     // 0, or NaN if an output was not finite
   };
 
-  /// The solved recurrence of steps [t, t + count) of a row; value is that of the next live step,
-  /// and becomes that of the first.
+  /// Scans steps [t, t + count) of a row.
   template <bool full, bool quiet>
-  [[gnu::always_inline]] Block solved(const Lines& at, index_t t, index_t count, Mask live,
-                                      double& value) const {
-    Vec next_value{};
-    if constexpr (kind == Kind::kVtrace) {
-      if (quiet || !at.mask.data) {
-        next_value = L::shift(load<full>(at.values, t, count), L::fill(value));
-        if (!full) next_value[count - 1] = value;
-        value = static_cast<double>(at.values.data[t * at.values.stride]);
-      } else {
-        Vec own = L::keep(live, load<full>(at.values, t, count));
-        Vec pass = L::keep(~live, L::fill(1.0));
-        solve(own, pass);
-        own += pass * value;
-        next_value = L::shift(own, L::fill(value));
-        value = own[0];
-      }
-    }
-    Block b = recurrence<full, quiet>(at, t, count, live, next_value);
-    if constexpr (quiet && kind != Kind::kVtrace) {
-      solve_constant(b.a);
-      b.c = powers;
-    } else {
-      solve(b.a, b.c);
-    }
-    return b;
-  }
-
-  /// Scans steps [t, t + count) of a row: one block, or two that are full and quiet.
-  template <bool full, bool quiet, int blocks>
-  [[gnu::always_inline]] void scan(const Lines& at, index_t t, index_t count, Carry& carry) const {
+  [[gnu::always_inline]] void block(const Lines& at, index_t t, index_t count, Carry& carry) const {
     Mask live{};
     if constexpr (!quiet) {
       live = full ? ~Mask{} : first_lanes(count);
       if (at.mask.data) live &= load<full>(at.mask, t, count);
     }
-    Block b[blocks];
-    double a = 0.0, c = 1.0, x = carry.x;  // of the blocks so far: x = a + c * carry.x
-    for (int k = blocks - 1; k >= 0; --k) {
-      b[k] = solved<full, quiet>(at, t + k * W, count, live, carry.value);
-      a = k == blocks - 1 ? b[k].a[0] : b[k].a[0] + b[k].c[0] * a;
-      c *= b[k].c[0];
+    Vec next_value{};
+    if constexpr (kind == Kind::kVtrace) {
+      const Vec after = L::fill(static_cast<C>(carry.value));
+      Vec own = load<full>(at.values, t, count), pass{};
+      if (!quiet) {  // the value of a step that is not live is that of the next one
+        own = L::keep(live, own);
+        pass = L::keep(~live, L::fill(C(1)));
+        solve(own, pass);
+        own += pass * after;
+      }
+      next_value = L::shift(own, after);
+      carry.value = own[0];
     }
-    for (int k = blocks - 1; k >= 0; --k) {
-      const Vec own = b[k].a + b[k].c * x;
-      carry.watch +=
-          finish<full, quiet>(b[k], at, t + k * W, count, live, own, L::shift(own, L::fill(x)));
-      x = b[k].a[0] + b[k].c[0] * x;
+    Block b = recurrence<full, quiet>(at, t, count, live, next_value);
+    double c;  // of the whole block
+    if constexpr (quiet && kind != Kind::kVtrace) {
+      solve_constant(b.a);
+      b.c = powers;
+      c = decays[W];
+    } else {
+      solve(b.a, b.c);
+      c = exact ? static_cast<double>(b.c[0]) : b.c[0] == 0 ? 0.0 : decays[L::count(live)];
     }
-    carry.x = a + c * carry.x;
+    const Vec after = L::fill(static_cast<C>(carry.x)), x = b.a + b.c * after;
+    carry.watch += finish<full, quiet>(b, at, t, count, live, x, L::shift(x, after));
+    carry.x = b.a[0] + c * carry.x;
   }
 
-  /// Whether the 2 W steps from t are all live and go on (flags contiguous in time).
+  /// Whether the W steps from t are all live and go on (flags contiguous in time).
   static bool is_quiet(const Lines& at, index_t t) {
     constexpr std::uint8_t ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
     const auto bits = [](const std::uint8_t* p) {
       std::uint64_t b = 0;
-      std::memcpy(&b, p, 2 * W);
+      std::memcpy(&b, p, W);
       return b;
     };
     std::uint64_t unusual = 0;
@@ -322,27 +321,20 @@ struct Scan {
     Carry carry{0.0, in.bootstrap_of(n), Stored{}};
     if constexpr (kind != Kind::kVtrace) carry.x = carry.value;
     const Lines at = lines<Along::kSteps, flags>(n);
-    index_t t = end;
-    if (t % W) {
-      t -= t % W;
-      partial_block(at, t, end - t, carry);
-    }
-    if (!unit) {
-      for (; t > 0; t -= W) partial_block(at, t - W, W, carry);
-      return is_zero(carry.watch);
-    }
+    index_t t = end - end % W;
+    if (t < end) partial_block(at, t, end - t, carry);
     while (t > 0) {
-      if (t >= 2 * W && (flags == Flags::kNone || is_quiet(at, t - 2 * W))) {
-        t -= 2 * W;
-        scan<true, true, 2>(at, t, W, carry);
-      } else {
-        t -= W;
-        scan<true, flags == Flags::kNone, 1>(at, t, W, carry);
-      }
+      t -= W;
+      if (!unit)
+        partial_block(at, t, W, carry);
+      else if (flags == Flags::kNone || is_quiet(at, t))
+        block<true, true>(at, t, W, carry);
+      else
+        block<true, false>(at, t, W, carry);
     }
     return is_zero(carry.watch);
   }
-  bool any_row(index_t n, bool unit) const {
+  bool any_row(index_t n) const {
     if (!unit) return row<false, Flags::kAny>(n);
     if (flags == Flags::kAny) return row<true, Flags::kAny>(n);
     return flags == Flags::kMask ? row<true, Flags::kMask>(n) : row<true, Flags::kNone>(n);
@@ -351,7 +343,7 @@ struct Scan {
                                        Carry& carry) const {
     Carry local = carry;
     const Lines lines_here = at;
-    scan<false, false, 1>(lines_here, t, count, local);
+    block<false, false>(lines_here, t, count, local);
     carry = local;
   }
 
@@ -366,7 +358,7 @@ struct Scan {
     Mask end[kVectorsPerTask] = {};
     for (index_t i = 0; i < count; ++i) {
       end[i / W][i % W] = static_cast<typename L::Int>(in.steps.end(n + i, steps));
-      value[i / W][i % W] = in.bootstrap_of(n + i);
+      value[i / W][i % W] = static_cast<C>(in.bootstrap_of(n + i));
     }
     if constexpr (kind != Kind::kVtrace) std::copy(value, value + vectors, x);
     for (index_t t = steps - 1; t >= 0; --t) {
@@ -398,18 +390,21 @@ struct Scan {
 
   /// Whether every array present has unit stride along `along`.
   bool contiguous_along(Along along) const {
-    const auto unit = [&](const auto& v) {
+    const auto is_unit = [&](const auto& v) {
       return !v.data || (along == Along::kSteps ? v.col_stride : v.row_stride) == 1;
     };
-    return unit(in.rewards) && unit(in.values) && unit(in.next_values) && unit(in.gammas) &&
-           unit(in.rho) && unit(in.terminated) && unit(in.truncated) && unit(in.steps.mask) &&
-           unit(first) && unit(second);
+    return is_unit(in.rewards) && is_unit(in.values) && is_unit(in.next_values) &&
+           is_unit(in.gammas) && is_unit(in.rho) && is_unit(in.terminated) &&
+           is_unit(in.truncated) && is_unit(in.steps.mask) && is_unit(first) && is_unit(second);
+  }
+
+  /// Whether C has the digits (see above), and c^W, where it is not 0, all of them.
+  bool precise() const {
+    return !over_rows && !in.gammas.data && (decays[1] == 0.0 || decays[1] > 1e-3);
   }
 
   bool run(int threads) const {
     const index_t n = in.rewards.rows, paying = n * in.rewards.cols / kRewardsPerThread;
-    const bool unit = contiguous_along(Along::kSteps);
-    const bool over_rows = !unit && contiguous_along(Along::kRows);
     const index_t each = over_rows ? W * kVectorsPerTask : kRowsPerTask;
     threads = static_cast<int>(std::min<index_t>(threads, std::max<index_t>(paying, 1)));
     std::atomic<bool> finite{true};
@@ -419,12 +414,12 @@ struct Scan {
         // From the last row to the first, as from the last step to the first: one stream downwards.
         const index_t begin = (tasks - 1 - task) * each, end = std::min(begin + each, n);
         bool good = true;
-        if (over_rows) {
+        if (exact && over_rows) {
           const index_t whole = (end - begin) / W * W;
           if (whole) good = any_rows(begin, whole);
           if (begin + whole < end) good = any_rows(begin + whole, end - begin - whole) && good;
         } else {
-          for (index_t i = end - 1; i >= begin; --i) good = any_row(i, unit) && good;
+          for (index_t i = end - 1; i >= begin; --i) good = any_row(i) && good;
         }
         if (!good) finite = false;
       };
@@ -435,27 +430,21 @@ struct Scan {
 
 }  // namespace
 
-template <class T>
-bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads) {
-  return Scan<T, Kind::kReturns>(in, out, {}).run(threads);
+template <Kind kind, class T>
+bool scan(const Trajectories<T>& in, View2<T> first, View2<T> second, int threads) {
+  if constexpr (kind != Kind::kVtrace) {
+    const Scan<T, T, kind> narrow(in, first, second);
+    if (narrow.precise()) return narrow.run(threads);
+  }
+  return Scan<T, double, kind>(in, first, second).run(threads);
 }
 
-template <class T>
-bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads) {
-  return Scan<T, Kind::kGae>(in, advantages, returns).run(threads);
-}
-
-template <class T>
-bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, int threads) {
-  return Scan<T, Kind::kVtrace>(in, targets, advantages).run(threads);
-}
-
-#define RLVAR_INSTANTIATE(T)                                          \
-  template bool reward_to_go(const Trajectories<T>&, View2<T>, int);  \
-  template bool gae(const Trajectories<T>&, View2<T>, View2<T>, int); \
-  template bool vtrace(const Trajectories<T>&, View2<T>, View2<T>, int);
-RLVAR_INSTANTIATE(float)
-RLVAR_INSTANTIATE(double)
+#define RLVAR_INSTANTIATE(kind)                                                          \
+  template bool scan<kind>(const Trajectories<float>&, View2<float>, View2<float>, int); \
+  template bool scan<kind>(const Trajectories<double>&, View2<double>, View2<double>, int);
+RLVAR_INSTANTIATE(Kind::kReturns)
+RLVAR_INSTANTIATE(Kind::kGae)
+RLVAR_INSTANTIATE(Kind::kVtrace)
 #undef RLVAR_INSTANTIATE
 
 }  // namespace rlvar

@@ -27,17 +27,15 @@ struct Trajectories {
   }
 };
 
-/// out: G = r + gamma G'. Returns false if a live input was not finite (or a sum overflowed).
-template <class T>
-bool reward_to_go(const Trajectories<T>& in, View2<T> out, int threads);
+enum class Kind {
+  kReturns,  // G = r + gamma G'; nothing second
+  kGae,      // A = delta + gamma lambda A', delta = r + gamma V' - V; second: A + V
+  kVtrace,   // vs = V + x, x = min(rho, rho_clip) delta + gamma lambda min(rho, c_clip) x';
+             // second: min(rho, rho_clip) (delta + gamma x')
+};
 
-/// advantages: A = delta + gamma lambda A', delta = r + gamma V' - V; returns: A + V.
-template <class T>
-bool gae(const Trajectories<T>& in, View2<T> advantages, View2<T> returns, int threads);
-
-/// targets: vs = V + x, x = min(rho, rho_clip) delta + gamma lambda min(rho, c_clip) x';
-/// advantages: min(rho, rho_clip) (delta + gamma x').
-template <class T>
-bool vtrace(const Trajectories<T>& in, View2<T> targets, View2<T> advantages, int threads);
+/// Returns false if a live input was not finite (or a sum overflowed).
+template <Kind kind, class T>
+bool scan(const Trajectories<T>& in, View2<T> first, View2<T> second, int threads);
 
 }  // namespace rlvar

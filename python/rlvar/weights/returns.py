@@ -43,7 +43,7 @@ _RESULTS = f"""Returns
     -------
     ndarray, shape (N, T)
         Exactly 0 on steps that are not live; float32 if rewards, values, next values and rho, where given,
-        are (or are half precision), else float64. Sums are float64 always.
+        are (or are half precision), else float64. What is carried on is float64.
 
     {_RAISES}"""
 

@@ -104,7 +104,7 @@ def true_values(options):
 def trial(rng, count, truth, options, confidence, bootstrap):
     """Which of QUANTITIES one data set covers; resolved, one unit > 1/5, warned."""
     gradients, sizes = simulate(rng, count, **options)
-    pair = [units.sample(g, sizes) for g in gradients]
+    pair = [units.Sample(g, sizes) for g in gradients]
     base, found = infer(pair, 0, confidence, bootstrap)
     ends = found[: len(QUANTITIES)]
     return np.array(

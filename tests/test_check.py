@@ -2,7 +2,6 @@
 
 import decimal
 import fractions
-import inspect
 import warnings
 
 import numpy as np
@@ -198,8 +197,10 @@ HALF = np.array([[0.5, 0.5, np.nan]] * 2)
 
 
 def scan(**options):
-    given = dict.fromkeys(inspect.signature(_check.scan).parameters)
-    return _check.scan(**{**given, "arrays": {"rewards": ONES}, "gamma": 1.0, "time_axis": -1, **options})
+    names = ("terminated", "truncated", "next_values", "bootstrap_value")
+    ends = tuple(options.pop(name, None) for name in names)
+    given = {"arrays": {"rewards": ONES}, "gamma": 1.0, "lengths": None, "mask": None, "time_axis": -1}
+    return _check.scan(**{**given, **options}, ends=ends)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,11 @@ TAIL = {
 VALUES = {"rewards": ONES, "values": ONES, "gamma": 0.9, **TAIL}
 GROUPED = {"rewards": [1.0, 2.0], "groups": ["a", "a"]}
 CALLS = {
-    rlvar.Rollouts: {**ROLLOUTS, **{name: 4 * list(x)[:1] for name, x in TAIL.items()}, "groups": "aabb"}
+    rlvar.Rollouts: {
+        **ROLLOUTS,
+        **{name: 4 * list(x)[:1] for name, x in TAIL.items()},
+        "groups": list("aabb"),
+    }
     | {"values": np.ones((4, 3)), "logp": np.ones((4, 3)), "behavior_logp": np.ones((4, 3))},
     rlvar.reward_to_go: {"rewards": ONES, "gamma": 0.9, **TAIL, "time_axis": -1, "out": ONES.copy()},
     rlvar.gae: {**VALUES, "lam": 0.9, "time_axis": -1, "out": (ONES.copy(), ONES.copy())},

@@ -22,8 +22,8 @@ class Rollouts:
     ----------
     scores : array_like, shape (N, T, D)
         Gradient of the log-probability of each step's action; float32 and float64 are kept without
-        a copy, memory-mapped arrays too. Mapped arrays of another dtype are converted when `scores` is
-        first asked for; streams convert them block by block.
+        a copy. Memory-mapped arrays of another dtype are converted when `scores` is first asked for; streams
+        convert them block by block.
     rewards : array_like, shape (N, T) or (N,)
         Reward of each step, or one terminal reward for each rollout, which its last live step earns.
         Kept as float64.
@@ -67,9 +67,8 @@ next_values, bootstrap_value
 
     Notes
     -----
-    A truncated step adds its next value to its reward, so every return that reaches it holds a value
-    function: mean gradients are then those of the policy as far as the values are exact, and the same
-    for all unbiased estimators.
+    A truncated step adds its next value to its reward: mean gradients are then those of the policy as far as
+    the values are exact, and the same for all unbiased estimators.
 
     Examples
     --------
@@ -117,17 +116,9 @@ next_values, bootstrap_value
         by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
         given = {name: value for name, value in by_step.items() if value is not None}
         # An array of the right shape comes first: errors name the others.
-        scan = _check.scan(
-            {"scores": np.broadcast_to(0.0, shape), **given},
-            1.0,
-            steps.lengths,
-            steps.mask,
-            terminated,
-            truncated,
-            next_values,
-            bootstrap_value,
-            -1,
-        )
+        arrays = {"scores": np.broadcast_to(0.0, shape), **given}
+        ends = terminated, truncated, next_values, bootstrap_value
+        scan = _check.scan(arrays, 1.0, steps.lengths, steps.mask, ends, -1)
         scan.raise_not_finite()
         checked_rewards = _check.doubles("rewards", rewards, shape, shape[:1])
         _check.finite("rewards", checked_rewards, steps, shape)
@@ -153,8 +144,7 @@ next_values, bootstrap_value
     def __setstate__(self, state: dict[str, NDArray[Any] | None]) -> None:
         for name, value in state.items():
             if value is not None and name != "_stored":
-                value = value.copy()
-                value.flags.writeable = False
+                value = _locked(value.copy())
             object.__setattr__(self, name, value)
 
     @property
@@ -176,16 +166,12 @@ next_values, bootstrap_value
     @cached_property
     def live(self) -> NDArray[np.bool_]:
         """Which steps are live, shape (N, T)."""
-        live = self.steps.live(self.shape[:2])
-        live.flags.writeable = False
-        return live
+        return _locked(self.steps.live(self.shape[:2]))
 
     @cached_property
     def live_steps(self) -> NDArray[np.int64]:
         """Number of live steps of each rollout, shape (N,)."""
-        counts: NDArray[np.int64] = np.count_nonzero(self.live, axis=1)
-        counts.flags.writeable = False
-        return counts
+        return _locked(np.count_nonzero(self.live, axis=1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return their shape and lengths, as JSON-ready values."""
@@ -209,6 +195,11 @@ next_values, bootstrap_value
         counts = self.live_steps
         groups = "" if self.groups is None else f", {len(np.unique(self.groups))} groups"
         return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
+
+
+def _locked(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
 
 
 def _marks(flags: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:

@@ -2,6 +2,7 @@ import copy
 import itertools
 import os
 import pickle
+import signal
 import threading
 import tracemalloc
 import zipfile
@@ -552,3 +553,23 @@ def test_a_progress_bar_without_tqdm_says_what_to_install(monkeypatch):
 def test_repr_says_what_it_holds():
     assert repr(rlvar.CovarianceAccumulator(block_size=2)) == "CovarianceAccumulator(count=0, block_size=2)"
     assert repr(accumulated(GOOD)) == "CovarianceAccumulator(count=6, block_size=1, B=4, D=3)"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_of_fork_holds_no_lock_that_another_thread_held(rng):
+    accumulator = rlvar.CovarianceAccumulator()
+    with accumulator._lock:  # as another thread does while it merges
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            accumulator.update(np.ones((4, 3, 2)))
+            os._exit(0 if accumulator.count == 4 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_moments_below_the_normal_numbers_are_saved_and_loaded(tmp_path):
+    for seed in range(40):
+        accumulator = rlvar.CovarianceAccumulator()
+        accumulator.update(np.random.default_rng(seed).standard_normal((3, 4, 1)) * 1e-160)
+        accumulator.save(tmp_path / "a.npz")
+        assert rlvar.CovarianceAccumulator.load(tmp_path / "a.npz").count == 3

@@ -121,7 +121,7 @@ def test_leave_one_out_weights_are_measured_by_group(rng):
 CATALOG_WEIGHTS = {
     "single": lambda r, to_go, alive, labels: r,
     "multi": lambda r, to_go, alive, labels: to_go,
-    "single-mean": lambda r, to_go, alive, labels: r - r.mean(),
+    "single-mean": lambda r, to_go, alive, labels: r - (r.sum() - r) / (len(r) - 1),
     "multi-mean": lambda r, to_go, alive, labels: np.array(
         [
             [
@@ -665,3 +665,33 @@ def test_ten_units_are_none(rng):
         warnings.simplefilter("always")
         rlvar.compare(make_rollouts(rng, n=10))
     assert not caught
+
+
+def test_own_weights_are_never_taken_for_those_of_another_estimator_of_that_name(rng):
+    rollouts, w = make_rollouts(rng), rng.standard_normal((18, 7))
+    mine = ("multi(gamma=0.9)", w)
+    alone = rlvar.compare(rollouts, ["single", mine])
+    beside = rlvar.compare(rollouts, ["single", rlvar.estimator("multi-optimal", gamma=0.9), mine])
+    assert beside["multi(gamma=0.9)"].variance == alone["multi(gamma=0.9)"].variance
+
+
+def test_the_mean_over_the_others_leaves_the_mean_alone_however_few_they_are(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((3, 1, 2)), rng.standard_normal(3))
+    single, multi = (rlvar.compare(rollouts, [name])[name] for name in ("single-mean", "multi-mean"))
+    assert single.variance.value == pytest.approx(multi.variance.value)
+
+
+def test_the_reference_may_be_weights_of_ones_own_or_a_name_with_a_colon(rng):
+    rollouts, w = stale_rollouts(rng), rng.standard_normal((18, 7))
+    assert rlvar.compare(rollouts, ["multi"], reference=("mine", w)).reference == "mine"
+    kinds = ["none", "token"]
+    result = rlvar.compare(rollouts, ["multi", ("a:b", w)], importance=kinds, reference="a:b")
+    assert result.reference == "a:b:none"
+
+
+def test_a_lack_of_memory_is_a_memory_error(rng):
+    def hungry(rollouts):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        rlvar.compare(make_rollouts(rng), [("mine", hungry)])

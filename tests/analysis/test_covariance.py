@@ -466,3 +466,23 @@ def test_ctrl_c_stops_a_long_computation_and_leaves_nothing_half_done(threads):
     command = [sys.executable, "-c", INTERRUPT_PROBE, str(threads)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert max(map(float, result.stdout.split())) < 1.0  # what the documentation promises
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_step_of_little_spread_beside_a_large_one_keeps_its_digits_in_sets_too(rng, dtype, spread):
+    scores = rng.standard_normal((40, 6, 50))
+    scores[:, 1] = 1 + spread * rng.standard_normal((40, 50))
+    scores = scores.astype(dtype)
+    sets = np.stack([np.ones((40, 6)), *rng.standard_normal((4, 40, 6))])
+    together, alone = rlvar.covariance(scores, sets)[0], rlvar.covariance(scores, sets[0])
+    np.testing.assert_allclose(together[1, 1], alone[1, 1], rtol=1e-6)
+
+
+def test_a_tuple_of_estimators_is_a_sequence_of_them_and_a_pair_is_one(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((30, 6, 3)), rng.standard_normal((30, 6)))
+    pair, both = (
+        rlvar.covariance(rollouts, ("mine", np.ones(30))),
+        rlvar.covariance(rollouts, ("single", "multi")),
+    )
+    assert (pair.shape, both.shape) == ((6, 6), (2, 6, 6))

@@ -190,7 +190,7 @@ def test_two_groups_have_values_without_intervals():
     parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 1]))
     assert parts.within.value == pytest.approx(1.25)
     assert all(np.isnan(e.low) for e in (parts.within, parts.between, parts.batch_variance(3, 2)))
-    assert not parts.resolved
+    assert not parts.between.resolved
     # Nor has anything if all that is known of completions is in one group.
     parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 2]))
     assert parts.within.value == pytest.approx(0.5)

@@ -95,12 +95,12 @@ def test_heavy_tails_lower_the_degrees_of_freedom():
 
 
 def moments(g):
-    ((own, _),) = units.products([units.sample(g)])
+    ((own, _),) = units.products([units.Sample(g)])
     return units.signal(own), units.variance(own)
 
 
 def cross_signal(a, b):
-    _, (_, beside) = units.products([units.sample(a), units.sample(b)])
+    _, (_, beside) = units.products([units.Sample(a), units.Sample(b)])
     return units.signal(beside)
 
 
@@ -261,7 +261,7 @@ def test_bootstrap_intervals_cover():
     counts = resampling.resample_counts(30, 499, seed=0)
     for g in rng.standard_normal((300, 30, 3)) * np.exp(0.4 * rng.standard_normal((300, 30, 1))) + 0.5:
         signal, variance = moments(g)
-        ((own, _),) = units.products([units.sample(g)], gram=True)
+        ((own, _),) = units.products([units.Sample(g)], gram=True)
         drawn = resampling.Resampled(own, counts)
         errors = resampling.log_stderr(counts, drawn.influence)
         v = bootstrap_t(variance, variance.value * 29 / 30, drawn.variance, errors, 0.95)

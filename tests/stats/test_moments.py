@@ -8,12 +8,12 @@ from rlvar.stats import resampling
 
 def moments_of(g, sizes=None):
     """Variance and signal of unit gradients."""
-    ((own, _),) = units.products([units.sample(g, sizes)])
+    ((own, _),) = units.products([units.Sample(g, sizes)])
     return units.variance(own), units.signal(own)
 
 
 def cross_signal(a, b, sizes=None):
-    _, (_, beside) = units.products([units.sample(x, sizes) for x in (a, b)])
+    _, (_, beside) = units.products([units.Sample(x, sizes) for x in (a, b)])
     return units.signal(beside)
 
 
@@ -85,7 +85,7 @@ def test_equal_units_have_no_variance_at_all():
     (value, left_out), signal = moments_of(g)
     assert value == 0
     assert not left_out.any()
-    assert units.largest_share(units.products([units.sample(g)])[0][0]) == 0
+    assert units.largest_share(units.products([units.Sample(g)])[0][0]) == 0
     assert len(set(signal.left_out)) == 1
 
 
@@ -100,7 +100,7 @@ def test_without_the_only_unit_that_deviates_there_is_no_variance():
 
 def test_the_largest_share_is_that_of_the_unit_farthest_out():
     g = np.array([[0.0], [0.0], [0.0], [4.0]])
-    ((own, _),) = units.products([units.sample(g)])
+    ((own, _),) = units.products([units.Sample(g)])
     assert units.largest_share(own) == pytest.approx(9 / 12)
     assert units.largest_share(own, 0.01) == units.largest_share(own)
     assert units.largest_share(own, 0.5) == pytest.approx(10 / 12)
@@ -157,7 +157,7 @@ def test_the_variance_of_a_ratio_of_sums_is_that_of_the_batch(rng):
 
 def resampled(counts, *gradients, sizes=None):
     """Resamples of the last of the gradients, with itself and beside the first."""
-    pairs = units.products([units.sample(g, sizes) for g in gradients], gram=True)
+    pairs = units.products([units.Sample(g, sizes) for g in gradients], gram=True)
     return [resampling.Resampled(each, counts) for each in pairs[-1]]
 
 
@@ -215,7 +215,7 @@ def test_resampled_signals_have_the_mean_of_the_estimate(rng):
 
 @pytest.mark.parametrize("sizes", [np.ones(12), SIZES])
 def test_many_coordinates_give_what_a_few_at_a_time_do(rng, sizes, monkeypatch):
-    samples = [units.sample(g, sizes) for g in rng.standard_normal((2, 12, 100)) + 1e3]
+    samples = [units.Sample(g, sizes) for g in rng.standard_normal((2, 12, 100)) + 1e3]
     whole = units.products(samples, gram=True)
     monkeypatch.setattr(units, "_CHUNK", 12 * 16)
     for one, other in zip(whole, units.products(samples, gram=True), strict=True):
@@ -227,9 +227,9 @@ def test_many_coordinates_give_what_a_few_at_a_time_do(rng, sizes, monkeypatch):
 
 
 def test_where_units_outnumber_coordinates_no_matrix_of_units_is_made(rng):
-    ((own, _),) = units.products([units.sample(rng.standard_normal((300, 2)))], gram=True)
+    ((own, _),) = units.products([units.Sample(rng.standard_normal((300, 2)))], gram=True)
     assert sum(factor.size for factor in own.gram) == 2 * 300 * 2
-    ((own, _),) = units.products([units.sample(rng.standard_normal((30, 50)))], gram=True)
+    ((own, _),) = units.products([units.Sample(rng.standard_normal((30, 50)))], gram=True)
     assert [factor.shape for factor in own.gram] == [(30, 30)]
 
 

@@ -156,11 +156,7 @@ def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     array = doubles("rewards", value, missing=True)
     if array.ndim != 1:
         raise _shape_error("rewards", "(N,)", array.shape)
-    bad = np.flatnonzero(np.isinf(array))
-    if bad.size:
-        raise ValueError(
-            f"rewards must be finite, or NaN where unscorable, got rewards[{bad[0]}] = {array[bad[0]]}"
-        )
+    refuse("rewards", array, np.isinf(array), "be finite, or NaN where unscorable")
     scored = ~np.isnan(array)
     missing = np.count_nonzero(~scored)
     if missing:
@@ -216,9 +212,7 @@ def steps(
             raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
         if counts.shape != (n,):
             raise _shape_error("lengths", f"(N,) = ({n},)", counts.shape)
-        bad = np.flatnonzero((counts < 0) | (counts > t))
-        if bad.size:
-            raise ValueError(f"lengths must lie in 0..T = 0..{t}, got lengths[{bad[0]}] = {counts[bad[0]]}")
+        refuse("lengths", counts, (counts < 0) | (counts > t), f"lie in 0..T = 0..{t}")
         return Steps(counts.astype(np.int64, copy=False), None)
     if mask is not None:
         return Steps(None, flags(mask, shape).view(np.uint8))
@@ -245,10 +239,7 @@ def flags(
     if mask.dtype.kind != "b":
         if mask.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be booleans, or numbers 0 and 1, got dtype {mask.dtype}")
-        wrong = np.argwhere((mask != 0) & (mask != 1))
-        if len(wrong):
-            where = ", ".join(map(str, wrong[0]))
-            raise ValueError(f"{name} must be 0 or 1, got {name}[{where}] = {mask[tuple(wrong[0])]}")
+        refuse(name, mask, (mask != 0) & (mask != 1), "be 0 or 1")
     return mask.astype(np.bool_, copy=False)
 
 
@@ -269,7 +260,7 @@ def finite(
     """Raise where `array` is not finite; name the first index.
 
     With `live`, only where a step is live, if `array` is (N, T), or any step of the rollout, if it
-    is (N,); `shape` is then (N, T). With `time_first`, the index is that of the transpose.
+    is (N,); `shape` is then (N, T).
     """
     good = np.isfinite(array)
     if good.all():
@@ -279,15 +270,17 @@ def finite(
         where_live = " in live steps"
         alive = live.live(shape or array.shape)
         good |= ~(alive if array.ndim == 2 else alive.any(axis=1))
-    if not good.all():
-        index, where = _first(~good, time_first)
-        raise ValueError(f"{name} must be finite{where_live}, got {name}[{where}] = {array[index]}")
+    refuse(name, array, ~good, f"be finite{where_live}", time_first)
 
 
-def _first(bad: NDArray[np.bool_], time_first: bool) -> tuple[tuple[int, ...], str]:
-    """Return the first index where `bad`, and as the caller has it who gave the transpose."""
-    index = tuple(int(i) for i in np.argwhere(bad)[0])
-    return index, ", ".join(map(str, index[::-1] if time_first else index))
+def refuse(
+    name: str, array: NDArray[Any], bad: NDArray[np.bool_], wanted: str, time_first: bool = False
+) -> None:
+    """Raise if any number is bad: say what it must, and name the first as the caller has it."""
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        where = ", ".join(map(str, index[::-1] if time_first else index))
+        raise ValueError(f"{name} must {wanted}, got {name}[{where}] = {array[index]}")
 
 
 class NotFiniteError(ValueError):
@@ -297,9 +290,8 @@ class NotFiniteError(ValueError):
 def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
     """Explain a result that is not finite: name the first bad live score, or else the overflow.
 
-    Rollouts count from `first`.
-
-    Kernels do not look for NaN; it shows in what they return. This slow search runs only then.
+    Kernels do not look for NaN; it shows in what they return. This slow search runs only then. Rollouts count
+    from `first`.
     """
     alive = live.live(array.shape[:2])
     for n, rollout in enumerate(array):
@@ -316,9 +308,7 @@ def non_negative(name: str, value: ArrayLike, n: int) -> Double:
     """Return an array (N,), float64, finite and non-negative."""
     array = np.ascontiguousarray(doubles(name, value, (n,)))
     finite(name, array)
-    if (array < 0).any():
-        i = int(np.argmax(array < 0))
-        raise ValueError(f"{name} must not be negative, got {name}[{i}] = {array[i]}")
+    refuse(name, array, array < 0, "not be negative")
     return array
 
 

@@ -26,6 +26,19 @@ def quiet(function: Function) -> Function:
     return cast(Function, quietly)
 
 
+def documented(**shared: str) -> Callable[[Function], Function]:
+    """Make a function quiet, and put into its docstring what others say too, for each ``%(name)s``."""
+
+    def decorate(function: Function) -> Function:
+        function = quiet(function)
+        for name, text in shared.items():
+            if function.__doc__:  # absent under python -OO
+                function.__doc__ = function.__doc__.replace(f"%({name})s", text)
+        return function
+
+    return decorate
+
+
 def _number(name: str, value: Any) -> float:
     try:
         array = floats(name, value)
@@ -81,6 +94,13 @@ def positive_integer(name: str, value: int, least: int = 1) -> int:
     return number
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Return whether `value` is true; a string such as "no" is neither."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def names(name: str, value: Any) -> list[str]:
     """Return one name, or a sequence of them without repetition, as a list; at least one."""
     given = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]
@@ -91,8 +111,8 @@ def names(name: str, value: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def choice(name: str, value: Any, options: Any) -> None:
-    """Raise unless `value` is among `options`, a sequence or a Literal."""
+def choice(name: str, value: Any, options: Any) -> Any:
+    """Return what is among `options`, a sequence or a Literal."""
     known = get_args(options) or options
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not any(
@@ -100,6 +120,7 @@ def choice(name: str, value: Any, options: Any) -> None:
         for each in known
     ):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
 
 
 def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
@@ -111,7 +132,4 @@ def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
 
 def threads(value: int | None) -> int | None:
     """Return the number of threads asked for, or None for the default."""
-    if value is None:
-        return None
-    count = positive_integer("num_threads", value)
-    return min(count, 1024)
+    return None if value is None else min(positive_integer("num_threads", value), 1024)

@@ -61,8 +61,7 @@ class Units(NamedTuple):
 
     def sums(self, values: NDArray[Any]) -> NDArray[Any]:
         """Sum `values` (N, ...) over the rollouts of each unit, giving (U, ...)."""
-        result: NDArray[Any] = np.add.reduceat(values[self.members], self.offsets[:-1], axis=0)
-        return result
+        return np.add.reduceat(values[self.members], self.offsets[:-1], axis=0)
 
 
 def samples(sample_weight: ArrayLike | None, n: int) -> Samples:

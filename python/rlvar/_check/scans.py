@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _first, _shape_error, doubles, finite, flags, floats, steps
+from rlvar._check.arrays import Steps, _shape_error, doubles, finite, flags, floats, refuse, steps
 from rlvar._check.options import choice, discount
 from rlvar._types import Double, Float
 
@@ -30,21 +30,8 @@ class Scan(NamedTuple):
     @property
     def options(self) -> tuple[Any, ...]:
         """What the kernels take after their own arguments."""
-        return (
-            self.gamma,
-            self.gammas,
-            *self.steps,
-            self.terminated,
-            self.truncated,
-            self.next_values,
-            self.bootstrap,
-        )
-
-    @property
-    def inputs(self) -> list[Float]:
-        """Every array of numbers that the kernels read."""
-        others = (self.gammas, self.next_values, self.bootstrap)
-        return [*self.arrays, *(other for other in others if other is not None)]
+        ends = (self.terminated, self.truncated, self.next_values, self.bootstrap)
+        return (self.gamma, self.gammas, *self.steps, *ends)
 
     @property
     def bootstrapped(self) -> NDArray[np.bool_]:
@@ -67,10 +54,8 @@ class Scan(NamedTuple):
 
     def empty(self) -> Float:
         """Allocate a result (N, T) with the memory order of the caller's arrays."""
-        first = self.arrays[0]
-        if self.time_first:
-            return np.empty(first.shape[::-1], first.dtype).T
-        return np.empty(first.shape, first.dtype)
+        given = self.as_given(self.arrays[0])
+        return self.as_given(np.empty(given.shape, given.dtype))
 
     def as_given(self, result: Float) -> Float:
         """Turn a result (N, T) into the caller's axes."""
@@ -95,27 +80,22 @@ def scan(
     gamma: float | ArrayLike,
     lengths: ArrayLike | None,
     mask: ArrayLike | None,
-    terminated: ArrayLike | None,
-    truncated: ArrayLike | None,
-    next_values: ArrayLike | None,
-    bootstrap_value: ArrayLike | None,
+    ends: Sequence[ArrayLike | None],
     time_axis: int,
 ) -> Scan:
-    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards."""
+    """Check the arguments of a backward scan; `arrays`, by name, start with the rewards.
+
+    `ends` says where and how episodes end: terminated, truncated, next_values, bootstrap_value.
+    """
+    terminated, truncated, next_values, bootstrap_value = ends
     choice("time_axis", time_axis, (-1, 0, 1))
     time_first = time_axis == 0
     axes = "(T, N)" if time_first else "(N, T)"
-    checked = [floats(name, value) for name, value in arrays.items()]
-    names = list(arrays)
-    rewards = checked[0]
-    given, dtype = rewards.shape, rewards.dtype
+    checked = {name: floats(name, value) for name, value in arrays.items()}
+    first = next(iter(checked))
+    given = checked[first].shape
     if len(given) != 2:
-        raise _shape_error(names[0], axes, given)
-    for name, array in zip(names, checked, strict=True):
-        if array.shape != given:
-            raise _shape_error(name, f"{axes} = {given}", array.shape)
-        if array.dtype != dtype:
-            dtype = np.dtype(np.float64)
+        raise _shape_error(first, axes, given)
     shape = given[::-1] if time_first else given
     gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
     if gammas is not None and gammas.ndim == 0:
@@ -127,59 +107,48 @@ def scan(
         raise ValueError(f"{present} needs {missing}: the values of the states after truncated steps")
     beyond = None if next_values is None else floats("next_values", next_values)
     tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
-    if beyond is not None and beyond.dtype != dtype:
-        dtype = np.dtype(np.float64)
-    for name, other in (("gamma", gammas), ("next_values", beyond)):
-        if other is not None and other.shape != given:
-            raise _shape_error(name, f"{axes} = {given}", other.shape)
+    for name, array in {**checked, "gamma": gammas, "next_values": beyond}.items():
+        if array is not None and array.shape != given:
+            raise _shape_error(name, f"{axes} = {given}", array.shape)
     if tail is not None and tail.shape != shape[:1]:
         raise _shape_error("bootstrap_value", f"(N,) = ({shape[0]},)", tail.shape)
 
-    def prepared(array: Float | None) -> Float | None:
-        if array is None:
-            return None
-        array = array.astype(dtype, copy=False)
-        return array.T if time_first else array
+    def turned(array: Any) -> Any:
+        return array.T if time_first and array is not None else array
 
     def marks(name: str, value: ArrayLike | None) -> NDArray[np.uint8] | None:
-        if value is None:
-            return None
-        array = flags(value, given, name, axes).view(np.uint8)
-        return array.T if time_first else array
+        return None if value is None else turned(flags(value, given, name, axes).view(np.uint8))
 
     if lengths is None and mask is not None:
         live = Steps(None, marks("mask", mask))
     else:
         live = steps(shape, lengths=lengths, mask=mask)
+    read = [*checked.values()] if beyond is None else [*checked.values(), beyond]
+    dtype = np.result_type(*read)
+    read = [turned(array.astype(dtype, copy=False)) for array in read]
     result = Scan(
-        [prepared(array) for array in checked],  # type: ignore[misc]
+        read[: len(checked)],
         factor,
-        gammas.T if gammas is not None and time_first else gammas,
+        turned(gammas),
         live,
         marks("terminated", terminated),
         marks("truncated", truncated),
-        prepared(beyond),
+        None if beyond is None else read[-1],
         None if tail is None else np.ascontiguousarray(tail),
-        names,
+        list(checked),
         time_first,
     )
     if tail is not None and not np.isfinite(tail).all():
         result = result._replace(bootstrap=np.where(result.open_ended, tail, 0.0))
     if result.gammas is not None:
         wrong = ~((result.gammas >= 0) & (result.gammas <= 1)) & live.live(shape)
-        if wrong.any():
-            index, where = _first(wrong, time_first)
-            raise ValueError(f"gamma must lie in 0..1, got gamma[{where}] = {result.gammas[index]}")
+        refuse("gamma", result.gammas, wrong, "lie in 0..1", time_first)
     return result
 
 
 def ratios(scan: Scan) -> None:
     """Raise unless the importance ratios of a scan, its last array, are finite and >= 0 where live."""
     array = scan.arrays[-1]
-    live = scan.steps.live(array.shape)
-    result: Float = np.where(live, array, array.dtype.type(0))
-    if not np.isfinite(result).all():
-        scan.raise_not_finite()
-    if (result < 0).any():
-        index, where = _first(result < 0, scan.time_first)
-        raise ValueError(f"rho must not be negative, got rho[{where}] = {result[index]}")
+    finite("rho", array, scan.steps, array.shape, scan.time_first)
+    wrong = (array < 0) & scan.steps.live(array.shape)
+    refuse("rho", array, wrong, "not be negative", scan.time_first)

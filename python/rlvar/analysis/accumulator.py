@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
@@ -70,6 +72,18 @@ class _State(NamedTuple):
         return self._replace(exponent=exponent, weight=weight, sums=sums)
 
 
+_ALL: weakref.WeakSet[CovarianceAccumulator] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """A child of fork() holds no lock that another thread held."""
+    for accumulator in _ALL:
+        accumulator._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 class CovarianceAccumulator:
     """The covariance of step terms, in micro-batches of any size.
 
@@ -84,25 +98,13 @@ class CovarianceAccumulator:
     num_threads : int, optional
         As in `covariance`. Not pickled: the process that unpickles chooses by itself.
 
-    Attributes
-    ----------
-    count : int
-        Rollouts so far.
-    effective_size : float
-        Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first.
-    mean : ndarray, shape (B, D)
-        Mean of each term, or block of terms, over all rollouts so far; B = ceil(T / block_size).
-    block_size : int
-        As given.
-
     Notes
     -----
-    Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance`
-    costs, and D·B·(B+1) operations for the merge: batches of some 16 rollouts or more make that
-    small. `sample_weight` of different batches count against each other, of whatever scale they are.
-    With float32 scores, groupings agree to the rounding of float32 products, near 1e-6. An update
-    that fails, or is interrupted, leaves the accumulator as it was. Threads may share an accumulator: no
-    update is lost, and what they read is that of whole updates.
+    Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance` costs, and
+    D·B·(B+1) operations for the merge: little for batches of some 16 rollouts or more. With float32 scores,
+    groupings agree to the rounding of float32 products, near 1e-6. An update that fails, or is interrupted,
+    leaves the accumulator as it was. Threads may share an accumulator: no update is lost, and what they read
+    is that of whole updates.
 
     Examples
     --------
@@ -110,12 +112,9 @@ class CovarianceAccumulator:
     >>> rng = np.random.default_rng(0)
     >>> scores, weights = rng.standard_normal((100, 5, 3)), rng.standard_normal(100)
     >>> first, second = rlvar.CovarianceAccumulator(), rlvar.CovarianceAccumulator()
-    >>> for batch in range(0, 60, 20):
-    ...     first.update(scores[batch : batch + 20], weights[batch : batch + 20])
+    >>> first.update(scores[:60], weights[:60])
     >>> second.update(scores[60:], weights[60:])
     >>> whole = first + second
-    >>> whole.count
-    100
     >>> bool(np.allclose(whole.covariance(), rlvar.covariance(scores, weights), rtol=1e-12))
     True
     """
@@ -127,10 +126,11 @@ class CovarianceAccumulator:
         self._threads = _check.threads(num_threads)
         self._state: _State | None = None  # replaced, never changed: reading it once needs no lock
         self._lock = threading.Lock()  # for those who replace it by what they made of it
+        _ALL.add(self)
 
     @property
     def block_size(self) -> int:
-        """Consecutive terms that are summed before anything else."""
+        """As given."""
         return self._block_size
 
     @property
@@ -141,13 +141,13 @@ class CovarianceAccumulator:
 
     @property
     def effective_size(self) -> float:
-        """Number of equally weighted rollouts that are as many."""
+        """Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first."""
         state = self._state
         return 1.0 / state.square_weight if state is not None and state.weight > 0 else 0.0
 
     @property
     def mean(self) -> Double:
-        """Mean of each term (B, D)."""
+        """Mean of each term, or block of terms, so far (B, D); B = ceil(T / block_size)."""
         return self._some().mean.copy()
 
     def __repr__(self) -> str:
@@ -170,30 +170,19 @@ class CovarianceAccumulator:
 
         Parameters
         ----------
-        rollouts, estimator, lengths, mask, importance, truncate
+        rollouts, estimator, lengths, mask, sample_weight, importance, truncate
             As in `covariance`, of one estimator; N may be 1, or 0, for scores. An estimator that looks at
-            other rollouts (groups, means over the batch) sees those of this micro-batch.
-        sample_weight : array_like, shape (N,), optional
-            As in `covariance`; those of different batches count against each other.
+            other rollouts (groups, means over the batch) sees those of this micro-batch; sample weights of
+            different batches count against each other, of whatever scale.
 
         Raises
         ------
         ValueError, TypeError
             As `covariance`; also for a D that differs from that of earlier batches.
         """
-        terms = terms_of(
-            rollouts,
-            estimator,
-            lengths=lengths,
-            mask=mask,
-            importance=importance,
-            truncate=truncate,
-            threads=self._threads,
-            least=0,
-        )
-        state = self._measured(terms, sample_weight)
-        if state is not None:
-            self._take("scores", state)
+        options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
+        terms = terms_of(rollouts, estimator, **options, threads=self._threads, least=0)  # type: ignore[arg-type]
+        self._add(terms, sample_weight)
 
     def update_from(
         self,
@@ -213,8 +202,8 @@ class CovarianceAccumulator:
         Parameters
         ----------
         rollouts, estimator, lengths, mask, sample_weight, importance, truncate
-            As in `update`; scores are best memory-mapped, as those of a folder that `load_rollouts` reads:
-            each block is read from disk once. An estimator sees all rollouts.
+            As in `update`; an estimator sees all rollouts. Scores are best memory-mapped, as those of a
+            folder that `load_rollouts` reads: each block is read from disk once.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
         progress : bool or callable, default False
@@ -252,25 +241,14 @@ class CovarianceAccumulator:
             report = _reporter(progress, n, stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
-                block = Terms(
-                    _check.scores(scores[part], rollouts=0), w[part], live.rows(part), self._threads
-                )
-                state = whole._measured(block, None if p is None else p[part], first=start)
-                if state is not None:
-                    whole._take("scores", state)
+                block = _check.scores(scores[part], rollouts=0)
+                terms = Terms(block, w[part], live.rows(part), self._threads)
+                whole._add(terms, None if p is None else p[part], first=start)
                 report(min(start + size, n), n)
         self.merge(whole)
 
     def merge(self, other: CovarianceAccumulator) -> None:
-        """Take in all rollouts of another accumulator, which stays as it is.
-
-        Raises
-        ------
-        TypeError
-            If `other` is no accumulator.
-        ValueError
-            If its block_size or its D is another one.
-        """
+        """Take in all rollouts of another accumulator, of the same block_size and D, which stays as it is."""
         if not isinstance(other, CovarianceAccumulator):
             raise TypeError(f"other must be a CovarianceAccumulator, got {type(other).__name__}")
         if other.block_size != self.block_size:
@@ -305,20 +283,15 @@ class CovarianceAccumulator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _threads=None, _lock=threading.Lock())
+        _ALL.add(self)
 
     def covariance(self, *, ddof: int = 1, out: Double | None = None) -> Double:
         """Return the covariance matrix (B, B), as `rlvar.covariance` of all rollouts so far.
 
         Parameters
         ----------
-        ddof : int, default 1
-            Delta degrees of freedom.
-        out : ndarray, shape (B, B), float64, optional
-            Where the result goes.
-
-        Returns
-        -------
-        ndarray, shape (B, B), float64
+        ddof, out
+            As in `rlvar.covariance`.
 
         Raises
         ------
@@ -349,10 +322,7 @@ class CovarianceAccumulator:
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the accumulator to an .npz file, at once or not at all.
-
-        What was there before is replaced when all is written; a link stays, what it points to is replaced.
-        """
+        """Write the accumulator to an .npz file, at once or not at all; of a link, the target is replaced."""
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
         state = self._state
         files.write_arrays(path, fields if state is None else {**fields, **state._asdict()})
@@ -363,10 +333,8 @@ class CovarianceAccumulator:
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If it is truncated, damaged, something else, or of a later version.
+        FileNotFoundError, ValueError
+            If there is no such file, or it is truncated, damaged, something else, or of a later version.
         """
         threads = _check.threads(num_threads)
         with files.opened(path) as (names, read):
@@ -391,13 +359,13 @@ class CovarianceAccumulator:
         if state is not None and state.mean.shape[1] != d:
             raise ValueError(f"{name} must have D = {state.mean.shape[1]} coordinates, as before, got {d}")
 
-    def _measured(self, terms: Terms, sample_weight: ArrayLike | None, first: int = 0) -> _State | None:
-        """Return the moments of one batch, or None if it is empty; errors count rollouts from `first`."""
+    def _add(self, terms: Terms, sample_weight: ArrayLike | None, first: int = 0) -> None:
+        """Take in one batch; errors count rollouts from `first`."""
         n, t, d = terms.scores.shape
         self._refuse_other_coordinates("scores", d)
         samples = _check.samples(sample_weight, n)
         if n == 0:
-            return None
+            return
         blocks = -(-t // self.block_size)
         sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
         terms = terms.counted(samples.weight)
@@ -405,7 +373,8 @@ class CovarianceAccumulator:
         if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
             _check.raise_not_finite(terms.scores, terms.live, first)
         square, pairs = (x / samples.v1**2 if samples.v1 > 0 else 0.0 for x in (samples.v2, samples.pairs))
-        return _State(n, samples.exponent, samples.v1, square, pairs, sums, mean, tail)
+        state = _State(n, samples.exponent, samples.v1, square, pairs, sums, mean, tail)
+        self._take("scores", state)
 
 
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
@@ -439,19 +408,15 @@ def _padded(state: _State, rows: int) -> _State:
     if missing == 0:
         return state
     below = ((0, missing), (0, 0))
-    return state._replace(
-        sums=np.pad(state.sums, ((0, missing), (0, missing))),
-        mean=np.pad(state.mean, below),
-        tail=np.pad(state.tail, below),
-    )
+    sums, mean, tail = np.pad(state.sums, (0, missing)), np.pad(state.mean, below), np.pad(state.tail, below)
+    return state._replace(sums=sums, mean=mean, tail=tail)
 
 
 def _growth(sums: Double, divisor: float = 1.0) -> Double:
     """Return the variance of the sum of the first k terms (B,), k = 1 .. B."""
     with np.errstate(all="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
-        result: Double = np.cumsum(added) / divisor
-    return result
+        return np.asarray(np.cumsum(added) / divisor)
 
 
 def _in_range(result: Double) -> Double:
@@ -465,15 +430,10 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     rollouts, exponent = (operator.index(read(name).item()) for name in ("rollouts", "exponent"))
     weight, square_weight, pairs = (float(read(name).item()) for name in ("weight", "square_weight", "pairs"))
     sums, mean, tail = (np.ascontiguousarray(read(name)) for name in ("sums", "mean", "tail"))
-    state = _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)
     b, d = mean.shape
     for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
-        if (
-            array.shape != shape
-            or not array.size
-            or array.dtype != np.float64
-            or not np.isfinite(array).all()
-        ):
+        sound = array.size and array.dtype == np.float64 and np.isfinite(array).all()
+        if array.shape != shape or not sound:
             raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
     # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
     nothing = weight == square_weight == pairs == 0 and not sums.any()
@@ -482,12 +442,12 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
         raise ValueError("its weights are damaged: they are those of no rollouts")
     # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.
-    diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0)
+    diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0) + 1e-300
     bound = np.sqrt(np.maximum(diagonal, 0.0))
     cross = all((np.abs(row) <= bound * end + worst).all() for row, end in zip(sums, bound, strict=True))
     if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():
         raise ValueError("its sums are damaged: they are those of no covariance")
-    return state
+    return _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)
 
 
 def _reporter(

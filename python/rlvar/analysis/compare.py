@@ -6,6 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -39,31 +40,27 @@ class ComparisonRow(Result):
         coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
         groups of one size, of the mean of one group's rollouts.
     ratio : Estimate
-        Variance over that of the reference estimator, from the same rollouts. For two unbiased
-        estimators it is also the ratio of the rollouts needed for the same precision.
+        Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
+        same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
     noise_scale_ratio : Estimate
-        Noise scale over that of the reference estimator, from the same rollouts: what to go by where
-        means differ. Undefined, from 0 to infinity, where a signal is not resolved.
+        Noise scale over that of the reference: what to go by where means differ. Undefined, from 0 to
+        infinity, where a signal is not resolved.
     alignment : Estimate
         Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
         by chance, its interval does not. From -1 to 1 where a signal is not resolved.
-    largest_share : float
-        Share of the variance that the largest unit carries.
-    top_share : float
-        Share of the variance that the largest 1 % of the units carry, at least one unit. Above a
-        fifth, the intervals of the variance and of its ratio cannot be trusted.
+    largest_share, top_share : float
+        Share of the variance that the largest unit carries, and the largest 1 % of them, at least one. With a
+        top share above a fifth, the intervals of the variance and of its ratio cannot be trusted.
     unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor: so for the weights
-        (see `estimators`), for the importance ratios and for the aggregation. None for weights of the
-        caller's own.
+        Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
+        `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
-        The ratios in its weights, with effective sample size and largest ratio; None if the rollouts
-        do not carry `behavior_logp`.
+        The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -98,18 +95,12 @@ class Comparison(Result):
     ----------
     rows : tuple of ComparisonRow
         One row an estimator, in the order asked for.
-    reference : str
-        Name of the estimator whose variance is the denominator of each ratio.
-    confidence : float
-        Nominal coverage of the intervals.
+    reference, confidence, aggregation, interval
+        As asked for; the interval as "jackknife" or "bootstrap".
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     grouped : bool
         Whether the units are groups.
-    aggregation : str
-        How gradients are divided by lengths: "sum", "sequence-mean" or "token-mean".
-    interval : str
-        Where the intervals come from: "jackknife" or "bootstrap".
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     """
@@ -165,7 +156,9 @@ class Comparison(Result):
         text = _table([head, *rows])
         if not all(self.same_mean(row) for row in self):
             # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-            ranked = sorted(self, key=lambda row: _order(row.noise_scale.value))
+            # One that is negative or undefined, for want of a signal, comes last.
+            scales = {row.name: row.noise_scale.value for row in self}
+            ranked = sorted(self, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
@@ -190,7 +183,7 @@ def compare(
     Parameters
     ----------
     rollouts : Rollouts
-        The rollouts. Without groups they are independent; with groups only the groups are.
+        Without groups they are independent; with groups only the groups are.
     estimators : sequence, default ("single", "multi")
         Names out of `estimators`, an `Estimator` with parameters (``rlvar.estimator("gae", lam=0.9)``), or
         pairs ``("mine", weights)`` with weights of your own, (N,) or (N, T), or a function from the rollouts
@@ -198,8 +191,8 @@ def compare(
     reference : str or Estimator, default "single"
         The estimator whose variance is the denominator of each ratio.
     importance : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
-        Importance ratios that multiply the weights, for rollouts with `logp` and `behavior_logp`: see
-        `importance_ratios`. With a sequence there is a row for each estimator and ratio, named as in
+        Ratios that multiply the weights, as in `importance_ratios`, for rollouts with `logp` and
+        `behavior_logp`. With a sequence there is a row for each estimator and ratio, named as in
         "multi:token"; the reference is then such a name, or an estimator: with the first ratio that
         leaves its mean alone, if any does.
     truncate : float, optional
@@ -225,41 +218,25 @@ def compare(
         For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
         shape or not finite, a function of the caller's that raises (the estimator is named, the error
         is the cause), scores that are not finite, fewer than two groups, ratios of rollouts without
-        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens. Fewer than
+        ten units are warned of.
 
     Notes
     -----
-    The batch's gradient is the mean over its rollouts, whatever the sizes of their groups, or over its
-    tokens. The unit is the rollout or, with groups, the group, so that the dependence of its rollouts, and
-    that of weights which use the others' rewards, is inside. So it is a ratio of sums,
-    :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each unit summed and :math:`L_u` its number
-    of rollouts, or of tokens. By the delta method its variance is that of the mean over U units of
-    :math:`y_u = (g_u - L_u m) / \bar L`, and
+    The unit u is the rollout or, with groups, the group, so that the dependence of its rollouts is inside.
+    The batch's gradient is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each
+    unit summed and :math:`L_u` its number of rollouts, or of tokens. By the delta method its variance is that
+    of the mean over U units of :math:`y_u = (g_u - L_u m) / \bar L`, and
 
     .. math::
 
         \hat V = \frac{1}{U - 1} \sum_u |y_u|^2, \qquad
         \widehat{|E m|^2} = |m|^2 - \hat V / U .
 
-    For units of one size :math:`y_u` is what the mean of a unit deviates from that of all.
-
-    Intervals come from the jackknife that leaves out one unit at a time, with Satterthwaite's degrees
-    of freedom; that of a ratio is paired, both variances leaving out the same unit, and is made on the
-    log scale. That of the noise scale :math:`\hat V / \widehat{|E g|^2}` is Fieller's. The bootstrap
-    draws whole units with replacement, the same for all estimators: bootstrap-t on the log scale for
-    variances and their ratios, BCa for the rest; O(resamples U min(U, D)) for each estimator. ``python
-    studies/calibration.py`` shows how often they cover. Baselines that the estimators fit, and means over the
-    whole batch ("single-mean", "multi-mean"), tie all units together; that effect, of order 1/U, is left
-    out.
-
-    Past rewards and baselines drop out of the mean of a sum. They do not drop out of a sequence mean, which
-    divides by a length that later actions decide: no row is `unbiased` then unless all lengths are equal. A
-    token mean divides the means of all estimators by the mean length alike.
+    Intervals are the jackknife's, paired and on the log scale for ratios, Fieller's for the noise scale, or
+    the bootstrap's: O(resamples U min(U, D)) for each estimator. ``docs/statistics.md`` says why, how often
+    they cover, and which estimators and aggregations leave the mean alone. Baselines that the estimators
+    fit, and means over the whole batch, tie all units together; that effect, of order 1/U, is left out.
 
     Examples
     --------
@@ -294,9 +271,10 @@ def compare_batches(
     confidence: float,
 ) -> Comparison:
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
-    rollouts, kinds = next(iter(batches.values())).rollouts, list(batches)
-    level = _check.confidence(confidence)
-    if not isinstance(interval, Bootstrap) and interval != "jackknife":
+    kinds, any_batch = list(batches), next(iter(batches.values()))
+    rollouts, level = any_batch.rollouts, _check.confidence(confidence)
+    bootstrap = interval if isinstance(interval, Bootstrap) else None
+    if bootstrap is None and interval != "jackknife":
         raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
     units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
@@ -307,39 +285,43 @@ def compare_batches(
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
         gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
-    samples = _samples(gradients, rollouts, units, aggregation)
-    findings = infer(
-        list(samples.values()),
-        list(samples).index(label),
-        level,
-        interval if isinstance(interval, Bootstrap) else None,
-        next(iter(batches.values())).threads,
-    )
-    found = {row: each._asdict() for row, each in zip(samples, findings, strict=True)}
-    variances = {row: each.pop("variances") for row, each in found.items()}
+    # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
+    sizes = units.sizes.astype(np.float64)
+    if aggregation == "token-mean":
+        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        if not sizes.any():
+            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+    summed = units if len(units) < len(rollouts) else None
+    samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
+    number = list(samples).index(label)
+    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
+    found = dict(zip(samples, findings, strict=True))
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
-    return Comparison(
-        rows=tuple(
+    made = []
+    for row in asked:
+        of_row = found[row]._asdict()
+        made.append(
             ComparisonRow(
                 name=row,
-                **found[row],
                 unbiased=unbiased[row],
-                importance=batches[kind].importance,
-                _variances=variances[row],
+                importance=batches[rows[row][1]].importance,
+                _variances=of_row.pop("variances"),
+                **of_row,
             )
-            for row, kind in ((row, rows[row][1]) for row in asked)
-        ),
+        )
+    return Comparison(
+        rows=tuple(made),
         reference=label,
         confidence=level,
         units=len(units),
         grouped=rollouts.groups is not None,
         aggregation=aggregation,
-        interval="bootstrap" if isinstance(interval, Bootstrap) else interval,
+        interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],
-        _reference_variances=variances[label],
+        _reference_variances=found[label].variances,
     )
 
 
@@ -361,24 +343,14 @@ def _rows(
     rows = {label(each.name, kind): (each, kind) for each in estimators for kind in kinds}
     if isinstance(reference, str) and reference in rows:
         return list(rows), reference, rows
-    name, _, kind = reference.partition(":") if isinstance(reference, str) else (reference, "", "")
     named = {each.name: each for each in estimators}
-    other = named[name] if name in named else estimator_of(name)
-    chosen = label(other.name, kind if kind in kinds else first)
-    return list(rows), chosen, {**rows, chosen: (other, kind if kind in kinds else first)}
-
-
-def _samples(
-    gradients: Mapping[str, Gradients], rollouts: Rollouts, units: _check.Units, aggregation: str
-) -> dict[str, moments.Sample]:
-    """Return what the batch's gradient is made of: sums over units, to be divided by rollouts or tokens."""
-    sizes = units.sizes.astype(np.float64)
-    if aggregation == "token-mean":
-        sizes = units.sums(rollouts.live_steps.astype(np.float64))
-        if not sizes.any():
-            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
-    summed = units if len(units) < len(rollouts) else None
-    return {label: moments.sample(g, sizes, summed) for label, g in gradients.items()}
+    other, kind = None, ""
+    if isinstance(reference, str):
+        name, _, kind = reference.partition(":")
+        other, reference = named.get(reference, named.get(name)), name
+    other = estimator_of(reference, "reference") if other is None else other
+    kind = kind if kind in kinds else first
+    return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
@@ -387,8 +359,3 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _order(noise_scale: float) -> float:
-    """Sort key: a noise scale that is negative or undefined, for want of a signal, comes last."""
-    return noise_scale if noise_scale >= 0 else float("inf")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Terms
+from rlvar.terms.passes import TINY, Terms
 from rlvar.weights.estimators import EstimatorLike, resolve
 from rlvar.weights.source import batch_of, refuse_estimator, terms_of
 
@@ -41,8 +41,8 @@ def covariance(
     ----------
     rollouts : Rollouts, or array_like of shape (N, T, D)
         The rollouts; or their scores alone, the gradient of the log-probability of each step's action in D
-        coordinates. float32 and float64 are used without a copy if the last axis is contiguous; read-only
-        and memory-mapped arrays too.
+        coordinates. float32 and float64, read-only and memory-mapped arrays too, are used without a copy if
+        the last axis is contiguous.
     estimator : str, Estimator or pair, or array_like of shape (N, T), (N,) or (E, N, T), optional
         With rollouts: a name out of `estimators`, "multi" by default, an `Estimator`, or a pair
         ``("mine", weights)``; a list of E of them gives E results. With scores: the weights that multiply
@@ -50,19 +50,19 @@ def covariance(
     lengths : array_like of int, shape (N,), optional
         With scores: live steps are the first ``lengths[n]``.
     mask : array_like of bool, shape (N, T), optional
-        With scores: live steps, where there are gaps; not together with `lengths`. Terms of other steps are
-        0, and what lies there is never read.
+        With scores: live steps, where there are gaps; not together with `lengths`. What lies on other steps
+        is never read, and their terms are 0.
     sample_weight : array_like, shape (N,), optional
-        Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With
-        the probabilities of an enumerated policy and ``ddof=0`` the result is the exact covariance.
+        Reliability or probability weight of each rollout, as ``aweights`` of `numpy.cov`. With the
+        probabilities of an enumerated policy and ``ddof=0`` the result is exact.
     ddof : int, default 1
         Delta degrees of freedom: sums of squares are divided by v1 - ddof v2 / v1 with v1 = sum(p) and
         v2 = sum(p^2), as in `numpy.cov`; without weights, by N - ddof.
     importance, truncate
         With rollouts: importance ratios in the weights, as in `compare`.
     block_size : int, default 1
-        Sum so many consecutive terms first: entry (i, j) is then that of blocks of steps. The sum
-        of all entries stays the total variance, and the cost falls by about ``block_size**2``.
+        Sum so many consecutive terms first: entries are those of blocks of steps. The sum of all entries
+        stays the total variance, and the cost falls by about ``block_size**2``.
     num_threads : int, optional
         Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says. The result is
         bit-identical for any number.
@@ -88,10 +88,9 @@ def covariance(
     Costs D·L·(L+1) floating-point operations for a rollout of length L; padding is never multiplied.
     Terms are centred before anything is squared; products of float32 scores then run in float32 over
     short panels and are summed in float64, with an error of a few 1e-7 of the largest diagonal entry;
-    up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the
-    result, and beside copies of weights in float64, is below 64 MiB and two matrices of its size, for
-    any number of threads. Rollouts of weight 0 are not read. Ctrl-C stops the
-    computation within a fraction of a second.
+    up to 3e-6 if the scores take few distinct values, so that roundings repeat. Memory beside the result and
+    weights in float64 is below 64 MiB and two matrices of its size. Rollouts of weight 0 are not read. Ctrl-C
+    stops the computation within a fraction of a second.
 
     See Also
     --------
@@ -112,7 +111,7 @@ def covariance(
         batch = batch_of(rollouts, **options, threads=num_threads)  # type: ignore[arg-type]
         every = [batch.terms(each) for each in resolve("multi" if estimator is None else estimator)]  # type: ignore[arg-type]
         terms = every[0]
-        if isinstance(estimator, list):
+        if len(every) > 1 or isinstance(estimator, list):
             several = np.stack([each.weights for each in every])
     else:
         weights = None if estimator is None else refuse_estimator(estimator)  # type: ignore[arg-type]
@@ -121,7 +120,7 @@ def covariance(
         terms = terms_of(rollouts, own, **options, threads=num_threads)  # type: ignore[arg-type]
         if sets is not None:
             several = _check.weight_sets(sets, terms.weights.shape, terms.live)
-    n, t = terms.weights.shape
+    n, t, d = terms.scores.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
     terms = terms.counted(p)
@@ -133,7 +132,9 @@ def covariance(
     result = np.empty(shape)
     if several is None:
         terms.covariance(p, normaliser, block, result)
-    elif block == 1 and _sharing_pays(len(several), terms.scores.shape[2]):
+    elif block == 1 and d + 20 * len(several) < len(several) * d:
+        # One product of a rollout's scores, weighted E times, is less work than E products: one set's
+        # share of it costs what some 20 coordinates cost in the product itself.
         _covariances(terms, several, samples, normaliser, result)
     else:
         for w, matrix in zip(several, result, strict=True):
@@ -141,20 +142,12 @@ def covariance(
     for matrix in result.reshape(-1, blocks, blocks):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
-        if several is None and not matrix.diagonal().any():
+        if several is None and matrix.diagonal().max() < TINY:
             terms.refuse_underflow(p)
     if out is None:
         return result
     out[...] = result
     return out
-
-
-def _sharing_pays(sets: int, coordinates: int) -> bool:
-    """Whether one product of a rollout's scores, weighted E times, is less work than E products.
-
-    One set's share of a product costs what some 20 coordinates cost in the product itself.
-    """
-    return coordinates + 20 * sets < sets * coordinates
 
 
 def _covariances(
@@ -169,9 +162,9 @@ def _covariances(
     terms.shared_moments(weights, samples.weight, matrices)
     for w, matrix in zip(weights, matrices, strict=True):
         own = replace(terms, weights=w)
-        before = matrix.diagonal().max()
+        before = matrix.diagonal().copy()
         _core.add_product(own.mean(samples.weight), -samples.v1, matrix, terms.threads)
-        if before <= tolerated * matrix.diagonal().max():
+        if (before <= tolerated * matrix.diagonal()).all():
             matrix /= normaliser
         else:
             own.covariance(samples.weight, normaliser, 1, matrix)

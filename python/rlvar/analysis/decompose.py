@@ -4,9 +4,7 @@ With the terms X[n,t] = w[n,t] S[n,t] and the gradient estimate g[n] = sum_t X[n
 
     Var(g) = sum_t Var(X_t) + 2 sum_{i<j} Cov(X_i, X_j):
 
-T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates. The totals,
-the steps and the growth curve need one pass over the scores; only the covariance matrix itself
-costs O(N D T^2), and it is computed when it is asked for.
+T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinates.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
-from rlvar.analysis.growth import LengthGrowth, length_growth, upper_half
+from rlvar.analysis.growth import LengthGrowth, length_growth
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
-from rlvar.terms.passes import Terms, autocorrelation
+from rlvar.terms.passes import TINY, Terms, autocorrelation
 from rlvar.weights.estimators import EstimatorLike
 from rlvar.weights.source import groups_of, terms_of
 
@@ -51,30 +49,28 @@ class _Source(NamedTuple):
 class Decomposition(Result):
     """The variance of a policy gradient, taken apart.
 
-    It keeps the scores and weights, not copies of them, for what is computed when it is first
-    asked for: read `covariance`, `step_share`, `lag_profile`, `signal` and `noise_scale` before those arrays
-    are changed.
+    `covariance`, `step_share`, `lag_profile`, `length_exponent`, `signal` and `noise_scale` are computed when
+    they are first asked for, from the scores and weights, which it keeps, and not copies: read them before
+    those arrays are changed.
 
     Attributes
     ----------
     variance : Estimate
         Trace of Cov(g): the variance of one rollout's gradient estimate, in squared units of it.
-    variance_terms : Estimate
-        Sum of the T variance terms, the diagonal of the covariance matrix.
-    covariance_terms : Estimate
-        Twice the sum of the T(T-1)/2 covariance terms; the two add up to the total.
+    variance_terms, covariance_terms : Estimate
+        Sum of the T variance terms, the diagonal of the covariance matrix, and twice that of the T(T-1)/2
+        covariance terms: the two add up to the total.
     growth_exponent : Estimate
         Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
         NaN if that holds one step only.
     length_exponent : Estimate
-        Slope of the log of the variance of whole gradients on the log of the mean length, over quartiles of
-        length (number of live steps): how the variance grows with the length of rollouts. It holds whatever
-        else long and short rollouts differ in. NaN if all lengths are equal, and with `sample_weight`.
-        Computed when first asked for, in one pass over the scores.
+        How the variance grows with the length of rollouts, over quartiles of length (number of live steps),
+        whatever else long and short rollouts differ in. NaN if all lengths are equal, and with
+        `sample_weight`.
     signal : Estimate
         |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
-        groups. Computed when first asked for, in one pass over the scores.
+        groups.
     noise_scale : Estimate
         Total variance over signal: the number of rollouts in a batch at which the two are equal.
         ``high`` is infinite where the signal's interval reaches zero.
@@ -82,21 +78,18 @@ class Decomposition(Result):
         The variance terms one by one.
     step_share : ndarray, shape (T,)
         Which steps carry the variance: the row sums of C over the total, Cov(X_t, g) / V, where g is the
-        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0. Computed
-        when first asked for, in two passes over the scores.
+        whole gradient. They sum to 1; those of steps that reduce it are negative; NaN if V = 0.
     growth : ndarray, shape (T,)
         V(k) at index k - 1: variance of the sum of the first k terms.
     alive : ndarray of int, shape (T,)
         Number of rollouts that reach each step: what later values of the curves rest on.
-    lag_profile : ndarray, shape (T,)
-        ``lag_profile[k]`` is the sum over t of C[t, t+k]; computed when first asked for.
-    lag_correlation : ndarray, shape (T,)
-        ``lag_profile[k]`` over the sum of sqrt(C[t, t] C[t+k, t+k]): between -1 and 1, 1 at lag 0;
-        NaN where no step has any variance.
+    lag_profile, lag_correlation : ndarray, shape (T,)
+        The sum over t of C[t, t+k] at index k; and that over the sum of sqrt(C[t, t] C[t+k, t+k]), between
+        -1 and 1, 1 at lag 0; NaN where no step has any variance.
     mean : ndarray, shape (T, D)
         Mean of each term.
     covariance : ndarray, shape (T, T)
-        The covariance matrix; computed when first asked for.
+        As `rlvar.covariance`.
     growth_range : tuple of int
         First and last k (both included) of the fit of `growth_exponent`.
     effective_size : float
@@ -132,8 +125,7 @@ class Decomposition(Result):
         total = source.normaliser * self.growth[-1]
         if total == 0:
             return np.full_like(self.growth, np.nan)
-        share: Double = source.terms.with_gradient(source.samples.weight, self.mean) / total
-        return share
+        return np.asarray(source.terms.with_gradient(source.samples.weight, self.mean) / total)
 
     @cached_property
     @_check.quiet
@@ -147,8 +139,7 @@ class Decomposition(Result):
         bound = autocorrelation(np.sqrt(self.step_variance))
         # Rounding of the transform, where the steps that far apart have no variance.
         bound[bound < 1e-12 * bound[0]] = 0.0
-        ratio: Double = np.where(bound > 0, self.lag_profile / bound, np.nan)
-        return ratio
+        return np.asarray(np.where(bound > 0, self.lag_profile / bound, np.nan))
 
     @property
     def signal(self) -> Estimate:
@@ -168,7 +159,7 @@ class Decomposition(Result):
             signal = signal._replace(value=float(np.square(self.mean.sum(axis=0)).sum()) - taken)
         else:
             whole = (units.sizes.astype(np.float64), units) if source.grouped else ()
-            ((own, _),) = unit_moments.products([unit_moments.sample(source.terms.gradients, *whole)])
+            ((own, _),) = unit_moments.products([unit_moments.Sample(source.terms.gradients, *whole)])
             signal = signal_of(own, source.ddof, grouped=source.grouped)
             variance = unit_moments.variance(own)
         dimension, level = self.mean.shape[1], self.variance.confidence
@@ -195,11 +186,7 @@ class Decomposition(Result):
 
     def __repr__(self) -> str:
         share = self.covariance_share
-        shares = (
-            ("", "")
-            if np.isnan(share)
-            else (f"  {1 - share:.1%} of the total", f"  {share:.1%} of the total")
-        )
+        shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
         lines = [
             f"variance          {self.variance}",
             f"variance terms    {self.variance_terms}{shares[0]}",
@@ -210,17 +197,14 @@ class Decomposition(Result):
             lines.append(f"growth exponent   {self.growth_exponent}  along steps {first} to {last}")
         if not np.isnan(self.length_exponent.value):
             _, shortest, longest = self.length_growth
-            lines.append(
-                f"length exponent   {self.length_exponent}  over mean lengths {shortest:.3g} to {longest:.3g}"
-            )
-        lines += [
-            f"signal            {self.signal}",
-            f"noise scale       {bounded(self.noise_scale)} rollouts",
-        ]
+            over = f"over mean lengths {shortest:.3g} to {longest:.3g}"
+            lines.append(f"length exponent   {self.length_exponent}  {over}")
+        lines.append(f"signal            {self.signal}")
+        scale = bounded(self.noise_scale)
+        lines.append(f"noise scale       {scale}" + " rollouts" * (scale != "not resolved"))
         if self._source.weighted:
-            lines.append(
-                f"effective size    {self.effective_size:.4g} of {len(self._source.terms.weights)} rollouts"
-            )
+            rollouts = len(self._source.terms.weights)
+            lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")
         return "\n".join(lines)
 
 
@@ -263,26 +247,19 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        As `covariance`; also for fewer than two groups. Fewer than ten units are warned of.
 
     Notes
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. Two passes over the scores, O(N T D); the covariance matrix is not
-    computed unless ``result.covariance`` is read.
-
-    That is growth along the sequence, of rollouts whose weights hold what comes after step k too. How the
-    variance grows with the length of rollouts is `length_exponent`: the slope over strata s of
+    the curve flattens whatever the law. The length exponent is the slope over strata s of
 
     .. math:: V_s = \frac{1}{N_s - 1} \sum_{n \in s} |g_n - \bar g_s|^2
 
     on the mean length, both on the log scale, by least squares; in its interval the strata stay as they are.
+    Two passes over the scores, O(N T D); one or two more for what is computed when it is asked for, and the
+    O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
 
     Examples
     --------
@@ -290,9 +267,6 @@ def decompose(
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.standard_normal((200, 8, 3))
     >>> result = rlvar.decompose(scores, scores.sum(axis=(1, 2)))
-    >>> total = result.variance_terms.value + result.covariance_terms.value
-    >>> bool(np.isclose(total, result.variance.value))
-    True
     >>> bool(np.isclose(result.step_share.sum(), 1))
     True
 
@@ -307,15 +281,8 @@ def decompose(
     noise scale       3 rollouts
     effective size    1.6 of 2 rollouts
     """
-    terms = terms_of(
-        rollouts,
-        estimator,
-        lengths=lengths,
-        mask=mask,
-        importance=importance,
-        truncate=truncate,
-        threads=num_threads,
-    )
+    options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
+    terms = terms_of(rollouts, estimator, **options, threads=num_threads)  # type: ignore[arg-type]
     labels = groups_of(rollouts, groups)
     result = decompose_terms(terms, labels, sample_weight, ddof, confidence)
     if sample_weight is None:
@@ -343,15 +310,14 @@ def decompose_terms(
     mean = terms.mean(p)
     squares = terms.squares(p, mean, units)
     step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
-    if not (
-        np.isfinite(mean).all() and np.isfinite(step_squares).all() and np.isfinite(growth_squares).all()
-    ):
+    if not all(np.isfinite(each).all() for each in (mean, step_squares, growth_squares)):
         _check.raise_not_finite(terms.scores, terms.live)
-    if not step_squares.any():
+    if step_squares.max() < TINY:
         terms.refuse_underflow(p)
 
-    # The steps that at least half of the rollouts reach.
-    growth_range = upper_half(max(1, int((2 * alive >= n).sum())))
+    # The upper half of the steps that at least half of the rollouts reach.
+    last = max(1, int((2 * alive >= n).sum()))
+    growth_range = (last + 1) // 2, last
     intervals = not weighted and len(units) >= 3 and n - ddof > units.sizes.max()
     found = totals(squares, units, normaliser, growth_range, ddof if intervals else None)
     return Decomposition(

@@ -1,12 +1,10 @@
 r"""How the variance grows with length: exponents b of V ~ length^b.
 
-Two curves, which are different things:
-
 - along the sequence: V(k), the variance of the sum of the first k terms of rollouts that go on to their end;
-  b is the slope of log V(k) on log k by least squares over a range of k;
 - with the length of rollouts: V_s, the variance of whole gradients among rollouts of similar length, for
-  strata s of length; b is the slope of log V_s on the log of their mean length. Long rollouts may differ from
-  short ones in more than their length.
+  strata s of length. Long rollouts may differ from short ones in more than their length.
+
+b is the slope of log V by least squares, on log k or on the log of the strata's mean length.
 """
 
 from __future__ import annotations
@@ -33,34 +31,22 @@ class LengthGrowth(NamedTuple):
     longest: float
 
 
-def upper_half(last: int) -> tuple[int, int]:
-    """First and last step (both included) of the upper half of `last` steps."""
-    return (last + 1) // 2, last
-
-
-def slope(values: Double, first: int) -> Double:
-    """Slope of the logarithm of values (..., K) at k = first, first + 1, ... on log k.
-
-    NaN for a single k, and where not all values are positive.
-    """
-    return _slope(np.log(np.arange(first, first + values.shape[-1])), values)
-
-
 @_check.quiet
-def _slope(log_x: Double, values: Double) -> Double:
-    """Slope of the logarithm of values (..., K) on log_x (..., K); NaN where not all are positive."""
+def slope(log_x: Double, values: Double) -> Double:
+    """Slope of the logarithm of values (..., K) on log_x (..., K) by least squares.
+
+    NaN for a single one, and where not all values are positive.
+    """
     x = log_x - log_x.mean(axis=-1, keepdims=True)
     y = np.log(np.where(values > 0, values, np.nan))
-    result: Double = (y * x).sum(axis=-1) / (x * x).sum(axis=-1)
-    return result
+    return np.asarray((y * x).sum(axis=-1) / (x * x).sum(axis=-1))
 
 
 def strata_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number the strata of similar length (N,): quantiles; equal lengths stay together."""
     _, place, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     quantiles = STRATA * (np.cumsum(counts) - 0.5 * counts) // len(lengths)
-    result: NDArray[np.int64] = np.unique(quantiles, return_inverse=True)[1][place]
-    return result
+    return np.asarray(np.unique(quantiles, return_inverse=True)[1][place])
 
 
 @_check.quiet
@@ -71,13 +57,14 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     sum |y|^2 less the unit's |y|^2 and |sum of its y|^2 / (N_s - its size) there. O(N D).
     """
     labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
-    values, means, left_values, left_means = [], [], [], []
+    step = max(1, _CHUNK // n)
+    strata: list[tuple[float, float, Double, Double]] = []
     for label in range(labels.max() + 1):
         inside = labels == label
         present, part = units.among(inside)
         squares, sums = np.zeros(len(part)), np.zeros(len(part))
-        for start in range(0, d, max(1, _CHUNK // n)):
-            x = g.whole(slice(start, start + max(1, _CHUNK // n)))
+        for start in range(0, d, step):
+            x = g.whole(slice(start, start + step))
             y = x - x[inside].mean(axis=0)
             squares += part.sums(np.square(y).sum(axis=1))
             sums += np.square(part.sums(y)).sum(axis=1)
@@ -89,12 +76,10 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
         left[0, present] = (total - squares - sums / rest) / (rest - 1)
         left[1, present] = (length - part.sums(lengths)) / rest
         left[0, left[0] < 1e-12 * total / size] = np.nan  # what is left by rounding alone is none
-        values.append(total / (size - 1))
-        means.append(length / size)
-        left_values.append(left[0])
-        left_means.append(left[1])
-    if len(values) < 2:
+        strata.append((total / (size - 1), length / size, left[0], left[1]))
+    if len(strata) < 2:
         return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
-    value = float(_slope(np.log(means), np.array(values)))
-    left_out = _slope(np.log(left_means).T, np.transpose(left_values))
-    return LengthGrowth(Moment(value, left_out), min(means), max(means))
+    values, means, left_values, left_means = map(np.array, zip(*strata, strict=True))
+    value = float(slope(np.log(means), values))
+    left_out = slope(np.log(left_means).T, left_values.T)
+    return LengthGrowth(Moment(value, left_out), float(means.min()), float(means.max()))

@@ -71,11 +71,9 @@ def headroom(comparison: Comparison) -> Headroom:
     Notes
     -----
     With variances V of the reference, the best baseline and an estimator e: 1 - V_best / V is
-    removable, and e removes (V - V_e) / (V - V_best) of it. On policy, for the aggregation "sum", no
-    constant for all rollouts, one for the rollout or one for each step, removes more than the best of its
-    kind, but for what the fit costs; a baseline that knows the state or the prompt, such as that of "rloo",
-    can. With importance ratios "multi-optimal" need not be the best: see
-    `rlvar.weights.baselines.multi_optimal`.
+    removable, and e removes (V - V_e) / (V - V_best) of it. ``docs/statistics.md`` says what these baselines
+    are the best of: one of the state or the prompt, such as that of "rloo", can remove more. With importance
+    ratios "multi-optimal" need not be the best: see `rlvar.weights.baselines.multi_optimal`.
 
     Examples
     --------
@@ -91,24 +89,23 @@ def headroom(comparison: Comparison) -> Headroom:
     # With several kinds of ratios names are as in "otb:sequence".
     candidates = [name for name in rows if name.partition(":")[0] in BASELINES]
     if not candidates:
-        raise ValueError(
-            f"comparison must hold one of {', '.join(BASELINES)} with the mean of {comparison.reference}, "
-            f"got {', '.join(row.name for row in comparison)}"
-        )
+        names, known = [row.name for row in comparison], ", ".join(BASELINES)
+        if any(name.partition(":")[0] in BASELINES for name in names):
+            raise ValueError(
+                f"the baselines compared have not the mean of {comparison.reference}, by their importance "
+                "ratios or the aggregation: variances alone do not say what they would remove"
+            )
+        raise ValueError(f"compare one of {known} too, got {', '.join(names)}")
     best = min(candidates, key=lambda name: rows[name].variance.value)
     whole, least = comparison._reference_variances, rows[best]._variances
     ratio = jackknife(*quotient(least, whole), comparison.confidence, positive=True)
     removable = Estimate(1 - ratio.value, ratio.stderr, 1 - ratio.high, 1 - ratio.low, ratio.confidence)
-    removed = {}
-    for name, row in rows.items():
-        if name in (comparison.reference, best):
-            continue
-        part = quotient(_less(whole, row._variances), _less(whole, least))
-        removed[name] = (
-            jackknife(*part, comparison.confidence)
-            if removable.low > 0
-            else Estimate(math.nan, confidence=comparison.confidence)
-        )
+    unknown = Estimate(math.nan, confidence=comparison.confidence)
+    removed = {name: unknown for name in rows if name not in (comparison.reference, best)}
+    if removable.low > 0:
+        for name in removed:
+            part = quotient(_less(whole, rows[name]._variances), _less(whole, least))
+            removed[name] = jackknife(*part, comparison.confidence)
     return Headroom(comparison.reference, best, removable, removed)
 
 

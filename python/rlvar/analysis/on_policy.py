@@ -39,11 +39,10 @@ class OnPolicyTest(Result):
         whatever the rewards; it has no unit. NaN if all scores are 0.
     mean_score : Estimate
         |E sum_t S_t|^2 over `trace`, what the mean of a rollout's summed scores adds to `ratio`: 0 on
-        policy; it has no unit. Free of the bias of a plug-in, it can be negative.
-    off_diagonal : Estimate
-        E[sum over i != j of S_i . S_j], for one rollout, in squared units of the scores.
-    trace : Estimate
-        E[sum over t of |S_t|^2], for one rollout, in squared units of the scores.
+        policy. Free of the bias of a plug-in, it can be negative.
+    off_diagonal, trace : Estimate
+        E[sum over i != j of S_i . S_j] and E[sum over t of |S_t|^2], for one rollout, in squared units of the
+        scores.
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
@@ -76,15 +75,14 @@ class OnPolicyTest(Result):
             False: "these rollouts were not sampled from the policy that scored them",
             None: "no interval, hence no verdict",
         }[self.on_policy]
-        return "\n".join(
-            [
-                f"ratio         {self.ratio}  above 0: another policy",
-                f"mean score    {self.mean_score}  above 0: another policy",
-                f"off-diagonal  {self.off_diagonal}",
-                f"trace         {self.trace}",
-                verdict,
-            ]
-        )
+        lines = [
+            f"ratio         {self.ratio}  above 0: another policy",
+            f"mean score    {self.mean_score}  above 0: another policy",
+            f"off-diagonal  {self.off_diagonal}",
+            f"trace         {self.trace}",
+            verdict,
+        ]
+        return "\n".join(lines)
 
 
 def on_policy_test(
@@ -104,18 +102,15 @@ def on_policy_test(
     Parameters
     ----------
     rollouts : Rollouts, or array_like of shape (N, T, D)
-        The rollouts, or their scores alone: the gradient of the log-probability of each step's action under
-        the policy in question.
-    lengths, mask
-        With scores: live steps, as in `covariance`. Only steps whose action the policy chose may be live.
-        An end that the past decides, such as an end token or a limit on the length, is no fault.
-    groups : sequence of hashable, shape (N,), optional
-        With scores: label (prompt) of each rollout. Groups are the independent units.
+        As in `covariance`, with scores of the policy in question.
+    lengths, mask, groups
+        With scores: as in `decompose`. Only steps whose action the policy chose may be live. An end that the
+        past decides, such as an end token or a limit on the length, is no fault.
     confidence : float, default 0.95
         Nominal coverage of each interval. The verdict looks at the lower ends of two, each of which
         is above 0 on policy with probability (1 - `confidence`) / 2: together at most 1 - `confidence`.
-    num_threads : int, optional
-        Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says.
+    num_threads
+        As in `covariance`.
 
     Returns
     -------
@@ -125,17 +120,12 @@ def on_policy_test(
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, a score of a live step that is not finite (the first is named),
-        fewer than two rollouts or groups.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        fewer than two rollouts or groups. Fewer than ten units are warned of.
 
     Notes
     -----
-    With :math:`E[S_t \mid \text{past}] = 0` each :math:`E[S_i \cdot S_j]`, i < j, is 0: given the past
-    of step j, :math:`S_i` is known; and :math:`s_n = \sum_t S_{nt}` has mean 0. With N rollouts,
+    Given the past of step j, :math:`S_i` is known for i < j, so each :math:`E[S_i \cdot S_j]` is 0; and
+    :math:`s_n = \sum_t S_{nt}` has mean 0. With N rollouts,
 
     .. math::
 
@@ -144,27 +134,18 @@ def on_policy_test(
         \text{mean score} = \frac{|\bar s|^2 - V / U}{\sum_n \sum_t |S_{nt}|^2 / N},
 
     where V / U is the variance of the mean :math:`\bar s` by the U units: above is the signal of `compare`
-    with every weight 1, for units of one size the mean of all products :math:`s_u \cdot s_v` of different
-    ones, unbiased for :math:`|E s|^2`. That scores have mean 0 given the past is the identity on which
-    policy gradients and their baselines rest (Williams 1992); rewards have no part in it.
+    with every weight 1. That scores have mean 0 given the past is the identity on which policy gradients and
+    their baselines rest (Williams 1992); rewards have no part in it.
 
-    The interval of the ratio is that of the jackknife which leaves out one unit at a time from both
-    sums; that of the mean score inverts Box's (1954) test of a mean, see
-    `rlvar.stats.intervals.signal_interval`: for D = 1 low > 0 if a t-test rejects. What a mean adds to the
-    two is about the same, but the ratio's noise is of order :math:`1/\sqrt N`, that of the mean score, a
-    mean over pairs of rollouts, of order 1/N on policy: it finds far weaker mismatches. The ratio finds
-    those without a mean, as when prompts differ in how a mismatch acts. ``python
-    studies/on_policy_power.py`` shows how often either finds what, and how often both are wrong.
+    The interval of the ratio is that of the jackknife; that of the mean score inverts Box's (1954) test of a
+    mean: for D = 1 low > 0 if a t-test rejects. An interval of the ratio below 0 is no verdict:
+    :math:`|s_n|^2` has a long right tail, what its mean is at most depends on few rollouts, perhaps not yet
+    seen, and such an interval comes too easily on policy (in 5 to 20 % of the data sets of ``python
+    studies/on_policy_power.py``).
 
-    An interval of the ratio below 0 is no verdict. :math:`|s_n|^2` has a long right tail: what its mean
-    is at most depends on few rollouts, perhaps not yet seen, and such an interval comes too easily on
-    policy (in 5 to 20 % of the data sets of that script).
-
-    What it does not see: means that cancel over steps and rollouts, and selection that leaves the mean
-    at 0 and makes steps correlate negatively. With T = 1, or where no two steps share a parameter,
-    the ratio is 0 always and the mean score alone speaks. What it sees wrongly: the absence of an action
-    that makes up most of the trace and is expected less than three times in all the rollouts. On policy
-    it is absent with probability :math:`e^{-3}` or more, and all other scores then have a mean.
+    ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
+    wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
+    speaks.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).
 
@@ -219,7 +200,7 @@ def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:
 
 def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float) -> Estimate:
     """Return |E sum_t S_t|^2 / E sum_t |S_t|^2 from sums of scores (U, D) and of squares (U,) of units."""
-    ((p, _),) = moments.products([moments.sample(sums, sizes)])
+    ((p, _),) = moments.products([moments.Sample(sums, sizes)])
     trace = squares.sum() / sizes.sum()
     left_out = moments.without_each(squares) / moments.without_each(sizes)
     (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)

@@ -38,22 +38,21 @@ class PromptComponents(Result):
     within : Estimate
         Expected variance between completions of one prompt.
     between : Estimate
-        Variance between the mean gradients of prompts. Unbiased, so it can come out negative where
-        it is small: it is shown as it is.
+        Variance between the mean gradients of prompts. Unbiased, so it can come out negative where it is
+        small, which is shown; resolved if its interval excludes 0.
     variance : Estimate
         Their sum: variance of one completion of a random prompt.
     estimator : str
-        Name of the estimator whose gradients these are.
+        As asked for.
     groups : int
         Number of prompts: the independent units behind the intervals.
     sizes : ndarray of int, shape (groups,)
         Completions of each prompt, in the order of first appearance.
     dead_groups : int
-        Prompts with two completions or more whose returns are all equal: estimators that compare
-        the completions of a prompt, such as grpo, learn nothing from them. Here they count as any.
+        Prompts with two completions or more whose returns are all equal: grpo learns nothing from them.
+        Here they count as any.
     """
 
-    _also = ("resolved",)
     within: Estimate
     between: Estimate
     variance: Estimate
@@ -64,32 +63,12 @@ class PromptComponents(Result):
     # `within` and `between` without one group each, (2, groups) or (2, 0), for other sums of them.
     _left_out: Double = field(repr=False)
 
-    @property
-    def resolved(self) -> bool:
-        """Whether the variance between prompts is told from none: its interval excludes 0."""
-        return self.between.resolved
-
     @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
-        """Return the variance of the mean gradient of a batch, between / P + within / (P K).
+        """Return the variance of the mean gradient of P `prompts` with K `completions` each, both at least 1.
 
-        Parameters
-        ----------
-        prompts : int
-            Number P of prompts, drawn independently.
-        completions : int
-            Number K of independent completions of each.
-
-        Returns
-        -------
-        Estimate
-            Its interval is that of the jackknife over groups. Negative where `between` is and K is
-            large.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If one is not an integer of at least 1.
+        It is between / P + within / (P K), with the jackknife's interval over groups; negative where
+        `between` is and K is large.
         """
         p = _check.positive_integer("prompts", prompts)
         k = _check.positive_integer("completions", completions)
@@ -102,7 +81,7 @@ class PromptComponents(Result):
         sizes = f"{low}" if low == high else f"{low} to {high}"
         lines = [
             f"within prompts   {self.within}",
-            f"between prompts  {self.between}" + ("" if self.resolved else "  not resolved"),
+            f"between prompts  {self.between}" + ("" if self.between.resolved else "  not resolved"),
             f"one rollout      {self.variance}",
             f"{self.groups} prompts of {sizes} completions, {self.dead_groups} with all returns equal",
         ]
@@ -121,10 +100,8 @@ class Plan(Result):
         P (cost of a prompt + K times that of a completion), in the unit of those costs.
     variance : Estimate
         Variance of the batch's mean gradient, with its interval.
-    target : float
-        The variance asked for.
-    max_completions : int
-        The largest K that was allowed.
+    target, max_completions
+        As asked for.
     components : PromptComponents
         What it was planned from.
     """
@@ -148,7 +125,7 @@ class Plan(Result):
                 f"The variance between prompts is not positive, {between}: it was taken as 0, so that "
                 "many completions of few prompts look best. More prompts would tell."
             )
-        elif not self.components.resolved:
+        elif not between.resolved:
             lines.append(
                 f"The variance between prompts is not resolved, {between}: so neither is the number of "
                 "completions. More prompts would tell."
@@ -172,19 +149,16 @@ def prompt_components(
     Parameters
     ----------
     rollouts : Rollouts
-        Rollouts with groups: the prompts, drawn independently. The completions of a prompt are
-        independent given the prompt.
+        Rollouts with groups, the prompts, drawn independently; given the prompt its completions are
+        independent.
     estimator : str or Estimator, default "single"
         One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
-        other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are
-        dependent, and the split would not be that of independent draws.
-    importance, truncate
-        Importance ratios of stale rollouts, as in `compare`.
+        other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are dependent.
+    importance, truncate, num_threads
+        As in `compare`.
     confidence : float, default 0.95
-        Nominal coverage of the intervals. They come from the jackknife over groups, and are NaN for
-        two groups or where one group holds all that tells completions apart.
-    num_threads : int, optional
-        Threads to use, by default what ``OMP_NUM_THREADS`` or the machine says.
+        Nominal coverage of the intervals, the jackknife's over groups: NaN for two groups, or where one group
+        holds all that tells completions apart.
 
     Returns
     -------
@@ -193,19 +167,9 @@ def prompt_components(
     Raises
     ------
     ValueError, TypeError
-        For rollouts without groups, fewer than two groups, no group of two rollouts, an estimator
-        that is unknown, whose needs are not met or whose weights use other rollouts, or scores that
-        are not finite (the first is named).
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten groups.
-
-    See Also
-    --------
-    plan : the cheapest prompts x completions for a variance.
-    compare : for the other estimators, from group means.
+        For fewer than two groups, no group of two rollouts, an estimator that is unknown, whose needs are not
+        met or whose weights use other rollouts, or scores that are not finite (the first is named). Fewer
+        than ten groups are warned of.
 
     Notes
     -----
@@ -220,7 +184,7 @@ def prompt_components(
         n_0 = \frac{1}{U - 1} \Big( N - \frac{1}{N} \sum_u n_u^2 \Big).
 
     Both are unbiased, whatever the distributions, if the sizes have nothing to do with the prompts.
-    One pass over the scores, O(N T D), and O(N D) for the rest, intervals included.
+    One pass over the scores, O(N T D).
 
     Examples
     --------
@@ -282,8 +246,8 @@ def plan(
     components : PromptComponents
         The variances within and between prompts.
     target : float
-        Largest variance that the batch's mean gradient may have, in squared units of the gradient.
-        For a batch of signal-to-noise ratio 1 it is the signal |E g|^2.
+        Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
+        signal-to-noise ratio of 1 the signal |E g|^2.
     cost_prompt, cost_completion : float
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit.
     max_completions : int, default 256
@@ -301,18 +265,12 @@ def plan(
 
     Notes
     -----
-    The cost P (cost_prompt + K cost_completion) is to be least while between / P + within / (P K) is
-    at most the target. For real numbers P and K it is so at
-
-    .. math::
-
-        K^* = \sqrt{\frac{\mathrm{within} \cdot \mathrm{cost\_prompt}}
-                         {\mathrm{between} \cdot \mathrm{cost\_completion}}},
-
-    whatever the target. For integers P is rounded up, which moves the best K where P is small: every K
-    up to `max_completions` is tried with the smallest P that reaches the target. Of equal costs the
-    one with the lower variance is taken. A variance between prompts that came out negative counts as
-    0 here, and the plan says so.
+    The cost P (cost_prompt + K cost_completion) is to be least while between / P + within / (P K) is at most
+    the target. For real numbers it is so, whatever the target, at K with K^2 = (within / between)
+    (cost_prompt / cost_completion). For integers P is rounded up, which moves the best K where P is small:
+    every K up to `max_completions` is tried with the smallest P that reaches the target. Of equal costs the
+    one with the lower variance is taken. A variance between prompts that came out negative counts as 0 here,
+    and the plan says so.
 
     Examples
     --------
@@ -322,7 +280,7 @@ def plan(
     >>> rewards = 2 * rng.standard_normal(50)[prompts] + rng.standard_normal(400)
     >>> rollouts = rlvar.Rollouts(np.ones((400, 1, 1)), rewards, groups=prompts)
     >>> parts = rlvar.prompt_components(rollouts)
-    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K* = 2
+    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K = 2 for real numbers
     >>> best.completions, best.variance.value <= 0.01
     (2, True)
     """

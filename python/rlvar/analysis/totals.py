@@ -38,8 +38,9 @@ def _values(
     total = growth_squares[..., -1] / normaliser
     variance = step_squares / normaliser
     first, last = growth_range
-    exponent = slope(growth_squares[..., first - 1 : last], first)
-    return np.stack([total, variance, total - variance, exponent])
+    exponent = slope(np.log(np.arange(first, last + 1)), growth_squares[..., first - 1 : last])
+    covariance = np.where(np.abs(total - variance) <= 1e-13 * variance, 0.0, total - variance)  # rounding
+    return np.stack([total, variance, covariance, exponent])
 
 
 def _without_each(squares: Squares, units: _check.Units, ddof: int, growth_range: tuple[int, int]) -> Double:

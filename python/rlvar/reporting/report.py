@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from rlvar.analysis.compare import Comparison, compare_batches
 from rlvar.analysis.decompose import Decomposition, decompose_terms
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
-from rlvar.reporting.text import chart, indent, rollouts_line, wrapped
+from rlvar.reporting.text import chart, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
@@ -25,19 +26,10 @@ from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 
 @dataclass(frozen=True, repr=False)
 class Report(Result):
-    """What `rlvar report` prints.
+    """What `rlvar report` prints: the answers on `rollouts`, which came from `source`.
 
-    Attributes
-    ----------
-    source : str
-        Where the rollouts came from.
-    rollouts : Rollouts
-    comparison : Comparison
-    decompositions : dict of str to Decomposition
-        One for each estimator compared.
-    on_policy : OnPolicyTest
-    headroom : Headroom or None
-        None where no baseline leaves the mean alone.
+    There is a decomposition for each estimator compared, and no headroom where no baseline leaves the mean
+    alone.
     """
 
     _also = ("verdict",)
@@ -51,32 +43,31 @@ class Report(Result):
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
-        return verdict(
-            self.comparison, self.decompositions, self.headroom, self.on_policy, _reach(self.rollouts)
-        )
+        reach = _reach(self.rollouts)
+        return verdict(self.comparison, self.decompositions, self.headroom, self.on_policy, reach)
 
     def __repr__(self) -> str:
-        confidence = f"{self.comparison.confidence:.0%}"
-        units = f"{self.comparison.units} {unit(self.comparison)}"
-        blocks = [
-            rollouts_line(self.source, self.rollouts),
-            f"Estimators ({confidence} intervals: {self.comparison.interval} over {units})\n"
-            + indent(str(self.comparison)),
+        comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
+        intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
+        table = [
+            f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
+            indent(str(comparison), "  "),
         ]
         if self.rollouts.groups is not None:
-            what = "group" if self.comparison.aggregation == "token-mean" else "group's mean"
-            blocks[-1] += (
-                f"\n  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
+            what = "group" if tokens else "group's mean"
+            table.append(
+                f"  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
             )
-        if self.comparison.aggregation == "token-mean":
-            blocks[-1] += "\n  Below, gradients are sums over tokens, not divided by their number."
+        if tokens:
+            table.append("  Below, gradients are sums over tokens, not divided by their number.")
+        blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
         for names, parts in self._distinct():
             same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
-            blocks.append(f"{title}\n{indent(str(parts))}")
+            blocks.append(f"{title}\n{indent(str(parts), '  ')}")
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         for names, parts in self._distinct():
-            drawn = {self.comparison.reference, quietest_of(self.comparison)} & set(names)
+            drawn = {comparison.reference, quietest_of(comparison)} & set(names)
             if drawn and parts.variance.value > 0:
                 blocks.append(chart(names[0], parts.growth[: _reach(self.rollouts)]))
         return "\n\n".join(blocks)
@@ -125,12 +116,7 @@ def report(
     Raises
     ------
     ValueError, TypeError
-        As `compare`.
-
-    Warns
-    -----
-    UserWarning
-        For fewer than ten units.
+        As `compare`, and so are warnings.
 
     Examples
     --------

@@ -11,16 +11,8 @@ from rlvar.reporting.verdict import long_name
 from rlvar.rollouts import Rollouts
 
 _BARS = " ▁▂▃▄▅▆▇█"
-
-
 _CHART_WIDTH, _CHART_HEIGHT = 64, 6
-
-
 _TEXT_WIDTH = 110
-
-
-def indent(text: str) -> str:
-    return textwrap.indent(text, "  ")
 
 
 def wrapped(sentence: str) -> str:
@@ -38,11 +30,10 @@ def rollouts_line(source: str, rollouts: Rollouts) -> str:
     n, t, d = rollouts.shape
     counts = rollouts.live_steps
     measure = "lengths" if rollouts.mask is None else "live steps"
-    ignored = (
-        0 if rollouts.rewards.ndim == 1 else np.count_nonzero(np.nan_to_num(rollouts.rewards[~rollouts.live]))
-    )
+    terminal = rollouts.rewards.ndim == 1
+    ignored = 0 if terminal else np.count_nonzero(np.nan_to_num(rollouts.rewards[~rollouts.live]))
     note = f"\n  {ignored} non-zero rewards lie on steps that are not live and are ignored" if ignored else ""
-    rewards = "one terminal reward each" if rollouts.rewards.ndim == 1 else "a reward for each step"
+    rewards = "one terminal reward each" if terminal else "a reward for each step"
     groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
     return (
         f"Rollouts: {source}\n"

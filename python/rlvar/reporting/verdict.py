@@ -43,7 +43,7 @@ def verdict(
     """
     units = unit(comparison)
     if all(row.variance.value == row.signal.value == 0 for row in comparison):
-        return ["All gradient estimates are 0: no step is live, or no weight is other than 0."]
+        return ["All gradient estimates are 0: no step is live, or all scores or all weights are 0."]
     if comparison.units < 3:
         return [f"{comparison.units} {units} are too few to tell anything: there are no intervals."]
     quietest = quietest_of(comparison)
@@ -72,17 +72,14 @@ def unit(comparison: Comparison) -> str:
 
 
 def _comparisons(comparison: Comparison) -> list[str]:
-    others = [row for row in comparison if row.name != comparison.reference]
+    units, reference = unit(comparison), comparison.reference
+    others = [row for row in comparison if row.name != reference]
+    sentences = [_ratio_sentence(row, reference, units) for row in others if comparison.same_mean(row)]
     apart = [long_name(row.name) for row in others if not comparison.same_mean(row)]
-    sentences = [
-        _ratio_sentence(row, comparison.reference, unit(comparison))
-        for row in others
-        if comparison.same_mean(row)
-    ]
     if apart:
         sentences.append(
-            f"The mean gradient of {_list(apart)} is not that of {long_name(comparison.reference)}, or not "
-            f"known to be: the ratio of variances says nothing by itself about the {unit(comparison)} needed."
+            f"The mean gradient of {_list(apart)} is not that of {long_name(reference)}, or not "
+            f"known to be: the ratio of variances says nothing by itself about the {units} needed."
         )
     return sentences
 
@@ -146,9 +143,8 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
         exponent = parts.length_exponent
         sentences.append(
             f"From quartile to quartile of length, on average {growth.shortest:.3g} to {growth.longest:.3g} "
-            f"steps, the variance of {name} grows as length^{_power(exponent.value)} "
-            f"({_interval(exponent)}; {scale}); long rollouts may differ from short ones in more than their "
-            "length."
+            f"steps, the variance of {name} grows as length^{_power(exponent.value)} ({_interval(exponent)}; "
+            f"{scale}); long rollouts may differ from short ones in more than their length."
         )
     if not math.isnan(along.value):
         sentences.append(
@@ -161,51 +157,43 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
     """Say how much of the variance is covariance between steps, or that it cannot be told from none."""
-    pairs = f"{steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms"
-    covariance, total = parts.covariance_terms, parts.variance.value
-    interval = _interval(covariance)
+    name, covariance, total = long_name(name), parts.covariance_terms, parts.variance.value
     if not (covariance.resolved or math.isnan(covariance.low)):
-        return (
-            f"Covariance between steps in {long_name(name)} cannot be told from none: "
-            f"{_number(covariance.value)} ({interval}) against {_number(total)} in total ({pairs})."
-        )
-    if covariance.value >= 0:
-        share = (
-            f"{parts.covariance_share:.0%} of the variance of {long_name(name)} is covariance between steps"
-        )
+        claim = f"Covariance between steps in {name} cannot be told from none"
+    elif covariance.value >= 0:
+        claim = f"{parts.covariance_share:.0%} of the variance of {name} is covariance between steps"
     else:
-        share = (
-            f"Covariance between steps is negative in {long_name(name)} and cancels "
-            f"{-covariance.value / parts.variance_terms.value:.0%} of the variance terms"
-        )
-    return f"{share}: {_number(covariance.value)} ({interval}) against {_number(total)} in total ({pairs})."
+        cancelled = f"cancels {-covariance.value / parts.variance_terms.value:.0%} of the variance terms"
+        claim = f"Covariance between steps is negative in {name} and {cancelled}"
+    return (
+        f"{claim}: {_number(covariance.value)} ({_interval(covariance)}) against {_number(total)} in total "
+        f"({steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms)."
+    )
 
 
 def _faint_signals(comparison: Comparison) -> list[str]:
     """Say which signals cannot be told from none, and how many rollouts would tell."""
     units = unit(comparison)
-    faint = [
-        row
-        for row in _distinct(comparison)
-        if not (row.signal.resolved or math.isnan(row.signal.low)) and row.variance.value > 0
-    ]
+    varying = [row for row in _distinct(comparison) if row.variance.value > 0]
+    faint = [row for row in varying if not (row.signal.resolved or math.isnan(row.signal.low))]
     if not faint:
         return []
     names = _list([long_name(row.name) for row in faint])
-    subject, reach, scales = (
-        (f"signal of {names} is", "its interval reaches", "noise scale has")
-        if len(faint) == 1
-        else (f"signals of {names} are", "their intervals reach", "noise scales have")
-    )
+    if len(faint) == 1:
+        subject, reach, scales = f"signal of {names} is", "its interval reaches", "noise scale has"
+    else:
+        subject, reach, scales = f"signals of {names} are", "their intervals reach", "noise scales have"
     sentence = (
         f"The {subject} not resolved with these {comparison.units:,} {units}: {reach} zero, and the {scales} "
         "no upper end."
     )
-    needed = {
-        long_name(row.name): f"{_round(_resolving(row.signal, comparison.units))} {units}"
-        for row in faint
-        if row.signal.value > 1e-12 * (row.signal.value - row.signal.low)  # else it is rounding
-    }
+    needed = {}
+    for row in faint:
+        signal, below = row.signal.value, row.signal.value - row.signal.low
+        if signal > 1e-12 * below:  # else it is rounding
+            # Where an interval of this size would leave zero: its width goes as 1/sqrt.
+            count = _round(comparison.units * (below / signal) ** 2)
+            needed[long_name(row.name)] = f"{count} {units}"
     if len(faint) == len(needed) == 1:
         (count,) = needed.values()
         sentence += f" At the size that it seems to have, about {count} would resolve it."
@@ -213,11 +201,6 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         each = _list([f"{count} for {name}" for name, count in needed.items()])
         sentence += f" At the sizes that they seem to have, it would take about {each}."
     return [sentence]
-
-
-def _resolving(signal: Estimate, units: int) -> float:
-    """Units at which the interval of a signal of this size would leave zero: its width goes as 1/sqrt."""
-    return units * ((signal.value - signal.low) / signal.value) ** 2
 
 
 def _heavy_tails(comparison: Comparison) -> list[str]:
@@ -237,20 +220,20 @@ def _heavy_tails(comparison: Comparison) -> list[str]:
 def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
     """Say whether the rollouts are those of the policy, and what their ratios leave of them."""
     known = [row.importance for row in comparison if row.importance is not None]
-    sentences = _of_ratios(known[0]) if known and not known[0].close else []
+    stale = [ratios for ratios in known[:1] if not ratios.close]
+    sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios)]
     if on_policy.on_policy is False:
         found = {
             "ratio": f"scores of different steps are correlated, {on_policy.ratio} of their variance",
             "mean_score": f"the square of their mean is {on_policy.mean_score} of their variance",
         }
-        cause = (
-            "behavior_logp says so too"
-            if known and not known[0].close
-            else "look for another temperature, top-p, a stale policy or another inference engine"
-        )
+        cause = "look for another temperature, top-p, a stale policy or another inference engine"
+        if stale:
+            cause = "behavior_logp says so too"
+        against = ", and ".join(found[name] for name in on_policy.against)
         sentences.append(
             "These rollouts were not sampled from the policy that scored them: "
-            f"{', and '.join(found[name] for name in on_policy.against)}, which is 0 on policy; {cause}."
+            f"{against}, which is 0 on policy; {cause}."
         )
     elif on_policy.on_policy and not sentences:
         sentences.append(
@@ -284,10 +267,9 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
 
 def _distinct(comparison: Comparison) -> list[ComparisonRow]:
     """Leave out what is the reference under another name."""
+    reference = comparison.reference
     return [
-        row
-        for row in comparison
-        if row.name == comparison.reference or not row.identical or comparison.reference not in comparison
+        row for row in comparison if not row.identical or row.name == reference or reference not in comparison
     ]
 
 

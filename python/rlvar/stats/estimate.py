@@ -54,8 +54,8 @@ class Estimate(Result):
         Nominal coverage of the interval, such as 0.95.
     resolved : bool
         Whether the data tell it: False without an interval, where what can be 0 or negative (a signal, a
-        variance between prompts) may be 0 by its interval, and for what rests on a signal that may be 0
-        (a noise scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
+        variance between prompts) may be 0 by its interval, and for what rests on such a signal (a noise
+        scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
     """
 
     value: float

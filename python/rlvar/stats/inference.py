@@ -8,7 +8,6 @@ the same units are left out, or drawn, for either.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +82,7 @@ def signal_and_noise_scale(
     return found, fieller(whole, found, correlation(total.left_out, signal.left_out))
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
+class _Pair(NamedTuple):
     """A sample beside the reference, with their moments."""
 
     own: Products
@@ -92,10 +90,6 @@ class _Pair:
     variance: Moment
     signal: Moment
     cross: Moment
-
-    @classmethod
-    def of(cls, own: Products, beside: Products) -> _Pair:
-        return cls(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
 
 
 @quiet
@@ -108,7 +102,10 @@ def infer(
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`."""
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
-    pairs = [_Pair.of(*each) for each in products]
+    pairs = [
+        _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
+        for own, beside in products
+    ]
     if bootstrap is None:
         dimension = samples[reference].dimension
         found = [_jackknifed(pair, pairs[reference], dimension, confidence) for pair in pairs]
@@ -131,10 +128,8 @@ def _with_signals(
     drawn: tuple[Double | None, Double | None] = (None, None),
 ) -> dict[str, Any]:
     """Return what rests on the two signals, from resampled values if drawn, and what has no interval."""
-    options: dict[str, Any] = {
-        "resolved": all(each.resolved for each in signals),
-        "confidence": signals[0].confidence,
-    }
+    resolved = all(each.resolved for each in signals)
+    options: dict[str, Any] = {"resolved": resolved, "confidence": signals[0].confidence}
     scale_ratio, cosine = drawn
     return {
         "noise_scale_ratio": noise_scale_ratio(

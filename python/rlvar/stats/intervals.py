@@ -41,23 +41,12 @@ def _stderr(left_out: Double) -> float:
 
 
 def satterthwaite_dof(left_out: Double) -> float:
-    r"""Degrees of freedom of the jackknife's variance.
+    r"""Degrees of freedom of the jackknife's variance, from leave-one-out values (M,), M >= 2.
 
-    Parameters
-    ----------
-    left_out : ndarray, shape (M,)
-        Leave-one-out values, M >= 2.
-
-    Returns
-    -------
-    float
-        :math:`\nu = 2 M / (\kappa - 1 + 2 / (M - 1))` with :math:`\kappa` their kurtosis, at most M - 1.
-
-    Notes
-    -----
-    A sample variance :math:`s^2` of M values has variance :math:`s^4 (\kappa - 1 + 2 / (M - 1)) / M`,
-    and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`: Satterthwaite (1946) equates the two.
-    It is M for normal values, and lower where few units decide how wide the interval is.
+    A sample variance :math:`s^2` of M values of kurtosis :math:`\kappa` has variance
+    :math:`s^4 (\kappa - 1 + 2 / (M - 1)) / M`, and :math:`\chi^2_\nu s^2 / \nu` has :math:`2 s^4 / \nu`:
+    Satterthwaite (1946) equates the two. It is M for normal values, lower where few units decide how wide
+    the interval is, and here at most M - 1.
     """
     m = len(left_out)
     d = np.square(_deviations(left_out)[1])
@@ -127,44 +116,28 @@ def signal_interval(
     *,
     tested: bool = False,
 ) -> Estimate:
-    r"""Interval of a signal :math:`|E g|^2`, weak or strong.
+    r"""Interval of a signal :math:`|E g|^2`, weak or strong, in D = `dimension` coordinates.
 
-    Parameters
-    ----------
-    signal, variance : Moment
-        As `rlvar.stats.moments.signal` and `rlvar.stats.moments.variance` give them.
-    dimension : int
-        Number D of the coordinates of g.
-    confidence : float
-        Nominal coverage.
-    tested : bool, default False
-        Whether low > 0 is to be a test of s = 0 that errs with probability (1 - `confidence`) / 2.
+    It is resolved if low > 0. With `tested`, low > 0 is a test of s = 0 that errs with probability (1 -
+    `confidence`) / 2.
 
-    Returns
-    -------
-    Estimate
-        Its stderr is the jackknife's; value and low can be negative. Resolved if low > 0.
-
-    Notes
-    -----
     The U-statistic :math:`\hat S = |\bar g|^2 - V / U` of U units has variance
 
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
 
-    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close
-    to 0 whenever :math:`\bar g` is: the usual interval then misses. So the variance at a signal s is
-    :math:`\lambda (4 s / U + 2 V / U^2)`, with one number :math:`\lambda = U J / (4 |\bar g|^2)` for
-    the variance along the mean; that of :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees
-    of freedom and noncentrality :math:`U s / \lambda` (Box 1954). Its second part is at least
-    :math:`2 V^2 / (D U^2)`, by Cauchy and Schwarz. The interval holds all s that the test
-    :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927).
+    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close to 0
+    whenever :math:`\bar g` is. So at a signal s the variance is :math:`\lambda (4 s / U + 2 V / U^2)`
+    with one number :math:`\lambda = U J / (4 |\bar g|^2)` for the variance along the mean; that of
+    :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees of freedom and noncentrality
+    :math:`U s / \lambda` (Box 1954). Its second part is at least :math:`2 V^2 / (D U^2)`, by Cauchy and
+    Schwarz. The interval holds all s that :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson
+    1927).
 
-    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is
-    small: with D = 1 low > 0 twice as often as it may be. A `tested` low has
-    :math:`V (F - 1) / U` there for :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and
-    :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by the jackknife and at most
-    D (U - 1): low > 0 exactly if :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for
-    D = 1 is the t-test.
+    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is small:
+    with D = 1 low > 0 twice as often as it may be. A `tested` low has :math:`V (F - 1) / U` there for
+    :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and :math:`2 V^2 / \operatorname{Var} V`
+    degrees of freedom, the latter by the jackknife and at most D (U - 1): low > 0 exactly if
+    :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for D = 1 is the t-test.
     """
     if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
@@ -195,32 +168,17 @@ def signal_interval(
 def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Estimate:
     r"""Ratio of a positive quantity to one that may not be told from zero, such as the noise scale.
 
-    Parameters
-    ----------
-    numerator : Estimate
-        Not negative, nor is its interval.
-    denominator : Estimate
-        Value and interval may reach zero and below.
-    correlated : float
-        `correlation` of the two.
-
-    Returns
-    -------
-    Estimate
-        ``high`` is infinite exactly where the denominator's interval reaches zero; ``low`` then still
-        comes from its upper end, and is 0 if that is not positive either. The value is the plain
-        ratio, negative or infinite as it comes; the stderr is by the delta method. Resolved where the
-        denominator is above zero.
-
-    Notes
-    -----
-    Fieller's (1954) limits are the roots x of
+    Fieller's (1954) limits are, for a `correlated` numerator n and denominator d, the roots x of
 
     .. math:: (n - x d)^2 = m_n^2 - 2 r x m_n m_d + x^2 m_d^2 ,
 
     here with the margins m that the two intervals have on the side which matters: the numerator's
     lower and the denominator's upper for the lower limit, and the other way round (Donner & Zou
     2012, "MOVER"). So skewed intervals stay skewed, and the ratio's agrees with them.
+
+    ``high`` is infinite exactly where the denominator's interval reaches zero, and the ratio then not
+    resolved; ``low`` still comes from the upper end, and is 0 if that is not positive either. The value is
+    the plain ratio, negative or infinite as it comes; the stderr is by the delta method.
     """
     level = numerator.confidence
     value = math.nan
@@ -289,20 +247,15 @@ def noise_scale_ratio(
 ) -> Estimate:
     """Noise scale over another one of the same units: (V / S) / (V_0 / S_0), paired.
 
-    If both signals are `resolved`, their intervals above zero: by the jackknife on the log scale, or by
-    `bca` from resampled values (B,). Anything from 0 to infinity otherwise, and NaN in value if a
-    signal's estimate is not positive.
+    If both signals are `resolved`: by the jackknife on the log scale, or by `bca` from resampled values (B,).
+    Otherwise anything from 0 to infinity, and NaN in value if a signal's estimate is not positive.
     """
     value, left_out = (
         np.asarray(v) / v0 * (np.asarray(s0) / s)
         for v, s, v0, s0 in zip(variance, signal, base_variance, base_signal, strict=True)
     )
-    moment = Moment(float(value), left_out)
-    if _undefined(moment, signal, base_signal, resolved):
-        return _anything(moment, signal, base_signal, 0.0, math.inf, confidence)
-    if resampled is not None:
-        return bca(moment, resampled, confidence, positive=True)
-    return jackknife(*moment, confidence, positive=True)
+    moment, ends = Moment(float(value), left_out), (0.0, math.inf)
+    return _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled, positive=True)
 
 
 @quiet
@@ -317,38 +270,41 @@ def alignment(
 ) -> Estimate:
     """Cosine of two mean gradients, X / sqrt(S S_0) with the three U-statistics: debiased.
 
-    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from
-    resampled values (B,), ends at -1 and 1. It is [-1, 1] unless both signals are `resolved`, their
-    intervals above zero, and the value is NaN if a signal's estimate is not positive.
+    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from resampled
+    values (B,), ends at -1 and 1. Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a
+    signal's estimate is not positive.
     """
     value, left_out = (
         np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
         for x, s, s0 in zip(cross, signal, base_signal, strict=True)
     )
-    moment = Moment(float(value), left_out)
-    if _undefined(moment, signal, base_signal, resolved):
-        return _anything(moment, signal, base_signal, -1.0, 1.0, confidence)
-    plain = jackknife(*moment, confidence) if resampled is None else bca(moment, resampled, confidence)
-    if math.isnan(plain.low):
+    moment, ends = Moment(float(value), left_out), (-1.0, 1.0)
+    plain = _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled)
+    if math.isnan(plain.stderr):
         return plain
     low, high = (max(-1.0, min(1.0, end)) for end in plain.interval)
     return replace(plain, low=low, high=high, resolved=True)
 
 
-def _undefined(moment: Moment, signal: Moment, base_signal: Moment, resolved: bool) -> bool:
-    """Whether a quantity with signals in its denominator has no interval of its own."""
-    signals = (signal.left_out, base_signal.left_out)
-    return len(moment.left_out) < 2 or not (resolved and all((s > 0).all() for s in signals))
-
-
-def _anything(
-    moment: Moment, signal: Moment, base_signal: Moment, low: float, high: float, confidence: float
+def _over_signals(
+    moment: Moment,
+    signals: tuple[Moment, Moment],
+    ends: tuple[float, float],
+    resolved: bool,
+    confidence: float,
+    resampled: Double | None,
+    *,
+    positive: bool = False,
 ) -> Estimate:
-    """Return a value that may be anything from low to high; without an interval for too few units."""
-    value = moment.value if signal.value > 0 and base_signal.value > 0 else math.nan
+    """Interval of a quantity with signals below it: anything between `ends` where they are not known."""
+    value = moment.value if all(each.value > 0 for each in signals) else math.nan
     if len(moment.left_out) < 2:
         return Estimate(value, confidence=confidence)
-    return Estimate(value, math.nan, low, high, confidence, False)
+    if not (resolved and all((each.left_out > 0).all() for each in signals)):
+        return Estimate(value, math.nan, *ends, confidence, False)
+    if resampled is not None:
+        return bca(moment, resampled, confidence, positive=positive)
+    return jackknife(*moment, confidence, positive=positive)
 
 
 @quiet
@@ -357,21 +313,8 @@ def bootstrap_t(
 ) -> Estimate:
     """Interval of a variance, or a ratio of two, by the bootstrap-t on the log scale (Efron 1979, Hall 1988).
 
-    Parameters
-    ----------
-    moment : Moment
-        The quantity.
-    centre : float
-        What the resampled values estimate: its plug-in value, as ``V (U - 1) / U``.
-    resampled, stderrs : ndarray, shape (B,)
-        Values of B resamples and the standard errors of their logarithms.
-    confidence : float
-        Nominal coverage.
-
-    Returns
-    -------
-    Estimate
-        BCa covers less of variances: 0.84 to 0.91 at 30 units.
+    From the values of B resamples, which estimate `centre` (the plug-in value, as ``V (U - 1) / U``), and the
+    standard errors of their logarithms. BCa covers less of variances: 0.84 to 0.91 at 30 units.
     """
     value, left_out = moment
     if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and centre > 0):

@@ -83,15 +83,26 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The gradients of units: rows, or sums of them over each of `units`, and what the units' sizes are."""
+    """Gradients of units (U, D), and sizes (U,) of the units, ones by default: their mean is sum over sum.
+
+    With `units` the rows are those of rollouts (N, D), and their sums over each unit count.
+    """
 
     rows: Rows | Double
-    sizes: Sizes
+    given: Double | None = None
     units: _check.Units | None = None
 
     @property
+    def _base(self) -> Double:
+        return self.rows if isinstance(self.rows, np.ndarray) else self.rows.base
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return Sizes(np.ones(len(self._base)) if self.given is None else self.given)
+
+    @property
     def dimension(self) -> int:
-        return int((self.rows if isinstance(self.rows, np.ndarray) else self.rows.base).shape[1])
+        return int(self._base.shape[1])
 
     def columns(self, part: slice) -> Double:
         """Gradients of units, a few columns of them (U, d)."""
@@ -108,18 +119,6 @@ class Sample:
         rest = y.mean(axis=0)  # rounding of the mean
         y -= rest if s is None else s * rest
         return mean + rest, y
-
-
-def sample(
-    gradients: Rows | Double, sizes: Double | None = None, units: _check.Units | None = None
-) -> Sample:
-    """Make a sample of gradients (U, D) whose mean is sum of gradients / sum of sizes (U,), by default ones.
-
-    With `units` the gradients are of rollouts (N, D), and their sums over each unit count.
-    """
-    if sizes is None:
-        sizes = np.ones(len(gradients if isinstance(gradients, np.ndarray) else gradients.base))
-    return Sample(gradients, Sizes(sizes), units)
 
 
 @dataclass(eq=False)

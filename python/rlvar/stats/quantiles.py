@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -28,21 +29,24 @@ def _legendre() -> tuple[Double, Double]:
     return x, 2 / ((1 - x * x) * slope**2)
 
 
+def _integral(function: Callable[[Double], Double], low: float, high: float) -> float:
+    nodes, node_weights = _legendre()
+    half = 0.5 * (high - low)
+    return half * float((node_weights * function(low + half * (nodes + 1.0))).sum())
+
+
 @lru_cache(maxsize=256)
 def student_t_quantile(probability: float, dof: float) -> float:
     """Quantile of Student's t with `dof` >= 2 degrees of freedom, or 1, for probability >= 1/2.
 
-    With x = sqrt(dof) tan(a), P(|t| <= x) is the integral of cos(u)^(dof-1) over [0, a] divided by
-    that over [0, pi/2]: a smooth integrand, so Gauss-Legendre quadrature suffices. The integral is
-    concave in a: Newton's steps from 0 rise to the root and never pass it.
+    With x = sqrt(dof) tan(a), P(|t| <= x) is the integral of cos(u)^(dof-1) over [0, a] divided by that over
+    [0, pi/2], which is concave in a: Newton's steps from 0 rise to the root and never pass it.
     """
-    nodes, node_weights = _legendre()
     # The integrand falls off like exp(-dof u^2 / 2): beyond `cut` it is below rounding.
     cut = min(math.pi / 2, 9.0 / math.sqrt(dof))
 
     def area(a: float) -> float:
-        u = 0.5 * a * (nodes + 1.0)
-        return 0.5 * a * float((node_weights * np.cos(u) ** (dof - 1)).sum())
+        return _integral(lambda u: np.cos(u) ** (dof - 1), 0.0, a)
 
     target = (2.0 * probability - 1.0) * area(cut)
     a = 0.0
@@ -62,7 +66,6 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     outside of `ends`. So Gauss-Legendre quadrature suffices, and Newton's steps on the logarithm of the
     upper tail, which is concave, come down to the root after the first.
     """
-    nodes, node_weights = _legendre()
     half = 0.5 * (dof + error_dof)
     width = 9.0 * math.sqrt(0.5 / dof + 0.5 / error_dof)
     ends = -width - 40.0 / dof, width + 40.0 / error_dof
@@ -70,14 +73,10 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     def density(z: Any) -> Any:
         return np.exp(dof * z - half * np.log((dof * np.exp(2 * z) + error_dof) / (dof + error_dof)))
 
-    def area(low: float, high: float) -> float:
-        z = low + 0.5 * (high - low) * (nodes + 1.0)
-        return 0.5 * (high - low) * float((node_weights * density(z)).sum())
-
-    total = area(ends[0], 0.0) + area(0.0, ends[1])
+    total = _integral(density, ends[0], 0.0) + _integral(density, 0.0, ends[1])
     z = 0.0
     for _ in range(200):
-        tail = area(z, ends[1])
+        tail = _integral(density, z, ends[1])
         step = math.log(tail / (total * (1.0 - probability))) * tail / float(density(z))
         z = min(max(z + step, ends[0]), 0.5 * (z + ends[1]))
         if abs(step) <= 1e-12:

@@ -27,13 +27,12 @@ class Bootstrap:
     resamples : int, default 2000
         How many resamples are drawn, at least 100.
     seed : int, default 0
-        Seed of the draws: the same seed, the same bits.
+        The same seed gives the same bits.
 
     Examples
     --------
     >>> import rlvar
-    >>> rollouts = rlvar.datasets.cartpole()
-    >>> rlvar.compare(rollouts, interval=rlvar.Bootstrap(500, seed=1)).interval
+    >>> rlvar.compare(rlvar.datasets.cartpole(), interval=rlvar.Bootstrap(500, seed=1)).interval
     'bootstrap'
     """
 
@@ -91,8 +90,7 @@ class Resampled:
 
     @cached_property
     def _sized(self) -> Double:
-        sizes = self.products.sizes
-        return self.counts if sizes.even else self.counts * sizes.relative
+        return self.counts if self.products.sizes.even else self.counts * self.products.sizes.relative
 
     def _times_gram(self, coefficients: Double) -> Double:
         for matrix in self.products.gram:

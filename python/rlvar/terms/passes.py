@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Float
 
+TINY = 2.0**-1000  # squares below it have lost digits, or are 0 where numbers are not
+
 
 class Gradients(NamedTuple):
     """Gradients (N, D) of rollouts: a number each, if there is one, times a base that estimators share."""
@@ -88,8 +90,7 @@ class Terms:
         if self.live.mask is None:
             return np.full(n, t) if self.live.lengths is None else self.live.lengths
         alive = self.alive
-        ends: NDArray[np.int64] = np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0)
-        return ends
+        return np.asarray(np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0))
 
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""
@@ -143,12 +144,10 @@ class Terms:
             norms = np.sqrt(np.einsum("td,td->t", mean, mean))
             norms *= 4 * np.finfo(np.float64).eps * np.sqrt(weight)
             norms[~np.isfinite(norms)] = 0.0
-            still = steps.sum(axis=0) < np.square(norms)
-            grown_still = growths.sum(axis=0) < np.square(np.cumsum(norms))
-        for array in (steps, step_sums):
-            array[:, still] = 0.0
-        for array in (growths, growth_sums):
-            array[:, grown_still] = 0.0
+            for arrays, rounding in (((steps, step_sums), norms), ((growths, growth_sums), np.cumsum(norms))):
+                still = arrays[0].sum(axis=0) < np.square(rounding)
+                for array in arrays:
+                    array[:, still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
 
     def refuse_underflow(self, p: Double | None) -> None:
@@ -182,8 +181,7 @@ class Terms:
         v = self.gradients.whole() - mean.sum(axis=0)
         # The p v sum to 0 but for rounding, which a mean far above the spread would show.
         whole = np.einsum("n,nd->d", p, v)  # as BLAS would, but for bits that no number of threads changes
-        result: Double = np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole)
-        return result
+        return np.asarray(np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole))
 
     def lags(self, p: Double | None, mean: Double) -> Double:
         """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), by FFT.
@@ -202,16 +200,14 @@ class Terms:
                 rows = np.where(alive[i][:, None], self.scores[i, :, d0 : d0 + chunk], 0.0)
                 spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
                 power += (1.0 if p is None else p[i]) * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-        result: Double = np.fft.irfft(power, size)[:t]
-        return result
+        return np.asarray(np.fft.irfft(power, size)[:t])
 
 
 def autocorrelation(x: Double) -> Double:
     """Sum over t of x[t] x[t+k], for all k (T,)."""
     size = transform_size(len(x))
     spectrum = np.fft.rfft(x, size)
-    result: Double = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(x)]
-    return result
+    return np.asarray(np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(x)])
 
 
 def transform_size(steps: int) -> int:

@@ -47,21 +47,18 @@ class _Scored(NamedTuple):
         shifted = self.rewards - origin[self.labels]  # `finish` refuses what is out of range
         sums = np.bincount(self.labels, np.where(w > 0, shifted * w, 0.0))
         totals = np.bincount(self.labels, w)
-        result: Double = np.where((totals > 0)[self.labels], shifted - (sums / totals)[self.labels], 0.0)
-        return result
+        return np.where((totals > 0)[self.labels], shifted - (sums / totals)[self.labels], 0.0)
 
     def sizes(self) -> NDArray[np.int64]:
         """Return how many scored rewards the group of each one has."""
-        sizes: NDArray[np.int64] = np.bincount(self.labels)[self.labels]
-        return sizes
+        return np.bincount(self.labels)[self.labels]
 
     def spread(self, ddof: int) -> Double:
         """Return the standard deviation of the group of each reward, 0 for a singleton."""
         centred = self.centred()
         scale = self._largest(np.abs(centred))
         squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
-        result: Double = scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
-        return result
+        return scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
 
     def _largest(self, values: Double) -> Double:
         """Return for each value >= 0 a power of two near its group's largest: no square is out of range."""
@@ -99,7 +96,39 @@ def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
     return centred / deviation if deviation > 0 else centred
 
 
-@_check.quiet
+_RESULTS = """Returns
+    -------
+    ndarray, shape (N,), float64
+        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, an infinite reward (the first is named), labels that are not hashable,
+        an option outside its values, a singleton that is to raise, a length that is negative or not
+        finite, or fewer than ddof + 1 scored rewards to whiten.
+
+    Warns
+    -----
+    UserWarning
+        If rewards are NaN, with their number."""
+
+_STEPS = """lengths : array_like of int, shape (N,), optional
+        Live steps are the first ``lengths[n]``.
+    mask : array_like of bool, shape (N, T), optional
+        Live steps; what lies elsewhere is never read. Not together with `lengths`."""
+
+_RAISES = """Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, an option outside its values, a number of a live step or a reward that is
+        not finite (the first is named), fewer than ddof + 1 live entries to whiten, or a reward other than 0
+        without a live step to hold it."""
+
+_documented = _check.documented(results=_RESULTS, steps=_STEPS, raises=_RAISES)
+
+
+@_documented
 def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -> Double:
     r"""Leave-one-out advantages: each reward minus the mean of the others in its group.
 
@@ -115,33 +144,16 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     groups : sequence of hashable, length N
         Label of each sequence's group, such as its prompt, in any order, groups of any sizes.
     singleton : {"zero", "raw", "raise"}, default "zero"
-        Advantage of a reward that is the only scored one of its group, so that it has no baseline: 0,
-        as in TRL and SkyRL, which drops the sample from the gradient and shrinks its mean; the reward
-        as it is, as in verl; or an error. With "raw" such samples keep the estimate unbiased, but
-        their variance swamps that of those with a baseline.
+        Advantage of the only scored reward of its group, which has no baseline: 0, as in TRL and SkyRL,
+        which drops the sample and shrinks the gradient's mean; the reward as it is, as in verl: unbiased,
+        but its variance swamps that of those with a baseline; or an error.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an unknown `singleton`, or a
-        singleton if it is to raise.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     References
     ----------
-    Kool, van Hoof & Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et
-    al., "Back to basics" (2024), arXiv 2402.14740.
+    Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et al. (2024),
+    arXiv 2402.14740.
 
     Examples
     --------
@@ -155,7 +167,7 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     return scored.finish(scored.centred() * (sizes / np.maximum(sizes - 1, 1)), singleton)
 
 
-@_check.quiet
+@_documented
 def grpo(
     rewards: ArrayLike,
     groups: Groups,
@@ -171,24 +183,20 @@ def grpo(
     .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
               s^2 = \frac{1}{n - \mathrm{ddof}} \sum_j (r_j - \bar r)^2
 
-    With ``s = 0`` the advantage is 0, also where ``eps = 0``.
+    and 0 where ``s = 0``, also with ``eps = 0``.
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
-    groups : sequence of hashable, length N
-        Label of each sequence's group, as for `rloo`.
+    rewards, groups : shape (N,), as for `rloo`
     scale : {"group", "batch", "none"}, default "group"
-        Which rewards `s` is the standard deviation of: the group's, as in the paper; all scored ones
-        of the batch, about the batch's mean; or none, which leaves A = r - mean (Dr. GRPO).
+        Which rewards `s` is the standard deviation of: the group's, as in the paper; all of the batch,
+        about their mean; or none, which leaves A = r - mean (Dr. GRPO).
     eps : float, optional
         Added to `s`, once the root is taken.
     ddof : {0, 1}, optional
         Delta degrees of freedom.
     singleton : {"zero", "raw", "raise"}, optional
-        Advantage of a reward that is the only scored one of its group, as for `rloo`; "raw" is
-        neither centred nor scaled.
+        As for `rloo`; "raw" is neither centred nor scaled.
     preset : {None, "trl", "verl", "openrlhf", "paper"}, optional
         What `eps`, `ddof` and `singleton` are where they are not given:
 
@@ -202,58 +210,33 @@ def grpo(
         "paper"    0     0    "zero"
         ========== ===== ==== =========
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an option outside its values, or a
-        singleton if it is to raise.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     Notes
     -----
     Division by the group's own standard deviation weighs prompts by how decided they are: the
-    gradient's mean is another than that of `rloo`, so their variances alone do not compare. With
-    ``scale="none"`` it is (n-1)/n of it.
+    gradient's mean is another than that of `rloo`, of which ``scale="none"`` gives (n-1)/n.
 
-    The presets are read from TRL 1.16.0 (``GRPOTrainer``: a group with one scored completion has an
-    undefined deviation, and advantage 0), verl 0.9.1 (``compute_grpo_outcome_advantage``: mean 0 and
-    deviation 1 for a singleton, hence also a division by 1 + eps, not made here) and OpenRLHF 0.11.2
-    ("group_norm", which refuses one sample per prompt). The paper writes the standard deviation of
-    the group's rewards, without eps or correction: ddof 0 takes that as the group's own and
-    gives advantages of mean square 1 in each group.
+    The presets are read from TRL 1.16.0 (``GRPOTrainer``), verl 0.9.1 (``compute_grpo_outcome_advantage``,
+    which also divides a singleton by 1 + eps) and OpenRLHF 0.11.2 ("group_norm"). The paper writes the
+    standard deviation of the group's rewards without eps or correction: that is ddof 0.
 
     References
     ----------
-    Shao et al., "DeepSeekMath" (2024), section 4.1.2, arXiv 2402.03300; Liu et al., "Understanding
-    R1-Zero-like training" (Dr. GRPO, 2025), arXiv 2503.20783.
+    Shao et al., "DeepSeekMath" (2024), 4.1.2, arXiv 2402.03300; Liu et al. (Dr. GRPO), arXiv 2503.20783.
 
     Examples
     --------
     >>> import rlvar
     >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], eps=0.0)
     array([ 0., -1.,  0.,  0.,  1.])
-    >>> rlvar.grpo([1.0, 0.0, 3.0, 3.0, 2.0], [7, 7, 8, 8, 7], scale="none")
-    array([ 0., -1.,  0.,  0.,  1.])
     """
     _check.choice("scale", scale, Scale)
     _check.choice("preset", preset, tuple(PRESETS))
     preset_eps, preset_ddof, preset_singleton = PRESETS[preset]
     eps = _check.non_negative_number("eps", preset_eps if eps is None else eps)
-    ddof = preset_ddof if ddof is None else ddof
-    singleton = preset_singleton if singleton is None else singleton
-    _check.choice("ddof", ddof, (0, 1))
-    _check.choice("singleton", singleton, Singleton)
+    ddof = _check.choice("ddof", preset_ddof if ddof is None else ddof, (0, 1))
+    singleton = _check.choice("singleton", preset_singleton if singleton is None else singleton, Singleton)
     scored = _scored(rewards, groups)
     advantages = scored.centred()
     if scale != "none":
@@ -263,7 +246,7 @@ def grpo(
     return scored.finish(advantages, singleton)
 
 
-@_check.quiet
+@_documented
 def reinforce_pp(
     rewards: ArrayLike,
     groups: Groups | None = None,
@@ -279,11 +262,8 @@ def reinforce_pp(
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
-    groups : sequence of hashable, length N, optional
-        Label of each sequence's group, as for `rloo`: REINFORCE++-baseline. A singleton is its own
-        mean: its advantage is 0. By default the batch is one group.
+    rewards, groups : shape (N,), as for `rloo`
+        By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
     whiten : bool, default False
         Whether to divide by the standard deviation of the batch's centred rewards.
     eps : float, default 1e-8
@@ -291,23 +271,7 @@ def reinforce_pp(
     ddof : {0, 1}, default 1
         Delta degrees of freedom of that variance.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward (the first is named), an option outside its values, or,
-        if whitened, fewer than ddof + 1 scored rewards.
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     Notes
     -----
@@ -330,55 +294,35 @@ def reinforce_pp(
     _check.choice("ddof", ddof, (0, 1))
     scored = _scored(rewards, groups)
     advantages = scored.centred()
-    if whiten:
+    if _check.boolean("whiten", whiten):
         # They sum to 0 over the batch already; centring again would undo exact zeros.
         freedom = _check.degrees_of_freedom("rewards", len(advantages), ddof)
         advantages = _over_spread(advantages, freedom, eps)
     return scored.finish(advantages)
 
 
-@_check.quiet
+@_documented
 def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) -> Double:
     r"""Advantages about the optimal reward baseline, the mean of the rewards weighted by length.
 
     .. math:: A_i = r_i - b, \qquad b = \frac{\sum_j L_j r_j}{\sum_j L_j}
 
-    The constant baseline of least variance weighs each reward by its sequence's squared score norm;
-    a sequence's length stands in for that, as if steps had orthogonal scores of equal norm.
+    The constant baseline of least variance weighs rewards by squared score norms; the length stands in for
+    that, as if steps had orthogonal scores of equal norm.
 
     Parameters
     ----------
-    rewards : array_like, shape (N,)
-        Reward of each sequence, as for `rloo`.
+    rewards, groups : shape (N,), as for `rloo`
+        By default the batch is one group. A singleton gets 0.
     lengths : array_like, shape (N,)
         Steps of each sequence, or the squared norm of its score itself: any weights >= 0. In a group
         without any weight all advantages are 0.
-    groups : sequence of hashable, length N, optional
-        Label of each sequence's group, as for `rloo`. A singleton is its own baseline: its advantage
-        is 0. By default the batch is one group.
 
-    Returns
-    -------
-    ndarray, shape (N,), float64
-        Advantages; exactly 0 where the reward is NaN, and in a group of equal rewards.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an infinite reward, or a length that is negative or not finite (the first is
-        named).
-    TypeError
-        For dtypes that are not real numbers, or labels that are not hashable.
-
-    Warns
-    -----
-    UserWarning
-        If rewards are NaN, with their number.
+    %(results)s
 
     References
     ----------
-    Hao et al., "On-policy RL with optimal reward baseline" (2025), arXiv 2505.23585; Greensmith,
-    Bartlett & Baxter, "Variance reduction techniques for gradient estimates" (2004).
+    Hao et al., "On-policy RL with optimal reward baseline" (2025), arXiv 2505.23585.
 
     Examples
     --------
@@ -391,7 +335,7 @@ def opo(rewards: ArrayLike, lengths: ArrayLike, groups: Groups | None = None) ->
     return scored.finish(scored.centred(weights))
 
 
-@_check.quiet
+@_documented
 def whiten(
     x: ArrayLike,
     *,
@@ -410,15 +354,11 @@ def whiten(
     ----------
     x : array_like, any shape
         Values, computed in float64 whatever their dtype (bfloat16 too).
-    lengths : array_like of int, shape (N,), optional
-        Of `x` of shape (N, T), live entries are the first ``lengths[n]`` of each row.
-    mask : array_like of bool, shape of `x`, optional
-        Live entries; what lies elsewhere is never read. Not together with `lengths`.
+    %(steps)s The mask of an `x` of any shape has its shape.
     shift_mean : bool, default True
         Whether the result has mean 0; if not, the mean of `x` is added back.
     eps : float, default 1e-8
-        Added to the variance, under the root, as in verl. Equal values give exactly 0 before
-        any mean is added back, with ``eps=0`` too.
+        Added to the variance under the root, as in verl. Equal values give 0 with ``eps=0`` too.
     ddof : {0, 1}, default 1
         Delta degrees of freedom.
 
@@ -427,13 +367,7 @@ def whiten(
     ndarray, shape of `x`, float64
         Whitened values; exactly 0 at entries that are not live.
 
-    Raises
-    ------
-    ValueError
-        For wrong shapes, a live entry that is not finite (the first is named), an option outside its
-        values, or fewer than ddof + 1 live entries.
-    TypeError
-        For dtypes that are not real numbers.
+    %(raises)s
 
     Examples
     --------
@@ -455,11 +389,11 @@ def whiten(
     mean = shifted.mean()
     whitened = _over_spread(shifted - mean, freedom, eps)
     result = np.zeros(array.shape)
-    result[live] = whitened if shift_mean else whitened + (values[0] + mean)
+    result[live] = whitened if _check.boolean("shift_mean", shift_mean) else whitened + (values[0] + mean)
     return result
 
 
-@_check.quiet
+@_documented
 def kl_rewards(
     rewards: ArrayLike,
     logp: ArrayLike,
@@ -484,32 +418,20 @@ def kl_rewards(
     ----------
     rewards : array_like, shape (N,) or (N, T)
         Reward of each sequence, which lands on its last live step, or of each step.
-    logp : array_like, shape (N, T)
-        Log-probability of each step's action under the policy that took it.
-    ref_logp : array_like, shape (N, T)
-        The same under the reference policy.
+    logp, ref_logp : array_like, shape (N, T)
+        Log-probability of each step's action under the policy that took it and under the reference.
     coef : float
         Weight c >= 0 of the penalty. With 0 no log-probability is read.
     estimator : {"k1", "k2", "k3"}, default "k1"
         Which estimate of the divergence.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``.
-    mask : array_like of bool, shape (N, T), optional
-        Live steps; what lies elsewhere is never read. Not together with `lengths`.
+    %(steps)s
 
     Returns
     -------
     ndarray, shape (N, T), float64
         Rewards minus penalties; exactly 0 on steps that are not live.
 
-    Raises
-    ------
-    ValueError
-        For wrong shapes, an option outside its values, a number of a live step or a sequence reward
-        that is not finite, a divergence beyond the range of float64, or a sequence reward other than
-        0 without a live step to hold it (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
+    %(raises)s
 
     References
     ----------
@@ -551,7 +473,7 @@ def kl_rewards(
     return result
 
 
-@_check.quiet
+@_documented
 def to_steps(
     per_sequence: ArrayLike,
     *,
@@ -565,10 +487,7 @@ def to_steps(
     ----------
     per_sequence : array_like, shape (N,)
         One number for each sequence, such as its advantage.
-    lengths : array_like of int, shape (N,), optional
-        Live steps are the first ``lengths[n]``.
-    mask : array_like of bool, shape (N, T), optional
-        Live steps. One of `lengths` and `mask` is needed.
+    %(steps)s One is needed.
     steps : int, optional
         Number of steps T; by default that of the mask, or the greatest length.
 
@@ -577,12 +496,7 @@ def to_steps(
     ndarray, shape (N, T), float64
         The sequence's number on its live steps, exactly 0 on the rest.
 
-    Raises
-    ------
-    ValueError
-        For wrong shapes, or a number that is not finite (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
+    %(raises)s
 
     Examples
     --------

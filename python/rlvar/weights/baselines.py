@@ -1,24 +1,15 @@
 r"""Baselines that need the scores, cross-fitted: what they gain is not made up on the same rollouts.
 
-A baseline that does not depend on a rollout leaves the mean of its gradient estimate alone, as
-E[S_t] = 0. The best ones are ratios of expectations,
+The best baselines are ratios of expectations, b = E[numerator] / E[denominator]. The units (groups, or
+rollouts without groups) are dealt into F = min(10, units) folds, unit u, by order of first appearance, into
+fold u modulo F; the baseline of a fold is the ratio of the sums over the rollouts of all other folds. Given
+those it is a constant, so the mean is exact for any N (docs/statistics.md). Rollouts of different folds are
+each in the other's baseline: their covariance is O(1/N^2), O(1/N) of the variance of the batch's mean.
 
-    b = E[numerator] / E[denominator],
-
-and one estimated from the rollouts that it serves would fit their noise: it would claim a gain where
-there is none and bias the mean by O(1/N). So the units (groups, or rollouts without groups) are dealt
-into F = min(10, units) folds, unit u, by order of first appearance, into fold u modulo F; the baseline
-of a fold is the ratio of the sums over the rollouts of all other folds, of any group. Given the other
-folds it is a constant, and the fold's gradient estimates are unbiased; so they are without that
-condition, exactly, for any N. What is left is a weak dependence of rollouts of different folds, each
-being in the other's baseline: their covariance is O(1/N^2), and O(1/N) of the variance of the batch's
-mean.
-
-The functions take a batch, rollouts with factors of their scores, and give weights: from the whole
-returns R (N,), or from the returns-to-go G (N, T) and 0 where not live. ValueError is raised for fewer than
-two groups, or scores that are not finite. The scores S below hold those factors, such as
-importance ratios: the baseline is the best for the estimator in use. Where a denominator is 0, as at a
-step that no rollout of the other folds reaches, the baseline is 0.
+The functions take a batch and give weights: from the whole returns R (N,), or from the returns-to-go G
+(N, T) and 0 where not live. The scores S below hold the batch's factors, such as importance ratios: the
+baseline is the best for the estimator in use. Where a denominator is 0, as at a step that no rollout of the
+other folds reaches, the baseline is 0.
 """
 
 from __future__ import annotations
@@ -41,14 +32,11 @@ def single_optimal(batch: Batch) -> Double:
     Notes
     -----
     As E[s] = 0, the variance of (R - b) s is E[(R - b)^2 |s|^2] minus what does not depend on b: a
-    parabola in b, least where its derivative -2 E[(R - b) |s|^2] is 0. The mean return is as good
-    only if R and |s|^2 are uncorrelated.
+    parabola in b. The mean return is as good only if R and |s|^2 are uncorrelated.
 
     References
     ----------
-    Weaver & Tao, "The optimal reward baseline for gradient-based reinforcement learning" (2001);
-    Greensmith, Bartlett & Baxter, "Variance reduction techniques for gradient estimates in
-    reinforcement learning" (2004): both that this constant minimises the variance.
+    Weaver & Tao (2001); Greensmith, Bartlett & Baxter (2004): that this constant minimises the variance.
     """
     squares = batch.squares / (batch.squares.max() or 1.0)
     return batch.returns - _cross_fitted(batch, batch.returns * squares, squares)
@@ -68,21 +56,17 @@ def multi_optimal(batch: Batch, gamma: float = 1.0) -> Double:
     .. math:: E[S_t \cdot g] = \sum_j b_j E[S_t \cdot S_j] .
 
     On policy, scores are martingale differences: E[S_i . S_j] = 0 for i != j, padded steps included, and
-    of the sum b_t E[|S_t|^2] is left. This is the exact optimum only then; off policy (stale rollouts,
-    another temperature) the T equations are coupled, and these constants need not be the best.
+    of the sum b_t E[|S_t|^2] is left. Off policy the T equations are coupled, and these constants need not
+    be the best.
 
-    It is not the b_t = E[G_t |S_t|^2] / E[|S_t|^2] that minimises the variance terms one by one:
-    S_t . g also holds the covariance terms G_j S_t . S_j. They make it noisy: unlike a weighted mean of
-    returns, S_t . g / |S_t|^2 has no bounds. Where few rollouts reach a step, T constants cost more than
-    they gain, and cross-fitting shows it: on the embedded CartPole rollouts (256 of up to 208 steps, 16 of
-    them alive at step 100) the variance is five times that of "multi", and that of `token_baseline` 0.8
-    times.
+    S_t . g also holds the covariance terms G_j S_t . S_j, unlike the weighted mean of returns that minimises
+    the variance terms one by one, and so it is noisy. Where few rollouts reach a step, T constants cost more
+    than they gain: on the embedded CartPole rollouts the variance is five times that of "multi", and that
+    of `token_baseline` 0.8 times.
 
     References
     ----------
-    Peters & Schaal, "Reinforcement learning of motor skills with policy gradients" (2008),
-    has one baseline for each coordinate and each step's reward; here one for each step's score is
-    shared by all coordinates.
+    Peters & Schaal (2008) have one baseline for each coordinate; here all coordinates share it.
     """
     to_go = batch.to_go(gamma)
     name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
@@ -100,19 +84,14 @@ def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
 
     Notes
     -----
-    The paper derives it as the baseline that accounts for the noise which the score norms have
-    accumulated up to a token, and claims that it keeps gradient norms and training stable and matches
-    groups of 32 samples with 4. It, and verl, estimate |S_j|^2 from the probabilities alone,
-    1 - 2 pi_j + sum pi^2, the squared norm of the score by the logits; here it is that of the scores
-    themselves. Both take the expectations over the samples of one prompt, the rollout itself
-    included, which biases the mean; here they are over all prompts of the other folds. It need not
-    have the least variance of all baselines with one constant a step: on policy, that is
-    `multi_optimal`.
+    The paper and verl estimate |S_j|^2 from the probabilities alone, 1 - 2 pi_j + sum pi^2, the squared norm
+    of the score by the logits; here it is that of the scores themselves. Both take the expectations over the
+    samples of one prompt, the rollout itself included, which biases the mean; here they are over all prompts
+    of the other folds. On policy, `multi_optimal` is the best of all with one constant a step.
 
     References
     ----------
-    Li et al., "The optimal token baseline: variance reduction for long-horizon LLM-RL" (2026), arXiv
-    2602.07078; verl, docs/algo/otb.md.
+    Li et al., "The optimal token baseline" (2026), arXiv 2602.07078; verl, docs/algo/otb.md.
     """
     energy = np.where(batch.live, batch.step_squares.cumsum(axis=1), 0.0)
     energy /= energy.max() or 1.0
@@ -125,11 +104,8 @@ def length_baseline(batch: Batch) -> Double:
 
     .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
 
-    Notes
-    -----
-    The paper claims it as the best constant baseline if the gradients of tokens are uncorrelated and
-    alike, so that |s|^2 is proportional to L. It takes the mean over the samples of one prompt, the
-    rollout itself included, as `rlvar.opo` does; here it is over all prompts of the other folds.
+    The best constant if |s|^2 is proportional to L. The paper takes the mean over the samples of one prompt,
+    the rollout itself included, as `rlvar.opo` does; here it is over all prompts of the other folds.
 
     References
     ----------
@@ -145,15 +121,9 @@ def alpha_baseline(batch: Batch) -> Double:
     .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
 
     with 2 alpha the least-squares slope of log |sum_t S_t|^2 on log L, over the rollouts of the other
-    folds in which both exist; 0 if those are all of one length.
-
-    Notes
-    -----
-    It stands between two views of a sequence: with uncorrelated scores |s|^2 grows like L, alpha is
-    1/2 and the baseline is `length_baseline`; with perfectly correlated ones it grows like L^2, alpha
-    is 1. The source claims that it is the best constant if |s|^2 depends on the length alone, as
-    such a power, and that the pessimistic bias which it induces keeps training stable.
-    `single_optimal` needs no such law.
+    folds in which both exist; 0 if those are all of one length. With uncorrelated scores |s|^2 grows like L,
+    alpha is 1/2 and the baseline is `length_baseline`; with perfectly correlated ones it grows like L^2,
+    alpha is 1. `single_optimal` needs no such law.
 
     References
     ----------
@@ -195,15 +165,12 @@ def _folds(batch: Batch) -> NDArray[np.int64]:
 def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
     folds = _folds(batch)
-    sums = np.stack(
-        [
-            np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
-            for x in (numerators, denominators)
-        ]
-    )
-    # All minus one's own would leave rounding errors, hence a ratio, where the others are all 0.
-    above, below = np.stack(
-        [np.delete(sums, fold, axis=1).sum(axis=1) for fold in range(sums.shape[1])], axis=1
-    )
+
+    def of_others(x: Double) -> Double:
+        sums = np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])
+        # All minus one's own would leave rounding errors, hence a ratio, where the others are all 0.
+        return np.stack([np.delete(sums, fold, axis=0).sum(axis=0) for fold in range(len(sums))])
+
+    above, below = of_others(numerators), of_others(denominators)
     ratios: Double = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return ratios[folds]

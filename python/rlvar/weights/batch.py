@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,10 @@ from rlvar.terms.passes import Gradients, Terms
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
+if TYPE_CHECKING:
+    from rlvar.weights.estimators import Estimator
+
 _BELOW = "squares of the gradients are below the range of float64; rescale the scores or the weights"
-
-
-class Weighing(Protocol):
-    """What gives weights (N, T) to the rollouts of a batch, under a name."""
-
-    @property
-    def name(self) -> str: ...
-    def weights(self, batch: Batch) -> Double: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +39,8 @@ class Batch:
     unbiased: bool = True
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
-    _gradients: dict[str, Gradients] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
+    _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
 
     @classmethod
     def of(
@@ -153,10 +149,6 @@ class Batch:
         return np.where(self.live.any(axis=1), whole, rewards if rewards.ndim == 1 else 0.0)
 
     @cached_property
-    def _to_go(self) -> dict[float, Double]:
-        return {}
-
-    @cached_property
     def _starts(self) -> NDArray[np.bool_]:
         """Live steps that an episode starts with (N, T)."""
         ends = np.zeros(self.live.shape, np.int64)
@@ -176,13 +168,13 @@ class Batch:
             return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
         return self.factors
 
-    def weights(self, estimator: Weighing) -> Double:
+    def weights(self, estimator: Estimator) -> Double:
         """Return the weights (N, T) of one estimator, without factors."""
         if estimator.name not in self._weights:
             self._weights[estimator.name] = estimator.weights(self)
         return self._weights[estimator.name]
 
-    def weighed(self, estimator: Weighing) -> Double:
+    def weighed(self, estimator: Estimator) -> Double:
         """Return the weights (N, T) of one estimator times the factors."""
         weights = self.weights(estimator)
         if self.factors is None:
@@ -190,10 +182,11 @@ class Batch:
         with np.errstate(all="ignore"):  # what is not live is not read
             return weights * self.factors
 
-    def terms(self, estimator: Weighing) -> Terms:
+    def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
-        known = self._gradients.get(estimator.name)
-        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, known)
+        known, found = self._gradients.get(estimator.name, (None, None))
+        found = found if known is self.weights(estimator) else None
+        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, found)
 
     @property
     def _scores(self) -> Terms:
@@ -211,10 +204,11 @@ class Batch:
         scores: all of them together cost one set of weights, and equal ones give equal bits. Raises,
         naming the first bad score, unless the squares of the gradients are finite too.
         """
-        new = {name: weights for name, weights in named.items() if name not in self._gradients}
+        known = self._gradients
+        new = {name: w for name, w in named.items() if name not in known or known[name][0] is not w}
         constants = {name: _constant(weights, self.live) for name, weights in new.items()}
         varying = [name for name, constant in constants.items() if constant is None]
-        base = next((g.base for g in self._gradients.values() if g.constant is not None), None)
+        base = next((g.base for _, g in known.values() if g.constant is not None), None)
         shared = base is None and len(varying) < len(new)
         if varying or shared:
             n, t, d = self.rollouts.shape
@@ -238,8 +232,8 @@ class Batch:
                 _check.raise_not_finite(self.rollouts.scores, self.steps)
             if tiny:
                 raise _check.NotFiniteError(_BELOW)
-            self._gradients[name] = g
-        return [self._gradients[name] for name in named]
+            known[name] = new[name], g
+        return [known[name][1] for name in named]
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""

@@ -6,6 +6,7 @@ is a function from rollouts to weights, a few lines over `returns`, `advantages`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
@@ -21,18 +22,16 @@ from rlvar.weights.batch import Batch
 from rlvar.weights.returns import gae
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimator:
     """An estimator with its parameters, as `estimator` makes it: equal to others by value.
 
     Attributes
     ----------
-    base : str
-        What it is called without its parameters.
+    base, name : str
+        What it is called without its parameters, and by results: "gae", "gae(lam=0.9)".
     changed : tuple of (str, value)
         The parameters that differ from their defaults.
-    name : str
-        What results call it: its base, and the parameters that differ, as in "gae(lam=0.9)".
     parameters : dict
         All its parameters.
     formula : str
@@ -41,12 +40,10 @@ class Estimator:
         What the rollouts must have beside scores and rewards.
     unbiased : bool or None
         Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
-        means over the batch; never with a gamma below 1. Variances of estimators with other means do
-        not compare by themselves.
+        means over the batch; never with a gamma below 1. None for weights of your own.
     per_rollout : bool or None
-        Whether a rollout's weights depend on that rollout alone, so that the gradients of independent
-        rollouts, such as the completions of one prompt, are independent. `prompt_components` needs it.
-        This and `unbiased` are None for weights of your own.
+        Whether a rollout's weights depend on that rollout alone, as `prompt_components` needs. None for
+        weights of your own.
     """
 
     base: str
@@ -84,20 +81,23 @@ class Estimator:
     def weights(self, rollouts: Rollouts | Batch) -> Double:
         """Return its weights for some rollouts, shape (N, T), read-only where they are one number a rollout.
 
-        Raises
-        ------
-        ValueError
-            If the rollouts lack what it needs; the estimator is named.
+        Errors, such as for what the rollouts lack, name the estimator.
         """
-        return _weights(self.name, rollouts, self._own)
-
-    def _own(self, batch: Batch) -> ArrayLike:
+        batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
         for need in self.needs:
             if getattr(batch.rollouts, need) is None:
-                raise _Needs(f"estimator {self.name!r} needs {need}: pass {need}= to Rollouts")
-        return self._entry.weights(batch, **self.parameters)
+                raise ValueError(f"estimator {self.name!r} needs {need}: pass {need}= to Rollouts")
+        try:
+            found = self._entry.weights(batch, **self.parameters)
+            return _check.weights(found, batch.rollouts.shape[:2], batch.steps)
+        except (_check.NotFiniteError, MemoryError):
+            raise
+        except Exception as error:  # of a callable, anything
+            if type(error) in (TypeError, ValueError):
+                raise type(error)(f"estimator {self.name!r}: {error}") from error
+            raise ValueError(f"estimator {self.name!r}: {type(error).__name__}: {error}") from error
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         known = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
         needs = f"needs {', '.join(self.needs)}" if self.needs else ""
         return "  ".join(filter(None, (f"{self.base:<14} {self.formula}", known, needs)))
@@ -109,15 +109,15 @@ class OwnEstimator(Estimator):
 
     given: ArrayLike | Callable[[Rollouts], ArrayLike] = 1.0
 
-    parameters = property(lambda self: {})
-    formula = property(lambda self: "weights of your own")
-    needs = property(lambda self: ())
-    unbiased = property(lambda self: None)  # nobody but the caller knows
-    per_rollout = property(lambda self: None)
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def _own(self, batch: Batch) -> ArrayLike:
+    @property
+    def _entry(self) -> _Entry:
+        # Nobody but the caller knows whether it is unbiased.
+        return _Entry(self._given, "weights of your own", unbiased=None, per_rollout=None)
+
+    def _given(self, batch: Batch) -> ArrayLike:
         given = self.given(batch.rollouts) if callable(self.given) else self.given
         if given is None:
             raise TypeError("weights must be an array, got None")
@@ -128,55 +128,20 @@ class OwnEstimator(Estimator):
 EstimatorLike = Union[str, Estimator, "tuple[str, ArrayLike | Callable[[Rollouts], ArrayLike]]"]
 
 
-class _Needs(ValueError):
-    """Rollouts that lack what an estimator needs: its name is in the message."""
-
-
-def _weights(name: str, rollouts: Rollouts | Batch, function: Callable[[Batch], ArrayLike]) -> Double:
-    """Return checked weights (N, T); errors name the estimator."""
-    batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
-    try:
-        return _check.weights(function(batch), batch.rollouts.shape[:2], batch.steps)
-    except (_check.NotFiniteError, _Needs):
-        raise
-    except Exception as error:  # of a callable, anything
-        if type(error) in (TypeError, ValueError):
-            raise type(error)(f"estimator {name!r}: {error}") from error
-        raise ValueError(f"estimator {name!r}: {type(error).__name__}: {error}") from error
-
-
 def resolve(
     estimators: EstimatorLike | Sequence[EstimatorLike], argument: str = "estimators"
 ) -> list[Estimator]:
-    """Return estimators, however the caller named them, as things of one kind.
+    """Return what the caller named as estimators of different names, at least one.
 
-    Parameters
-    ----------
-    estimators
-        A name, an `Estimator`, a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
-        Rollouts to one, or a sequence that mixes them.
-    argument : str
-        What errors call it.
-
-    Returns
-    -------
-    list of Estimator
-        At least one, with different names. Each has `name`, `needs`, `unbiased` and `per_rollout` (both
-        None for the caller's own) and ``weights(batch)``: (N, T), checked, errors naming the estimator.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For an unknown name, none at all, the same name twice, or a name of the caller's own that is known
-        already.
+    A name, an `Estimator` or a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
+    Rollouts to one, or a sequence that mixes them. Errors call it `argument`.
     """
-    if isinstance(estimators, (str, Estimator)) or _is_pair(estimators):
-        return [_resolve(estimators, argument)]
-    if not isinstance(estimators, Sequence):
+    alone = isinstance(estimators, (str, Estimator)) or _is_pair(estimators)
+    if not alone and not isinstance(estimators, Sequence):
         raise _wanted(argument, type(estimators).__name__)
-    if not estimators:
+    found = [_resolve(each, argument) for each in ([estimators] if alone else estimators)]  # type: ignore[union-attr]
+    if not found:
         raise ValueError(f"{argument} must name at least one estimator")
-    found = [_resolve(each, argument) for each in estimators]
     names = [each.name for each in found]
     for name in names:
         if names.count(name) > 1:
@@ -243,8 +208,9 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     known = _TABLE[name].parameters
     for key in parameters:
         if key not in known:
-            choices = f"it has {', '.join(known)}" if known else "it has none"
-            raise TypeError(f"estimator {name!r} has no parameter {key!r}; {choices}")
+            raise TypeError(
+                f"estimator {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}"
+            )
     changed = []
     for key in known:
         default, check = _PARAMETERS[key]
@@ -252,6 +218,13 @@ def estimator(name: str, **parameters: Any) -> Estimator:
         if value != default:
             changed.append((key, value))
     return Estimator(name, tuple(changed))
+
+
+def _single_mean(batch: Batch) -> Double:
+    """R minus the mean of the others: with the rollout itself in it the gradient would shrink by 1 - 1/N."""
+    r = batch.returns
+    result: Double = r - (r.sum() - r) / (len(r) - 1)
+    return result
 
 
 def _multi_mean(batch: Batch, gamma: float) -> Double:
@@ -262,8 +235,7 @@ def _multi_mean(batch: Batch, gamma: float) -> Double:
     """
     to_go = batch.to_go(gamma)
     others = np.maximum(batch.live.sum(axis=0) - 1, 1)
-    result: Double = np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
-    return result
+    return np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
 
 
 def _gae(batch: Batch, gamma: float, lam: float) -> Float:
@@ -291,49 +263,33 @@ class _Entry(NamedTuple):
     weights: Callable[..., ArrayLike]  # of a Batch and the parameters
     formula: str
     needs: tuple[str, ...] = ()
-    unbiased: bool = True
-    per_rollout: bool = False
-    parameters: tuple[str, ...] = ()
+    unbiased: bool | None = True
+    per_rollout: bool | None = False
 
-
-def _scale(name: str, value: Any) -> Any:
-    _check.choice(name, value, Scale)
-    return value
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.weights).parameters)[1:]
 
 
 #: Default of each parameter, and the check of its values.
 _PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "gamma": (1.0, _check.discount),
     "lam": (0.95, _check.discount),
-    "scale": ("group", _scale),
+    "scale": ("group", lambda name, value: _check.choice(name, value, Scale)),
     "eps": (1e-6, _check.non_negative_number),
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
 _TABLE = {
     "single": _Entry(
-        lambda batch, gamma: batch.episode_returns(gamma),
-        "R: every step by the whole return of its episode",
-        per_rollout=True,
-        parameters=("gamma",),
+        Batch.episode_returns, "R: every step by the whole return of its episode", per_rollout=True
     ),
-    "multi": _Entry(
-        lambda batch, gamma: batch.to_go(gamma),
-        "G_t: each step by its return-to-go",
-        per_rollout=True,
-        parameters=("gamma",),
-    ),
-    "single-mean": _Entry(
-        lambda batch: advantages.reinforce_pp(batch.returns), "R minus its mean over the batch"
-    ),
-    "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t", parameters=("gamma",)),
+    "multi": _Entry(Batch.to_go, "G_t: each step by its return-to-go", per_rollout=True),
+    "single-mean": _Entry(_single_mean, "R minus its mean over the others"),
+    "multi-mean": _Entry(_multi_mean, "G_t minus its mean over the others alive at t"),
     "rloo": _Entry(_rloo, "R minus the mean of the others in its group", ("groups",)),
     "grpo": _Entry(
-        _grpo,
-        "R minus its group's mean, over its standard deviation",
-        ("groups",),
-        unbiased=False,
-        parameters=("scale", "eps"),
+        _grpo, "R minus its group's mean, over its standard deviation", ("groups",), unbiased=False
     ),
     "dr-grpo": _Entry(
         lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
@@ -359,23 +315,13 @@ _TABLE = {
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
     ),
     "multi-optimal": _Entry(
-        baselines.multi_optimal,
-        "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds",
-        parameters=("gamma",),
+        baselines.multi_optimal, "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds"
     ),
     "otb": _Entry(
         baselines.token_baseline,
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
-        parameters=("gamma",),
     ),
-    "gae": _Entry(
-        _gae,
-        "generalised advantage",
-        ("values",),
-        unbiased=False,
-        per_rollout=True,
-        parameters=("gamma", "lam"),
-    ),
+    "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
 }
 
 
@@ -386,11 +332,6 @@ def estimators() -> tuple[Estimator, ...]:
     -------
     tuple of Estimator
         Each with its name, its formula, its parameters and what the rollouts must have for it.
-
-    See Also
-    --------
-    estimator : one of them with other parameters.
-    compare : puts them side by side.
 
     Examples
     --------

@@ -1,7 +1,6 @@
 r"""Rollouts of an older policy: importance ratios, what they cost and what they bias.
 
-With the log-probabilities of a step's action under the policy that is differentiated, logp, and under
-the one that sampled it, behavior_logp, d_t = logp_t - behavior_logp_t over the live steps:
+With d_t = logp_t - behavior_logp_t of the live steps:
 
     token      rho_t = exp(d_t)
     sequence   rho   = exp(sum_t d_t), one for the rollout
@@ -32,7 +31,7 @@ _CLOSE = 0.01
 _LOWEST = -345.0  # log of the ratio whose square, as in a variance, is at the lower end of float64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImportanceRatios(Result):
     """Importance ratios of rollouts that another policy sampled.
 
@@ -45,24 +44,23 @@ class ImportanceRatios(Result):
     values : ndarray, shape (N, T)
         The ratios; 0 on steps that are not live.
     effective_size : float
-        How many rollouts with a ratio of 1 would be as good: N mean(rho)^2 / mean(rho^2), over
-        rollouts, or over live steps for "token". It is N at most, and N for "none".
+        How many rollouts with a ratio of 1 would be as good (Kish): N mean(rho)^2 / mean(rho^2), over
+        rollouts, or over live steps for "token".
     mean : Estimate
-        Mean of the ratios before truncation, over rollouts, or over live steps for "token". It is 1 in
-        expectation for "token" and "sequence": far from it, the rollouts do not show what the new policy
-        does. Its interval is that of the jackknife over rollouts.
+        Mean of the ratios before truncation, over rollouts, or over live steps for "token", where it is 1 in
+        expectation as for "sequence": far from it, the rollouts do not show what the new policy does.
     largest : float
         The largest ratio before it is truncated; infinite if beyond the range of float64.
     truncated : float
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
-        Whether estimators keep by theory the mean that they have on policy: with "sequence" and nothing
-        cut off by design; with "token" and "geometric", not truncated, where rollouts have one step at
-        most; and with any where both policies are `close`.
+        Whether estimators keep by theory the mean that they have on policy: with "sequence", and with
+        "token" and "geometric" where rollouts have one step at most, not truncated; and with any where both
+        policies are `close`.
     close : bool
-        Whether the two policies are so much alike on these rollouts that no choice of ratios matters: by
-        Cauchy and Schwarz the bias without them is at most sqrt(E (rho - 1)^2 E |g|^2), rho of whole
-        sequences; with sum (rho - 1)^2 < 0.01 that is a tenth of the mean's standard error.
+        Whether the two policies are so much alike on these rollouts, sum (rho - 1)^2 < 0.01 over whole
+        sequences, that no choice of ratios matters: the bias without them is at most a tenth of the mean's
+        standard error (docs/statistics.md).
     sequence_size : float
         The effective sample size that ratios of whole sequences, not truncated, would leave.
     """
@@ -96,7 +94,7 @@ class ImportanceRatios(Result):
             )
         return self.values
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if self.close:
             return "importance ratios hardly matter: the policies agree on these rollouts"
         if self.importance == "none":
@@ -154,16 +152,12 @@ def importance_ratios(
     .. math:: E_\mu[\rho \sum_t w_t S_t] = E_\pi[\sum_t w_t S_t], \qquad
               \rho = \prod_t \frac{\pi(y_t)}{\mu(y_t)}
 
-    is exact for the ratio of the whole sequence alone. Its variance grows exponentially with length.
-    The token's own ratio leaves out that earlier tokens came from another policy and that later
-    rewards do. The geometric mean's (GSPO) is neither. Truncation bounds the variance and biases the
-    mean, towards the old policy. The effective sample size is Kish's,
-    :math:`(\sum \rho)^2 / \sum \rho^2`.
+    is exact for the ratio of the whole sequence alone, whose variance grows exponentially with length.
+    Truncation biases the mean towards the old policy. docs/statistics.md compares the ratios.
 
     References
     ----------
-    Kish, "Survey sampling" (1965); Ionides, "Truncated importance sampling" (2008); Espeholt et al.,
-    "IMPALA" (2018); Zheng et al., "Group sequence policy optimization" (GSPO, 2025), arXiv 2507.18071.
+    Kish, "Survey sampling" (1965); Ionides (2008), truncation; Zheng et al. (GSPO, 2025), arXiv 2507.18071.
 
     Examples
     --------
@@ -176,45 +170,33 @@ def importance_ratios(
     >>> print(result)
     sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44, unbiased
     """
-    new, old = (
-        _check.floats(name, value).astype(np.float64, copy=False)
-        for name, value in (("logp", logp), ("behavior_logp", behavior_logp))
-    )
-    if new.ndim != 2:
-        raise ValueError(f"logp must have shape (N, T), got {new.shape}")
-    if old.shape != new.shape:
-        raise ValueError(f"behavior_logp must have shape (N, T) = {new.shape}, got {old.shape}")
-    n, t = new.shape
-    steps = _check.steps((n, t), lengths=lengths, mask=mask)
-    _check.finite("logp", new, steps)
-    _check.finite("behavior_logp", old, steps)
+    new = _check.doubles("logp", logp)
+    live = _check.live(new.shape, lengths, mask, "logp")
+    old = _check.doubles("behavior_logp", behavior_logp, new.shape)
+    logs = _check.alive("logp", new, live) - _check.alive("behavior_logp", old, live)
     _check.choice("importance", importance, Importance)
     bound = None if truncate is None else _check.positive_number("truncate", truncate)
     if bound is not None and importance == "none":
         raise ValueError("truncate needs importance ratios, got importance='none'")
 
-    live = steps.live((n, t))
-    logs = np.where(live, np.subtract(new, old, out=np.zeros((n, t)), where=live), 0.0)
     counts = np.count_nonzero(live, axis=1)
     whole = logs.sum(axis=1)[counts > 0]
-    close = bool(np.square(np.expm1(whole)).sum() < _CLOSE)
+    # Of whole sequences, and of tokens: theirs may differ where their product does not.
+    close = all(bool(np.square(np.expm1(x)).sum() < _CLOSE) for x in (whole, logs[live]))
+    # A rollout's one ratio counts once, those of its tokens one by one.
+    counted = live if importance == "token" else counts[:, None] > 0
     if importance == "none":
-        logs = np.zeros_like(logs)
+        logs = np.zeros((len(logs), 1))
     elif importance == "sequence":
-        logs = np.broadcast_to(logs.sum(axis=1, keepdims=True), (n, t))
+        logs = logs.sum(axis=1, keepdims=True)
     elif importance == "geometric":
-        logs = np.broadcast_to((logs.sum(axis=1) / np.maximum(counts, 1))[:, None], (n, t))
-    values = np.where(live, np.exp(logs), 0.0)
-    # Every live step for "token", else one for each rollout.
-    single = logs[live] if importance == "token" else logs[counts > 0].max(axis=1, initial=-np.inf)
+        logs = (logs.sum(axis=1) / np.maximum(counts, 1))[:, None]
+    ratios = np.where(counted, np.exp(logs), 0.0)  # (N, T) or (N, 1)
+    values = np.where(live, ratios, 0.0)
+    single = logs[counted]
     log_largest = float(single.max(initial=-np.inf))
     largest = float(values.max(initial=0.0))
-    # A rollout's one ratio counts once, those of its tokens one by one.
-    by_token = importance == "token"
-    mean = _mean(
-        values.sum(axis=1) if by_token else values.max(axis=1, initial=0.0),
-        counts if by_token else counts > 0,
-    )
+    mean = _mean(ratios.sum(axis=1), counted.sum(axis=1))
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -232,13 +214,13 @@ def importance_ratios(
         importance=importance,
         truncate=bound,
         values=values,
-        effective_size=n * _kish(single),
+        effective_size=len(values) * _kish(single),
         mean=mean,
         largest=largest,
         truncated=truncated,
         unbiased=bool(exact or close),
         close=close,
-        sequence_size=n * _kish(whole),
+        sequence_size=len(values) * _kish(whole),
         _log_largest=log_largest,
     )
 

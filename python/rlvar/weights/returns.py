@@ -6,16 +6,13 @@ step t from its next live step t', discounted once for each live step and cut wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
 from rlvar._types import Double, Float
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OPTIONS = """lengths : array_like of int, shape (N,), optional
         Live steps are the first ``lengths[n]``. Not together with `mask`.
@@ -35,21 +32,22 @@ _OPTIONS = """lengths : array_like of int, shape (N,), optional
     time_axis : {-1, 0, 1}, default -1
         Axis of the steps: with 0, arrays of shape (N, T) are given and returned as (T, N)."""
 
-_RAISES = """ValueError
-        For wrong shapes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
+_RAISES = """Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes or dtypes, factors outside [0, 1], `lengths` outside 0..T or beside `mask`,
         `truncated` without `next_values` or the reverse, a number that is read but not finite (the
-        first is named), or a result beyond the range of its dtype.
-    TypeError
-        For dtypes that are not real numbers."""
+        first is named), or a result beyond the range of its dtype."""
 
+_RESULTS = f"""Returns
+    -------
+    ndarray, shape (N, T)
+        Exactly 0 on steps that are not live; float32 if rewards, values, next values and rho, where given,
+        are (or are half precision), else float64. What is carried on is float64.
 
-def _documented(function: Function) -> Function:
-    """Fill in what the docstrings of the scans share."""
-    function = _check.quiet(function)
-    if function.__doc__:  # absent under python -OO
-        function.__doc__ = function.__doc__.replace("%(options)s", _OPTIONS).replace("%(raises)s", _RAISES)
-    return function
+    {_RAISES}"""
 
+_documented = _check.documented(options=_OPTIONS, raises=_RAISES, results=_RESULTS)
 
 _NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 
@@ -57,30 +55,29 @@ _NO_OPTION = (None,) * 7  # of a scan, but for its gamma
 def _run(
     kernel: Any, scan: _check.Scan, own: tuple[Any, ...], outs: tuple[NDArray[Any] | None, ...]
 ) -> tuple[Float, ...]:
-    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes.
-
-    Kernels say whether all that they read was finite.
-    """
+    """Run the kernel into new arrays or the caller's, and turn the results into the caller's axes."""
     given = scan.as_given(scan.arrays[0])
+    read = [*scan.arrays, *(each for each in scan.options if isinstance(each, np.ndarray))]
     results: list[Float] = []
     for out in outs:
         if out is not None:
             _check.out_array(out, given.shape, given.dtype)
-            for array in map(scan.as_given, scan.inputs):
+            for array in map(scan.as_given, read):
                 same = out.ctypes.data == array.ctypes.data and out.strides == array.strides
                 if not same and np.shares_memory(out, array):
                     raise ValueError("out must not overlap an argument, unless it is that argument")
         # Elsewhere the kernel would add in another order: the bits would depend on the strides of `out`.
         results.append(scan.empty() if out is None or not out.flags.c_contiguous else scan.as_given(out))
+    # Kernels say whether all that they read, and their results, were finite.
     if not kernel(*scan.arrays, *own, scan.options, *results):
         scan.raise_not_finite()
         raise ValueError(f"the result is beyond the range of {given.dtype}; rescale the rewards")
-    for result, out in zip(results, outs, strict=True):
+    returned = []
+    for result, out in zip(map(scan.as_given, results), outs, strict=True):
         if out is not None and not out.flags.c_contiguous:
-            out[...] = scan.as_given(result)
-    return tuple(
-        scan.as_given(result) if out is None else out for result, out in zip(results, outs, strict=True)
-    )
+            out[...] = result
+        returned.append(result if out is None else out)
+    return tuple(returned)
 
 
 @_documented
@@ -102,8 +99,7 @@ def reward_to_go(
     .. math:: G_t = r_t + \gamma_t \begin{cases} 0 & \text{terminated} \\
               V^{\mathrm{next}}_t & \text{truncated} \\ G_{t'} & \text{otherwise} \end{cases}
 
-    where :math:`t'` is the next live step after :math:`t`, and beyond the last one stands the
-    bootstrap value.
+    with :math:`t'` the next live step after :math:`t`, and beyond the last one the bootstrap value.
 
     Parameters
     ----------
@@ -117,20 +113,11 @@ def reward_to_go(
         Where the result goes, of the result's dtype, any strides. It may be an argument itself, but not
         overlap one otherwise. After an error its content is undefined.
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Return-to-go, float32 or float64 as the rewards; exactly 0 on steps that are not live. What
-        is carried on is float64: float32 results are a few roundings off at any length.
-
-    Raises
-    ------
-    %(raises)s
+    %(results)s
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 3.3, eq. 3.9. On
-    truncation: Pardo et al., "Time limits in reinforcement learning" (2018), arXiv 1712.00378.
+    Sutton & Barto, *Reinforcement Learning* (2018), eq. 3.9; Pardo et al. (2018), arXiv 1712.00378.
 
     Examples
     --------
@@ -147,17 +134,8 @@ def reward_to_go(
             result = np.empty(array.shape, array.dtype)
             if _core.reward_to_go(array, (gamma, *_NO_OPTION), result):
                 return result
-    scan = _check.scan(
-        {"rewards": rewards},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards}, gamma, lengths, mask, ends, time_axis)
     return _run(_core.reward_to_go, scan, (), (out,))[0]
 
 
@@ -182,33 +160,25 @@ def gae(
     .. math:: A_t = \delta_t + \gamma_t \lambda A_{t'}, \qquad
               \delta_t = r_t + \gamma_t V_{t'} - V_t
 
-    where :math:`t'` is the next live step after :math:`t`. After a terminated step
-    :math:`V_{t'} = A_{t'} = 0`; after a truncated one :math:`A_{t'} = 0` and :math:`V_{t'}` is the
-    next value; after the last live step it is the bootstrap value. The returns are
-    :math:`A_t + V_t`, the lambda-returns.
+    where :math:`t'` is the next live step after :math:`t`. After a terminated step V and A are 0; after
+    a truncated one A is 0 and V the next value; after the last live step V is the bootstrap value. The
+    returns are :math:`A_t + V_t`, the lambda-returns.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
+    rewards, values : array_like, shape (N, T)
+        Reward of each step, as in `reward_to_go`, and value of its state.
+    gamma : float in [0, 1] or array_like, shape (N, T), as in `reward_to_go`
     lam : float
         Trace decay in [0, 1]: 0 gives the one-step error, 1 the return-to-go minus the value.
     %(options)s
-    out : pair of ndarray, shape (N, T), optional
-        Where advantages and returns go, as for `reward_to_go`.
+    out : pair of ndarray, shape (N, T), optional, as in `reward_to_go`
 
     Returns
     -------
     advantages, returns : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live; float32 if rewards, values and next values all are
-        (or are half precision), else float64. What is carried on is float64.
+        As for `reward_to_go`.
 
-    Raises
-    ------
     %(raises)s
 
     Notes
@@ -219,29 +189,17 @@ def gae(
 
     References
     ----------
-    Schulman et al., "High-dimensional continuous control using generalized advantage estimation"
-    (2016), eq. 16, arXiv 1506.02438.
+    Schulman et al., "High-dimensional continuous control using GAE" (2016), eq. 16, arXiv 1506.02438.
 
     Examples
     --------
     >>> import rlvar
-    >>> advantages, returns = rlvar.gae([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
-    >>> advantages, returns
+    >>> rlvar.gae([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)  # advantages, returns
     (array([[2., 1.]]), array([[2.5, 2. ]]))
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
-    decay = _check.discount("lam", lam)
-    advantages, returns = _run(_core.gae, scan, (decay,), _pair(out))
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
+    advantages, returns = _run(_core.gae, scan, (_check.discount("lam", lam),), _pair(out))
     return advantages, returns
 
 
@@ -264,33 +222,19 @@ def lambda_returns(
 
     .. math:: G^\lambda_t = r_t + \gamma_t \big((1 - \lambda) V_{t'} + \lambda G^\lambda_{t'}\big)
 
-    where :math:`t'` is the next live step after :math:`t`; beyond the last one both are the bootstrap
-    value.
+    with :math:`t'` the next live step after :math:`t`; beyond the last one both are the bootstrap value.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
-    lam : float
-        Trace decay in [0, 1]: 0 gives the one-step target, 1 the return-to-go.
+    rewards, values, gamma, lam
+        As in `gae`: with lam = 0 one-step targets, with lam = 1 returns-to-go.
     %(options)s
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
-
-    Raises
-    ------
-    %(raises)s
+    %(results)s
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 12.1.
+    Sutton & Barto, *Reinforcement Learning* (2018), section 12.1.
 
     Examples
     --------
@@ -298,19 +242,9 @@ def lambda_returns(
     >>> rlvar.lambda_returns([[1.0, 2.0]], [[0.5, 1.0]], gamma=1.0, lam=0.5)
     array([[2.5, 2. ]])
     """
-    return gae(
-        rewards,
-        values,
-        gamma=gamma,
-        lam=lam,
-        lengths=lengths,
-        mask=mask,
-        terminated=terminated,
-        truncated=truncated,
-        next_values=next_values,
-        bootstrap_value=bootstrap_value,
-        time_axis=time_axis,
-    )[1]
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
+    return _run(_core.gae, scan, (_check.discount("lam", lam),), (None, None))[1]
 
 
 @_documented
@@ -332,39 +266,22 @@ def n_step_returns(
 
     .. math:: G^{(n)}_t = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V_{t+n}
 
-    counted in live steps. A terminated or truncated step, or the end of the row, stops it earlier:
-    with nothing, the next value, or the bootstrap value.
+    counted in live steps. A terminated or truncated step, or the end of the row, stops it earlier: with
+    nothing, the next value, or the bootstrap value.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
+    rewards, values, gamma
+        As in `gae`.
     n : int
         Number of rewards, at least 1.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
     %(options)s
 
-    Returns
-    -------
-    ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
-
-    Raises
-    ------
-    %(raises)s
-
-    Notes
-    -----
-    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
-    doubling, and those that add up to n applied to the values: O(T log n), without dividing by a
-    power of gamma.
+    %(results)s
 
     References
     ----------
-    Sutton & Barto, *Reinforcement Learning: An Introduction* (2018), section 7.1.
+    Sutton & Barto, *Reinforcement Learning* (2018), section 7.1.
 
     Examples
     --------
@@ -372,17 +289,8 @@ def n_step_returns(
     >>> rlvar.n_step_returns([[1.0, 2.0, 3.0]], [[9.0, 8.0, 7.0]], 2, gamma=0.5)
     array([[3.75, 3.5 , 3.  ]])
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    scan = _check.scan({"rewards": rewards, "values": values}, gamma, lengths, mask, ends, time_axis)
     count = _check.positive_integer("n", n)
     scan.raise_not_finite()
     result = scan.empty()
@@ -393,12 +301,15 @@ def n_step_returns(
 
 
 def _n_steps(scan: _check.Scan, n: int) -> Double:
-    """N-step returns (N, T) in float64, 0 on steps that are not live."""
+    """N-step returns (N, T) in float64, 0 on steps that are not live.
+
+    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
+    doubling: O(T log n), without dividing by a power of gamma.
+    """
     rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
     shape = rewards.shape
     live = scan.steps.live(shape)
     tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
-    # Each step as a map x -> a + c x of what comes after it.
     a = np.where(live, rewards, 0)
     c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
     if scan.next_values is not None:
@@ -415,10 +326,8 @@ def _n_steps(scan: _check.Scan, n: int) -> Double:
 
     def ahead(array: Double, steps: int, beyond: Any) -> Double:
         """`array` as it is `steps` steps later."""
-        moved = np.empty_like(array)
-        moved[:, : max(shape[1] - steps, 0)] = array[:, steps:]
-        moved[:, max(shape[1] - steps, 0) :] = beyond
-        return moved
+        last = np.broadcast_to(beyond, (shape[0], min(steps, shape[1])))
+        return np.concatenate([array[:, steps:], last], axis=1)
 
     steps, left = 1, min(n, max(shape[1], 1))
     while left:
@@ -458,22 +367,16 @@ def vtrace(
 
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \lambda \min(\bar c, \pi/\mu)`,
     :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`.
-    After a terminated step :math:`V_{t'} = v_{t'} = 0`, after a truncated one both are the next value,
-    after the last live step the bootstrap value.
+    Beyond a terminated step V and v are 0, beyond a truncated one the next value, beyond the last live step
+    the bootstrap value.
 
     Parameters
     ----------
-    rewards : array_like, shape (N, T)
-        Reward of each step, with dtypes as in `reward_to_go`.
-    values : array_like, shape (N, T)
-        Value of the state of each step.
+    rewards, values, gamma, lam
+        As in `gae`.
     rho : array_like, shape (N, T)
         Importance ratio pi/mu of each step's action: the policy that is learnt over the one that
         acted; at least 0, not clipped.
-    gamma : float or array_like, shape (N, T)
-        Discount factor in [0, 1] in units of one live step, or one for each step.
-    lam : float, default 1.0
-        Trace decay in [0, 1].
     rho_clip, c_clip : float, default 1.0
         Upper bounds of the ratios in the error and in the trace; infinity for none.
     %(options)s
@@ -481,10 +384,8 @@ def vtrace(
     Returns
     -------
     targets, advantages : ndarray, shape (N, T)
-        Exactly 0 on steps that are not live.
+        As for `reward_to_go`.
 
-    Raises
-    ------
     %(raises)s
 
     References
@@ -497,21 +398,13 @@ def vtrace(
     >>> rlvar.vtrace([[1.0, 2.0]], [[0.5, 1.0]], [[1.0, 3.0]], gamma=1.0)
     (array([[3., 2.]]), array([[2.5, 1. ]]))
     """
-    scan = _check.scan(
-        {"rewards": rewards, "values": values, "rho": rho},
-        gamma,
-        lengths,
-        mask,
-        terminated,
-        truncated,
-        next_values,
-        bootstrap_value,
-        time_axis,
-    )
+    ends = terminated, truncated, next_values, bootstrap_value
+    arrays = {"rewards": rewards, "values": values, "rho": rho}
+    scan = _check.scan(arrays, gamma, lengths, mask, ends, time_axis)
+    bounds = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     decay = _check.discount("lam", lam)
-    rho_bound, c_bound = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     _check.ratios(scan)
-    targets, advantages = _run(_core.vtrace, scan, (decay, rho_bound, c_bound), (None, None))
+    targets, advantages = _run(_core.vtrace, scan, (decay, *bounds), (None, None))
     return targets, advantages
 
 

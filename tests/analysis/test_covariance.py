@@ -486,3 +486,9 @@ def test_a_tuple_of_estimators_is_a_sequence_of_them_and_a_pair_is_one(rng):
         rlvar.covariance(rollouts, ("single", "multi")),
     )
     assert (pair.shape, both.shape) == ((6, 6), (2, 6, 6))
+
+
+def test_a_variance_below_the_range_is_told_for_sets_of_weights_too(rng):
+    for d in (2, 100):  # one by one, and from shared products
+        with pytest.raises(ValueError, match="the variance is below the range of float64; rescale"):
+            rlvar.covariance(1e-200 * rng.standard_normal((20, 4, d)), rng.standard_normal((4, 20, 4)))

@@ -130,20 +130,20 @@ def covariance(
     if out is not None:
         _check.out_array(out, shape, np.dtype(np.float64))
     result = np.empty(shape)
-    if several is None:
-        terms.covariance(p, normaliser, block, result)
-    elif block == 1 and d + 20 * len(several) < len(several) * d:
+    matrices = result.reshape(-1, blocks, blocks)
+    each = [terms] if several is None else [replace(terms, weights=w) for w in several]
+    if several is not None and block == 1 and d + 20 * len(several) < len(several) * d:
         # One product of a rollout's scores, weighted E times, is less work than E products: one set's
         # share of it costs what some 20 coordinates cost in the product itself.
-        _covariances(terms, several, samples, normaliser, result)
+        _covariances(each, several, samples, normaliser, matrices)
     else:
-        for w, matrix in zip(several, result, strict=True):
-            replace(terms, weights=w).covariance(p, normaliser, block, matrix)
-    for matrix in result.reshape(-1, blocks, blocks):
+        for one, matrix in zip(each, matrices, strict=True):
+            one.covariance(p, normaliser, block, matrix)
+    for one, matrix in zip(each, matrices, strict=True):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
-        if several is None and matrix.diagonal().max() < TINY:
-            terms.refuse_underflow(p)
+        if matrix.diagonal().max() < TINY:
+            one.refuse_underflow(p)
     if out is None:
         return result
     out[...] = result
@@ -151,19 +151,18 @@ def covariance(
 
 
 def _covariances(
-    terms: Terms, weights: Double, samples: _check.Samples, normaliser: float, matrices: Double
+    each: list[Terms], weights: Double, samples: _check.Samples, normaliser: float, matrices: Double
 ) -> None:
-    """Compute the covariances (E, T, T) of E sets of weights (E, N, T) from shared products.
+    """Compute the covariances (E, T, T) of terms with E sets of weights (E, N, T) from shared products.
 
     Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
     far above spread, a set is computed by itself.
     """
-    tolerated = 4.0 if terms.scores.dtype == np.float32 else 100.0
-    terms.shared_moments(weights, samples.weight, matrices)
-    for w, matrix in zip(weights, matrices, strict=True):
-        own = replace(terms, weights=w)
+    tolerated = 4.0 if each[0].scores.dtype == np.float32 else 100.0
+    each[0].shared_moments(weights, samples.weight, matrices)
+    for own, matrix in zip(each, matrices, strict=True):
         before = matrix.diagonal().copy()
-        _core.add_product(own.mean(samples.weight), -samples.v1, matrix, terms.threads)
+        _core.add_product(own.mean(samples.weight), -samples.v1, matrix, own.threads)
         if (before <= tolerated * matrix.diagonal()).all():
             matrix /= normaliser
         else:

@@ -362,25 +362,6 @@ def token_baseline(scores, to_go, groups=None, **live):
     return np.where(alive, to_go - cross_fitted(np.where(alive, to_go, 0) * energy, energy, groups), 0)
 
 
-def alpha_baseline(scores, returns, groups=None, **live):
-    """R - E[L^(2 alpha) R] / E[L^(2 alpha)], 2 alpha the slope of log |s|^2 on log L; all of other folds."""
-    n = len(returns)
-    lengths = live_steps(scores.shape[:2], **live).sum(axis=1)
-    squares = [s @ s for s in gradients(scores, **live)]
-    result = np.array(returns, float)
-    for i in range(n):
-        others = [j for j in in_other_folds(range(n) if groups is None else groups, i) if lengths[j] > 0]
-        slope = 0.0
-        if len({lengths[j] for j in others}) > 1:
-            slope = np.polyfit(np.log([lengths[j] for j in others]), np.log([squares[j] for j in others]), 1)[
-                0
-            ]
-        powers = [float(lengths[j]) ** slope for j in others]
-        if others:
-            result[i] -= sum(p * returns[j] for p, j in zip(powers, others, strict=True)) / sum(powers)
-    return result
-
-
 def whiten(x, mask, shift_mean=True, eps=1e-8, ddof=1):
     """(x - mean) / sqrt(var + eps) over the unmasked entries, the mean added back if not shifted."""
     entries = [index for index in np.ndindex(x.shape) if mask[index]]

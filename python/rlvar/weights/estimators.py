@@ -19,7 +19,7 @@ from rlvar._types import Double, Float, Scale
 from rlvar.rollouts import Rollouts
 from rlvar.weights import advantages, baselines
 from rlvar.weights.batch import Batch
-from rlvar.weights.returns import gae
+from rlvar.weights.returns import gae, n_step_returns, vtrace
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +49,18 @@ class Estimator:
     base: str
     changed: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.base not in _TABLE:
+            raise ValueError(f"unknown estimator {self.base!r}; choose from {', '.join(_TABLE)}")
+        defaults, given = self._entry.parameters, dict(self.changed)
+        for key in given:
+            if key not in defaults:
+                known = ", ".join(defaults) or "none"
+                raise TypeError(f"estimator {self.base!r} has no parameter {key!r}; it has {known}")
+        values = {key: _CHECKS[key](key, value) for key, value in {**defaults, **given}.items()}
+        changed = tuple((key, value) for key, value in values.items() if value != defaults[key])
+        object.__setattr__(self, "changed", changed)
+
     @property
     def name(self) -> str:
         values = ", ".join(f"{key}={value!r}" for key, value in self.changed)
@@ -56,7 +68,7 @@ class Estimator:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {**{key: _PARAMETERS[key][0] for key in self._entry.parameters}, **dict(self.changed)}
+        return {**self._entry.parameters, **dict(self.changed)}
 
     @property
     def formula(self) -> str:
@@ -111,6 +123,12 @@ class OwnEstimator(Estimator):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def __post_init__(self) -> None:
+        if self.base in _TABLE or not self.base:
+            raise ValueError(f"weights of your own need a name of their own, got {self.base!r}")
+        if self.given is None:
+            raise TypeError(f"estimator {self.base!r}: weights must be an array or a function, got None")
 
     @property
     def _entry(self) -> _Entry:
@@ -168,12 +186,7 @@ def _resolve(value: Any, argument: str) -> Estimator:
         return estimator(value)
     if not _is_pair(value):
         raise _wanted(argument, repr(value))
-    name, given = value
-    if name in _TABLE or not name:
-        raise ValueError(f"{argument}: weights of your own need a name of their own, got {name!r}")
-    if given is None:
-        raise TypeError(f"estimator {name!r}: weights must be an array or a function, got None")
-    return OwnEstimator(name, given=given)
+    return OwnEstimator(value[0], given=value[1])
 
 
 def estimator(name: str, **parameters: Any) -> Estimator:
@@ -184,8 +197,9 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     name : str
         One of those that `estimators` lists.
     **parameters
-        What differs from the defaults: `gamma` of those with returns-to-go, `lam` of "gae", `scale` and
-        `eps` of "grpo" (see `rlvar.grpo`).
+        What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
+        `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
+        `rlvar.grpo`).
 
     Returns
     -------
@@ -203,21 +217,7 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     >>> rlvar.estimator("gae", gamma=0.99, lam=0.9).name
     'gae(gamma=0.99, lam=0.9)'
     """
-    if name not in _TABLE:
-        raise ValueError(f"unknown estimator {name!r}; choose from {', '.join(_TABLE)}")
-    known = _TABLE[name].parameters
-    for key in parameters:
-        if key not in known:
-            raise TypeError(
-                f"estimator {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}"
-            )
-    changed = []
-    for key in known:
-        default, check = _PARAMETERS[key]
-        value = check(key, parameters.get(key, default))
-        if value != default:
-            changed.append((key, value))
-    return Estimator(name, tuple(changed))
+    return Estimator(name, tuple(parameters.items()))
 
 
 def _single_mean(batch: Batch) -> Double:
@@ -227,7 +227,7 @@ def _single_mean(batch: Batch) -> Double:
     return result
 
 
-def _multi_mean(batch: Batch, gamma: float) -> Double:
+def _multi_mean(batch: Batch, gamma: float = 1.0) -> Double:
     """G minus its mean over the other rollouts that are alive at the step; G itself where there are none.
 
     With the rollout in the mean the gradient would shrink by 1 - 1/n at a step that n reach: more at late
@@ -238,23 +238,42 @@ def _multi_mean(batch: Batch, gamma: float) -> Double:
     return np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
 
 
-def _gae(batch: Batch, gamma: float, lam: float) -> Float:
-    rollouts = batch.rollouts
-    assert rollouts.values is not None  # `needs` has been checked
-    return gae(batch.step_rewards, rollouts.values, gamma=gamma, lam=lam, **batch.tails)[0]
+# Rollouts are of type Any below: what `needs` names is not None, as `Estimator.weights` has checked.
+
+
+def _gae(batch: Batch, gamma: float = 1.0, lam: float = 0.95) -> Float:
+    rollouts: Any = batch.rollouts
+    return gae(batch.step_rewards, rollouts.values, gamma, lam, **batch.tails)[0]
+
+
+def _n_step(batch: Batch, n: int = 5, gamma: float = 1.0) -> Float:
+    rollouts: Any = batch.rollouts
+    returns = n_step_returns(batch.step_rewards, rollouts.values, n, gamma, **batch.tails)
+    return np.where(batch.live, returns - rollouts.values, 0.0)
+
+
+def _vtrace(
+    batch: Batch, gamma: float = 1.0, lam: float = 1.0, rho_clip: float = 1.0, c_clip: float = 1.0
+) -> Float:
+    if batch.importance is not None and batch.importance.importance != "none":
+        raise ValueError("it has importance ratios of its own; use importance='none'")
+    rollouts: Any = batch.rollouts
+    with np.errstate(all="ignore"):  # what is not live is not read
+        ratios = np.minimum(np.exp(rollouts.logp - rollouts.behavior_logp), max(rho_clip, c_clip))
+    options = {"rho_clip": rho_clip, "c_clip": c_clip, **batch.tails}
+    return vtrace(batch.step_rewards, rollouts.values, ratios, gamma, lam, **options)[1]
 
 
 def _rloo(batch: Batch) -> Double:
-    groups = batch.rollouts.groups
-    assert groups is not None
+    rollouts: Any = batch.rollouts
     # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
-    alone = (np.bincount(groups) == 1)[groups] & (batch.rollouts.live_steps > 0)
-    return advantages.rloo(batch.returns, groups, singleton="raise" if alone.any() else "zero")
+    alone = (np.bincount(rollouts.groups) == 1)[rollouts.groups] & (rollouts.live_steps > 0)
+    return advantages.rloo(batch.returns, rollouts.groups, singleton="raise" if alone.any() else "zero")
 
 
-def _grpo(batch: Batch, scale: Scale, eps: float) -> Double:
-    assert batch.rollouts.groups is not None
-    return advantages.grpo(batch.returns, batch.rollouts.groups, scale=scale, eps=eps)
+def _grpo(batch: Batch, scale: Scale = "group", eps: float = 1e-6) -> Double:
+    rollouts: Any = batch.rollouts
+    return advantages.grpo(batch.returns, rollouts.groups, scale=scale, eps=eps)
 
 
 class _Entry(NamedTuple):
@@ -267,16 +286,21 @@ class _Entry(NamedTuple):
     per_rollout: bool | None = False
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.weights).parameters)[1:]
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters with their defaults, as the function of the weights has them."""
+        parameters = list(inspect.signature(self.weights).parameters.values())
+        return {each.name: each.default for each in parameters[1:]}
 
 
-#: Default of each parameter, and the check of its values.
-_PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
-    "gamma": (1.0, _check.discount),
-    "lam": (0.95, _check.discount),
-    "scale": ("group", lambda name, value: _check.choice(name, value, Scale)),
-    "eps": (1e-6, _check.non_negative_number),
+#: The check of each parameter's values.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "gamma": _check.discount,
+    "lam": _check.discount,
+    "n": _check.positive_integer,
+    "rho_clip": _check.bound,
+    "c_clip": _check.bound,
+    "scale": lambda name, value: _check.choice(name, value, Scale),
+    "eps": _check.non_negative_number,
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -304,13 +328,6 @@ _TABLE = {
         "R minus the mean weighted by length of its group, or of the batch, itself included",
         unbiased=False,
     ),
-    "opo-cross": _Entry(
-        baselines.length_baseline, "R minus the mean weighted by length over the other folds"
-    ),
-    "alpha": _Entry(
-        baselines.alpha_baseline,
-        "R minus the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
-    ),
     "single-optimal": _Entry(
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
     ),
@@ -322,6 +339,20 @@ _TABLE = {
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
     ),
     "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
+    "n-step": _Entry(
+        _n_step,
+        "n rewards, then the value of the state reached, minus V_t",
+        ("values",),
+        unbiased=False,
+        per_rollout=True,
+    ),
+    "vtrace": _Entry(
+        _vtrace,
+        "rho_t (r_t + gamma v_t+1 - V_t), v the V-trace targets",
+        ("values", "logp", "behavior_logp"),
+        unbiased=False,
+        per_rollout=True,
+    ),
 }
 
 

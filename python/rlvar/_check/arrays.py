@@ -6,6 +6,7 @@ import math
 import numbers
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -302,6 +303,12 @@ def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
                 f"scores must be finite in live steps, got scores[{first + n}, {t}, {d}] = {rollout[t, d]}"
             )
     raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
+
+
+def refuse_underflow(square: float, varied: Callable[[], object]) -> None:
+    """Raise if a largest or summed square has lost its digits, or is 0, though what it is of varies."""
+    if square < 2.0**-1000 and varied():
+        raise NotFiniteError("the variance is below the range of float64; rescale the scores or the weights")
 
 
 def non_negative(name: str, value: ArrayLike, n: int) -> Double:

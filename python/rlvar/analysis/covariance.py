@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import TINY, Terms
+from rlvar.terms.passes import Terms
 from rlvar.weights.estimators import EstimatorLike, resolve
 from rlvar.weights.source import batch_of, refuse_estimator, terms_of
 
@@ -142,8 +143,7 @@ def covariance(
     for one, matrix in zip(each, matrices, strict=True):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
-        if matrix.diagonal().max() < TINY:
-            one.refuse_underflow(p)
+        _check.refuse_underflow(matrix.diagonal().max(), partial(one.varies, p))
     if out is None:
         return result
     out[...] = result

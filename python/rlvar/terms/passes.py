@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Float
 
-TINY = 2.0**-1000  # squares below it have lost digits, or are 0 where numbers are not
-
 
 class Gradients(NamedTuple):
     """Gradients (N, D) of rollouts: a number each, if there is one, times a base that estimators share."""
@@ -150,12 +148,20 @@ class Terms:
                     array[:, still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
 
-    def refuse_underflow(self, p: Double | None) -> None:
-        """Raise where terms vary, but so little that no square of theirs is in range."""
-        large = replace(self, weights=np.ldexp(self.weights, 500), known=None)
-        squares = large.squares(p, large.mean(p), _check.units(None, len(self.scores))).steps
-        if np.isfinite(squares).all() and squares.any():
-            raise ValueError("the variance is below the range of float64; rescale the scores or the weights")
+    @cached_property
+    def rescaled(self) -> Terms:
+        """The same times a power of two, so that squares are in range."""
+        w = np.where(self.alive, self.weights, 0.0)
+        of_weights = np.frexp(np.abs(w).max())[1]
+        rows = (np.abs(s[live]).max(initial=0) for s, live in zip(self.scores, self.alive, strict=True))
+        of_scores = np.frexp(np.float64(max(rows)))[1]
+        return replace(self, weights=np.ldexp(np.ldexp(w, -of_weights), -of_scores), known=None)
+
+    def varies(self, p: Double | None) -> bool:
+        """Whether any term varies, however small."""
+        terms = self.rescaled
+        squares = terms.squares(p, terms.mean(p), _check.units(None, len(self.scores))).steps
+        return bool(np.isfinite(squares).all() and squares.any())
 
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""

@@ -7,8 +7,8 @@ lengths count: a S is what a score is for every estimator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,6 @@ from rlvar.weights.returns import reward_to_go
 
 if TYPE_CHECKING:
     from rlvar.weights.estimators import Estimator
-
-_BELOW = "squares of the gradients are below the range of float64; rescale the scores or the weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,13 +225,18 @@ class Batch:
             scale = 1.0 if constant is None else max(constant.max(), -constant.min())
             with np.errstate(all="ignore"):
                 largest = max(g.base.max(), -g.base.min())
-                small, tiny = largest * max(scale, 1.0) < 1e150, 0.0 < largest * scale < 1e-145
+                small, square = largest * max(scale, 1.0) < 1e150, np.square(largest * scale)
             if not small:
                 _check.raise_not_finite(self.rollouts.scores, self.steps)
-            if tiny:
-                raise _check.NotFiniteError(_BELOW)
+            _check.refuse_underflow(square, partial(self._moves, new[name]))
             known[name] = new[name], g
         return [known[name][1] for name in named]
+
+    def _moves(self, weights: Double) -> bool:
+        """Whether any gradient of some weights (N, T) is not 0, however small."""
+        with np.errstate(all="ignore"):  # what is not live is not read
+            terms = replace(self._scores, weights=weights * self.step_factors)
+        return bool(terms.rescaled.gradients.base.any())
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
@@ -252,8 +255,7 @@ class Batch:
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
         steps, whole = self._scores.second_moments()
-        if steps.max() < 1e-280 and (steps.any() or self.summed_scores().any()):
-            raise _check.NotFiniteError(_BELOW)
+        _check.refuse_underflow(steps.max(), lambda: self._scores.rescaled.second_moments()[0].any())
         return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:

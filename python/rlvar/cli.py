@@ -197,7 +197,7 @@ def _covariance(args: argparse.Namespace) -> str:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
-        accumulator.update_from(
+        accumulator.update(
             rollouts,
             args.estimator,
             importance=args.importance,

@@ -307,7 +307,6 @@ def scan(**options):
             ValueError,
             r"rho must not be negative, got rho\[0, 0\] = -1",
         ),
-        (lambda: _check.placed(np.array([1.0]), np.array([-1])), ValueError, "but no live step to hold it"),
         (lambda: _check.out_array([1.0], (1,), float), TypeError, "out must be a numpy array, got list"),
         (
             lambda: _check.out_array(ONES, (1,), float),

@@ -334,16 +334,21 @@ def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
     return out
 
 
-def in_range(values: Double) -> None:
-    """Raise if a result computed from finite rewards is not finite."""
-    if not np.isfinite(values).all():
-        raise ValueError("the result is beyond the range of float64; rescale the rewards")
+def in_range(result: NDArray[Any], what: str = "scores or the weights") -> NDArray[Any]:
+    """Return a result; raise if it is not finite."""
+    if not np.isfinite(result).all():
+        raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the {what}")
+    return result
 
 
-def placed(rewards: Double, last: NDArray[np.int64]) -> None:
-    """Raise unless rewards (N,) are finite, or 0 or NaN where there is no last step (-1) to hold them."""
-    finite("rewards", np.where(last < 0, 0.0, rewards))
-    lost = np.flatnonzero((last < 0) & (rewards != 0) & ~np.isnan(rewards))
-    if lost.size:
-        i = lost[0]
-        raise ValueError(f"rollout {i} has rewards[{i}] = {rewards[i]}, but no live step to hold it")
+def ends(live: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return one past the last live step of each row (N,), 0 where there is none."""
+    return np.asarray(np.where(live, np.arange(1, live.shape[1] + 1), 0).max(axis=1, initial=0))
+
+
+def at_the_end(rewards: Double, live: NDArray[np.bool_]) -> Double:
+    """Return rewards (N,) as those of steps (N, T): each on the last live step of its row, if it has one."""
+    result = np.zeros(live.shape)
+    rows = np.flatnonzero(live.any(axis=1))
+    result[rows, ends(live)[rows] - 1] = rewards[rows]
+    return result

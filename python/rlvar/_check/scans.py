@@ -100,7 +100,7 @@ def scan(
     gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
     if gammas is not None and gammas.ndim == 0:
         gammas = None
-    factor = discount("gamma", gamma) if gammas is None else 1.0  # type: ignore[arg-type]
+    factor = discount("gamma", gamma) if gammas is None else 1.0
     if (truncated is None) != (next_values is None):
         pair = ("truncated", "next_values")
         present, missing = pair if next_values is None else pair[::-1]

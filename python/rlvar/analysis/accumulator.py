@@ -277,7 +277,7 @@ class CovarianceAccumulator:
         divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
-        _in_range(np.array(float(state.sums.diagonal().max()) / divisor))
+        _check.in_range(np.array(float(state.sums.diagonal().max()) / divisor))
         with np.errstate(all="ignore"):
             result: Double = np.divide(state.sums, divisor, out=out)
         return result
@@ -285,15 +285,15 @@ class CovarianceAccumulator:
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
         state = self._some()
-        return _in_range(_growth(state.sums, state.divisor(ddof)))
+        return _check.in_range(_growth(state.sums, state.divisor(ddof)))
 
     def totals(self, *, ddof: int = 1) -> Totals:
         """Return the total variance, its variance terms and its covariance terms."""
         state = self._some()
         divisor = state.divisor(ddof)
-        total = float(_in_range(_growth(state.sums, divisor))[-1])
+        total = float(_check.in_range(_growth(state.sums, divisor))[-1])
         with np.errstate(all="ignore"):
-            variance = float(_in_range(state.sums.trace() / divisor))
+            variance = float(_check.in_range(state.sums.trace() / divisor))
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -363,7 +363,7 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     delta = (b.mean - a.mean) + (b.tail - a.tail)
     share = b.weight / total if total > 0 else 0.0
     _core.add_product(delta, a.weight * share, sums, threads)
-    _in_range(sums.diagonal())
+    _check.in_range(sums.diagonal())
     shift = delta * share
     mean = a.mean + shift
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
@@ -390,12 +390,6 @@ def _growth(sums: Double, divisor: float = 1.0) -> Double:
     with np.errstate(all="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
         return np.asarray(np.cumsum(added) / divisor)
-
-
-def _in_range(result: Double) -> Double:
-    if not np.isfinite(result).all():
-        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
-    return result
 
 
 def _read(read: Callable[[str], NDArray[Any]]) -> _State:

@@ -84,11 +84,7 @@ class Terms:
 
     def ends(self) -> NDArray[np.int64]:
         """One past the last live step of each rollout (N,)."""
-        n, t = self.weights.shape
-        if self.live.mask is None:
-            return np.full(n, t) if self.live.lengths is None else self.live.lengths
-        alive = self.alive
-        return np.asarray(np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0))
+        return _check.ends(self.alive)
 
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""

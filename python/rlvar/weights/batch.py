@@ -101,12 +101,7 @@ class Batch:
     def step_rewards(self) -> Double:
         """Rewards (N, T): a terminal reward lands on the last live step."""
         rewards = self.rollouts.rewards
-        if rewards.ndim == 2:
-            return rewards
-        last = self.live.shape[1] - 1 - np.argmax(self.live[:, ::-1], axis=1)
-        result = np.zeros(self.live.shape)
-        result[np.arange(len(last)), last] = rewards
-        return result
+        return rewards if rewards.ndim == 2 else _check.at_the_end(rewards, self.live)
 
     @property
     def tails(self) -> dict[str, Any]:

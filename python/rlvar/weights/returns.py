@@ -295,9 +295,7 @@ def n_step_returns(
     scan.raise_not_finite()
     result = scan.empty()
     result[...] = _n_steps(scan, count)
-    if not np.isfinite(result).all():
-        raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the rewards")
-    return scan.as_given(result)
+    return scan.as_given(_check.in_range(result, "rewards"))
 
 
 def _n_steps(scan: _check.Scan, n: int) -> Double:

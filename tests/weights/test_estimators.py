@@ -137,7 +137,7 @@ def test_names_estimators_and_pairs_mix_in_one_list(rollouts):
         ([("", weigh)], ValueError, "need a name of their own, got ''"),
         ([("mine", None)], TypeError, "estimator 'mine': weights must be an array or a function, got None"),
         ({"mine": weigh}, TypeError, r"pairs \('mine', weights\), got dict"),
-        ([3], TypeError, r"pairs \('mine', weights\), got 3"),
+        ([3], TypeError, r"pairs \('mine', weights\), got int"),
         (None, TypeError, "estimators must be names, estimators or pairs .* got NoneType"),
     ],
 )

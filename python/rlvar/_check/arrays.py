@@ -191,13 +191,13 @@ def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: 
 
 
 def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double:
-    """Return E sets of weights as a float64 (E, N, T) array, C-contiguous."""
+    """Return E sets of weights as a float64 (E, N, T) array."""
     array = doubles("weights", value)
     if array.ndim != 3 or array.shape[1:] != shape or not len(array):
         raise _shape_error("weights", f"(E, N, T) = (E, {shape[0]}, {shape[1]}) with E >= 1", array.shape)
     for e, one in enumerate(array):
         finite(f"weights[{e}]", one, live, shape)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def steps(
@@ -341,7 +341,7 @@ def in_range(result: NDArray[Any], what: str = "scores or the weights") -> NDArr
     return result
 
 
-def ends(live: NDArray[np.bool_]) -> NDArray[np.int64]:
+def row_ends(live: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return one past the last live step of each row (N,), 0 where there is none."""
     return np.asarray(np.where(live, np.arange(1, live.shape[1] + 1), 0).max(axis=1, initial=0))
 
@@ -350,5 +350,5 @@ def at_the_end(rewards: Double, live: NDArray[np.bool_]) -> Double:
     """Return rewards (N,) as those of steps (N, T): each on the last live step of its row, if it has one."""
     result = np.zeros(live.shape)
     rows = np.flatnonzero(live.any(axis=1))
-    result[rows, ends(live)[rows] - 1] = rewards[rows]
+    result[rows, row_ends(live)[rows] - 1] = rewards[rows]
     return result

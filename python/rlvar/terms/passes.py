@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,7 +84,7 @@ class Terms:
 
     def ends(self) -> NDArray[np.int64]:
         """One past the last live step of each rollout (N,)."""
-        return _check.ends(self.alive)
+        return _check.row_ends(self.alive)
 
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""
@@ -186,32 +186,29 @@ class Terms:
         return np.asarray(np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole))
 
     def lags(self, p: Double | None, mean: Double) -> Double:
-        """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), by FFT.
-
-        Padded with T zeros a series' circular autocorrelation is its linear one, the inverse transform
-        of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
-        """
-        n, t, d = self.scores.shape
-        size = transform_size(t)
-        chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
-        alive = self.alive
-        power = np.zeros(size // 2 + 1)
-        for i in range(n):
-            w = np.where(alive[i], self.weights[i], 0.0)[:, None]
-            for d0 in range(0, d, chunk):
-                rows = np.where(alive[i][:, None], self.scores[i, :, d0 : d0 + chunk], 0.0)
-                spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
-                power += (1.0 if p is None else p[i]) * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-        return np.asarray(np.fft.irfft(power, size)[:t])
+        """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), from the sum of all power spectra."""
+        t, d = self.scores.shape[1:]
+        chunk = max(1, (1 << 18) // t)  # coordinates at a time: at most 16 MiB of spectra
+        power: Any = 0.0
+        for i, live in enumerate(self.alive[:, :, None]):
+            w = np.where(live, self.weights[i, :, None], 0.0)
+            for part in (slice(start, start + chunk) for start in range(0, d, chunk)):
+                y = np.where(live, self.scores[i, :, part], 0.0) * w - mean[:, part]
+                power = power + (1.0 if p is None else p[i]) * _power(y)
+        return _lagged(power, t)
 
 
 def autocorrelation(x: Double) -> Double:
     """Sum over t of x[t] x[t+k], for all k (T,)."""
-    size = transform_size(len(x))
-    spectrum = np.fft.rfft(x, size)
-    return np.asarray(np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(x)])
+    return _lagged(_power(x[:, None]), len(x))
 
 
-def transform_size(steps: int) -> int:
-    """Return a size of which the circular autocorrelation of `steps` numbers is the linear one."""
-    return 1 << (2 * steps - 1).bit_length()
+def _power(x: Double) -> Double:
+    """Power spectrum, summed over series (T, d), padded with T zeros: none comes round to its start."""
+    spectrum = np.fft.rfft(x, 1 << (2 * len(x) - 1).bit_length(), axis=0)
+    return np.asarray((spectrum.real**2 + spectrum.imag**2).sum(axis=1))
+
+
+def _lagged(power: Double, steps: int) -> Double:
+    """Autocorrelation at lags 0 to T - 1, the inverse transform of the power spectrum."""
+    return np.asarray(np.fft.irfft(power)[:steps])

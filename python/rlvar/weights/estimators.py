@@ -137,9 +137,7 @@ class OwnEstimator(Estimator):
 
     def _given(self, batch: Batch) -> ArrayLike:
         given = self.given(batch.rollouts) if callable(self.given) else self.given
-        if given is None:
-            raise TypeError("weights must be an array, got None")
-        return given
+        return _check.floats("weights", given)
 
 
 #: What a user may pass for one estimator.
@@ -154,10 +152,8 @@ def resolve(
     A name, an `Estimator` or a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
     Rollouts to one, or a sequence that mixes them. Errors call it `argument`.
     """
-    alone = isinstance(estimators, (str, Estimator)) or _is_pair(estimators)
-    if not alone and not isinstance(estimators, Sequence):
-        raise _wanted(argument, type(estimators).__name__)
-    found = [_resolve(each, argument) for each in ([estimators] if alone else estimators)]  # type: ignore[union-attr]
+    several = isinstance(estimators, (list, tuple)) and not _is_pair(estimators)
+    found = [_resolve(each, argument) for each in (estimators if several else [estimators])]  # type: ignore[union-attr]
     if not found:
         raise ValueError(f"{argument} must name at least one estimator")
     names = [each.name for each in found]
@@ -169,14 +165,8 @@ def resolve(
 
 def _is_pair(value: object) -> bool:
     """Whether it is a name with weights, and no sequence of two estimators."""
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)):
-        return False
-    second = value[1]
-    return not (isinstance(second, (str, Estimator)) or _is_pair(second))
-
-
-def _wanted(argument: str, got: str) -> TypeError:
-    return TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    return pair and not isinstance(value[1], (str, Estimator)) and not _is_pair(value[1])  # type: ignore[index]
 
 
 def _resolve(value: Any, argument: str) -> Estimator:
@@ -185,7 +175,8 @@ def _resolve(value: Any, argument: str) -> Estimator:
     if isinstance(value, str):
         return estimator(value)
     if not _is_pair(value):
-        raise _wanted(argument, repr(value))
+        got = type(value).__name__
+        raise TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
     return OwnEstimator(value[0], given=value[1])
 
 
@@ -339,19 +330,9 @@ _TABLE = {
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
     ),
     "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
-    "n-step": _Entry(
-        _n_step,
-        "n rewards, then the value of the state reached, minus V_t",
-        ("values",),
-        unbiased=False,
-        per_rollout=True,
-    ),
+    "n-step": _Entry(_n_step, "n-step return minus V_t", ("values",), unbiased=False, per_rollout=True),
     "vtrace": _Entry(
-        _vtrace,
-        "rho_t (r_t + gamma v_t+1 - V_t), v the V-trace targets",
-        ("values", "logp", "behavior_logp"),
-        unbiased=False,
-        per_rollout=True,
+        _vtrace, "V-trace advantage", ("values", "logp", "behavior_logp"), unbiased=False, per_rollout=True
     ),
 }
 

@@ -181,12 +181,6 @@ def gae(
 
     %(raises)s
 
-    Notes
-    -----
-    One scan over :math:`U_t = \lambda A_t + V_t`, which obeys
-    :math:`U_t = \lambda r_t + (1 - \lambda) V_t + \gamma_t \lambda U_{t'}`; then
-    :math:`A_t = r_t + \gamma_t U_{t'} - V_t`.
-
     References
     ----------
     Schulman et al., "High-dimensional continuous control using GAE" (2016), eq. 16, arXiv 1506.02438.

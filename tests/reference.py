@@ -292,13 +292,9 @@ def grpo(rewards, groups, scale="group", eps=1e-6, ddof=1, singleton="zero"):
     return result
 
 
-def reinforce_pp(rewards, groups=None, whiten=False, eps=1e-8, ddof=1):
-    """A[i] = r[i] - mean of the group or batch; whitened, over sqrt(sum A^2 / (N - ddof) + eps)."""
-    groups = [0] * len(rewards) if groups is None else groups
-    centred = grpo(rewards, groups, scale="none")
-    if not whiten or not centred.any():
-        return centred
-    return centred / np.sqrt(sum(a**2 for a in centred) / (len(rewards) - ddof) + eps)
+def reinforce_pp(rewards, groups=None):
+    """A[i] = r[i] - mean of the group or batch."""
+    return grpo(rewards, [0] * len(rewards) if groups is None else groups, scale="none")
 
 
 def opo(rewards, lengths, groups=None):

@@ -107,13 +107,6 @@ def choice(name: str, value: Any, options: Any) -> Any:
     return value
 
 
-def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
-    """Return what a sum of `count` squares is divided by; at least one must be left."""
-    if count <= ddof:
-        raise ValueError(f"{name} must have at least ddof + 1 = {ddof + 1} entries that count, got {count}")
-    return count - ddof
-
-
 def threads(value: int | None) -> int | None:
     """Return the number of threads asked for, or None for the default."""
     return None if value is None else min(positive_integer("num_threads", value), 1024)

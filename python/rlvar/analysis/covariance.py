@@ -78,11 +78,9 @@ def covariance(
 
     Raises
     ------
-    ValueError
-        For wrong shapes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
+    ValueError, TypeError
+        For wrong shapes or dtypes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
         a score or weight of a live step that is not finite (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
 
     Notes
     -----

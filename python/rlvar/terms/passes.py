@@ -161,14 +161,9 @@ class Terms:
 
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
-        n, t = self.weights.shape
-        single = _check.units(None, n)
-        zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
-        steps, running = np.empty((n, t)), np.empty((n, t))
-        _core.unit_squares(
-            *(self._of(None), zero, single.members, single.offsets, steps, running, None, None, self.threads)
-        )
-        return steps, running[:, -1].copy()
+        zero, single = np.zeros(self.scores.shape[1:]), _check.units(None, len(self.scores))
+        found = self.squares(None, zero, single)
+        return found.steps, found.growths[:, -1].copy()
 
     def projections(self, vectors: Double) -> Double:
         """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""

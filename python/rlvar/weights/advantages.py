@@ -85,13 +85,6 @@ def _spread(centred: Double, labels: NDArray[np.int64], freedom: int | NDArray[n
     return np.asarray(unit * np.sqrt(np.bincount(labels, np.square(centred / unit))[labels] / freedom))
 
 
-def _whitened(centred: Double, freedom: int, eps: float) -> Double:
-    """Divide centred values by sqrt(variance + eps), unless that is 0."""
-    _check.in_range(centred, "rewards")
-    deviation = np.hypot(_spread(centred, np.zeros(len(centred), np.int64), freedom), math.sqrt(eps))
-    return np.divide(centred, deviation, out=np.zeros(len(centred)), where=deviation > 0)
-
-
 _RESULTS = """Returns
     -------
     ndarray, shape (N,), float64
@@ -101,8 +94,8 @@ _RESULTS = """Returns
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, an infinite reward (the first is named), labels that are not hashable,
-        an option outside its values, a singleton that is to raise, a length that is negative or not
-        finite, or fewer than ddof + 1 scored rewards to whiten.
+        an option outside its values, a singleton that is to raise, or a length that is negative or not
+        finite.
 
     Warns
     -----
@@ -243,36 +236,22 @@ def grpo(
 
 
 @_documented
-def reinforce_pp(
-    rewards: ArrayLike,
-    groups: Groups | None = None,
-    *,
-    whiten: bool = False,
-    eps: float = 1e-8,
-    ddof: int = 1,
-) -> Double:
+def reinforce_pp(rewards: ArrayLike, groups: Groups | None = None) -> Double:
     r"""REINFORCE++ advantages: each reward minus the mean of the batch or, with groups, of its group.
 
-    .. math:: A_i = r_i - \bar r, \qquad \text{whitened: } A_i \Big/
-              \sqrt{\tfrac{1}{N - \mathrm{ddof}} \textstyle\sum_j A_j^2 + \epsilon}
+    .. math:: A_i = r_i - \bar r
 
     Parameters
     ----------
     rewards, groups : shape (N,), as for `rloo`
         By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
-    whiten : bool, default False
-        Whether to divide by the standard deviation of the batch's centred rewards.
-    eps : float, default 1e-8
-        Added to the variance under the root, if whitened.
-    ddof : {0, 1}, default 1
-        Delta degrees of freedom of that variance.
 
     %(results)s
 
     Notes
     -----
-    Whitening here counts each sequence once. To count each step once, as verl does, whiten the steps:
-    ``whiten(to_steps(reinforce_pp(rewards, groups), mask=mask), mask=mask)``.
+    They are meant to be whitened: as ``whiten(a)``, which counts each sequence once, or, as verl does, as
+    ``whiten(to_steps(a, mask=mask), mask=mask)``, which counts each step once.
 
     References
     ----------
@@ -283,18 +262,11 @@ def reinforce_pp(
     >>> import rlvar
     >>> rlvar.reinforce_pp([1.0, 2.0, 6.0])
     array([-2., -1.,  3.])
-    >>> rlvar.reinforce_pp([1.0, 3.0, 6.0, 8.0], [0, 0, 1, 1], whiten=True, eps=0.0, ddof=0)
+    >>> rlvar.whiten(rlvar.reinforce_pp([1.0, 3.0, 6.0, 8.0], [0, 0, 1, 1]), eps=0.0, ddof=0)
     array([-1.,  1., -1.,  1.])
     """
-    eps = _check.non_negative_number("eps", eps)
-    _check.choice("ddof", ddof, (0, 1))
     scored = _scored(rewards, groups)
-    advantages = scored.centred()
-    if _check.boolean("whiten", whiten):
-        # They sum to 0 over the batch already; centring again would undo exact zeros.
-        freedom = _check.degrees_of_freedom("rewards", len(advantages), ddof)
-        advantages = _whitened(advantages, freedom, eps)
-    return scored.finish(advantages)
+    return scored.finish(scored.centred())
 
 
 @_documented
@@ -380,10 +352,14 @@ def whiten(
     else:
         live = np.ones(array.shape, np.bool_) if mask is None else _check.flags(mask, array.shape)
     values = _check.alive("x", array, live)[live]
-    freedom = _check.degrees_of_freedom("x", len(values), ddof)
+    n = len(values)
+    if n <= ddof:
+        raise ValueError(f"x must have at least ddof + 1 = {ddof + 1} live entries, got {n}")
     shifted = values - values[0]
     mean = shifted.mean()
-    whitened = _whitened(shifted - mean, freedom, eps)
+    centred = _check.in_range(shifted - mean, "values")
+    deviation = np.hypot(_spread(centred, np.zeros(n, np.int64), n - ddof), math.sqrt(eps))
+    whitened = np.divide(centred, deviation, out=np.zeros(n), where=deviation > 0)
     result = np.zeros(array.shape)
     result[live] = whitened if _check.boolean("shift_mean", shift_mean) else whitened + (values[0] + mean)
     return result

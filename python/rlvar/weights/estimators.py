@@ -310,7 +310,7 @@ _TABLE = {
         lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
     ),
     "reinforce++": _Entry(
-        lambda batch: advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True),
+        lambda batch: advantages.whiten(advantages.reinforce_pp(batch.returns, batch.rollouts.groups)),
         "R minus its group's mean, or the batch's without groups, over the batch's deviation",
         unbiased=False,
     ),

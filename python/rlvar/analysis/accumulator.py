@@ -194,7 +194,7 @@ class CovarianceAccumulator:
         if isinstance(rollouts, Rollouts):
             batch = batch_of(rollouts, **options)  # type: ignore[arg-type]
             scores, live = rollouts._stored, rollouts.steps
-            w = batch.weighed(estimator_of("multi" if estimator is None else estimator))
+            w = batch.weighed(batch.weights(estimator_of("multi" if estimator is None else estimator)))
         else:
             scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
             # Checks all but the scores, which are converted a block at a time.

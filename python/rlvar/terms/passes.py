@@ -159,6 +159,10 @@ class Terms:
         squares = terms.squares(p, terms.mean(p), _check.units(None, len(self.scores))).steps
         return bool(np.isfinite(squares).all() and squares.any())
 
+    def moves(self) -> bool:
+        """Whether any gradient is not 0, however small."""
+        return bool(self.rescaled.gradients.base.any())
+
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
         zero, single = np.zeros(self.scores.shape[1:]), _check.units(None, len(self.scores))

@@ -354,9 +354,8 @@ def vtrace(
               A_t = \rho_t (r_t + \gamma_t v_{t'} - V_t)
 
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \lambda \min(\bar c, \pi/\mu)`,
-    :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`.
-    Beyond a terminated step V and v are 0, beyond a truncated one the next value, beyond the last live step
-    the bootstrap value.
+    :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`, or what
+    there is in its place as in `gae`.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Float, Scale
@@ -96,11 +96,12 @@ class Estimator:
         Errors, such as for what the rollouts lack, name the estimator.
         """
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
-        for need in self.needs:
-            if getattr(batch.rollouts, need) is None:
-                raise ValueError(f"estimator {self.name!r} needs {need}: pass {need}= to Rollouts")
+        needed = {name: getattr(batch.rollouts, name) for name in self.needs}
+        for name, array in needed.items():
+            if array is None:
+                raise ValueError(f"estimator {self.name!r} needs {name}: pass {name}= to Rollouts")
         try:
-            found = self._entry.weights(batch, **self.parameters)
+            found = self._entry.weights(batch, **needed, **self.parameters)
             return _check.weights(found, batch.rollouts.shape[:2], batch.steps)
         except (_check.NotFiniteError, MemoryError):
             raise
@@ -229,48 +230,47 @@ def _multi_mean(batch: Batch, gamma: float = 1.0) -> Double:
     return np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
 
 
-# Rollouts are of type Any below: what `needs` names is not None, as `Estimator.weights` has checked.
+def _gae(batch: Batch, values: Double, gamma: float = 1.0, lam: float = 0.95) -> Float:
+    return gae(batch.step_rewards, values, gamma, lam, **batch.tails)[0]
 
 
-def _gae(batch: Batch, gamma: float = 1.0, lam: float = 0.95) -> Float:
-    rollouts: Any = batch.rollouts
-    return gae(batch.step_rewards, rollouts.values, gamma, lam, **batch.tails)[0]
-
-
-def _n_step(batch: Batch, n: int = 5, gamma: float = 1.0) -> Float:
-    rollouts: Any = batch.rollouts
-    returns = n_step_returns(batch.step_rewards, rollouts.values, n, gamma, **batch.tails)
-    return np.where(batch.live, returns - rollouts.values, 0.0)
+def _n_step(batch: Batch, values: Double, n: int = 5, gamma: float = 1.0) -> Float:
+    returns = n_step_returns(batch.step_rewards, values, n, gamma, **batch.tails)
+    return np.where(batch.live, returns - values, 0.0)
 
 
 def _vtrace(
-    batch: Batch, gamma: float = 1.0, lam: float = 1.0, rho_clip: float = 1.0, c_clip: float = 1.0
+    batch: Batch,
+    values: Double,
+    logp: Double,
+    behavior_logp: Double,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
 ) -> Float:
     if batch.importance is not None and batch.importance.importance != "none":
         raise ValueError("it has importance ratios of its own; use importance='none'")
-    rollouts: Any = batch.rollouts
     with np.errstate(all="ignore"):  # what is not live is not read
-        ratios = np.minimum(np.exp(rollouts.logp - rollouts.behavior_logp), max(rho_clip, c_clip))
+        ratios = np.minimum(np.exp(logp - behavior_logp), max(rho_clip, c_clip))
     options = {"rho_clip": rho_clip, "c_clip": c_clip, **batch.tails}
-    return vtrace(batch.step_rewards, rollouts.values, ratios, gamma, lam, **options)[1]
+    return vtrace(batch.step_rewards, values, ratios, gamma, lam, **options)[1]
 
 
-def _rloo(batch: Batch) -> Double:
-    rollouts: Any = batch.rollouts
+def _rloo(batch: Batch, groups: NDArray[np.int64]) -> Double:
     # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
-    alone = (np.bincount(rollouts.groups) == 1)[rollouts.groups] & (rollouts.live_steps > 0)
-    return advantages.rloo(batch.returns, rollouts.groups, singleton="raise" if alone.any() else "zero")
+    alone = (np.bincount(groups) == 1)[groups] & (batch.rollouts.live_steps > 0)
+    return advantages.rloo(batch.returns, groups, singleton="raise" if alone.any() else "zero")
 
 
-def _grpo(batch: Batch, scale: Scale = "group", eps: float = 1e-6) -> Double:
-    rollouts: Any = batch.rollouts
-    return advantages.grpo(batch.returns, rollouts.groups, scale=scale, eps=eps)
+def _grpo(batch: Batch, groups: NDArray[np.int64], scale: Scale = "group", eps: float = 1e-6) -> Double:
+    return advantages.grpo(batch.returns, groups, scale=scale, eps=eps)
 
 
 class _Entry(NamedTuple):
     """What is behind a name."""
 
-    weights: Callable[..., ArrayLike]  # of a Batch and the parameters
+    weights: Callable[..., ArrayLike]  # of a Batch, what it needs and the parameters
     formula: str
     needs: tuple[str, ...] = ()
     unbiased: bool | None = True
@@ -280,7 +280,7 @@ class _Entry(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         """Its parameters with their defaults, as the function of the weights has them."""
         parameters = list(inspect.signature(self.weights).parameters.values())
-        return {each.name: each.default for each in parameters[1:]}
+        return {each.name: each.default for each in parameters[1 + len(self.needs) :]}
 
 
 #: The check of each parameter's values.
@@ -307,7 +307,7 @@ _TABLE = {
         _grpo, "R minus its group's mean, over its standard deviation", ("groups",), unbiased=False
     ),
     "dr-grpo": _Entry(
-        lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
+        lambda batch, groups: _grpo(batch, groups, "none"), "R minus its group's mean", ("groups",), False
     ),
     "reinforce++": _Entry(
         lambda batch: advantages.whiten(advantages.reinforce_pp(batch.returns, batch.rollouts.groups)),

@@ -6,8 +6,7 @@ With d_t = logp_t - behavior_logp_t of the live steps:
     sequence   rho   = exp(sum_t d_t), one for the rollout
     geometric  rho   = exp(mean_t d_t), one for the rollout
 
-each truncated to min(rho, c) if so wanted. Only the whole sequence's ratio, not truncated, turns an
-expectation under the old policy into one under the new: the others trade bias for variance.
+each truncated to min(rho, c) if so wanted: all but the whole sequence's ratio trade bias for variance.
 """
 
 from __future__ import annotations

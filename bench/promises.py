@@ -45,7 +45,7 @@ COMPARE, GROUP = (32, 20, 4) if SMALL else (512, 1024, 128), 4
 BLOCK, SEVERAL = 16, 8
 EIGHT = {
     "eight from rewards": ["single", "multi", "single-mean", "multi-mean", "rloo", "grpo", "dr-grpo", "opo"],
-    "eight cross-fitted": ["single", "multi", "rloo", "grpo", "single-optimal", "otb", "alpha", "opo-cross"],
+    "eight cross-fitted": ["single", "multi", "rloo", "grpo", "dr-grpo", "opo", "single-optimal", "otb"],
 }
 
 

@@ -27,11 +27,11 @@ def cut(folder, estimator, block_size, count):
 
 def reduce_shard(path, part, arrays, block_size):
     """Reduce one slice of the scores in a file; `arrays` are its weights and its mask or lengths."""
-    scores = np.load(path, mmap_mode="r")[part]  # nothing is read before update_from, a block at a time
+    scores = np.load(path, mmap_mode="r")[part]  # nothing is read before update, a block at a time
     # One thread: the workers share the cores already.
     accumulator = rlvar.CovarianceAccumulator(block_size=block_size, num_threads=1)
     try:
-        accumulator.update_from(scores, **arrays)
+        accumulator.update(scores, **arrays)
     except ValueError as error:  # its indices count from the start of the shard
         raise ValueError(f"in the shard of rollouts from {part.start} on: {error}") from None
     return accumulator

@@ -292,13 +292,9 @@ def grpo(rewards, groups, scale="group", eps=1e-6, ddof=1, singleton="zero"):
     return result
 
 
-def reinforce_pp(rewards, groups=None, whiten=False, eps=1e-8, ddof=1):
-    """A[i] = r[i] - mean of the group or batch; whitened, over sqrt(sum A^2 / (N - ddof) + eps)."""
-    groups = [0] * len(rewards) if groups is None else groups
-    centred = grpo(rewards, groups, scale="none")
-    if not whiten or not centred.any():
-        return centred
-    return centred / np.sqrt(sum(a**2 for a in centred) / (len(rewards) - ddof) + eps)
+def reinforce_pp(rewards, groups=None):
+    """A[i] = r[i] - mean of the group or batch."""
+    return grpo(rewards, [0] * len(rewards) if groups is None else groups, scale="none")
 
 
 def opo(rewards, lengths, groups=None):
@@ -360,25 +356,6 @@ def token_baseline(scores, to_go, groups=None, **live):
     for n, t in np.argwhere(alive):
         energy[n, t] = squares[n, : t + 1].sum()
     return np.where(alive, to_go - cross_fitted(np.where(alive, to_go, 0) * energy, energy, groups), 0)
-
-
-def alpha_baseline(scores, returns, groups=None, **live):
-    """R - E[L^(2 alpha) R] / E[L^(2 alpha)], 2 alpha the slope of log |s|^2 on log L; all of other folds."""
-    n = len(returns)
-    lengths = live_steps(scores.shape[:2], **live).sum(axis=1)
-    squares = [s @ s for s in gradients(scores, **live)]
-    result = np.array(returns, float)
-    for i in range(n):
-        others = [j for j in in_other_folds(range(n) if groups is None else groups, i) if lengths[j] > 0]
-        slope = 0.0
-        if len({lengths[j] for j in others}) > 1:
-            slope = np.polyfit(np.log([lengths[j] for j in others]), np.log([squares[j] for j in others]), 1)[
-                0
-            ]
-        powers = [float(lengths[j]) ** slope for j in others]
-        if others:
-            result[i] -= sum(p * returns[j] for p, j in zip(powers, others, strict=True)) / sum(powers)
-    return result
 
 
 def whiten(x, mask, shift_mean=True, eps=1e-8, ddof=1):

@@ -307,7 +307,6 @@ def scan(**options):
             ValueError,
             r"rho must not be negative, got rho\[0, 0\] = -1",
         ),
-        (lambda: _check.placed(np.array([1.0]), np.array([-1])), ValueError, "but no live step to hold it"),
         (lambda: _check.out_array([1.0], (1,), float), TypeError, "out must be a numpy array, got list"),
         (
             lambda: _check.out_array(ONES, (1,), float),
@@ -351,7 +350,7 @@ CALLS = {
     rlvar.vtrace: {**VALUES, "rho": ONES, "lam": 1.0, "rho_clip": 1.0, "c_clip": 1.0, "time_axis": -1},
     rlvar.rloo: {**GROUPED, "singleton": "zero"},
     rlvar.grpo: {**GROUPED, "scale": "group", "eps": 0.1, "ddof": 1, "singleton": "raw", "preset": None},
-    rlvar.reinforce_pp: {**GROUPED, "eps": 0.1, "ddof": 1},
+    rlvar.reinforce_pp: GROUPED,
     rlvar.opo: {**GROUPED, "lengths": [1, 2]},
     rlvar.whiten: {"x": ONES + np.eye(2, 3), "lengths": [1, 3], "mask": ONES, "eps": 0.1, "ddof": 1},
     rlvar.kl_rewards: {"rewards": ONES, "logp": LOGP, "ref_logp": LOGP, "coef": 0.1, "estimator": "k1"}

@@ -50,8 +50,8 @@ def test_rollouts_and_an_estimator_give_what_scores_and_weights_give(arrays, rol
     one.update(rollouts, "multi")
     other.update(scores, to_go, lengths=lengths)
     np.testing.assert_array_equal(one.covariance(), other.covariance())
-    one.update_from(rollouts, "single")
-    other.update_from(scores, whole, lengths=lengths)
+    one.update(rollouts, "single")
+    other.update(scores, whole, lengths=lengths)
     np.testing.assert_allclose(one.covariance(), other.covariance(), rtol=1e-12)
 
 
@@ -69,7 +69,6 @@ VERBS = {
     "decompose": rlvar.decompose,
     "covariance": rlvar.covariance,
     "update": lambda *args, **options: rlvar.CovarianceAccumulator().update(*args, **options),
-    "update_from": lambda *args, **options: rlvar.CovarianceAccumulator().update_from(*args, **options),
 }
 
 

@@ -42,7 +42,7 @@ for name, rollouts in (("flat", flat), ("grouped", grouped), ("sparse", sparse))
 wide = rlvar.Rollouts(rng.standard_normal((300, 2, 2000)).astype(np.float32), rng.standard_normal((300, 2)))
 bits("bootstrap wide", rlvar.compare(wide, interval=rlvar.Bootstrap(300)).to_dict())
 bits("cartpole", rlvar.report(rlvar.datasets.cartpole(), ["single", "multi", "reinforce++"]).to_dict())
-names = ["single", "multi", "single-optimal", "multi-optimal", "otb", "alpha", "opo-cross", "opo"]
+names = ["single", "multi", "single-optimal", "multi-optimal", "otb", "opo"]
 for aggregation in ("sum", "sequence-mean", "token-mean"):
     compared = rlvar.compare(grouped, names, aggregation=aggregation)
     bits(aggregation, compared.to_dict())

@@ -37,19 +37,4 @@ class Terms(NamedTuple):
 
 
 isa = os.environ.get("RLVAR_ISA") or available_isas[-1]
-_module = load(isa)
-
-reward_to_go = _module.reward_to_go
-gae = _module.gae
-vtrace = _module.vtrace
-covariance = _module.covariance
-shared_moments = _module.shared_moments
-add_product = _module.add_product
-add_matmul = _module.add_matmul
-gradients = _module.gradients
-projections = _module.projections
-means = _module.means
-unit_squares = _module.unit_squares
-default_threads = _module.default_threads
-openmp = _module.openmp
-eigen_version = _module.eigen_version
+globals().update({name: what for name, what in vars(load(isa)).items() if name[0] != "_"})

@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C.
     """
     try:
-        args = _parser().parse_args(argv)
-        return _run(args)
+        return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
         return 130
 
@@ -73,11 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rlvar {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     known = ", ".join(each.name for each in estimators())
-    report = commands.add_parser(
-        "report",
-        help="compare estimators on rollouts and say where the variance comes from",
-        description="Compare estimators on rollouts and say where the variance comes from.",
-    )
+    text = "compare estimators on rollouts and say where the variance comes from"
+    report = commands.add_parser("report", help=text, description=text)
     report.add_argument(
         "file",
         nargs="?",
@@ -112,12 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
     report.set_defaults(run=_report)
-    covariance = commands.add_parser(
-        "covariance",
-        help="stream rollouts into the covariance of the step terms of one estimator",
-        description="Stream rollouts, which may be larger than memory, into the covariance of the step terms "
-        "of one estimator; print its totals, and save a CovarianceAccumulator.",
-    )
+    text = "stream rollouts, which may be larger than memory, into the covariance of the step terms"
+    covariance = commands.add_parser("covariance", help=text, description=text)
     covariance.add_argument(
         "file", type=_input, metavar="FILE", help="as for report; a folder is read block by block"
     )
@@ -197,7 +189,7 @@ def _covariance(args: argparse.Namespace) -> str:
         progress("reading rollouts")
         rollouts = load_rollouts(args.file)
         accumulator = CovarianceAccumulator(block_size=args.block_size)
-        accumulator.update_from(
+        accumulator.update(
             rollouts,
             args.estimator,
             importance=args.importance,

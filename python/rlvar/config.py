@@ -23,11 +23,10 @@ def show_config() -> None:
     >>> rlvar.show_config()  # doctest: +ELLIPSIS
     rlvar ...
     """
-    openmp = f"yes ({_core.openmp})" if _core.openmp else "no"
     lines = {
         "rlvar": version,
         "isa": f"{_core.isa} (available: {', '.join(_core.available_isas)})",
-        "openmp": openmp,
+        "openmp": f"yes ({_core.openmp})" if _core.openmp else "no",
         "threads": _core.default_threads(),
         "eigen": _core.eigen_version,
         "numpy": np.__version__,

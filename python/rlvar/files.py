@@ -1,8 +1,8 @@
 """Files of arrays: read behind one door, written at once or not at all.
 
-An .npz is read into memory, its checksums tested. In a folder of .npy files the scores are mapped: they stay
-on disk until they are used, and must stay as they are until then. What is wrong with the content of a file
-leaves the door as a ValueError that names the file; what the system refuses stays an OSError.
+An .npz is read into memory, its checksums tested; of a folder of .npy files the scores are mapped. What is
+wrong with the content of a file leaves the door as a ValueError that names the file; what the system refuses
+stays an OSError.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_a_shard_without_weight_changes_nothing_whatever_its_lengths(rng):
     scores, lengths = rng.standard_normal((6, 3, 2)), np.array([1, 2, 3, 3, 3, 3])
     p = np.array([0, 0, 1, 1, 1, 1.0])
     result = rlvar.CovarianceAccumulator()
-    result.update_from(scores, lengths=lengths, sample_weight=p, rollouts_per_update=2)
+    result.update(scores, lengths=lengths, sample_weight=p, rollouts_per_update=2)
     assert_same(result, rlvar.covariance(scores, lengths=lengths, sample_weight=p), 1e-12)
 
 
@@ -181,7 +181,6 @@ def test_empty_accumulators_and_batches_change_nothing(rng):
     a = accumulated(rng.standard_normal((8, 4, 2)))
     before = a.covariance()
     a.update(np.empty((0, 4, 2)))
-    a.update_from(np.empty((0, 4, 2)))
     a.merge(rlvar.CovarianceAccumulator())
     for result in (a, a + rlvar.CovarianceAccumulator(), rlvar.CovarianceAccumulator() + a):
         np.testing.assert_array_equal(result.covariance(), before)
@@ -227,9 +226,8 @@ def spoilt(index, value):
 def test_a_refused_batch_leaves_the_accumulator_as_it_was(arguments, options, error, message):
     accumulator = accumulated(GOOD)
     before = accumulator.covariance()
-    for update in (accumulator.update, accumulator.update_from):
-        with pytest.raises(error, match=message):
-            update(*arguments, **options)
+    with pytest.raises(error, match=message):
+        accumulator.update(*arguments, **options)
     assert accumulator.count == 6
     np.testing.assert_array_equal(accumulator.covariance(), before)
 
@@ -261,7 +259,7 @@ def test_an_interrupt_anywhere_leaves_the_accumulator_as_it_was(monkeypatch, ker
         with pytest.raises(KeyboardInterrupt):
             accumulator.update(GOOD)
         with pytest.raises(KeyboardInterrupt):
-            accumulator.update_from(GOOD, rollouts_per_update=2)
+            accumulator.update(GOOD, rollouts_per_update=2)
         if kernel == "add_product":
             with pytest.raises(KeyboardInterrupt):
                 accumulator.merge(other)
@@ -295,10 +293,8 @@ def test_threads_that_share_an_accumulator_lose_nothing(tmp_path, rng):
 
     def feed(part):
         for k, batch in enumerate(part):
-            if k % 3 == 0:
-                total.update(batch)
-            elif k % 3 == 1:
-                total.update_from(batch, rollouts_per_update=3)
+            if k % 3:
+                total.update(batch, rollouts_per_update=3 if k % 3 == 1 else None)
             else:
                 total.merge(accumulated(batch))
             totals = total.totals()  # of whole updates, whatever the others do
@@ -503,14 +499,14 @@ def test_a_stream_of_mapped_scores_is_one_call(tmp_path):
     scores, weights, lengths = write_folder(tmp_path)
     done = []
     result = rlvar.CovarianceAccumulator()
-    result.update_from(
+    result.update(
         scores, weights, lengths=lengths, rollouts_per_update=16, progress=lambda *at: done.append(at)
     )
     assert done == [(16, 50), (32, 50), (48, 50), (50, 50)]
     assert_same(result, rlvar.covariance(scores, weights, lengths=lengths), 1e-6)
     mask = reference.live_steps((50, 9), lengths=lengths)
     masked = rlvar.CovarianceAccumulator()
-    masked.update_from(scores, weights, mask=mask, rollouts_per_update=16, sample_weight=np.ones(50))
+    masked.update(scores, weights, mask=mask, rollouts_per_update=16, sample_weight=np.ones(50))
     np.testing.assert_array_equal(masked.covariance(), result.covariance())
 
 
@@ -520,7 +516,7 @@ def test_a_stream_takes_the_memory_of_its_blocks_alone(tmp_path, dtype):
     scores = np.load(tmp_path / "scores.npy", mmap_mode="r")
     for source in (scores, rlvar.Rollouts(scores, np.ones(1000))):
         tracemalloc.start()
-        rlvar.CovarianceAccumulator().update_from(source, rollouts_per_update=50)
+        rlvar.CovarianceAccumulator().update(source, rollouts_per_update=50)
         assert tracemalloc.get_traced_memory()[1] < scores.nbytes / 4
         tracemalloc.stop()
 
@@ -531,14 +527,14 @@ def test_a_stream_names_the_bad_score_and_changes_nothing(tmp_path):
     scores[37, 2, 1] = np.nan
     result = accumulated(scores[:10], weights[:10])
     with pytest.raises(ValueError, match=r"got scores\[37, 2, 1\] = nan"):
-        result.update_from(scores, weights, rollouts_per_update=16)
+        result.update(scores, weights, rollouts_per_update=16)
     assert result.count == 10
 
 
 def test_a_progress_bar_counts_rollouts(tmp_path, capsys):
     scores, weights, _ = write_folder(tmp_path)
     result = rlvar.CovarianceAccumulator()
-    result.update_from(scores, weights, rollouts_per_update=16, progress=True)
+    result.update(scores, weights, rollouts_per_update=16, progress=True)
     assert "50/50" in capsys.readouterr().err
 
 
@@ -546,7 +542,7 @@ def test_a_progress_bar_without_tqdm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
     result = rlvar.CovarianceAccumulator()
     with pytest.raises(ImportError, match=r"pip install 'rlvar\[progress\]'"):
-        result.update_from(GOOD, progress=True)
+        result.update(GOOD, progress=True)
     assert result.count == 0
 
 

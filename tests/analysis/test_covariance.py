@@ -488,6 +488,25 @@ def test_a_tuple_of_estimators_is_a_sequence_of_them_and_a_pair_is_one(rng):
     assert (pair.shape, both.shape) == ((6, 6), (2, 6, 6))
 
 
+@pytest.mark.parametrize(
+    ("scores", "rewards"), [(1e-200, 1.0), (1.0, 1e-200), (1e-200, 1e-200), (1e-300, 1e10)]
+)
+def test_a_variance_below_the_range_is_told_by_all_even_where_products_are_0(rng, scores, rewards):
+    tiny = rlvar.Rollouts(scores * rng.standard_normal((20, 3, 2)), rewards * rng.standard_normal((20, 3)))
+    verbs = [rlvar.covariance, rlvar.decompose]
+    for name in ("single", "multi", "single-optimal", "multi-optimal", "otb"):
+        verbs.append(lambda rollouts, name=name: rlvar.compare(rollouts, [name]))
+    for verb in verbs:
+        with pytest.raises(ValueError, match="the variance is below the range of float64; rescale"):
+            verb(tiny)
+
+
+def test_gradients_that_cancel_have_no_variance_and_are_no_underflow():
+    rollouts = rlvar.Rollouts(np.tile([[[1.0], [-1.0]]], (20, 1, 1)), np.ones(20))
+    assert rlvar.compare(rollouts, ["single"])["single"].variance.value == 0.0
+    assert rlvar.covariance(rollouts).sum() == 0.0
+
+
 def test_a_variance_below_the_range_is_told_for_sets_of_weights_too(rng):
     for d in (2, 100):  # one by one, and from shared products
         with pytest.raises(ValueError, match="the variance is below the range of float64; rescale"):

@@ -210,16 +210,17 @@ def test_printable_and_json_ready(rng):
 
 @pytest.mark.parametrize("name", [e.name for e in rlvar.estimators() if not e.per_rollout])
 def test_weights_from_other_rollouts_are_refused(rng, name):
-    message = rf"\(single, multi, gae\), got '{re.escape(name)}': .*not independent draws"
+    message = rf"\(single, multi, gae, n-step, vtrace\), got '{re.escape(name)}': .*not independent draws"
     with pytest.raises(ValueError, match=message):
         rlvar.prompt_components(make_rollouts(rng, SIZES), name)
 
 
 def test_estimators_say_whether_their_weights_depend_on_the_rollout_alone(rng):
-    rollouts = make_rollouts(rng, [4, 4, 4], values=rng.standard_normal((12, 4)))
+    by_step = dict(zip(("values", "logp", "behavior_logp"), rng.standard_normal((3, 12, 4)), strict=True))
+    rollouts = make_rollouts(rng, [4, 4, 4], **by_step)
     changed = rollouts.rewards.copy()
     changed[1:] += rng.standard_normal((11, 4))
-    other = rlvar.Rollouts(rollouts.scores, changed, values=rollouts.values, groups=rollouts.groups)
+    other = rlvar.Rollouts(rollouts.scores, changed, groups=rollouts.groups, **by_step)
     for estimator in rlvar.estimators():
         same = np.array_equal(estimator.weights(rollouts)[0], estimator.weights(other)[0])
         assert same == estimator.per_rollout

@@ -8,8 +8,8 @@ import reference
 import rlvar
 from rlvar import _core
 
-SINGLE, MULTI = ("single-optimal", "alpha", "opo-cross"), ("multi-optimal", "otb")
-NAMES = SINGLE + MULTI
+MULTI = ("multi-optimal", "otb")
+NAMES = ("single-optimal", *MULTI)
 GROUPS = [*"aabbbcccddaabbeeff", *"ghijklmn"]  # 14 units in 10 folds
 N, T, D = len(GROUPS), 6, 3
 
@@ -21,10 +21,7 @@ def weights(name, rollouts):
 
 def defined(name, scores, totals, to_go, groups, **live):
     """The weights by their definition."""
-    if name == "opo-cross":
-        lengths = reference.live_steps(scores.shape[:2], **live).sum(axis=1)
-        return totals - reference.cross_fitted(lengths * totals, lengths, groups)
-    function = {"otb": "token_baseline", "alpha": "alpha_baseline"}.get(name, name.replace("-", "_"))
+    function = "token_baseline" if name == "otb" else name.replace("-", "_")
     return getattr(reference, function)(scores, to_go if name in MULTI else totals, groups, **live)
 
 
@@ -173,31 +170,6 @@ def test_rewards_of_pure_noise_leave_nothing_to_gain_but_in_sample(rng, name):
     assert np.mean(crossed) > 1 + 2 * np.std(crossed) / np.sqrt(len(crossed))
 
 
-def test_alpha_is_a_half_for_orthogonal_scores_and_one_for_equal_ones(rng):
-    lengths, rewards = rng.integers(1, 9, 40), rng.standard_normal(40)
-    orthogonal = rlvar.Rollouts(np.tile(np.eye(8), (40, 1, 1)), rewards, lengths=lengths)
-    np.testing.assert_allclose(weights("alpha", orthogonal), weights("opo-cross", orthogonal), rtol=1e-10)
-    equal = rlvar.Rollouts(np.ones((40, 8, 1)), rewards, lengths=lengths)
-    expected = rewards - reference.cross_fitted(lengths**2 * rewards, lengths**2)
-    np.testing.assert_allclose(weights("alpha", equal), expected, rtol=1e-10)
-
-
-def test_alpha_is_near_a_half_for_independent_scores_of_random_lengths(rng):
-    lengths = rng.integers(1, 33, 4000)
-    rollouts = rlvar.Rollouts(rng.standard_normal((4000, 32, 4)), lengths.astype(float), lengths=lengths)
-    # With R = L the baseline E[L^(2 alpha + 1)] / E[L^(2 alpha)] rises with alpha.
-    low, high = (np.mean(lengths ** (2 * a + 1.0)) / np.mean(lengths ** (2 * a)) for a in (0.46, 0.54))
-    baselines = lengths - weights("alpha", rollouts)
-    assert (low < baselines).all()
-    assert (baselines < high).all()
-
-
-def test_alpha_is_zero_for_equal_lengths(rng):
-    rewards = rng.standard_normal(N)
-    result = weights("alpha", rlvar.Rollouts(rng.standard_normal((N, T, D)), rewards))
-    np.testing.assert_allclose(result, rewards - reference.cross_fitted(rewards, np.ones(N)), rtol=1e-12)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_up_to_ten_units_have_a_fold_each_so_that_order_does_not_matter(rng, name):
     groups = np.repeat(np.arange(9), 2)
@@ -233,7 +205,7 @@ def test_one_group_cannot_be_cross_fitted(rng, name):
         weights(name, rlvar.Rollouts(rng.standard_normal((4, 3, 2)), np.ones(4), groups=list("aaaa")))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "opo-cross"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_bad_score_is_named(rng, name):
     scores = rng.standard_normal((5, 3, 2))
     scores[3, 1, 0] = np.nan

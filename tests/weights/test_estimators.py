@@ -23,6 +23,8 @@ def rollouts(rng):
         lengths=rng.integers(1, T + 1, N),
         values=rng.standard_normal((N, T)),
         groups=GROUPS,
+        logp=rng.standard_normal((N, T)),
+        behavior_logp=rng.standard_normal((N, T)),
     )
 
 
@@ -37,6 +39,14 @@ def test_parameters_reach_the_formula(rollouts):
         rlvar.estimator("gae", gamma=0.9, lam=0.5): rlvar.gae(
             rewards, rollouts.values, gamma=0.9, lam=0.5, **live
         )[0],
+        rlvar.estimator("n-step", n=2, gamma=0.9): reference.n_step_returns(
+            rewards, rollouts.values, 2, gamma=0.9, **live
+        )
+        - np.where(rollouts.live, rollouts.values, 0),
+        rlvar.estimator("vtrace", gamma=0.9, lam=0.8, rho_clip=1.5, c_clip=0.5): reference.vtrace(
+            *(rewards, rollouts.values, np.exp(rollouts.logp - rollouts.behavior_logp)),
+            **{"gamma": 0.9, "lam": 0.8, "rho_clip": 1.5, "c_clip": 0.5, **live},
+        )[1],
         rlvar.estimator("grpo", scale="batch", eps=0.5): rlvar.to_steps(
             rlvar.grpo(totals, GROUPS, scale="batch", eps=0.5), **live, steps=T
         ),
@@ -62,6 +72,25 @@ def test_names_show_what_differs_from_the_defaults():
     assert rlvar.estimator("gae", gamma=0.99, lam=0.9).name == "gae(gamma=0.99, lam=0.9)"
     assert rlvar.estimator("gae", lam=0.95, gamma=1).name == "gae"
     assert rlvar.estimator("gae").parameters == {"gamma": 1.0, "lam": 0.95}
+
+
+def test_an_estimator_built_directly_is_checked_as_by_name():
+    with pytest.raises(ValueError, match="unknown estimator 'magic'; choose from single"):
+        rlvar.Estimator("magic")
+    with pytest.raises(TypeError, match="estimator 'single' has no parameter 'lam'; it has gamma"):
+        rlvar.Estimator("single", (("lam", 0.5),))
+    assert rlvar.Estimator("gae", (("lam", 0.95), ("gamma", 0.5))) == rlvar.estimator("gae", gamma=0.5)
+
+
+def test_ratios_of_importance_are_in_vtrace_once(rollouts):
+    with pytest.raises(ValueError, match="'vtrace': it has importance ratios of its own"):
+        rlvar.compare(rollouts, ["vtrace"], importance="token")
+
+
+def test_a_ratio_beyond_float64_is_clipped_by_vtrace():
+    far = {"logp": [[0.0, 900.0], [0.0, 0.0]], "behavior_logp": [[0.0, 0.0], [0.0, 0.0]]}
+    rollouts = rlvar.Rollouts(np.ones((2, 2, 1)), [[1.0, 2.0], [1.0, 1.0]], values=np.zeros((2, 2)), **far)
+    np.testing.assert_array_equal(rlvar.estimator("vtrace").weights(rollouts), [[3, 2], [2, 1]])
 
 
 def test_estimators_are_equal_by_value_hash_and_pickle():
@@ -100,7 +129,7 @@ def test_names_estimators_and_pairs_mix_in_one_list(rollouts):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ("magic", ValueError, "unknown estimator 'magic'; choose from single, multi, .*, gae$"),
+        ("magic", ValueError, "unknown estimator 'magic'; choose from single, multi, .*, vtrace$"),
         ([], ValueError, "estimators must name at least one estimator"),
         (["multi", "single", "multi"], ValueError, "estimators must have different names, got 'multi' twice"),
         ([("x", weigh), ("x", weigh)], ValueError, "got 'x' twice"),
@@ -108,7 +137,7 @@ def test_names_estimators_and_pairs_mix_in_one_list(rollouts):
         ([("", weigh)], ValueError, "need a name of their own, got ''"),
         ([("mine", None)], TypeError, "estimator 'mine': weights must be an array or a function, got None"),
         ({"mine": weigh}, TypeError, r"pairs \('mine', weights\), got dict"),
-        ([3], TypeError, r"pairs \('mine', weights\), got 3"),
+        ([3], TypeError, r"pairs \('mine', weights\), got int"),
         (None, TypeError, "estimators must be names, estimators or pairs .* got NoneType"),
     ],
 )
@@ -123,6 +152,8 @@ def test_what_is_no_estimator_is_named(given, error, message):
         ("magic", {}, ValueError, "unknown estimator 'magic'"),
         ("gae", {"lambda_": 0.9}, TypeError, "'gae' has no parameter 'lambda_'; it has gamma, lam"),
         ("rloo", {"gamma": 0.9}, TypeError, "estimator 'rloo' has no parameter 'gamma'; it has none"),
+        ("n-step", {"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ("vtrace", {"c_clip": -1.0}, ValueError, "c_clip must not be negative"),
         ("gae", {"lam": 1.5}, ValueError, "lam must lie in 0..1, got 1.5"),
         ("grpo", {"scale": "std"}, ValueError, "scale must be one of 'group', .* got 'std'"),
         ("grpo", {"eps": -1}, ValueError, "eps must be finite and not negative"),
@@ -214,7 +245,7 @@ def test_dead_rollouts_of_a_group_of_one_do_not_stop_rloo():
     np.testing.assert_array_equal(rlvar.estimator("rloo").weights(rollouts)[:2, 0], [-1.0, 1.0])
 
 
-@pytest.mark.parametrize("name", ["single", "multi", "single-optimal", "multi-optimal", "otb", "alpha"])
+@pytest.mark.parametrize("name", ["single", "multi", "single-optimal", "multi-optimal", "otb"])
 def test_gradients_whose_squares_underflow_are_an_error_not_0(rng, name):
     scores, rewards = rng.standard_normal((20, 3, 2)), rng.standard_normal((20, 3))
     for size, error in ((1e-100, None), (1e-200, ValueError)):

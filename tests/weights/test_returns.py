@@ -166,6 +166,17 @@ def test_stops_and_the_tail_by_hand():
     expect([5.0, 8.0, 0.0], bootstrap_value=[12.0], lengths=[2])
 
 
+def test_gamma_and_lam_go_by_their_place():
+    rewards, values = [[1.0, 2.0]], [[0.5, 1.0]]
+    for function in (rlvar.gae, rlvar.lambda_returns):
+        by_name = function(rewards, values, gamma=0.9, lam=0.8)
+        np.testing.assert_array_equal(function(rewards, values, 0.9, 0.8), by_name)
+    by_name = rlvar.n_step_returns(rewards, values, n=1, gamma=0.9)
+    np.testing.assert_array_equal(rlvar.n_step_returns(rewards, values, 1, 0.9), by_name)
+    by_name = rlvar.vtrace(rewards, values, rho=values, gamma=0.9, lam=0.8)
+    np.testing.assert_array_equal(rlvar.vtrace(rewards, values, values, 0.9, 0.8), by_name)
+
+
 def test_vtrace_by_hand():
     options = {"gamma": 0.5, "lam": 0.5, "rho_clip": 2.0, "c_clip": 1.0, "bootstrap_value": [8.0]}
     vs, advantages = rlvar.vtrace([[1.0, 2.0]], [[2.0, 4.0]], [[3.0, 0.5]], **options)

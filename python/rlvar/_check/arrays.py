@@ -6,6 +6,7 @@ import math
 import numbers
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -190,13 +191,13 @@ def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: 
 
 
 def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double:
-    """Return E sets of weights as a float64 (E, N, T) array, C-contiguous."""
+    """Return E sets of weights as a float64 (E, N, T) array."""
     array = doubles("weights", value)
     if array.ndim != 3 or array.shape[1:] != shape or not len(array):
         raise _shape_error("weights", f"(E, N, T) = (E, {shape[0]}, {shape[1]}) with E >= 1", array.shape)
     for e, one in enumerate(array):
         finite(f"weights[{e}]", one, live, shape)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def steps(
@@ -304,6 +305,12 @@ def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
     raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
 
 
+def refuse_underflow(square: float, varied: Callable[[], object]) -> None:
+    """Raise if a largest or summed square has lost its digits, or is 0, though what it is of varies."""
+    if square < 2.0**-1000 and varied():
+        raise NotFiniteError("the variance is below the range of float64; rescale the scores or the weights")
+
+
 def non_negative(name: str, value: ArrayLike, n: int) -> Double:
     """Return an array (N,), float64, finite and non-negative."""
     array = np.ascontiguousarray(doubles(name, value, (n,)))
@@ -327,16 +334,21 @@ def out_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
     return out
 
 
-def in_range(values: Double) -> None:
-    """Raise if a result computed from finite rewards is not finite."""
-    if not np.isfinite(values).all():
-        raise ValueError("the result is beyond the range of float64; rescale the rewards")
+def in_range(result: NDArray[Any], what: str = "scores or the weights") -> NDArray[Any]:
+    """Return a result; raise if it is not finite."""
+    if not np.isfinite(result).all():
+        raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the {what}")
+    return result
 
 
-def placed(rewards: Double, last: NDArray[np.int64]) -> None:
-    """Raise unless rewards (N,) are finite, or 0 or NaN where there is no last step (-1) to hold them."""
-    finite("rewards", np.where(last < 0, 0.0, rewards))
-    lost = np.flatnonzero((last < 0) & (rewards != 0) & ~np.isnan(rewards))
-    if lost.size:
-        i = lost[0]
-        raise ValueError(f"rollout {i} has rewards[{i}] = {rewards[i]}, but no live step to hold it")
+def row_ends(live: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return one past the last live step of each row (N,), 0 where there is none."""
+    return np.asarray(np.where(live, np.arange(1, live.shape[1] + 1), 0).max(axis=1, initial=0))
+
+
+def at_the_end(rewards: Double, live: NDArray[np.bool_]) -> Double:
+    """Return rewards (N,) as those of steps (N, T): each on the last live step of its row, if it has one."""
+    result = np.zeros(live.shape)
+    rows = np.flatnonzero(live.any(axis=1))
+    result[rows, row_ends(live)[rows] - 1] = rewards[rows]
+    return result

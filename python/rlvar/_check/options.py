@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def quiet(function: Function) -> Function:
     """Let a function compute alike whatever the caller's numpy error state: it checks its results itself."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def quietly(*args: Any, **options: Any) -> Any:
         with np.errstate(all="ignore"):
             return function(*args, **options)
@@ -49,36 +49,20 @@ def _number(name: str, value: Any) -> float:
     return float(array)
 
 
-def _within(name: str, value: Any, good: Callable[[float], bool], wanted: str) -> float:
+def _within(name: str, value: Any, *, good: Callable[[float], bool], wanted: str) -> float:
+    """Return a number that is good."""
     number = value if type(value) is float else _number(name, value)
     if not good(number):
         raise ValueError(f"{name} must {wanted}, got {value!r}")
     return number
 
 
-def confidence(value: float) -> float:
-    """Return a confidence level strictly between 0 and 1."""
-    return _within("confidence", value, lambda x: 0.0 < x < 1.0, "lie strictly between 0 and 1")
-
-
-def discount(name: str, value: float) -> float:
-    """Return a discount factor in [0, 1]."""
-    return _within(name, value, lambda x: 0.0 <= x <= 1.0, "lie in 0..1")
-
-
-def bound(name: str, value: float) -> float:
-    """Return an upper bound >= 0, which may be infinite."""
-    return _within(name, value, lambda x: x >= 0.0, "not be negative")
-
-
-def non_negative_number(name: str, value: float) -> float:
-    """Return a finite number >= 0."""
-    return _within(name, value, lambda x: 0.0 <= x < math.inf, "be finite and not negative")
-
-
-def positive_number(name: str, value: float) -> float:
-    """Return a finite number > 0."""
-    return _within(name, value, lambda x: 0.0 < x < math.inf, "be finite and positive")
+# Each takes the name of the argument and its value, `confidence` the value alone.
+confidence = partial(_within, "confidence", good=lambda x: 0 < x < 1, wanted="lie strictly between 0 and 1")
+discount = partial(_within, good=lambda x: 0 <= x <= 1, wanted="lie in 0..1")
+bound = partial(_within, good=lambda x: x >= 0, wanted="not be negative")  # may be infinite
+non_negative_number = partial(_within, good=lambda x: 0 <= x < math.inf, wanted="be finite and not negative")
+positive_number = partial(_within, good=lambda x: 0 < x < math.inf, wanted="be finite and positive")
 
 
 def positive_integer(name: str, value: int, least: int = 1) -> int:
@@ -121,13 +105,6 @@ def choice(name: str, value: Any, options: Any) -> Any:
     ):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
     return value
-
-
-def degrees_of_freedom(name: str, count: int, ddof: int) -> int:
-    """Return what a sum of `count` squares is divided by; at least one must be left."""
-    if count <= ddof:
-        raise ValueError(f"{name} must have at least ddof + 1 = {ddof + 1} entries that count, got {count}")
-    return count - ddof
 
 
 def threads(value: int | None) -> int | None:

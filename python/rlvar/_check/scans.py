@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _shape_error, doubles, finite, flags, floats, refuse, steps
+from rlvar._check.arrays import Steps, _shape_error, doubles, finite, flags, floats, refuse, row_ends, steps
 from rlvar._check.options import choice, discount
 from rlvar._types import Double, Float
 
@@ -44,13 +44,11 @@ class Scan(NamedTuple):
     def open_ended(self) -> NDArray[np.bool_]:
         """Which rows (N,) take a bootstrap value: no episode ends at their last live step."""
         live = self.steps.live(self.arrays[0].shape)
-        going = live.copy()
+        last: NDArray[np.bool_] = live & (np.arange(1, live.shape[1] + 1) == row_ends(live)[:, None])
         for marks in (self.terminated, self.truncated):
             if marks is not None:
-                going &= marks == 0
-        later = np.cumsum(live[:, ::-1], axis=1)[:, ::-1]  # live steps from each one on
-        result: NDArray[np.bool_] = (going & (later == 1)).any(axis=1)
-        return result
+                last &= marks == 0
+        return np.asarray(last.any(axis=1))
 
     def empty(self) -> Float:
         """Allocate a result (N, T) with the memory order of the caller's arrays."""
@@ -100,7 +98,7 @@ def scan(
     gammas = None if gamma is None or np.isscalar(gamma) else doubles("gamma", gamma)
     if gammas is not None and gammas.ndim == 0:
         gammas = None
-    factor = discount("gamma", gamma) if gammas is None else 1.0  # type: ignore[arg-type]
+    factor = discount("gamma", gamma) if gammas is None else 1.0
     if (truncated is None) != (next_values is None):
         pair = ("truncated", "next_values")
         present, missing = pair if next_values is None else pair[::-1]

@@ -165,45 +165,18 @@ class CovarianceAccumulator:
         sample_weight: ArrayLike | None = None,
         importance: Importance = "none",
         truncate: float | None = None,
-    ) -> None:
-        """Take in a micro-batch of rollouts.
-
-        Parameters
-        ----------
-        rollouts, estimator, lengths, mask, sample_weight, importance, truncate
-            As in `covariance`, of one estimator; N may be 1, or 0, for scores. An estimator that looks at
-            other rollouts (groups, means over the batch) sees those of this micro-batch; sample weights of
-            different batches count against each other, of whatever scale.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `covariance`; also for a D that differs from that of earlier batches.
-        """
-        options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
-        terms = terms_of(rollouts, estimator, **options, threads=self._threads, least=0)  # type: ignore[arg-type]
-        self._add(terms, sample_weight)
-
-    def update_from(
-        self,
-        rollouts: Rollouts | ArrayLike,
-        estimator: EstimatorLike | ArrayLike | None = None,
-        *,
-        lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-        importance: Importance = "none",
-        truncate: float | None = None,
         rollouts_per_update: int | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
-        """Take in rollouts that are larger than memory, a block of rollouts at a time.
+        """Take in rollouts: a micro-batch, or more than memory holds, a block at a time.
 
         Parameters
         ----------
         rollouts, estimator, lengths, mask, sample_weight, importance, truncate
-            As in `update`; an estimator sees all rollouts. Scores are best memory-mapped, as those of a
-            folder that `load_rollouts` reads: each block is read from disk once.
+            As in `covariance`, of one estimator; N may be 1, or 0, for scores. Memory-mapped scores, as those
+            of a folder that `load_rollouts` reads, are read from disk once. An estimator that looks at other
+            rollouts (groups, means over the batch) sees those of this call; sample weights of different calls
+            count against each other, of whatever scale.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
         progress : bool or callable, default False
@@ -213,7 +186,7 @@ class CovarianceAccumulator:
         Raises
         ------
         ValueError, TypeError
-            As `update`; the accumulator is then as it was before the first block.
+            As `covariance`; also for a D that differs from that of earlier rollouts.
         ImportError
             For a progress bar without tqdm.
         """
@@ -221,7 +194,7 @@ class CovarianceAccumulator:
         if isinstance(rollouts, Rollouts):
             batch = batch_of(rollouts, **options)  # type: ignore[arg-type]
             scores, live = rollouts._stored, rollouts.steps
-            w = batch.weighed(estimator_of("multi" if estimator is None else estimator))
+            w = batch.weighed(batch.weights(estimator_of("multi" if estimator is None else estimator)))
         else:
             scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
             # Checks all but the scores, which are converted a block at a time.
@@ -236,16 +209,18 @@ class CovarianceAccumulator:
             size = max(16, _UPDATE_BYTES // max(1, one.nbytes))
         else:
             size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
-        whole = CovarianceAccumulator(block_size=self.block_size, num_threads=self._threads)
+        state: _State | None = None
         with ExitStack() as stack:
             report = _reporter(progress, n, stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
                 block = _check.scores(scores[part], rollouts=0)
                 terms = Terms(block, w[part], live.rows(part), self._threads)
-                whole._add(terms, None if p is None else p[part], first=start)
+                new = _moments(terms, None if p is None else p[part], self.block_size, start)
+                state = _merged(state, new, self._threads)
                 report(min(start + size, n), n)
-        self.merge(whole)
+        if state is not None:
+            self._take("scores", state)
 
     def merge(self, other: CovarianceAccumulator) -> None:
         """Take in all rollouts of another accumulator, of the same block_size and D, which stays as it is."""
@@ -259,7 +234,7 @@ class CovarianceAccumulator:
 
     def _take(self, name: str, state: _State) -> None:
         """Take in the moments of other rollouts, which are used up."""
-        with self._lock, np.errstate(all="ignore"):  # what is out of range is told below
+        with self._lock:
             self._refuse_other_coordinates(name, state.mean.shape[1])
             self._state = _merged(self._state, state, self._threads)
 
@@ -302,7 +277,7 @@ class CovarianceAccumulator:
         divisor = state.divisor(ddof)
         if out is not None:
             _check.out_array(out, state.sums.shape, np.dtype(np.float64))
-        _in_range(np.array(float(state.sums.diagonal().max()) / divisor))
+        _check.in_range(np.array(float(state.sums.diagonal().max()) / divisor))
         with np.errstate(all="ignore"):
             result: Double = np.divide(state.sums, divisor, out=out)
         return result
@@ -310,15 +285,15 @@ class CovarianceAccumulator:
     def growth(self, *, ddof: int = 1) -> Double:
         """Return the growth curve (B,): the variance of the sum of the first k terms, k = 1 .. B."""
         state = self._some()
-        return _in_range(_growth(state.sums, state.divisor(ddof)))
+        return _check.in_range(_growth(state.sums, state.divisor(ddof)))
 
     def totals(self, *, ddof: int = 1) -> Totals:
         """Return the total variance, its variance terms and its covariance terms."""
         state = self._some()
         divisor = state.divisor(ddof)
-        total = float(_in_range(_growth(state.sums, divisor))[-1])
+        total = float(_check.in_range(_growth(state.sums, divisor))[-1])
         with np.errstate(all="ignore"):
-            variance = float(_in_range(state.sums.trace() / divisor))
+            variance = float(_check.in_range(state.sums.trace() / divisor))
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -359,24 +334,22 @@ class CovarianceAccumulator:
         if state is not None and state.mean.shape[1] != d:
             raise ValueError(f"{name} must have D = {state.mean.shape[1]} coordinates, as before, got {d}")
 
-    def _add(self, terms: Terms, sample_weight: ArrayLike | None, first: int = 0) -> None:
-        """Take in one batch; errors count rollouts from `first`."""
-        n, t, d = terms.scores.shape
-        self._refuse_other_coordinates("scores", d)
-        samples = _check.samples(sample_weight, n)
-        if n == 0:
-            return
-        blocks = -(-t // self.block_size)
-        sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
-        terms = terms.counted(samples.weight)
-        terms.covariance(samples.weight, 1.0, min(self.block_size, t), sums, mean, tail)
-        if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
-            _check.raise_not_finite(terms.scores, terms.live, first)
-        square, pairs = (x / samples.v1**2 if samples.v1 > 0 else 0.0 for x in (samples.v2, samples.pairs))
-        state = _State(n, samples.exponent, samples.v1, square, pairs, sums, mean, tail)
-        self._take("scores", state)
+
+def _moments(terms: Terms, p: Double | None, block_size: int, first: int) -> _State:
+    """Return the moments of one batch; errors count rollouts from `first`."""
+    n, t, d = terms.scores.shape
+    samples = _check.samples(p, n)
+    blocks = -(-t // block_size)
+    sums, mean, tail = np.empty((blocks, blocks)), np.empty((blocks, d)), np.empty((blocks, d))
+    terms = terms.counted(samples.weight)
+    terms.covariance(samples.weight, 1.0, min(block_size, t), sums, mean, tail)
+    if not (np.isfinite(sums.diagonal()).all() and np.isfinite(mean).all()):
+        _check.raise_not_finite(terms.scores, terms.live, first)
+    square, pairs = (x / samples.v1**2 if samples.v1 > 0 else 0.0 for x in (samples.v2, samples.pairs))
+    return _State(n, samples.exponent, samples.v1, square, pairs, sums, mean, tail)
 
 
+@_check.quiet
 def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     """Return the moments of both; `b` is used up."""
     if a is None:
@@ -390,7 +363,7 @@ def _merged(a: _State | None, b: _State, threads: int | None) -> _State:
     delta = (b.mean - a.mean) + (b.tail - a.tail)
     share = b.weight / total if total > 0 else 0.0
     _core.add_product(delta, a.weight * share, sums, threads)
-    _in_range(sums.diagonal())
+    _check.in_range(sums.diagonal())
     shift = delta * share
     mean = a.mean + shift
     # What rounding took from the sum (Knuth's two-sum), and the old tail.
@@ -417,12 +390,6 @@ def _growth(sums: Double, divisor: float = 1.0) -> Double:
     with np.errstate(all="ignore"):
         added = [2.0 * row[:i].sum() + row[i] for i, row in enumerate(sums)]
         return np.asarray(np.cumsum(added) / divisor)
-
-
-def _in_range(result: Double) -> Double:
-    if not np.isfinite(result).all():
-        raise ValueError("the result is beyond the range of float64; rescale the scores or the weights")
-    return result
 
 
 def _read(read: Callable[[str], NDArray[Any]]) -> _State:

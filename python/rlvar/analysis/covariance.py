@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check, _core
 from rlvar._types import Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import TINY, Terms
+from rlvar.terms.passes import Terms
 from rlvar.weights.estimators import EstimatorLike, resolve
 from rlvar.weights.source import batch_of, refuse_estimator, terms_of
 
@@ -77,11 +78,9 @@ def covariance(
 
     Raises
     ------
-    ValueError
-        For wrong shapes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
+    ValueError, TypeError
+        For wrong shapes or dtypes, fewer than 2 rollouts, no steps or coordinates, lengths outside 0..T, or
         a score or weight of a live step that is not finite (the first is named).
-    TypeError
-        For dtypes that are not real numbers.
 
     Notes
     -----
@@ -106,60 +105,52 @@ def covariance(
            [-4., 16.]])
     """
     options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
-    several: Double | None = None  # weights (E, N, T)
     if isinstance(rollouts, Rollouts):
         batch = batch_of(rollouts, **options, threads=num_threads)  # type: ignore[arg-type]
-        every = [batch.terms(each) for each in resolve("multi" if estimator is None else estimator)]  # type: ignore[arg-type]
-        terms = every[0]
-        if len(every) > 1 or isinstance(estimator, list):
-            several = np.stack([each.weights for each in every])
+        each = [batch.terms(one) for one in resolve("multi" if estimator is None else estimator)]  # type: ignore[arg-type]
+        several = len(each) > 1 or isinstance(estimator, list)
     else:
         weights = None if estimator is None else refuse_estimator(estimator)  # type: ignore[arg-type]
-        sets = weights if weights is not None and weights.ndim == 3 else None
-        own = weights if sets is None else None
-        terms = terms_of(rollouts, own, **options, threads=num_threads)  # type: ignore[arg-type]
-        if sets is not None:
-            several = _check.weight_sets(sets, terms.weights.shape, terms.live)
-    n, t, d = terms.scores.shape
+        several = weights is not None and weights.ndim == 3
+        terms = terms_of(rollouts, None if several else weights, **options, threads=num_threads)  # type: ignore[arg-type]
+        sets = _check.weight_sets(weights, terms.weights.shape, terms.live) if several else [terms.weights]  # type: ignore[arg-type]
+        each = [replace(terms, weights=w) for w in sets]
+    n, t, d = each[0].scores.shape
     samples = _check.samples(sample_weight, n)
     p, normaliser = samples.weight, samples.normaliser(ddof)
-    terms = terms.counted(p)
+    each = [terms.counted(p) for terms in each]
     block = min(_check.positive_integer("block_size", block_size), t)
     blocks = -(-t // block)
-    shape = (blocks, blocks) if several is None else (len(several), blocks, blocks)
+    shape = (len(each), blocks, blocks) if several else (blocks, blocks)
     if out is not None:
         _check.out_array(out, shape, np.dtype(np.float64))
     result = np.empty(shape)
     matrices = result.reshape(-1, blocks, blocks)
-    each = [terms] if several is None else [replace(terms, weights=w) for w in several]
-    if several is not None and block == 1 and d + 20 * len(several) < len(several) * d:
+    if block == 1 and d + 20 * len(each) < len(each) * d:
         # One product of a rollout's scores, weighted E times, is less work than E products: one set's
         # share of it costs what some 20 coordinates cost in the product itself.
-        _covariances(each, several, samples, normaliser, matrices)
+        _covariances(each, samples, normaliser, matrices)
     else:
-        for one, matrix in zip(each, matrices, strict=True):
-            one.covariance(p, normaliser, block, matrix)
-    for one, matrix in zip(each, matrices, strict=True):
+        for terms, matrix in zip(each, matrices, strict=True):
+            terms.covariance(p, normaliser, block, matrix)
+    for terms, matrix in zip(each, matrices, strict=True):
         if not np.isfinite(matrix.diagonal()).all():
             _check.raise_not_finite(terms.scores, terms.live)
-        if matrix.diagonal().max() < TINY:
-            one.refuse_underflow(p)
+        _check.refuse_underflow(matrix.diagonal().max(), partial(terms.varies, p))
     if out is None:
         return result
     out[...] = result
     return out
 
 
-def _covariances(
-    each: list[Terms], weights: Double, samples: _check.Samples, normaliser: float, matrices: Double
-) -> None:
-    """Compute the covariances (E, T, T) of terms with E sets of weights (E, N, T) from shared products.
+def _covariances(each: list[Terms], samples: _check.Samples, normaliser: float, matrices: Double) -> None:
+    """Compute the covariances (E, T, T) of terms that differ in their weights from shared products.
 
     Their means come off afterwards, sum p X X^T - (sum p) m m^T. Where that would cost digits, mean
     far above spread, a set is computed by itself.
     """
     tolerated = 4.0 if each[0].scores.dtype == np.float32 else 100.0
-    each[0].shared_moments(weights, samples.weight, matrices)
+    each[0].shared_moments(np.stack([terms.weights for terms in each]), samples.weight, matrices)
     for own, matrix in zip(each, matrices, strict=True):
         before = matrix.diagonal().copy()
         _core.add_product(own.mean(samples.weight), -samples.v1, matrix, own.threads)

@@ -27,7 +27,7 @@ from rlvar.stats import moments as unit_moments
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
-from rlvar.terms.passes import TINY, Terms, autocorrelation
+from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.estimators import EstimatorLike
 from rlvar.weights.source import groups_of, terms_of
 
@@ -312,8 +312,7 @@ def decompose_terms(
     step_squares, growth_squares = squares.steps.sum(axis=0), squares.growths.sum(axis=0)
     if not all(np.isfinite(each).all() for each in (mean, step_squares, growth_squares)):
         _check.raise_not_finite(terms.scores, terms.live)
-    if step_squares.max() < TINY:
-        terms.refuse_underflow(p)
+    _check.refuse_underflow(step_squares.max(), lambda: terms.varies(p))
 
     # The upper half of the steps that at least half of the rollouts reach.
     last = max(1, int((2 * alive >= n).sum()))

@@ -31,7 +31,6 @@ from rlvar.stats.estimate import Moment
 # Where so small a part of the units carries more than such a share of the squares, the tail has not
 # been seen: no interval of a variance can be trusted.
 TOP, HEAVY = 0.01, 0.2
-_TINY = 2.0**-1000  # squares of this size have lost digits, or all
 _CHUNK = 1 << 16  # numbers of one temporary
 
 
@@ -178,8 +177,7 @@ def products(
         for y, (_, deviations) in zip(kept, centred, strict=False):
             y[:, part] = deviations
     for i in numbers:
-        if some[i] and found[i, i].diagonal.sum() + u * found[i, i].means < _TINY:
-            raise ValueError("squares are below the range of float64; rescale the scores or the weights")
+        _check.refuse_underflow(found[i, i].diagonal.sum() + u * found[i, i].means, some[i].any)
     return [(found[i, i], found[i, reference]) for i in numbers]
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
 from rlvar._types import Double, Float
-
-TINY = 2.0**-1000  # squares below it have lost digits, or are 0 where numbers are not
 
 
 class Gradients(NamedTuple):
@@ -86,11 +84,7 @@ class Terms:
 
     def ends(self) -> NDArray[np.int64]:
         """One past the last live step of each rollout (N,)."""
-        n, t = self.weights.shape
-        if self.live.mask is None:
-            return np.full(n, t) if self.live.lengths is None else self.live.lengths
-        alive = self.alive
-        return np.asarray(np.where(alive.any(axis=1), t - np.argmax(alive[:, ::-1], axis=1), 0))
+        return _check.row_ends(self.alive)
 
     def mean(self, p: Double | None) -> Double:
         """Mean of each term (T, D)."""
@@ -150,23 +144,30 @@ class Terms:
                     array[:, still] = 0.0
         return Squares(steps, growths, step_sums, growth_sums)
 
-    def refuse_underflow(self, p: Double | None) -> None:
-        """Raise where terms vary, but so little that no square of theirs is in range."""
-        large = replace(self, weights=np.ldexp(self.weights, 500), known=None)
-        squares = large.squares(p, large.mean(p), _check.units(None, len(self.scores))).steps
-        if np.isfinite(squares).all() and squares.any():
-            raise ValueError("the variance is below the range of float64; rescale the scores or the weights")
+    @cached_property
+    def rescaled(self) -> Terms:
+        """The same times a power of two, so that squares are in range."""
+        w = np.where(self.alive, self.weights, 0.0)
+        of_weights = np.frexp(np.abs(w).max())[1]
+        rows = (np.abs(s[live]).max(initial=0) for s, live in zip(self.scores, self.alive, strict=True))
+        of_scores = np.frexp(np.float64(max(rows)))[1]
+        return replace(self, weights=np.ldexp(np.ldexp(w, -of_weights), -of_scores), known=None)
+
+    def varies(self, p: Double | None) -> bool:
+        """Whether any term varies, however small."""
+        terms = self.rescaled
+        squares = terms.squares(p, terms.mean(p), _check.units(None, len(self.scores))).steps
+        return bool(np.isfinite(squares).all() and squares.any())
+
+    def moves(self) -> bool:
+        """Whether any gradient is not 0, however small."""
+        return bool(self.rescaled.gradients.base.any())
 
     def second_moments(self) -> tuple[Double, Double]:
         """Return |X[n,t]|^2 (N, T) and |sum_t X[n,t]|^2 (N,): squares and running sums about mean 0."""
-        n, t = self.weights.shape
-        single = _check.units(None, n)
-        zero = np.broadcast_to(np.zeros(self.scores.shape[2]), self.scores.shape[1:])
-        steps, running = np.empty((n, t)), np.empty((n, t))
-        _core.unit_squares(
-            *(self._of(None), zero, single.members, single.offsets, steps, running, None, None, self.threads)
-        )
-        return steps, running[:, -1].copy()
+        zero, single = np.zeros(self.scores.shape[1:]), _check.units(None, len(self.scores))
+        found = self.squares(None, zero, single)
+        return found.steps, found.growths[:, -1].copy()
 
     def projections(self, vectors: Double) -> Double:
         """X[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
@@ -184,32 +185,29 @@ class Terms:
         return np.asarray(np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole))
 
     def lags(self, p: Double | None, mean: Double) -> Double:
-        """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), by FFT.
-
-        Padded with T zeros a series' circular autocorrelation is its linear one, the inverse transform
-        of its power spectrum; the spectra of all rollouts and coordinates are summed before that.
-        """
-        n, t, d = self.scores.shape
-        size = transform_size(t)
-        chunk = max(1, (1 << 20) // size)  # coordinates at a time: 16 MiB of spectra
-        alive = self.alive
-        power = np.zeros(size // 2 + 1)
-        for i in range(n):
-            w = np.where(alive[i], self.weights[i], 0.0)[:, None]
-            for d0 in range(0, d, chunk):
-                rows = np.where(alive[i][:, None], self.scores[i, :, d0 : d0 + chunk], 0.0)
-                spectrum = np.fft.rfft(rows * w - mean[:, d0 : d0 + chunk], size, axis=0)
-                power += (1.0 if p is None else p[i]) * (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-        return np.asarray(np.fft.irfft(power, size)[:t])
+        """Sum over rollouts and t of p y[t] . y[t+k], for all k (T,), from the sum of all power spectra."""
+        t, d = self.scores.shape[1:]
+        chunk = max(1, (1 << 18) // t)  # coordinates at a time: at most 16 MiB of spectra
+        power: Any = 0.0
+        for i, live in enumerate(self.alive[:, :, None]):
+            w = np.where(live, self.weights[i, :, None], 0.0)
+            for part in (slice(start, start + chunk) for start in range(0, d, chunk)):
+                y = np.where(live, self.scores[i, :, part], 0.0) * w - mean[:, part]
+                power = power + (1.0 if p is None else p[i]) * _power(y)
+        return _lagged(power, t)
 
 
 def autocorrelation(x: Double) -> Double:
     """Sum over t of x[t] x[t+k], for all k (T,)."""
-    size = transform_size(len(x))
-    spectrum = np.fft.rfft(x, size)
-    return np.asarray(np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: len(x)])
+    return _lagged(_power(x[:, None]), len(x))
 
 
-def transform_size(steps: int) -> int:
-    """Return a size of which the circular autocorrelation of `steps` numbers is the linear one."""
-    return 1 << (2 * steps - 1).bit_length()
+def _power(x: Double) -> Double:
+    """Power spectrum, summed over series (T, d), padded with T zeros: none comes round to its start."""
+    spectrum = np.fft.rfft(x, 1 << (2 * len(x) - 1).bit_length(), axis=0)
+    return np.asarray((spectrum.real**2 + spectrum.imag**2).sum(axis=1))
+
+
+def _lagged(power: Double, steps: int) -> Double:
+    """Autocorrelation at lags 0 to T - 1, the inverse transform of the power spectrum."""
+    return np.asarray(np.fft.irfft(power)[:steps])

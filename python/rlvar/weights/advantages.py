@@ -39,7 +39,7 @@ class _Scored(NamedTuple):
 
     def centred(self, weights: Double | None = None) -> Double:
         """Return the rewards minus the mean, or weighted mean, of their group; 0 in one without weight."""
-        w = np.ones(len(self.rewards)) if weights is None else weights / self._largest(weights)
+        w = np.ones(len(self.rewards)) if weights is None else weights / _powers(weights, self.labels)
         # About the group's reward of most weight: one of weight 0 may lie anywhere.
         origin = np.zeros(self.labels.max(initial=-1) + 1)
         order = np.argsort(w, kind="stable")
@@ -53,27 +53,13 @@ class _Scored(NamedTuple):
         """Return how many scored rewards the group of each one has."""
         return np.bincount(self.labels)[self.labels]
 
-    def spread(self, ddof: int) -> Double:
-        """Return the standard deviation of the group of each reward, 0 for a singleton."""
-        centred = self.centred()
-        scale = self._largest(np.abs(centred))
-        squares = np.bincount(self.labels, np.square(centred / scale))[self.labels]
-        return scale * np.sqrt(squares / np.maximum(self.sizes() - ddof, 1))
-
-    def _largest(self, values: Double) -> Double:
-        """Return for each value >= 0 a power of two near its group's largest: no square is out of range."""
-        largest = np.zeros(self.labels.max(initial=-1) + 1)
-        np.maximum.at(largest, self.labels, values)
-        result: Double = np.ldexp(1.0, np.clip(np.frexp(largest)[1], -1022, 1000))[self.labels]
-        return result
-
     def finish(self, advantages: Double, singleton: Singleton = "zero") -> Double:
         """Return advantages (N,), 0 where not scored; those of singletons come in as 0."""
         alone = self.sizes() == 1
         if singleton == "raise" and alone.any():
             row = np.flatnonzero(self.rows)[np.argmax(alone)]
             raise ValueError(f"groups must have two scored rewards each, got one in that of rewards[{row}]")
-        _check.in_range(advantages)
+        _check.in_range(advantages, "rewards")
         result = np.zeros(len(self.rows))
         result[self.rows] = np.where(alone, self.rewards, advantages) if singleton == "raw" else advantages
         return result
@@ -86,14 +72,17 @@ def _scored(rewards: ArrayLike, groups: Groups | None) -> _Scored:
     return _Scored(values[rows], labels[rows], rows)
 
 
-def _over_spread(centred: Double, freedom: int, eps: float) -> Double:
-    """Divide centred values by sqrt(variance + eps), unless that is 0."""
-    _check.in_range(centred)
-    # A power of two near the largest value, so that no square is out of range.
-    unit = math.ldexp(1.0, max(math.frexp(np.abs(centred).max(initial=0.0))[1], -1022))
-    spread = unit * math.sqrt(np.square(centred / unit).sum() / freedom)
-    deviation = math.hypot(spread, math.sqrt(eps))
-    return centred / deviation if deviation > 0 else centred
+def _powers(values: Double, labels: NDArray[np.int64]) -> Double:
+    """Return for each value >= 0 a power of two near its group's largest: no square is out of range."""
+    largest = np.zeros(labels.max(initial=-1) + 1)
+    np.maximum.at(largest, labels, values)
+    return np.asarray(np.ldexp(1.0, np.clip(np.frexp(largest)[1], -1022, 1000))[labels])
+
+
+def _spread(centred: Double, labels: NDArray[np.int64], freedom: int | NDArray[np.int64]) -> Double:
+    """Return the standard deviation of the group of each centred value."""
+    unit = _powers(np.abs(centred), labels)
+    return np.asarray(unit * np.sqrt(np.bincount(labels, np.square(centred / unit))[labels] / freedom))
 
 
 _RESULTS = """Returns
@@ -105,8 +94,8 @@ _RESULTS = """Returns
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, an infinite reward (the first is named), labels that are not hashable,
-        an option outside its values, a singleton that is to raise, a length that is negative or not
-        finite, or fewer than ddof + 1 scored rewards to whiten.
+        an option outside its values, a singleton that is to raise, or a length that is negative or not
+        finite.
 
     Warns
     -----
@@ -240,43 +229,29 @@ def grpo(
     scored = _scored(rewards, groups)
     advantages = scored.centred()
     if scale != "none":
-        batch = scored._replace(labels=np.zeros_like(scored.labels))
-        s = (scored if scale == "group" else batch).spread(ddof)
+        whole = scored if scale == "group" else scored._replace(labels=np.zeros_like(scored.labels))
+        s = _spread(whole.centred(), whole.labels, np.maximum(whole.sizes() - ddof, 1))
         advantages = np.divide(advantages, s + eps, out=np.zeros_like(s), where=s > 0)
     return scored.finish(advantages, singleton)
 
 
 @_documented
-def reinforce_pp(
-    rewards: ArrayLike,
-    groups: Groups | None = None,
-    *,
-    whiten: bool = False,
-    eps: float = 1e-8,
-    ddof: int = 1,
-) -> Double:
+def reinforce_pp(rewards: ArrayLike, groups: Groups | None = None) -> Double:
     r"""REINFORCE++ advantages: each reward minus the mean of the batch or, with groups, of its group.
 
-    .. math:: A_i = r_i - \bar r, \qquad \text{whitened: } A_i \Big/
-              \sqrt{\tfrac{1}{N - \mathrm{ddof}} \textstyle\sum_j A_j^2 + \epsilon}
+    .. math:: A_i = r_i - \bar r
 
     Parameters
     ----------
     rewards, groups : shape (N,), as for `rloo`
         By default the batch is one group; with groups it is REINFORCE++-baseline, and a singleton gets 0.
-    whiten : bool, default False
-        Whether to divide by the standard deviation of the batch's centred rewards.
-    eps : float, default 1e-8
-        Added to the variance under the root, if whitened.
-    ddof : {0, 1}, default 1
-        Delta degrees of freedom of that variance.
 
     %(results)s
 
     Notes
     -----
-    Whitening here counts each sequence once. To count each step once, as verl does, whiten the steps:
-    ``whiten(to_steps(reinforce_pp(rewards, groups), mask=mask), mask=mask)``.
+    They are meant to be whitened: as ``whiten(a)``, which counts each sequence once, or, as verl does, as
+    ``whiten(to_steps(a, mask=mask), mask=mask)``, which counts each step once.
 
     References
     ----------
@@ -287,18 +262,11 @@ def reinforce_pp(
     >>> import rlvar
     >>> rlvar.reinforce_pp([1.0, 2.0, 6.0])
     array([-2., -1.,  3.])
-    >>> rlvar.reinforce_pp([1.0, 3.0, 6.0, 8.0], [0, 0, 1, 1], whiten=True, eps=0.0, ddof=0)
+    >>> rlvar.whiten(rlvar.reinforce_pp([1.0, 3.0, 6.0, 8.0], [0, 0, 1, 1]), eps=0.0, ddof=0)
     array([-1.,  1., -1.,  1.])
     """
-    eps = _check.non_negative_number("eps", eps)
-    _check.choice("ddof", ddof, (0, 1))
     scored = _scored(rewards, groups)
-    advantages = scored.centred()
-    if _check.boolean("whiten", whiten):
-        # They sum to 0 over the batch already; centring again would undo exact zeros.
-        freedom = _check.degrees_of_freedom("rewards", len(advantages), ddof)
-        advantages = _over_spread(advantages, freedom, eps)
-    return scored.finish(advantages)
+    return scored.finish(scored.centred())
 
 
 @_documented
@@ -384,10 +352,14 @@ def whiten(
     else:
         live = np.ones(array.shape, np.bool_) if mask is None else _check.flags(mask, array.shape)
     values = _check.alive("x", array, live)[live]
-    freedom = _check.degrees_of_freedom("x", len(values), ddof)
+    n = len(values)
+    if n <= ddof:
+        raise ValueError(f"x must have at least ddof + 1 = {ddof + 1} live entries, got {n}")
     shifted = values - values[0]
     mean = shifted.mean()
-    whitened = _over_spread(shifted - mean, freedom, eps)
+    centred = _check.in_range(shifted - mean, "values")
+    deviation = np.hypot(_spread(centred, np.zeros(n, np.int64), n - ddof), math.sqrt(eps))
+    whitened = np.divide(centred, deviation, out=np.zeros(n), where=deviation > 0)
     result = np.zeros(array.shape)
     result[live] = whitened if _check.boolean("shift_mean", shift_mean) else whitened + (values[0] + mean)
     return result
@@ -453,11 +425,11 @@ def kl_rewards(
     if given.ndim == 2:
         result = _check.alive("rewards", given, live)
     else:
-        last = np.where(live, np.arange(shape[1]), -1).max(axis=1, initial=-1)
-        _check.placed(given, last)
-        rows = np.flatnonzero(last >= 0)
-        result = np.zeros(shape)
-        result[rows, last[rows]] = given[rows]
+        alive = live.any(axis=1)
+        _check.finite("rewards", np.where(alive, given, 0.0))
+        lost = ~alive & (given != 0) & ~np.isnan(given)
+        _check.refuse("rewards", given, lost, "be 0 without a live step to hold them")
+        result = _check.at_the_end(given, live)
     if coef == 0.0:
         return result
     d = _check.alive("ref_logp", reference, live) - _check.alive("logp", policy, live)

@@ -15,7 +15,6 @@ other folds reaches, the baseline is 0.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlvar import _check
 from rlvar._types import Double
@@ -99,72 +98,12 @@ def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
     return np.where(batch.live, to_go - _cross_fitted(batch, to_go * energy, energy), 0.0)
 
 
-def length_baseline(batch: Batch) -> Double:
-    r"""Whole return minus its mean weighted by length.
-
-    .. math:: w = R - b, \qquad b = \frac{E[L R]}{E[L]}
-
-    The best constant if |s|^2 is proportional to L. The paper takes the mean over the samples of one prompt,
-    the rollout itself included, as `rlvar.opo` does; here it is over all prompts of the other folds.
-
-    References
-    ----------
-    Hao et al., "On-policy RL with optimal reward baseline" (OPO, 2025), arXiv 2505.23585.
-    """
-    lengths = batch.rollouts.live_steps.astype(np.float64)
-    return batch.returns - _cross_fitted(batch, lengths * batch.returns, lengths)
-
-
-def alpha_baseline(batch: Batch) -> Double:
-    r"""Whole return minus its mean weighted by a power of the length, fitted to the scores.
-
-    .. math:: w = R - b, \qquad b = \frac{E[L^{2\alpha} R]}{E[L^{2\alpha}]}
-
-    with 2 alpha the least-squares slope of log |sum_t S_t|^2 on log L, over the rollouts of the other
-    folds in which both exist; 0 if those are all of one length. With uncorrelated scores |s|^2 grows like L,
-    alpha is 1/2 and the baseline is `length_baseline`; with perfectly correlated ones it grows like L^2,
-    alpha is 1. `single_optimal` needs no such law.
-
-    References
-    ----------
-    https://faabian.github.io/blog/alpha.html ("alpha-weighted" reward baseline).
-    """
-    squares, lengths = batch.squares, batch.rollouts.live_steps.astype(np.float64)
-    folds = _folds(batch)
-    baselines = np.zeros(len(folds))
-    for fold in range(folds.max() + 1):
-        others = (folds != fold) & (lengths > 0)
-        if not others.any():
-            continue
-        alpha = _alpha(squares[others], lengths[others])
-        # Only ratios of lengths count, and those to the longest overflow for no alpha >= 0.
-        relative = np.log(lengths[others] / lengths[others].max()) * (2.0 * alpha)
-        power = np.exp(relative - relative.max())
-        baselines[folds == fold] = (power * batch.returns[others]).sum() / power.sum()
-    return batch.returns - baselines
-
-
-def _alpha(squares: Double, lengths: Double) -> float:
-    """Half the slope of the logarithm of squared norms on that of lengths > 0."""
-    both = squares > 0
-    x, y = np.log(lengths[both]), np.log(squares[both])
-    if not both.any() or x.min() == x.max():
-        return 0.0
-    x -= x.mean()
-    return float((x * (y - y.mean())).sum() / np.square(x).sum()) / 2.0
-
-
-def _folds(batch: Batch) -> NDArray[np.int64]:
-    """Return the fold of each rollout (N,)."""
-    n, labels = len(batch.rollouts), batch.rollouts.groups
-    units = _check.units(labels, n)  # refuses a single group
-    # Groups are numbered by first appearance already.
-    return (np.arange(n) if labels is None else labels) % min(FOLDS, len(units))
-
-
 def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
-    folds = _folds(batch)
+    labels = batch.rollouts.groups
+    units = _check.units(labels, len(batch.rollouts))  # refuses a single group
+    # Groups are numbered by first appearance already.
+    folds = (units.members if labels is None else labels) % min(FOLDS, len(units))
 
     def of_others(x: Double) -> Double:
         sums = np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])

@@ -24,8 +24,6 @@ from rlvar.weights.returns import reward_to_go
 if TYPE_CHECKING:
     from rlvar.weights.estimators import Estimator
 
-_BELOW = "squares of the gradients are below the range of float64; rescale the scores or the weights"
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -103,12 +101,7 @@ class Batch:
     def step_rewards(self) -> Double:
         """Rewards (N, T): a terminal reward lands on the last live step."""
         rewards = self.rollouts.rewards
-        if rewards.ndim == 2:
-            return rewards
-        last = self.live.shape[1] - 1 - np.argmax(self.live[:, ::-1], axis=1)
-        result = np.zeros(self.live.shape)
-        result[np.arange(len(last)), last] = rewards
-        return result
+        return rewards if rewards.ndim == 2 else _check.at_the_end(rewards, self.live)
 
     @property
     def tails(self) -> dict[str, Any]:
@@ -162,11 +155,8 @@ class Batch:
         return result
 
     @property
-    def step_factors(self) -> Double:
-        """Factors (N, T), read-only where they are all 1."""
-        if self.factors is None:
-            return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
-        return self.factors
+    def _ones(self) -> Double:
+        return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
 
     def weights(self, estimator: Estimator) -> Double:
         """Return the weights (N, T) of one estimator, without factors."""
@@ -174,28 +164,25 @@ class Batch:
             self._weights[estimator.name] = estimator.weights(self)
         return self._weights[estimator.name]
 
-    def weighed(self, estimator: Estimator) -> Double:
-        """Return the weights (N, T) of one estimator times the factors."""
-        weights = self.weights(estimator)
+    def weighed(self, weights: Double) -> Double:
+        """Return weights (N, T) times the factors."""
         if self.factors is None:
             return weights
         with np.errstate(all="ignore"):  # what is not live is not read
             return weights * self.factors
 
+    def _terms(self, weights: Double, known: Gradients | None = None) -> Terms:
+        return Terms(self.rollouts.scores, self.weighed(weights), self.steps, self.threads, known)
+
     def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
+        weights = self.weights(estimator)
         known, found = self._gradients.get(estimator.name, (None, None))
-        found = found if known is self.weights(estimator) else None
-        return Terms(self.rollouts.scores, self.weighed(estimator), self.steps, self.threads, found)
-
-    @property
-    def _scores(self) -> Terms:
-        """The scores with their factors, as terms."""
-        return Terms(self.rollouts.scores, self.step_factors, self.steps, self.threads)
+        return self._terms(weights, found if known is weights else None)
 
     def summed_scores(self) -> Double:
         """Return sum_t a[n,t] S[n,t] (N, D)."""
-        return self.gradients({"": np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])})[0].whole()
+        return self.gradients({"": self._ones})[0].whole()
 
     def gradients(self, named: Mapping[str, Double]) -> list[Gradients]:
         """Return the gradients of some weights (N, T), those not known by their names yet in one pass.
@@ -213,11 +200,10 @@ class Batch:
         if varying or shared:
             n, t, d = self.rollouts.shape
             sets, found = np.empty((len(varying) + shared, n, t)), np.empty((len(varying) + shared, n, d))
-            with np.errstate(all="ignore"):  # what is not live is not read
-                for row, name in zip(sets, varying, strict=False):
-                    np.multiply(new[name], self.step_factors, out=row)
+            for row, name in zip(sets, varying, strict=False):
+                row[...] = self.weighed(new[name])
             if shared:
-                sets[-1], base = self.step_factors, found[-1]
+                sets[-1], base = self.weighed(self._ones), found[-1]
             _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
@@ -227,17 +213,16 @@ class Batch:
             scale = 1.0 if constant is None else max(constant.max(), -constant.min())
             with np.errstate(all="ignore"):
                 largest = max(g.base.max(), -g.base.min())
-                small, tiny = largest * max(scale, 1.0) < 1e150, 0.0 < largest * scale < 1e-145
+                small, square = largest * max(scale, 1.0) < 1e150, np.square(largest * scale)
             if not small:
                 _check.raise_not_finite(self.rollouts.scores, self.steps)
-            if tiny:
-                raise _check.NotFiniteError(_BELOW)
+            _check.refuse_underflow(square, self._terms(new[name]).moves)
             known[name] = new[name], g
         return [known[name][1] for name in named]
 
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
-        return self._finite(self._scores.projections(vectors))
+        return self._finite(self._terms(self._ones).projections(vectors))
 
     @property
     def step_squares(self) -> Double:
@@ -251,9 +236,9 @@ class Batch:
 
     @cached_property
     def _squares(self) -> tuple[Double, Double]:
-        steps, whole = self._scores.second_moments()
-        if steps.max() < 1e-280 and (steps.any() or self.summed_scores().any()):
-            raise _check.NotFiniteError(_BELOW)
+        terms = self._terms(self._ones)
+        steps, whole = terms.second_moments()
+        _check.refuse_underflow(steps.max(), lambda: terms.rescaled.second_moments()[0].any())
         return self._finite(steps), self._finite(whole)
 
     def _finite(self, result: Double) -> Double:

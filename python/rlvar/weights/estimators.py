@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Float, Scale
 from rlvar.rollouts import Rollouts
 from rlvar.weights import advantages, baselines
 from rlvar.weights.batch import Batch
-from rlvar.weights.returns import gae
+from rlvar.weights.returns import gae, n_step_returns, vtrace
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +49,18 @@ class Estimator:
     base: str
     changed: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.base not in _TABLE:
+            raise ValueError(f"unknown estimator {self.base!r}; choose from {', '.join(_TABLE)}")
+        defaults, given = self._entry.parameters, dict(self.changed)
+        for key in given:
+            if key not in defaults:
+                known = ", ".join(defaults) or "none"
+                raise TypeError(f"estimator {self.base!r} has no parameter {key!r}; it has {known}")
+        values = {key: _CHECKS[key](key, value) for key, value in {**defaults, **given}.items()}
+        changed = tuple((key, value) for key, value in values.items() if value != defaults[key])
+        object.__setattr__(self, "changed", changed)
+
     @property
     def name(self) -> str:
         values = ", ".join(f"{key}={value!r}" for key, value in self.changed)
@@ -56,7 +68,7 @@ class Estimator:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {**{key: _PARAMETERS[key][0] for key in self._entry.parameters}, **dict(self.changed)}
+        return {**self._entry.parameters, **dict(self.changed)}
 
     @property
     def formula(self) -> str:
@@ -84,11 +96,12 @@ class Estimator:
         Errors, such as for what the rollouts lack, name the estimator.
         """
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
-        for need in self.needs:
-            if getattr(batch.rollouts, need) is None:
-                raise ValueError(f"estimator {self.name!r} needs {need}: pass {need}= to Rollouts")
+        needed = {name: getattr(batch.rollouts, name) for name in self.needs}
+        for name, array in needed.items():
+            if array is None:
+                raise ValueError(f"estimator {self.name!r} needs {name}: pass {name}= to Rollouts")
         try:
-            found = self._entry.weights(batch, **self.parameters)
+            found = self._entry.weights(batch, **needed, **self.parameters)
             return _check.weights(found, batch.rollouts.shape[:2], batch.steps)
         except (_check.NotFiniteError, MemoryError):
             raise
@@ -112,6 +125,12 @@ class OwnEstimator(Estimator):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    def __post_init__(self) -> None:
+        if self.base in _TABLE or not self.base:
+            raise ValueError(f"weights of your own need a name of their own, got {self.base!r}")
+        if self.given is None:
+            raise TypeError(f"estimator {self.base!r}: weights must be an array or a function, got None")
+
     @property
     def _entry(self) -> _Entry:
         # Nobody but the caller knows whether it is unbiased.
@@ -119,9 +138,7 @@ class OwnEstimator(Estimator):
 
     def _given(self, batch: Batch) -> ArrayLike:
         given = self.given(batch.rollouts) if callable(self.given) else self.given
-        if given is None:
-            raise TypeError("weights must be an array, got None")
-        return given
+        return _check.floats("weights", given)
 
 
 #: What a user may pass for one estimator.
@@ -136,10 +153,8 @@ def resolve(
     A name, an `Estimator` or a pair ``("mine", weights)`` with an array (N,) or (N, T) or a function from
     Rollouts to one, or a sequence that mixes them. Errors call it `argument`.
     """
-    alone = isinstance(estimators, (str, Estimator)) or _is_pair(estimators)
-    if not alone and not isinstance(estimators, Sequence):
-        raise _wanted(argument, type(estimators).__name__)
-    found = [_resolve(each, argument) for each in ([estimators] if alone else estimators)]  # type: ignore[union-attr]
+    several = isinstance(estimators, (list, tuple)) and not _is_pair(estimators)
+    found = [_resolve(each, argument) for each in (estimators if several else [estimators])]  # type: ignore[union-attr]
     if not found:
         raise ValueError(f"{argument} must name at least one estimator")
     names = [each.name for each in found]
@@ -151,14 +166,8 @@ def resolve(
 
 def _is_pair(value: object) -> bool:
     """Whether it is a name with weights, and no sequence of two estimators."""
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)):
-        return False
-    second = value[1]
-    return not (isinstance(second, (str, Estimator)) or _is_pair(second))
-
-
-def _wanted(argument: str, got: str) -> TypeError:
-    return TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    return pair and not isinstance(value[1], (str, Estimator)) and not _is_pair(value[1])  # type: ignore[index]
 
 
 def _resolve(value: Any, argument: str) -> Estimator:
@@ -167,13 +176,9 @@ def _resolve(value: Any, argument: str) -> Estimator:
     if isinstance(value, str):
         return estimator(value)
     if not _is_pair(value):
-        raise _wanted(argument, repr(value))
-    name, given = value
-    if name in _TABLE or not name:
-        raise ValueError(f"{argument}: weights of your own need a name of their own, got {name!r}")
-    if given is None:
-        raise TypeError(f"estimator {name!r}: weights must be an array or a function, got None")
-    return OwnEstimator(name, given=given)
+        got = type(value).__name__
+        raise TypeError(f"{argument} must be names, estimators or pairs ('mine', weights), got {got}")
+    return OwnEstimator(value[0], given=value[1])
 
 
 def estimator(name: str, **parameters: Any) -> Estimator:
@@ -184,8 +189,9 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     name : str
         One of those that `estimators` lists.
     **parameters
-        What differs from the defaults: `gamma` of those with returns-to-go, `lam` of "gae", `scale` and
-        `eps` of "grpo" (see `rlvar.grpo`).
+        What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
+        `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
+        `rlvar.grpo`).
 
     Returns
     -------
@@ -203,21 +209,7 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     >>> rlvar.estimator("gae", gamma=0.99, lam=0.9).name
     'gae(gamma=0.99, lam=0.9)'
     """
-    if name not in _TABLE:
-        raise ValueError(f"unknown estimator {name!r}; choose from {', '.join(_TABLE)}")
-    known = _TABLE[name].parameters
-    for key in parameters:
-        if key not in known:
-            raise TypeError(
-                f"estimator {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}"
-            )
-    changed = []
-    for key in known:
-        default, check = _PARAMETERS[key]
-        value = check(key, parameters.get(key, default))
-        if value != default:
-            changed.append((key, value))
-    return Estimator(name, tuple(changed))
+    return Estimator(name, tuple(parameters.items()))
 
 
 def _single_mean(batch: Batch) -> Double:
@@ -227,7 +219,7 @@ def _single_mean(batch: Batch) -> Double:
     return result
 
 
-def _multi_mean(batch: Batch, gamma: float) -> Double:
+def _multi_mean(batch: Batch, gamma: float = 1.0) -> Double:
     """G minus its mean over the other rollouts that are alive at the step; G itself where there are none.
 
     With the rollout in the mean the gradient would shrink by 1 - 1/n at a step that n reach: more at late
@@ -238,45 +230,68 @@ def _multi_mean(batch: Batch, gamma: float) -> Double:
     return np.where(batch.live, to_go - (to_go.sum(axis=0) - to_go) / others, 0.0)
 
 
-def _gae(batch: Batch, gamma: float, lam: float) -> Float:
-    rollouts = batch.rollouts
-    assert rollouts.values is not None  # `needs` has been checked
-    return gae(batch.step_rewards, rollouts.values, gamma=gamma, lam=lam, **batch.tails)[0]
+def _gae(batch: Batch, values: Double, gamma: float = 1.0, lam: float = 0.95) -> Float:
+    return gae(batch.step_rewards, values, gamma, lam, **batch.tails)[0]
 
 
-def _rloo(batch: Batch) -> Double:
-    groups = batch.rollouts.groups
-    assert groups is not None
+def _n_step(batch: Batch, values: Double, n: int = 5, gamma: float = 1.0) -> Float:
+    returns = n_step_returns(batch.step_rewards, values, n, gamma, **batch.tails)
+    return np.where(batch.live, returns - values, 0.0)
+
+
+def _vtrace(
+    batch: Batch,
+    values: Double,
+    logp: Double,
+    behavior_logp: Double,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+) -> Float:
+    if batch.importance is not None and batch.importance.importance != "none":
+        raise ValueError("it has importance ratios of its own; use importance='none'")
+    with np.errstate(all="ignore"):  # what is not live is not read
+        ratios = np.minimum(np.exp(logp - behavior_logp), max(rho_clip, c_clip))
+    options = {"rho_clip": rho_clip, "c_clip": c_clip, **batch.tails}
+    return vtrace(batch.step_rewards, values, ratios, gamma, lam, **options)[1]
+
+
+def _rloo(batch: Batch, groups: NDArray[np.int64]) -> Double:
     # A singleton's advantage of 0 would shrink the mean: it must not pass for unbiased.
     alone = (np.bincount(groups) == 1)[groups] & (batch.rollouts.live_steps > 0)
     return advantages.rloo(batch.returns, groups, singleton="raise" if alone.any() else "zero")
 
 
-def _grpo(batch: Batch, scale: Scale, eps: float) -> Double:
-    assert batch.rollouts.groups is not None
-    return advantages.grpo(batch.returns, batch.rollouts.groups, scale=scale, eps=eps)
+def _grpo(batch: Batch, groups: NDArray[np.int64], scale: Scale = "group", eps: float = 1e-6) -> Double:
+    return advantages.grpo(batch.returns, groups, scale=scale, eps=eps)
 
 
 class _Entry(NamedTuple):
     """What is behind a name."""
 
-    weights: Callable[..., ArrayLike]  # of a Batch and the parameters
+    weights: Callable[..., ArrayLike]  # of a Batch, what it needs and the parameters
     formula: str
     needs: tuple[str, ...] = ()
     unbiased: bool | None = True
     per_rollout: bool | None = False
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.weights).parameters)[1:]
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters with their defaults, as the function of the weights has them."""
+        parameters = list(inspect.signature(self.weights).parameters.values())
+        return {each.name: each.default for each in parameters[1 + len(self.needs) :]}
 
 
-#: Default of each parameter, and the check of its values.
-_PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
-    "gamma": (1.0, _check.discount),
-    "lam": (0.95, _check.discount),
-    "scale": ("group", lambda name, value: _check.choice(name, value, Scale)),
-    "eps": (1e-6, _check.non_negative_number),
+#: The check of each parameter's values.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "gamma": _check.discount,
+    "lam": _check.discount,
+    "n": _check.positive_integer,
+    "rho_clip": _check.bound,
+    "c_clip": _check.bound,
+    "scale": lambda name, value: _check.choice(name, value, Scale),
+    "eps": _check.non_negative_number,
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -292,10 +307,10 @@ _TABLE = {
         _grpo, "R minus its group's mean, over its standard deviation", ("groups",), unbiased=False
     ),
     "dr-grpo": _Entry(
-        lambda batch: _grpo(batch, "none", 0.0), "R minus its group's mean", ("groups",), unbiased=False
+        lambda batch, groups: _grpo(batch, groups, "none"), "R minus its group's mean", ("groups",), False
     ),
     "reinforce++": _Entry(
-        lambda batch: advantages.reinforce_pp(batch.returns, batch.rollouts.groups, whiten=True),
+        lambda batch: advantages.whiten(advantages.reinforce_pp(batch.returns, batch.rollouts.groups)),
         "R minus its group's mean, or the batch's without groups, over the batch's deviation",
         unbiased=False,
     ),
@@ -303,13 +318,6 @@ _TABLE = {
         lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
         "R minus the mean weighted by length of its group, or of the batch, itself included",
         unbiased=False,
-    ),
-    "opo-cross": _Entry(
-        baselines.length_baseline, "R minus the mean weighted by length over the other folds"
-    ),
-    "alpha": _Entry(
-        baselines.alpha_baseline,
-        "R minus the mean weighted by length^(2 alpha) over the other folds, alpha fitted to their scores",
     ),
     "single-optimal": _Entry(
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
@@ -322,6 +330,10 @@ _TABLE = {
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
     ),
     "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
+    "n-step": _Entry(_n_step, "n-step return minus V_t", ("values",), unbiased=False, per_rollout=True),
+    "vtrace": _Entry(
+        _vtrace, "V-trace advantage", ("values", "logp", "behavior_logp"), unbiased=False, per_rollout=True
+    ),
 }
 
 

@@ -6,18 +6,16 @@ With d_t = logp_t - behavior_logp_t of the live steps:
     sequence   rho   = exp(sum_t d_t), one for the rollout
     geometric  rho   = exp(mean_t d_t), one for the rollout
 
-each truncated to min(rho, c) if so wanted. Only the whole sequence's ratio, not truncated, turns an
-expectation under the old policy into one under the new: the others trade bias for variance.
+each truncated to min(rho, c) if so wanted: all but the whole sequence's ratio trade bias for variance.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlvar import _check
 from rlvar._types import Double, Importance
@@ -196,7 +194,9 @@ def importance_ratios(
     single = logs[counted]
     log_largest = float(single.max(initial=-np.inf))
     largest = float(values.max(initial=0.0))
-    mean = _mean(ratios.sum(axis=1), counted.sum(axis=1))
+    sums, sizes = ratios.sum(axis=1), counted.sum(axis=1)  # which may be beyond float64, or of one rollout
+    left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
+    mean = jackknife(float(sums.sum() / sizes.sum()), left_out, 0.95)
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -229,9 +229,3 @@ def _kish(logs: Double) -> float:
     """Return mean(x)^2 / mean(x^2) of x = exp(logs), in range even where x is not."""
     x = np.exp(logs - logs.max(initial=-np.inf))
     return float(x.mean()) ** 2 / float(np.square(x).mean()) if x.size else 1.0
-
-
-def _mean(sums: Double, counts: NDArray[Any]) -> Estimate:
-    """Return sum of sums (N,) over sum of counts (N,), with the jackknife over rollouts."""
-    value = sums.sum() / counts.sum()  # which may be beyond float64, or of one rollout alone
-    return jackknife(float(value), (sums.sum() - sums) / (counts.sum() - counts), 0.95)

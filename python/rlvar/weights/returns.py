@@ -143,9 +143,9 @@ def reward_to_go(
 def gae(
     rewards: ArrayLike,
     values: ArrayLike,
-    *,
     gamma: float | ArrayLike,
     lam: float,
+    *,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
@@ -181,12 +181,6 @@ def gae(
 
     %(raises)s
 
-    Notes
-    -----
-    One scan over :math:`U_t = \lambda A_t + V_t`, which obeys
-    :math:`U_t = \lambda r_t + (1 - \lambda) V_t + \gamma_t \lambda U_{t'}`; then
-    :math:`A_t = r_t + \gamma_t U_{t'} - V_t`.
-
     References
     ----------
     Schulman et al., "High-dimensional continuous control using GAE" (2016), eq. 16, arXiv 1506.02438.
@@ -207,9 +201,9 @@ def gae(
 def lambda_returns(
     rewards: ArrayLike,
     values: ArrayLike,
-    *,
     gamma: float | ArrayLike,
     lam: float,
+    *,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
@@ -252,8 +246,8 @@ def n_step_returns(
     rewards: ArrayLike,
     values: ArrayLike,
     n: int,
-    *,
     gamma: float | ArrayLike,
+    *,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     terminated: ArrayLike | None = None,
@@ -295,51 +289,45 @@ def n_step_returns(
     scan.raise_not_finite()
     result = scan.empty()
     result[...] = _n_steps(scan, count)
-    if not np.isfinite(result).all():
-        raise ValueError(f"the result is beyond the range of {result.dtype}; rescale the rewards")
-    return scan.as_given(result)
+    return scan.as_given(_check.in_range(result, "rewards"))
 
 
 def _n_steps(scan: _check.Scan, n: int) -> Double:
     """N-step returns (N, T) in float64, 0 on steps that are not live.
 
-    A step is the map x -> a + c x of what comes after it. Maps of 1, 2, 4, ... steps are composed by
-    doubling: O(T log n), without dividing by a power of gamma.
+    A step is the map x -> a + c x of what the next live step holds. Maps of 1, 2, 4, ... steps are composed
+    by doubling: O(T log n), without dividing by a power of gamma.
     """
-    rewards, values = (array.astype(np.float64, copy=False) for array in scan.arrays)
-    shape = rewards.shape
-    live = scan.steps.live(shape)
-    tail = np.zeros(shape[0]) if scan.bootstrap is None else scan.bootstrap
-    a = np.where(live, rewards, 0)
-    c = np.full(shape, scan.gamma) if scan.gammas is None else np.where(live, scan.gammas, 0)
+    rows, steps = scan.arrays[0].shape
+    live = scan.steps.live((rows, steps))
+
+    def ended(array: Any, end: Any) -> NDArray[Any]:
+        """`array`, one column longer: the end of a row maps what it holds, the bootstrap value, to itself."""
+        whole = np.full((rows, steps + 1), end)
+        whole[:, :-1] = array
+        return whole
+
+    c = np.full((rows, steps), scan.gamma) if scan.gammas is None else scan.gammas
+    a = scan.arrays[0].astype(np.float64)
     if scan.next_values is not None:
-        cut = scan.bootstrapped & live
-        a, c = a + c * np.where(cut, scan.next_values, 0), np.where(cut, 0, c)
+        cut = scan.bootstrapped
+        a, c = np.where(cut, a + c * scan.next_values, a), np.where(cut, 0, c)
     if scan.terminated is not None:
         c = np.where(scan.terminated, 0, c)
-    # Live steps to the front of their rows, the others behind them as maps that pass x on.
-    order = np.argsort(~live, axis=1, kind="stable")
-    front = np.take_along_axis(live, order, axis=1)
-    a = np.where(front, np.take_along_axis(a, order, axis=1), 0)
-    c = np.where(front, np.take_along_axis(c, order, axis=1), 1)
-    x = np.where(front, np.take_along_axis(values, order, axis=1), tail[:, None])
+    a, c = ended(a, 0.0), ended(c, 1.0)
+    x = ended(scan.arrays[1], 0.0 if scan.bootstrap is None else scan.bootstrap[:, None])
+    ahead = ended(np.where(live, np.arange(steps), steps), steps)  # the next live step, this one included
+    ahead = np.minimum.accumulate(ahead[:, ::-1], axis=1)[:, ::-1]
+    ahead = ended(ahead[:, 1:], steps)
 
-    def ahead(array: Double, steps: int, beyond: Any) -> Double:
-        """`array` as it is `steps` steps later."""
-        last = np.broadcast_to(beyond, (shape[0], min(steps, shape[1])))
-        return np.concatenate([array[:, steps:], last], axis=1)
-
-    steps, left = 1, min(n, max(shape[1], 1))
+    left = min(n, max(steps, 1))
     while left:
+        a_ahead, c_ahead, x_ahead = (np.take_along_axis(each, ahead, axis=1) for each in (a, c, x))
         if left & 1:
-            x = a + c * ahead(x, steps, tail[:, None])
+            x = a + c * x_ahead
+        a, c, ahead = a + c * a_ahead, c * c_ahead, np.take_along_axis(ahead, ahead, axis=1)
         left >>= 1
-        if left:
-            a, c = a + c * ahead(a, steps, 0), c * ahead(c, steps, 1)
-            steps *= 2
-    result = np.zeros(shape)
-    np.put_along_axis(result, order, np.where(front, x, 0), axis=1)
-    return result
+    return np.where(live, x[:, :-1], 0.0)
 
 
 @_documented
@@ -347,9 +335,9 @@ def vtrace(
     rewards: ArrayLike,
     values: ArrayLike,
     rho: ArrayLike,
-    *,
     gamma: float | ArrayLike,
     lam: float = 1.0,
+    *,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
     lengths: ArrayLike | None = None,
@@ -366,9 +354,8 @@ def vtrace(
               A_t = \rho_t (r_t + \gamma_t v_{t'} - V_t)
 
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \lambda \min(\bar c, \pi/\mu)`,
-    :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`.
-    Beyond a terminated step V and v are 0, beyond a truncated one the next value, beyond the last live step
-    the bootstrap value.
+    :math:`\delta_t = r_t + \gamma_t V_{t'} - V_t`, and :math:`t'` the next live step after :math:`t`, or what
+    there is in its place as in `gae`.
 
     Parameters
     ----------

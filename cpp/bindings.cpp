@@ -13,7 +13,6 @@
 #include <tuple>
 
 #include "covariance.hpp"
-#include "covariance_shared.hpp"
 #include "cpu.hpp"
 #include "gram.hpp"
 #include "means.hpp"
@@ -227,21 +226,6 @@ void bind_kernels(py::module_& m) {
       },
       "rewards", "values", "lambda_", "options", "advantages", "returns");
   def(
-      m, "vtrace",
-      [](const Array& rewards, const Array& values, const Array& rho, double lambda,
-         double rho_clip, double c_clip, const Options& options, Array targets, Array advantages) {
-        auto in = trajectories_of(rewards, options);
-        const index_t n = in.rewards.rows, t = in.rewards.cols;
-        in.values = view(values, n, t);
-        in.rho = view(rho, n, t);
-        in.lambda = lambda;
-        in.rho_clip = rho_clip;
-        in.c_clip = c_clip;
-        return finite<Kind::kVtrace>(in, result(targets, n, t), result(advantages, n, t));
-      },
-      "rewards", "values", "rho", "lambda_", "rho_clip", "c_clip", "options", "targets",
-      "advantages");
-  def(
       m, "covariance",
       [](const Terms& arrays, index_t block, double divisor, Strided out,
          std::optional<Strided> mean, std::optional<Strided> tail, Threads threads) {
@@ -335,6 +319,7 @@ PYBIND11_MODULE(RLVAR_MODULE, m, py::mod_gil_not_used()) {
         refuse(a.ndim() != 2 || b.ndim() != 2);
         const auto left = view(a, a.shape(0), a.shape(1)), right = view(b, a.shape(1), b.shape(1));
         const auto to = result(out, left.rows, right.cols);
+        refuse((left.cols > 1 && left.col_stride != 1) || (to.cols > 1 && to.col_stride != 1));
         without_gil([&] { rlvar::add_matmul(left, right, to, number_of(threads)); });
       },
       "a", "b", "out", "threads");

@@ -1,7 +1,6 @@
 // Columns of the matrix A that the pairwise kernel multiplies: terms, less their centre, in panels.
 //
-// Bytes: 4 or 8 for each number from memory, and as many to the panel. Arithmetic is float64, or
-// float32 in two parts where the processor fuses multiply and add: then half the instructions. The
+// Bytes: 4 or 8 for each number from memory, and as many to the panel. Arithmetic is float64. The
 // scale, a power of two, keeps the squares of float32 numbers inside their range.
 #pragma once
 
@@ -15,49 +14,16 @@ template <class T>
 struct Columns {
   const Terms<T>& terms;
   const Indices& order;  // by falling end
-  const Indices& ends;
+  const Indices& ends;   // of the rows that are not 0, at least
   index_t d0, width;
   View2<const double> centre;  // (T, width)
   double scale;
-  std::vector<float> upper, lower;  // scale * centre in two float32 parts, where `in_float` is used
 
   index_t count() const { return terms.scores.n * width; }
   /// Rows of A that are not all zero from column c on.
   index_t rows_from(index_t c) const { return end(order[static_cast<std::size_t>(c / width)]); }
   index_t end(index_t n) const { return ends[static_cast<std::size_t>(n)]; }
 };
-
-/// Whether columns are formed by `centre_in_float`.
-template <class T, class P>
-constexpr bool in_float = kFused && std::is_same_v<T, float> && std::is_same_v<P, float>;
-
-/// Fills `upper` and `lower`, unless float32 cannot hold them.
-template <class T>
-void split_centre(Columns<T>& a) {
-  const std::size_t size = static_cast<std::size_t>(a.centre.rows * a.width);
-  a.upper.resize(size);
-  a.lower.resize(size);
-  for (std::size_t i = 0; i < size; ++i) {
-    const double c = a.centre.data[i] * a.scale;
-    if (!(std::abs(c) < 0x1p100)) {
-      a.upper.clear();
-      return;
-    }
-    a.upper[i] = static_cast<float>(c);
-    a.lower[i] = static_cast<float>(c - static_cast<double>(a.upper[i]));
-  }
-}
-
-/// x = factor (w s - c) in float32. With w and c in two parts each, and the fused operation
-/// rounding once, what is lost is 2^-24 of the result and 2^-48 of the terms.
-inline void centre_in_float(const float* __restrict s, double w, const float* __restrict upper,
-                            const float* __restrict lower, index_t count, float factor,
-                            float* __restrict x) {
-  const float high = static_cast<float>(w), low = static_cast<float>(w - static_cast<double>(high));
-  for (index_t k = 0; k < count; ++k) {
-    x[k] = factor * (__builtin_fmaf(high, s[k], -upper[k]) + __builtin_fmaf(low, s[k], -lower[k]));
-  }
-}
 
 /// rows[r][c + k] = A's row q0 + r < q1, columns k = 0 .. count - 1 of rollout n from coordinate d
 /// on.
@@ -73,21 +39,12 @@ void form_rows(const Columns<T>& a, index_t n, index_t q0, index_t q1, index_t d
       double row[kPanel];
       load_row(terms, n, q, a.d0 + d, count, row);
       for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>((row[k] - m[k]) * factor);
-    } else if (!terms.steps.unmasked(n, q)) {
+    } else if (!terms.live(n, q)) {
       for (index_t k = 0; k < count; ++k) x[k] = static_cast<P>(-m[k] * factor);
     } else {
       const T* s = terms.scores.row(n, q) + a.d0 + d;
       const double w = terms.weights(n, q);
       prefetch_steps(s, terms.scores.t_stride, count);
-      if constexpr (in_float<T, P>) {
-        const double scaled = w * a.scale;  // beyond these bounds, float32 loses digits of it
-        if (!a.upper.empty() && std::abs(scaled) < 0x1p100 && !(std::abs(scaled) < 0x1p-60)) {
-          const index_t at = q * a.width + d;
-          centre_in_float(s, scaled, a.upper.data() + at, a.lower.data() + at, count,
-                          static_cast<float>(root), x);
-          continue;
-        }
-      }
       for (index_t k = 0; k < count; ++k) {
         x[k] = static_cast<P>((w * static_cast<double>(s[k]) - m[k]) * factor);
       }
@@ -127,6 +84,21 @@ void pack(const Columns<T>& a, index_t g, index_t c0, const Panel<P>& panel) {
     form_rows(a, n, q0, q1, d, count, c, rows);
     for (index_t q = q1; q < q0 + lanes; ++q) std::fill_n(&rows[q - q0][c], count, P(0));
     c += count;
+  }
+  store_group(rows, g, panel);
+}
+
+/// Packs row group g of columns [c0, c0 + panel.columns) of a matrix, times `scale`.
+template <class P>
+void pack_matrix(View2<const double> x, double scale, index_t g, index_t c0,
+                 const Panel<P>& panel) {
+  constexpr index_t lanes = Panel<P>::lanes;
+  alignas(64) Rows<P> rows;
+  for (index_t r = 0; r < lanes; ++r) {
+    const index_t q = g * lanes + r;
+    for (index_t k = 0; k < panel.columns; ++k) {
+      rows[r][k] = q < x.rows ? static_cast<P>(x(q, c0 + k) * scale) : P(0);
+    }
   }
   store_group(rows, g, panel);
 }

@@ -9,20 +9,23 @@
 // The batches and the accumulators follow from the shape of the data alone.
 //
 // Raggedness: rollouts are taken longest first, so that the panels' heights shrink and padding is
-// never multiplied. A padded step has X = 0 and Y = 0, not Y = -m; `add_ragged_part` mends that.
+// hardly ever multiplied. Padding is X = 0, so Y = -c: true of panels where they hold it, and of
+// what lies above them where c = 0. So c is 0 from the row on that an eighth of the weight does not
+// reach, and rollouts that end before are padded up to there. For any c,
+//   sum_n p (X_i - m_i)(X_j - m_j) = sum_n p Y_i Y_j - P (m_i - c_i)(m_j - c_j),
+// P the weight of all: as much work as one more rollout. No difference of large numbers: where c is
+// 0, the raggedness alone makes the left side at least a quarter of the second moment.
 //
 // Digits: terms are centred before they are rounded to the products' type (columns.hpp), so that a
 // mean far above the spread costs none. float32 products run over at most 256 columns and are added
 // to float64 sums.
 #include "covariance.hpp"
 
-#include <Eigen/Core>
 #include <cmath>
 
 #include "columns.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
-#include "ragged.hpp"
 #include "tiles.hpp"
 
 namespace rlvar {
@@ -34,24 +37,41 @@ constexpr index_t kCoords = 256;      // are not fewer than this, and at most
 constexpr index_t kMostMeanBytes = 12 * kMiB;
 constexpr index_t kBlockBytes = 16 * kMiB;  // sums of blocks of steps
 
-/// sums += A A^T / scale^2, products in P.
+/// What is left of the means: rows of T, less their centres; no data where that is 0. And P.
+struct Rest {
+  View2<const double> means;
+  double weight;
+};
+
+/// sums += A A^T / scale^2 - weight rest rest^T, products in P.
 template <class P, class T>
-void add_products(const Columns<T>& a, TileSums& sums, int threads) {
+void add_products(const Columns<T>& a, const Rest& rest, TileSums& sums, int threads) {
   const index_t rows = a.rows_from(0);
   if (rows == 0) return;
   const double factor = 1.0 / a.scale / a.scale;
-  const auto height = [&](index_t i) { return a.rows_from(i * kPanel); };
+  const index_t before = rest.means.data ? ceil_div(a.width, kPanel) : 0;  // panels of the rest
+  const auto height = [&](index_t i) {
+    return i < before ? rows : a.rows_from((i - before) * kPanel);
+  };
   const auto panel = [&](index_t i, P* data) {
-    return Panel<P>{data, std::min(kPanel, a.count() - i * kPanel)};
+    const index_t left = i < before ? a.width - i * kPanel : a.count() - (i - before) * kPanel;
+    return Panel<P>{data, std::min(kPanel, left)};
   };
   multiply_in_batches<P>(
-      rows, ceil_div(a.count(), kPanel), 1, sums.accumulators(), threads, height,
+      rows, before + ceil_div(a.count(), kPanel), 1, sums.accumulators(), threads, height,
       [](index_t, index_t) {},
-      [&](index_t i, index_t g, P* data) { pack(a, g, i * kPanel, panel(i, data)); },
+      [&](index_t i, index_t g, P* data) {
+        if (i < before) {
+          pack_matrix(rest.means, a.scale, g, i * kPanel, panel(i, data));
+        } else {
+          pack(a, g, (i - before) * kPanel, panel(i, data));
+        }
+      },
       [&] {
         return [&](index_t i, P* data, index_t pair, index_t accumulator) {
           const auto [i0, j0] = Tiles::corner(pair);
-          tile_product(panel(i, data), i0, j0, height(i), factor, sums.tile(accumulator, pair));
+          tile_product(panel(i, data), i0, j0, height(i),
+                       i < before ? -rest.weight * factor : factor, sums.tile(accumulator, pair));
         };
       });
 }
@@ -59,7 +79,7 @@ void add_products(const Columns<T>& a, TileSums& sums, int threads) {
 /// The same where there is one row, and panels would be mostly empty: its squares, in float64,
 /// along the coordinates. Memory-bound.
 template <class T>
-void add_squares(const Columns<T>& a, TileSums& sums, int threads) {
+void add_squares(const Columns<T>& a, const Rest& rest, TileSums& sums, int threads) {
   using L = Lanes<double>;
   const Terms<T>& terms = a.terms;
   const index_t samples = terms.scores.n;
@@ -70,11 +90,15 @@ void add_squares(const Columns<T>& a, TileSums& sums, int threads) {
       double total = 0.0;
       for (index_t i = samples * block / blocks; i < samples * (block + 1) / blocks; ++i) {
         const index_t n = a.order[static_cast<std::size_t>(i)];
-        if (a.end(n) == 0) continue;
+        const double* c = &a.centre(0, 0);
+        if (!terms.live(n, 0)) {
+          total += terms.probability(n) * squared_norm(c, a.width);
+          continue;
+        }
         const T* s = terms.scores.row(n, 0) + a.d0;
-        const double w = terms.weights(n, 0), *c = &a.centre(0, 0);
+        const double w = terms.weights(n, 0);
         typename L::Vec squares{};
-        double rest = 0.0;
+        double narrow = 0.0;
         index_t d = 0;
         for (; d + L::width <= a.width; d += L::width) {
           const auto y = w * load_doubles(s + d) - L::load(c + d);
@@ -82,14 +106,15 @@ void add_squares(const Columns<T>& a, TileSums& sums, int threads) {
         }
         for (; d < a.width; ++d) {
           const double y = w * static_cast<double>(s[d]) - c[d];
-          rest += y * y;
+          narrow += y * y;
         }
-        total += terms.probability(n) * (sum_of(squares) + rest);
+        total += terms.probability(n) * (sum_of(squares) + narrow);
       }
       parts[static_cast<std::size_t>(block)] = total;
     };
   });
   for (const double part : parts) *sums.tile(0, 0) += part;
+  if (rest.means.data) *sums.tile(0, 0) -= rest.weight * squared_norm(rest.means.data, a.width);
 }
 
 /// Where the moments of the terms go: sums of products about the mean, the mean and its tail.
@@ -114,32 +139,49 @@ void add_all_products(const Terms<T>& terms, const Moments& out, int threads) {
     const index_t width = std::min(chunk, coords - d0);
     const LiveMeans live{contiguous(means.data(), rows, width),
                          contiguous(tails.data(), rows, width), weight.data()};
-    const double peak = live_means(terms, ends, order, d0, live, threads);
-    for (index_t q = 0; out.mean.data && q < rows; ++q) {
-      const bool whole = weight.data()[q] == total;
-      const double share = weight.data()[q] / total;
-      for (index_t d = 0; d < width; ++d) {
-        out.mean(q, d0 + d) = whole ? live.mean(q, d) : live.mean(q, d) * share;
-        out.tail(q, d0 + d) = whole ? live.tail(q, d) : 0.0;
+    double peak = live_means(terms, ends, order, d0, live, threads);
+    index_t padded = 0, last = terms.scores.n - 1;  // rows, see above; order[last] ends next
+    double missing = 0.0;  // the weight that has ended, summed: it can be far below the total
+    for (index_t q = 0; q < rows; ++q) {
+      for (index_t n;
+           last >= 0 &&
+           ends[static_cast<std::size_t>(n = order[static_cast<std::size_t>(last)])] <= q;
+           --last) {
+        missing += terms.probability(n);
       }
+      const bool whole = missing == 0.0, centred = 8.0 * missing <= total;
+      const double share = live.weight[q] / total;
+      if (centred) padded = q + 1;
+      for (index_t d = 0; d < width; ++d) {
+        double &mean = live.mean(q, d), &tail = live.tail(q, d);
+        if (out.mean.data) {
+          out.mean(q, d0 + d) = whole ? mean : mean * share;
+          out.tail(q, d0 + d) = whole ? tail : 0.0;
+        }
+        if (whole) continue;
+        peak = std::max(peak, std::abs(mean));
+        tail = centred ? tail * share - mean * (missing / total) : mean * share;
+        if (!centred) mean = 0.0;
+      }
+    }
+    Rest rest{{}, total};
+    Indices heights = ends;
+    if (missing > 0.0) {
+      rest.means = contiguous<const double>(tails.data(), rows, width);
+      for (index_t& height : heights) height = std::max(height, padded);
     }
     Columns<T> a{terms,
                  order,
-                 ends,
+                 heights,
                  d0,
                  width,
                  contiguous<const double>(means.data(), rows, width),
-                 scale_of<P>(peak),
-                 {},
-                 {}};
-    if (in_float<T, P>) split_centre(a);
+                 scale_of<P>(peak)};
     if (rows == 1 && terms.block == 1) {
-      add_squares(a, out.tiles, threads);
+      add_squares(a, rest, out.tiles, threads);
     } else {
-      add_products<P>(a, out.tiles, threads);
+      add_products<P>(a, rest, out.tiles, threads);
     }
-    const bool ragged = a.end(order.back()) < rows;
-    if (ragged) add_ragged_part(a, live, total, out.tiles, threads);
   }
 }
 
@@ -186,24 +228,6 @@ void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<
     add_all_products<T>(terms, sums, threads);
   }
   tiles.store(out, divisor, threads);
-}
-
-void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {
-  using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> all(x.data, x.rows, x.cols,
-                                                              Eigen::OuterStride<>(x.row_stride));
-  for_each_task(Tiles(x.rows).pairs, threads, [&] {
-    return [&, product = Matrix()](index_t pair) mutable {
-      const auto [i0, j0] = Tiles::corner(pair);
-      const index_t height = std::min(kTile, x.rows - i0), width = std::min(kTile, x.rows - j0);
-      product.noalias() = all.middleRows(i0, height) * all.middleRows(j0, width).transpose();
-      for (index_t i = i0; i < i0 + height; ++i) {
-        for (index_t j = j0; j < std::min(j0 + width, i + 1); ++j) {
-          sums(j, i) = sums(i, j) += factor * product(i - i0, j - j0);
-        }
-      }
-    };
-  });
 }
 
 template void covariance(const Terms<float>&, double, View2<double>, View2<double>, View2<double>,

@@ -1,4 +1,4 @@
-// Pairwise covariance of the step terms of a policy gradient.
+// Pairwise covariance of the step terms of a policy gradient, of one estimator or several.
 #pragma once
 
 #include "terms.hpp"
@@ -15,7 +15,12 @@ template <class T>
 void covariance(const Terms<T>& terms, double divisor, View2<double> out, View2<double> mean,
                 View2<double> tail, int threads);
 
-/// sums (T, T) += factor * x x^T, x (T, D). The lower half of sums is read, both are written.
-void add_product(View2<const double> x, double factor, View2<double> sums, int threads);
+/// For E sets of weights (E, N, T), sums (E, T, T), C-contiguous, are overwritten with
+///   sums[e,i,j] = sum_d sum_n p[n] X[e,n,i,d] X[e,n,j,d],    X[e,n,t] = weights[e,n,t]
+///   scores[n,t].
+/// The lower halves count, the upper are scratch. No mean is taken away: digits are lost where it
+/// is far above the spread. The weights inside `terms` are not used.
+template <class T>
+void shared_moments(const Terms<T>& terms, View3<const double> weights, double* sums, int threads);
 
 }  // namespace rlvar

@@ -4,8 +4,7 @@
 //
 // Panels hold the scores of one rollout as they are, no mean taken away. A task is one tile: its
 // product goes to a tile of its own in the cache, and from there, weighted, to each result.
-#include "covariance_shared.hpp"
-
+#include "covariance.hpp"
 #include "parallel.hpp"
 #include "tiles.hpp"
 

@@ -5,6 +5,7 @@
 #include <Eigen/Core>
 
 #include "parallel.hpp"
+#include "tiles.hpp"
 
 namespace rlvar {
 
@@ -49,6 +50,23 @@ void add_matmul(View2<const double> a, View2<const double> b, View2<double> out,
         Map<const Matrix<Eigen::ColMajor>>(b.data, b.rows, b.cols, OuterStride<>(b.col_stride)),
         result, threads);
   }
+}
+
+void add_product(View2<const double> x, double factor, View2<double> sums, int threads) {
+  const Map<const Matrix<Eigen::RowMajor>> all(x.data, x.rows, x.cols,
+                                               Eigen::OuterStride<>(x.row_stride));
+  for_each_task(Tiles(x.rows).pairs, threads, [&] {
+    return [&, product = Matrix<Eigen::RowMajor>()](index_t pair) mutable {
+      const auto [i0, j0] = Tiles::corner(pair);
+      const index_t height = std::min(kTile, x.rows - i0), width = std::min(kTile, x.rows - j0);
+      product.noalias() = all.middleRows(i0, height) * all.middleRows(j0, width).transpose();
+      for (index_t i = i0; i < i0 + height; ++i) {
+        for (index_t j = j0; j < std::min(j0 + width, i + 1); ++j) {
+          sums(j, i) = sums(i, j) += factor * product(i - i0, j - j0);
+        }
+      }
+    };
+  });
 }
 
 }  // namespace rlvar

@@ -23,13 +23,6 @@ constexpr index_t kVectorBytes = 32;
 constexpr index_t kVectorBytes = 16;
 #endif
 
-/// Whether a * b + c is one operation with one rounding.
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-constexpr bool kFused = true;
-#else
-constexpr bool kFused = false;
-#endif
-
 /// Vector types for element type T: `Vec` of numbers, `Mask` of all-ones or all-zeros integers.
 template <class T>
 struct Lanes {
@@ -88,7 +81,6 @@ struct Lanes {
     return static_cast<int>(ones);
   }
 
-  static Vec smaller(Vec a, Vec b) { return select(b < a, b, a); }  // a if NaN
   /// The larger of a and |b| in each lane; a where b is NaN.
   static Vec larger(Vec a, Vec b) {
     const Vec magnitude = (Vec)((Mask)b & std::numeric_limits<Int>::max());
@@ -191,6 +183,12 @@ inline double max_of(Lanes<double>::Vec v) {
   double result = v[0];
   for (index_t l = 1; l < Lanes<double>::width; ++l) result = std::max(result, v[l]);
   return result;
+}
+
+inline double squared_norm(const double* x, index_t width) {
+  double total = 0.0;
+  for (index_t d = 0; d < width; ++d) total += x[d] * x[d];
+  return total;
 }
 
 }  // namespace rlvar

@@ -76,12 +76,6 @@ double dot(const T* s, const double* v, index_t width) {
   return total;
 }
 
-double squared_norm(const double* x, index_t width) {
-  double total = 0.0;
-  for (index_t d = 0; d < width; ++d) total += x[d] * x[d];
-  return total;
-}
-
 /// g[e,:] += sum over Count steps of w[e,k] s[k,:], for every set e; w's rows are kSteps long. Each
 /// number of the scores is loaded once, each gradient once for Count steps.
 template <int Count, class T>
@@ -222,7 +216,7 @@ void projections(const Terms<T>& terms, const double* vectors, double* out, int 
   const auto& scores = terms.scores;
   const auto& steps = terms.steps;
   const index_t coords = scores.d;
-  threads = threads_for(0.3 * static_cast<double>(scores.n * scores.t * coords), threads);
+  threads = threads_for(terms.pass(), threads);
   for_each_task(scores.n, threads, [&] {
     return [&](index_t n) {
       double* to = out + n * scores.t;

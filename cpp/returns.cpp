@@ -85,7 +85,7 @@ struct Scan {
     return {v.data + i * v.col_stride, v.row_stride};
   }
   struct Lines {
-    Line<const T> rewards, values, next_values, rho;
+    Line<const T> rewards, values, next_values;
     Line<const double> gammas;
     Line<const std::uint8_t> mask, terminated, truncated;
     Line<T> first, second;
@@ -100,7 +100,6 @@ struct Scan {
       l.values = line<along>(in.values, i);
       l.second = line<along>(second, i);
     }
-    if constexpr (kind == Kind::kVtrace) l.rho = line<along>(in.rho, i);
     if constexpr (flags != Flags::kNone) l.mask = line<along>(in.steps.mask, i);
     if constexpr (flags == Flags::kAny) {
       l.gammas = line<along>(in.gammas, i);
@@ -138,14 +137,13 @@ struct Scan {
 
   struct Block {
     Vec a, c;      // x = a + c * next, with next the x of the next live step
-    Vec delta, g;  // delta + g * next is the advantage (kGae), or the advantage over rho (kVtrace)
-    Vec value, rho;
+    Vec delta, g;  // delta + g * next is the advantage (kGae)
+    Vec value;
   };
 
-  /// The recurrence; next_value, of each step's next live step, is for kVtrace alone.
   template <bool full, bool quiet>
-  [[gnu::always_inline]] Block recurrence(const Lines& at, index_t i, index_t count, Mask live,
-                                          Vec next_value) const {
+  [[gnu::always_inline]] Block recurrence(const Lines& at, index_t i, index_t count,
+                                          Mask live) const {
     const auto get = [&](const auto& l) { return load<full>(l, i, count); };
     const Vec reward = get(at.rewards);
     Block b{};
@@ -177,18 +175,9 @@ struct Scan {
       b.a = lambda * reward + rest * b.value;
       b.c = exact ? lambda * b.g : L::fill(static_cast<C>(decays[1]));
     }
-    if constexpr (kind == Kind::kVtrace) {
-      b.delta += b.g * L::select(stops, beyond, next_value);
-      const Vec rho = get(at.rho);
-      b.rho = L::smaller(rho, L::fill(static_cast<C>(in.rho_clip)));
-      b.a = b.rho * b.delta;
-      b.c = b.g * (lambda * L::smaller(rho, L::fill(static_cast<C>(in.c_clip))));
-    }
     if (!quiet && (at.truncated.data || at.terminated.data)) {
-      if constexpr (kind != Kind::kVtrace) {
-        b.a += b.c * beyond;
-        b.delta += b.g * beyond;
-      }
+      b.a += b.c * beyond;
+      b.delta += b.g * beyond;
       b.c = L::keep(~stops, b.c);
       b.g = L::keep(~stops, b.g);
     }
@@ -208,10 +197,6 @@ struct Scan {
     if constexpr (kind == Kind::kGae) {
       one = b.delta + b.g * next;
       two = one + b.value;
-    }
-    if constexpr (kind == Kind::kVtrace) {
-      one = x + b.value;
-      two = b.rho * (b.delta + b.g * next);
     }
     if constexpr (!quiet) {
       one = L::keep(live, one);
@@ -249,8 +234,8 @@ struct Scan {
 
   /// What passes from a block to the one before it.
   struct Carry {
-    double x, value;  // of the next live step
-    Stored watch;     // 0, or NaN if an output was not finite
+    double x;      // of the next live step
+    Stored watch;  // 0, or NaN if an output was not finite
   };
 
   /// Scans steps [t, t + count) of a row.
@@ -261,22 +246,9 @@ struct Scan {
       live = full ? ~Mask{} : first_lanes(count);
       if (at.mask.data) live &= load<full>(at.mask, t, count);
     }
-    Vec next_value{};
-    if constexpr (kind == Kind::kVtrace) {
-      const Vec after = L::fill(static_cast<C>(carry.value));
-      Vec own = load<full>(at.values, t, count), pass{};
-      if (!quiet) {  // the value of a step that is not live is that of the next one
-        own = L::keep(live, own);
-        pass = L::keep(~live, L::fill(C(1)));
-        solve(own, pass);
-        own += pass * after;
-      }
-      next_value = L::shift(own, after);
-      carry.value = own[0];
-    }
-    Block b = recurrence<full, quiet>(at, t, count, live, next_value);
+    Block b = recurrence<full, quiet>(at, t, count, live);
     double c;  // of the whole block
-    if constexpr (quiet && kind != Kind::kVtrace) {
+    if constexpr (quiet) {
       solve_constant(b.a);
       b.c = powers;
       c = decays[W];
@@ -318,8 +290,7 @@ struct Scan {
       first(n, t) = T(0);
       if constexpr (kind != Kind::kReturns) second(n, t) = T(0);
     }
-    Carry carry{0.0, in.bootstrap_of(n), Stored{}};
-    if constexpr (kind != Kind::kVtrace) carry.x = carry.value;
+    Carry carry{in.bootstrap_of(n), Stored{}};
     const Lines at = lines<Along::kSteps, flags>(n);
     index_t t = end - end % W;
     if (t < end) partial_block(at, t, end - t, carry);
@@ -353,14 +324,13 @@ struct Scan {
   template <bool full, bool quiet>
   bool rows(index_t n, index_t count) const {
     const index_t steps = in.rewards.cols, vectors = ceil_div(count, W);
-    Vec x[kVectorsPerTask] = {}, value[kVectorsPerTask] = {};
+    Vec x[kVectorsPerTask] = {};
     Stored watch{};
     Mask end[kVectorsPerTask] = {};
     for (index_t i = 0; i < count; ++i) {
       end[i / W][i % W] = static_cast<typename L::Int>(in.steps.end(n + i, steps));
-      value[i / W][i % W] = static_cast<C>(in.bootstrap_of(n + i));
+      x[i / W][i % W] = static_cast<C>(in.bootstrap_of(n + i));
     }
-    if constexpr (kind != Kind::kVtrace) std::copy(value, value + vectors, x);
     for (index_t t = steps - 1; t >= 0; --t) {
       const Lines at = lines<Along::kRows, quiet ? Flags::kNone : Flags::kAny>(t);
       for (index_t v = 0; v < vectors; ++v) {
@@ -370,13 +340,10 @@ struct Scan {
           live = end[v] > static_cast<typename L::Int>(t);
           if (at.mask.data) live &= load<full>(at.mask, row, lanes);
         }
-        const Block b = recurrence<full, quiet>(at, row, lanes, live, value[v]);
+        const Block b = recurrence<full, quiet>(at, row, lanes, live);
         const Vec next = x[v];
         x[v] = b.a + b.c * next;
         watch += finish<full, quiet>(b, at, row, lanes, live, x[v], next);
-        if constexpr (kind == Kind::kVtrace) {
-          value[v] = quiet ? b.value : L::select(live, b.value, value[v]);
-        }
       }
     }
     return is_zero(watch);
@@ -394,8 +361,8 @@ struct Scan {
       return !v.data || (along == Along::kSteps ? v.col_stride : v.row_stride) == 1;
     };
     return is_unit(in.rewards) && is_unit(in.values) && is_unit(in.next_values) &&
-           is_unit(in.gammas) && is_unit(in.rho) && is_unit(in.terminated) &&
-           is_unit(in.truncated) && is_unit(in.steps.mask) && is_unit(first) && is_unit(second);
+           is_unit(in.gammas) && is_unit(in.terminated) && is_unit(in.truncated) &&
+           is_unit(in.steps.mask) && is_unit(first) && is_unit(second);
   }
 
   /// Whether C has the digits (see above), and c^W, where it is not 0, all of them.
@@ -432,10 +399,8 @@ struct Scan {
 
 template <Kind kind, class T>
 bool scan(const Trajectories<T>& in, View2<T> first, View2<T> second, int threads) {
-  if constexpr (kind != Kind::kVtrace) {
-    const Scan<T, T, kind> narrow(in, first, second);
-    if (narrow.precise()) return narrow.run(threads);
-  }
+  const Scan<T, T, kind> narrow(in, first, second);
+  if (narrow.precise()) return narrow.run(threads);
   return Scan<T, double, kind>(in, first, second).run(threads);
 }
 
@@ -444,7 +409,6 @@ bool scan(const Trajectories<T>& in, View2<T> first, View2<T> second, int thread
   template bool scan<kind>(const Trajectories<double>&, View2<double>, View2<double>, int);
 RLVAR_INSTANTIATE(Kind::kReturns)
 RLVAR_INSTANTIATE(Kind::kGae)
-RLVAR_INSTANTIATE(Kind::kVtrace)
 #undef RLVAR_INSTANTIATE
 
 }  // namespace rlvar

@@ -1,4 +1,4 @@
-// Backward scans over the steps of each rollout: returns-to-go, GAE, V-trace.
+// Backward scans over the steps of each rollout: returns-to-go, GAE.
 //
 // Every scan is the recurrence x[t] = a[t] + c[t] x[t'] over the live steps, with t' the live step
 // after t. A step that is not live is a = 0, c = 1: it passes x on and its output is 0.
@@ -14,13 +14,11 @@ struct Trajectories {
   View2<const T> rewards;
   View2<const T> values;       // V of each step's state
   View2<const T> next_values;  // V of the state after a truncated step
-  View2<const T> rho;          // V-trace: importance ratios, not clipped
   View2<const double> gammas;  // discount of each step; if absent, gamma
   View2<const std::uint8_t> terminated, truncated;
   Steps steps;
   std::vector<double> bootstrap;  // (N,): V of the state after the last live step; empty for 0
   double gamma = 1.0, lambda = 1.0;
-  double rho_clip = 1.0, c_clip = 1.0;  // bounds of the ratios in the error and in the trace
 
   double bootstrap_of(index_t n) const {
     return bootstrap.empty() ? 0.0 : bootstrap[static_cast<std::size_t>(n)];
@@ -30,8 +28,6 @@ struct Trajectories {
 enum class Kind {
   kReturns,  // G = r + gamma G'; nothing second
   kGae,      // A = delta + gamma lambda A', delta = r + gamma V' - V; second: A + V
-  kVtrace,   // vs = V + x, x = min(rho, rho_clip) delta + gamma lambda min(rho, c_clip) x';
-             // second: min(rho, rho_clip) (delta + gamma x')
 };
 
 /// Returns false if a live input was not finite (or a sum overflowed).

@@ -50,9 +50,8 @@ struct Terms {
     return sample_weight.empty() ? 1.0 : sample_weight[static_cast<std::size_t>(n)];
   }
   double total_probability() const {
-    double total = 0.0;
-    for (index_t n = 0; n < scores.n; ++n) total += probability(n);
-    return total;
+    if (sample_weight.empty()) return static_cast<double>(scores.n);
+    return std::accumulate(sample_weight.begin(), sample_weight.end(), 0.0);
   }
   /// One past the last row of rollout n that holds a live step.
   index_t end(index_t n) const {

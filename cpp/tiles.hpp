@@ -67,12 +67,6 @@ class TileSums {
     return data_.get() + (accumulator * tiles.pairs + pair) * size;
   }
 
-  /// Row i, column j <= i of the first accumulator; what follows is there up to the tile's edge.
-  double* at(index_t i, index_t j) {
-    const index_t row = i / kTile, pair = row * (row + 1) / 2 + j / kTile;
-    return tile(0, pair) + i % kTile * kTile + j % kTile;
-  }
-
   /// out = the accumulators' sum / divisor, both halves of it. Gives the memory of each tile back
   /// as it is stored: `out` gets its own meanwhile.
   void store(View2<double> out, double divisor, int threads) {

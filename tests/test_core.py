@@ -219,7 +219,6 @@ def kernel_calls(scores, lengths, members, offsets):
         ),
         "reward_to_go": lambda: _core.reward_to_go(a, options, b),
         "gae": lambda: _core.gae(a, a, 0.9, options, b, b.copy()),
-        "vtrace": lambda: _core.vtrace(a, a, a, 0.9, 1.0, 1.0, options, b, b.copy()),
     }
 
 

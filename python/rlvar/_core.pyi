@@ -31,17 +31,6 @@ def reward_to_go(rewards: Float, options: _Options, out: Float) -> bool: ...
 def gae(
     rewards: Float, values: Float, lambda_: float, options: _Options, advantages: Float, returns: Float
 ) -> bool: ...
-def vtrace(
-    rewards: Float,
-    values: Float,
-    rho: Float,
-    lambda_: float,
-    rho_clip: float,
-    c_clip: float,
-    options: _Options,
-    targets: Float,
-    advantages: Float,
-) -> bool: ...
 def covariance(
     terms: Terms,
     block: int,

@@ -391,8 +391,28 @@ def vtrace(
     bounds = _check.bound("rho_clip", rho_clip), _check.bound("c_clip", c_clip)
     decay = _check.discount("lam", lam)
     _check.ratios(scan)
-    targets, advantages = _run(_core.vtrace, scan, (decay, *bounds), (None, None))
-    return targets, advantages
+    own, ratio = scan.arrays[:2], scan.arrays[2]
+    live = scan.steps.live(ratio.shape)
+    weight, trace = (np.minimum(ratio, bound, where=live, out=np.zeros_like(ratio)) for bound in bounds)
+    # What is beyond a step that stops counts in its error alone: the trace ends there.
+    stops = [marks for marks in (scan.terminated, scan.truncated) if marks is not None]
+    along = scan._replace(
+        gammas=(scan.gamma if scan.gammas is None else scan.gammas) * (decay * trace.astype(np.float64)),
+        terminated=np.bitwise_or.reduce(stops) if stops else None,
+        **dict.fromkeys(("truncated", "next_values", "bootstrap")),
+    )
+
+    def errors(values: Float) -> Float:
+        of_values = scan._replace(arrays=[own[0], values], names=scan.names[:2])
+        return scan.as_given(_run(_core.gae, of_values, (0.0,), (None, None))[0])
+
+    collected = along._replace(
+        arrays=[_check.in_range(weight * errors(own[1]), "rewards")], names=scan.names[:1]
+    )
+    correction = scan.as_given(_run(_core.reward_to_go, collected, (), (None,))[0])
+    targets = _check.in_range(np.where(live, own[1] + correction, 0).astype(ratio.dtype), "rewards")
+    advantages = _check.in_range(weight * (errors(targets) + correction), "rewards")
+    return scan.as_given(targets), scan.as_given(advantages)
 
 
 def _pair(out: Any) -> tuple[Any, Any]:

@@ -191,13 +191,33 @@ def test_growth_with_the_length_of_rollouts_and_along_the_sequence_are_told_apar
     lengths = rng.choice([20, 40, 60], 300)
     text = verdict(rng.standard_normal((300, 60, 2)), lengths / 60, lengths=lengths)
     assert "on average 20 to 60 steps, the variance of single-step grows as length^" in text
-    assert (
-        "Along the sequence the sum of the first k terms of single-step has a variance that grows as k^"
-        in text
-    )
-    same = verdict(rng.standard_normal((300, 60, 2)), np.ones(300))
-    assert "grows as length" not in same
-    assert "Along the sequence" in same
+    assert "grows as k^" not in text
+    for near in (None, 58 + lengths // 30):  # of 58 to 60 steps: no lengths to speak of
+        text = verdict(rng.standard_normal((300, 60, 2)), np.ones(300), lengths=near)
+        assert "grows as length" not in text
+        along = (
+            "In rollouts of full length, the variance of the sum of the first k steps' terms of single-step"
+        )
+        assert f"{along} grows as k^" in text
+
+
+def test_rewards_on_the_way_are_told_by_what_cut_rollouts_would_show():
+    # Each token its own reward: T^3, where the terms of whole rollouts add up ever more slowly.
+    tokens = np.random.default_rng(0).random((300, 80)) < 0.5
+    report = rlvar.report(rlvar.Rollouts((tokens - 0.5)[:, :, None], tokens.astype(float)))
+    exponent = report.decompositions["multi"].horizon_exponent
+    assert 2.5 < exponent.low < 2.95 < exponent.high
+    (sentence,) = [line for line in report.verdict if "grow" in line]
+    begins = "If rollouts were cut after k steps, the variance of multi-step would grow as k^"
+    assert sentence.startswith(begins + f"{exponent.value:.2f} (95% interval {exponent.low:.3g} to ")
+    assert sentence.endswith("over k from 40 to 80, which at least half of the rollouts reach.")
+
+
+def test_growth_that_may_be_linear_and_quadratic_is_not_resolved():
+    rng = np.random.default_rng(0)
+    text = verdict(rng.standard_normal((12, 6, 2)), rng.standard_normal((12, 6)))
+    assert "would grow as a power of k that is not resolved, " in text
+    assert "would grow as k^" not in text
 
 
 def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):

@@ -149,8 +149,9 @@ def report(
             decompositions[row.name] = decompositions[everything.reference]
             continue
         progress(f"decomposing the variance of {long_name(row.name)}")
-        terms = batch.terms(estimator)
-        decompositions[row.name] = decompose_terms(terms, rollouts.groups, confidence=confidence)
+        decompositions[row.name] = decompose_terms(
+            batch.terms(estimator), rollouts.groups, confidence=confidence, weighed=(batch, estimator)
+        )
     progress("testing whether the rollouts are on policy")
     on_policy = test_scores(batch, confidence)
     room = headroom(everything) if everything.reference_unbiased else None

@@ -26,6 +26,8 @@ _LONG_NAMES = {
     "multi-optimal": "a baseline for each step (multi-optimal)",
     "otb": "token baselines (OTB)",
 }
+# Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
+_SPREAD = 1.5
 # So few rollouts say little.
 _FEW = 10
 
@@ -137,22 +139,37 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
     if not (row.variance.value > 0 and parts.variance.value > 0):
         return [f"The gradient estimate of {name} does not vary over these rollouts."]
     sentences = [_covariance_sentence(row.name, parts, steps)] if steps > 1 else []
-    along, growth, (first, last) = parts.growth_exponent, parts.length_growth, parts.growth_range
-    scale = "1 is linear, 2 quadratic"
-    if not math.isnan(growth.exponent.value):
-        exponent = parts.length_exponent
-        sentences.append(
-            f"From quartile to quartile of length, on average {growth.shortest:.3g} to {growth.longest:.3g} "
-            f"steps, the variance of {name} grows as length^{_power(exponent.value)} ({_interval(exponent)}; "
-            f"{scale}); long rollouts may differ from short ones in more than their length."
+    return [*sentences, *_growth(name, parts)]
+
+
+def _growth(name: str, parts: Decomposition) -> list[str]:
+    """Say how the variance grows, by the curve that comes closest to "with length" for these rollouts."""
+    first, last = parts.growth_range
+    reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
+    if not math.isnan(parts.horizon_exponent.value):
+        grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
+        return [_power_law(grows, "k", parts.horizon_exponent, reached)]
+    _, shortest, longest = parts.length_growth
+    if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
+        grows = (
+            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} steps, the "
+            f"variance of {name} grows"
         )
-    if not math.isnan(along.value):
-        sentences.append(
-            f"Along the sequence the sum of the first k terms of {name} has a variance that grows as "
-            f"k^{_power(along.value)} ({_interval(along)}; {scale}) over steps {first} to {last}, which at "
-            "least half of the rollouts reach."
+        beside = "; long rollouts may differ from short ones in more than their length"
+        return [_power_law(grows, "length", parts.length_exponent, beside)]
+    if not math.isnan(parts.growth_exponent.value):
+        grows = (
+            f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-    return sentences
+        return [_power_law(grows, "k", parts.growth_exponent, reached)]
+    return []
+
+
+def _power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
+    """Say the power of a size as which something grows, or that it may be linear and quadratic."""
+    resolved = exponent.low > 1 or exponent.high < 2
+    as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
+    return f"{grows} {as_}{_power(exponent.value)} ({_interval(exponent)}; 1 is linear, 2 quadratic){over}."
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:

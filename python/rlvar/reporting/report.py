@@ -133,10 +133,11 @@ def report(
     progress(f"comparing {len(asked)} estimators")
     # One constant for the rollout takes one return for it.
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
-    baselines = [name for name in known if name not in names]
+    # What a baseline over returns-to-go removes is due to those first.
+    beside = [name for name in ("multi", *known) if name not in names]
     everything = compare_batches(
         {importance: batch},
-        [*asked, *baselines],
+        [*asked, *beside],
         reference,
         aggregation,
         interval,

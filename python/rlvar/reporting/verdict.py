@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rlvar.analysis.compare import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
-from rlvar.analysis.headroom import BASELINES, Headroom
+from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.moments import TOP
@@ -110,27 +110,46 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str) -> str:
 
 
 def _headroom_sentence(room: Headroom, grouped: bool) -> str:
-    """Say how much a baseline could remove, and how much of that the estimators in use do."""
-    share, best, reference = room.removable, long_name(room.best), long_name(room.reference)
+    """Say what reward-to-go removes, what a baseline adds to that, and how much the estimators in use do."""
+    best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
+    with_to_go, on_top = (not math.isnan(each.value) for each in (room.reward_to_go, room.on_top))
+    base, of = (name.partition(":")[0] for name in (room.best, room.reference))
+    if base in OVER_TO_GO and of not in ("single", "multi"):
+        best += " over returns-to-go"  # to which some of it may be due
     # Those of each group, such as RLOO's, can remove more.
-    common = ", one for all groups," if grouped else ""
-    if not share.low > 0:
-        return (
-            f"No baseline fitted to the scores is known to help: {best}{common} would remove "
-            f"{_percent(share.value)} of the variance of {reference} ({_interval(share, percent=True)})."
-        )
+    best += f"{', one for all groups' if grouped else ''}, cross-fitted,"
+    before, whole = "", f"the variance of {reference}"
+    if with_to_go:
+        before = f"reward-to-go {_removes(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
+    if on_top:
+        share, whole = room.on_top, "what is left"
+    interval = _interval(share, percent=True)
+    if share.low > 0:
+        claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+    else:
+        would = f"{best} would remove {_percent(share.value)} of it ({interval})"
+        claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
         f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
         for name, part in room.removed.items()
-        if name not in BASELINES and 0 < part.high - part.low < 2  # 0: the reference itself
+        if name.partition(":")[0] not in (*BASELINES, *["multi"] * with_to_go)
+        and 0 < part.high - part.low < 2  # 0: the reference itself
     ]
-    removed = f" Of that are removed: by {', by '.join(parts)}." if parts else ""
-    return (
-        f"{_start(best)}{common or ','} cross-fitted, would remove {share.value:.1%} of the variance of "
-        f"{reference} ({_interval(share, percent=True)}).{removed}"
-    )
+    all_ = "both together" if on_top else "that reduction"
+    achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
+    return f"{_start(before + claim)}.{achieved}"
+
+
+def _removes(share: Estimate, whole: str) -> str:
+    if share.high < 0:
+        share = Estimate(-share.value, share.stderr, -share.high, -share.low, share.confidence)
+        return f"adds {share.value:.1%} to {whole} ({_interval(share, percent=True)})"
+    if share.low > 0:
+        return f"removes {share.value:.1%} of {whole} ({_interval(share, percent=True)})"
+    known = f"it removes {_percent(share.value)} of it ({_interval(share, percent=True)})"
+    return f"does not measurably reduce {whole}: {known}"
 
 
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:

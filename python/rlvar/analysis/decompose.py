@@ -24,6 +24,7 @@ from rlvar.analysis.growth import HorizonGrowth, LengthGrowth, has_horizon, hori
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
+from rlvar.stats.differences import difference
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
@@ -369,7 +370,7 @@ def decompose_terms(
     return Decomposition(
         variance=jackknife(*found.variance, level, positive=True),
         variance_terms=jackknife(*found.variance_terms, level, positive=True),
-        covariance_terms=jackknife(*found.covariance_terms, level),
+        covariance_terms=difference(found.covariance_terms, found.above, found.below, level),
         growth_exponent=jackknife(*found.growth_exponent, level),
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,

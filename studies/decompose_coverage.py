@@ -6,10 +6,10 @@ Tabular policies (3 tokens, 6 steps, logits by the token before, a reward for ea
 fair coin with a head as reward, 3, 6, 9 or 12 of them. The truth is `decompose` of all that can happen,
 weighed by its probabilities; that of the length exponent the slope over the variances of single lengths.
 
-Prints a Markdown table: how often the 95% intervals cover, where there is one (of 12 units in four strata of
-length there often is none); how often the truth is below and above that of the covariance terms; and how often
-growth with the horizon may be linear and quadratic. Exits with status 1 if an interval covers in fewer than 85%
-of the data sets from 50 units on.
+Prints a Markdown table: how often the 95% intervals cover, where there is one (12 units in four strata of
+length often have none); how often the truth is below and above that of the covariance terms; and how often
+growth with the horizon may be linear and quadratic. Exits with status 1 if an interval covers in fewer than
+85% of the data sets from 50 units on.
 """
 
 import argparse

@@ -31,7 +31,7 @@ def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(compar
 
 
 def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
-    scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "single-optimal"]
+    scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "otb"]
     rollouts = rlvar.Rollouts(scores, 4 + rng.standard_normal((14, 3)))
     g = [reference.gradients(scores, resolve([name])[0].weights(Batch.of(rollouts))) for name in names]
 

@@ -130,7 +130,7 @@ def alpha_baseline(batch: Batch) -> Double:
     https://faabian.github.io/blog/alpha.html ("alpha-weighted" reward baseline).
     """
     squares, lengths = batch.squares, batch.rollouts.live_steps.astype(np.float64)
-    folds = _folds(batch)
+    folds = folds_of(batch)
     baselines = np.zeros(len(folds))
     for fold in range(folds.max() + 1):
         others = (folds != fold) & (lengths > 0)
@@ -154,7 +154,7 @@ def _alpha(squares: Double, lengths: Double) -> float:
     return float((x * (y - y.mean())).sum() / np.square(x).sum()) / 2.0
 
 
-def _folds(batch: Batch) -> NDArray[np.int64]:
+def folds_of(batch: Batch) -> NDArray[np.int64]:
     """Return the fold of each rollout (N,)."""
     n, labels = len(batch.rollouts), batch.rollouts.groups
     units = _check.units(labels, n)  # refuses a single group
@@ -164,7 +164,7 @@ def _folds(batch: Batch) -> NDArray[np.int64]:
 
 def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
-    folds = _folds(batch)
+    folds = folds_of(batch)
 
     def of_others(x: Double) -> Double:
         sums = np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])

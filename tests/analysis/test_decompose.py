@@ -387,6 +387,18 @@ def test_a_horizon_needs_rewards_on_the_way_and_weights_that_are_theirs_alone(rn
     assert np.isnan(rlvar.decompose(scores, rewards).horizon_exponent.value)
 
 
+def test_a_ratio_that_only_a_part_puts_out_of_range_stops_no_decomposition(rng):
+    old, new = np.zeros((20, 8)), np.zeros((20, 8))
+    new[:, 3], new[:, 7] = 800.0, -800.0
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((20, 8, 2)), rng.standard_normal((20, 8)), logp=new, behavior_logp=old
+    )
+    result = rlvar.decompose(rollouts, "multi", importance="sequence")
+    assert result.variance.low > 0
+    assert np.isnan(result.horizon_exponent.value)
+    assert "horizon" not in str(result)
+
+
 def test_wide_scores_are_cut_a_few_coordinates_at_a_time(rng, monkeypatch):
     rollouts = rlvar.Rollouts(rng.standard_normal((20, 6, 40)), rng.standard_normal((20, 6)))
     whole = rlvar.decompose(rollouts, "multi").horizon_growth

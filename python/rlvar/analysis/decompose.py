@@ -20,7 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
-from rlvar.analysis.growth import HorizonGrowth, LengthGrowth, has_horizon, horizon_growth, length_growth
+from rlvar.analysis.growth import (
+    NO_HORIZON,
+    HorizonGrowth,
+    LengthGrowth,
+    has_horizon,
+    horizon_growth,
+    length_growth,
+)
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
@@ -182,7 +189,7 @@ class Decomposition(Result):
         """The fit of `horizon_exponent`: the variance of rollouts cut at a few steps of `growth_range`."""
         source = self._source
         if source.weighed is None or not has_horizon(*source.weighed):
-            return HorizonGrowth(Moment(math.nan, np.empty(0)), np.empty(0, np.int64), np.empty(0))
+            return NO_HORIZON
         return horizon_growth(
             *source.weighed,
             source.terms,

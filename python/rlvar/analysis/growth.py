@@ -40,6 +40,9 @@ class HorizonGrowth(NamedTuple):
     variance: Double
 
 
+NO_HORIZON = HorizonGrowth(Moment(np.nan, np.empty(0)), np.empty(0, np.int64), np.empty(0))
+
+
 class LengthGrowth(NamedTuple):
     """The exponent with each unit left out, and the mean lengths of the shortest and longest stratum."""
 
@@ -85,7 +88,10 @@ def horizon_growth(
     n, d, p = len(terms.scores), terms.scores.shape[2], samples.weight
     weights = np.zeros((len(steps), *terms.weights.shape))
     for row, k in zip(weights, steps, strict=True):
-        cut = batch.cut(int(k))
+        try:
+            cut = batch.cut(int(k))
+        except ValueError:  # the ratio of a part is out of range, that of the whole is not
+            return NO_HORIZON
         np.copyto(row, cut.weighed(estimator), where=cut.live)
     squares, sums = np.zeros((2, len(steps), len(units)))
     width = max(16, _CHUNK // (len(steps) * n))

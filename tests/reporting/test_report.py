@@ -199,8 +199,8 @@ def test_a_constant_that_beats_reward_to_go_is_told_beside_it():
     share, none = rlvar.Estimate(0.4, 0.05, 0.3, 0.5), rlvar.Estimate(np.nan)
     room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {})
     assert _headroom_sentence(room, grouped=False) == (
-        "Reward-to-go does not measurably reduce the variance of single-step: it removes 2% of it (95% "
-        "interval -2.0% to 6.0%); without it the best constant baseline (single-optimal), cross-fitted, "
+        "Whether reward-to-go reduces the variance of single-step is not resolved: by 2% (95% interval "
+        "-2.0% to 6.0%); without it the best constant baseline (single-optimal), cross-fitted, "
         "would remove 40.0% of the variance of single-step (95% interval 30.0% to 50.0%)."
     )
     worse = replace(room, reward_to_go=rlvar.Estimate(-0.2, 0.05, -0.3, -0.1))

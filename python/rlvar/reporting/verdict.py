@@ -122,7 +122,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best += f"{', one for all groups' if grouped else ''}, cross-fitted,"
     before, whole = "", f"the variance of {reference}"
     if with_to_go:
-        before = f"reward-to-go {_removes(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
+        before = f"{_reward_to_go(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
     if on_top:
         share, whole = room.on_top, "what is left"
     interval = _interval(share, percent=True)
@@ -142,14 +142,15 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     return f"{_start(before + claim)}.{achieved}"
 
 
-def _removes(share: Estimate, whole: str) -> str:
+def _reward_to_go(share: Estimate, whole: str) -> str:
+    """Say how much of the variance of single-step reward-to-go removes, or adds."""
     if share.high < 0:
-        share = Estimate(-share.value, share.stderr, -share.high, -share.low, share.confidence)
-        return f"adds {share.value:.1%} to {whole} ({_interval(share, percent=True)})"
+        added = Estimate(-share.value, share.stderr, -share.high, -share.low, share.confidence)
+        return f"reward-to-go adds {added.value:.1%} to {whole} ({_interval(added, percent=True)})"
+    interval = _interval(share, percent=True)
     if share.low > 0:
-        return f"removes {share.value:.1%} of {whole} ({_interval(share, percent=True)})"
-    known = f"it removes {_percent(share.value)} of it ({_interval(share, percent=True)})"
-    return f"does not measurably reduce {whole}: {known}"
+        return f"reward-to-go removes {share.value:.1%} of {whole} ({interval})"
+    return f"whether reward-to-go reduces {whole} is not resolved: by {_percent(share.value)} ({interval})"
 
 
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:

@@ -26,7 +26,7 @@ QUANTITIES = (
     *("growth_exponent", "horizon_exponent", "length_exponent"),
 )
 HEAD = (
-    *("setting", "units", "variance", "variance terms", "covariance terms", "below", "above"),
+    *("world", "units", "variance", "variance terms", "covariance terms", "below", "above"),
     *("growth", "horizon", "length", "not resolved"),
 )
 
@@ -57,7 +57,7 @@ def coins(steps=(3, 6, 9, 12)):
     return whole, np.full(len(tokens), 1 / len(tokens))
 
 
-SETTINGS = {
+WORLDS = {
     "tabular, multi": (tabular(0), "multi"),
     "tabular, other rewards, multi": (tabular(1), "multi"),
     "tabular, mean reward 1, multi": (tabular(6, offset=1.0), "multi"),
@@ -97,7 +97,7 @@ def main():
     count = parser.parse_args().data_sets
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
     failed = False
-    for number, (setting, ((whole, probabilities), estimator)) in enumerate(SETTINGS.items()):
+    for number, (world, ((whole, probabilities), estimator)) in enumerate(WORLDS.items()):
         values = truth(whole, probabilities, estimator)
         ragged = not np.isnan(values[-1])
         for units in (12, 30, 50, 200):
@@ -105,7 +105,7 @@ def main():
             draws = rng.choice(len(whole), (count, units), p=probabilities)
             shares = np.nanmean([trial(whole[draw], estimator, values) for draw in draws], axis=0)
             cells = [f"{x:.1%}" if ragged or HEAD[i + 2] != "length" else "" for i, x in enumerate(shares)]
-            print(f"| {setting} | {units} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {world} | {units} | " + " | ".join(cells) + " |", flush=True)
             failed |= units >= 50 and min(shares[[0, 1, 2, 5, 6, *[7] * ragged]]) < 0.85
     return int(failed)
 

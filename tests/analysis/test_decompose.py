@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 
@@ -312,8 +313,13 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", CUTS)
-@pytest.mark.parametrize("name", ["single", "multi", "multi(gamma=0.9)", "multi-mean"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(["single", "multi", "multi(gamma=0.9)", "multi-mean"], CUTS),
+        *itertools.product(["single-mean", "rloo"], ["all", "lengths", "mask", "ratios"]),
+    ],
+)
 def test_the_horizon_is_that_of_rollouts_which_are_cut(isa, rng, name, kind):
     def cut(k):
         given = {key: array if array.ndim == 1 else array[:, :k] for key, array in CUTS[kind].items()}

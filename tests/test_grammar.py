@@ -35,9 +35,11 @@ def to_go(arrays):
 def test_rollouts_and_an_estimator_give_what_scores_and_weights_give(arrays, rollouts, to_go):
     scores, lengths, groups = arrays["scores"], arrays["lengths"], arrays["groups"]
     ours = rlvar.decompose(rollouts, "multi")
-    assert repr(ours) == repr(rlvar.decompose(scores, to_go, lengths=lengths, groups=groups))
+    theirs = rlvar.decompose(scores, to_go, lengths=lengths, groups=groups)
+    known = [line for line in repr(ours).splitlines() if "horizon" not in line]  # which takes rewards
+    assert known == repr(theirs).splitlines()
     assert repr(rlvar.decompose(rollouts)) == repr(ours)
-    assert repr(rlvar.decompose(rollouts, ("mine", to_go))) == repr(ours)
+    assert repr(rlvar.decompose(rollouts, ("mine", to_go))) == repr(theirs)
     ours = rlvar.covariance(rollouts, "multi")
     np.testing.assert_array_equal(ours, rlvar.covariance(scores, to_go, lengths=lengths))
     whole = to_go[:, 0]

@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import closed_forms
 import reference
 import rlvar
 import strategies
@@ -14,6 +16,9 @@ ARRAYS = ("mean", "lag_profile", "lag_correlation", "covariance")
 
 # Most cases are small; `test_intervals_from_fewer_than_ten_units_come_with_a_warning` is about it.
 NAMES = ("variance", "variance_terms", "covariance_terms")
+
+LENGTHS = np.random.default_rng(0).integers(0, 13, 30)
+LOGS = np.random.default_rng(0).exponential(1.0, (30, 12))
 
 
 @given(case=strategies.terms())
@@ -291,6 +296,122 @@ def test_growth_range_is_the_upper_half_of_what_half_the_rollouts_reach(rng):
     assert rlvar.decompose(scores).growth_range == (10, 20)
     assert rlvar.decompose(scores, lengths=[2, 3, 4, 8, 12, 20]).growth_range == (4, 8)
     assert rlvar.decompose(scores, lengths=[0] * 6).growth_range == (1, 1)
+
+
+CUTS = {
+    "all": {},
+    "lengths": {"lengths": LENGTHS},
+    "mask": {"mask": np.random.default_rng(1).random((30, 12)) < 0.8},
+    "ratios": {"lengths": LENGTHS, "logp": -LOGS, "behavior_logp": -1.1 * LOGS},
+    "episodes": {
+        "lengths": LENGTHS,
+        "terminated": LOGS < 0.05,
+        "truncated": LOGS > 3,
+        "next_values": LOGS,
+        "bootstrap_value": LOGS[:, 0],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(["single", "multi", "multi(gamma=0.9)", "multi-mean"], CUTS),
+        *itertools.product(["single-mean", "rloo"], ["all", "lengths", "mask", "ratios"]),
+    ],
+)
+def test_the_horizon_is_that_of_rollouts_which_are_cut(isa, rng, name, kind):
+    def cut(k):
+        given = {key: array if array.ndim == 1 else array[:, :k] for key, array in CUTS[kind].items()}
+        if "lengths" in given:
+            given["lengths"] = np.minimum(LENGTHS, k)
+        if "bootstrap_value" in given:
+            given["bootstrap_value"] = np.where(k < LENGTHS, 0, LOGS[:, 0])
+        return rlvar.Rollouts(scores[:, :k], rewards[:, :k], groups=np.arange(30) // 2, **given)
+
+    scores, rewards = rng.standard_normal((30, 12, 3), np.float32) + 0.3, rng.standard_normal((30, 12))
+    estimator = rlvar.estimator("multi", gamma=0.9) if "gamma" in name else rlvar.estimator(name)
+    options = {"importance": "sequence", "truncate": 2.0} if kind == "ratios" else {}
+    result = rlvar.decompose(cut(12), estimator, **options)
+    steps, variance = result.horizon_growth.steps, result.horizon_growth.variance
+    assert tuple(steps[[0, -1]]) == result.growth_range
+    expected = [rlvar.decompose(cut(k), estimator, **options).variance.value for k in steps]
+    np.testing.assert_allclose(variance, expected, rtol=1e-11)
+    slope = np.polyfit(np.log(steps), np.log(expected), 1)[0]
+    assert result.horizon_exponent.value == pytest.approx(slope, rel=1e-9)
+
+
+@pytest.mark.parametrize("groups", [None, list("aabbcccdddefghijklmn")])
+def test_the_interval_of_the_horizon_leaves_out_units(rng, groups):
+    scores, rewards = rng.standard_normal((20, 8, 2)), rng.standard_normal((20, 8)) + 1
+
+    def of(kept):
+        part = rlvar.Rollouts(scores[kept], rewards[kept])
+        return rlvar.decompose(part, "multi").horizon_exponent.value
+
+    result = rlvar.decompose(rlvar.Rollouts(scores, rewards, groups=groups), "multi")
+    stderr = reference.jackknife_stderr(of, groups or np.arange(20))
+    assert result.horizon_exponent.stderr == pytest.approx(stderr, rel=1e-9)
+
+
+def test_the_horizon_reproduces_the_closed_form_of_bernoulli_tokens():
+    tokens, p = closed_forms.product_measure((0, 1), (0.7, 0.3), 8)
+    rollouts = rlvar.Rollouts(*closed_forms.bernoulli_rollouts(tokens, 0.3))
+    for number, name in enumerate(("single", "multi")):
+        found = rlvar.decompose(rollouts, name, sample_weight=p, ddof=0).horizon_growth
+        assert found.steps.tolist() == [4, 5, 6, 7, 8]
+        exact = [closed_forms.bernoulli_variances(k, 0.3)[number] for k in range(4, 9)]
+        np.testing.assert_allclose(found.variance, exact, rtol=1e-12)
+
+
+def test_variances_that_grow_as_cubes_with_the_horizon_hardly_do_along_the_sequence():
+    tokens = np.random.default_rng(0).random((500, 200)) < 0.5
+    rollouts = rlvar.Rollouts(*closed_forms.bernoulli_rollouts(tokens, 0.5))
+    for number, name in enumerate(("single", "multi")):
+        result = rlvar.decompose(rollouts, name)
+        ends = np.log([closed_forms.bernoulli_variances(k, 0.5)[number] for k in (100, 200)])
+        slope = (ends[1] - ends[0]) / np.log(2)
+        assert slope > 2.95
+        assert 2.5 < result.horizon_exponent.low < slope < result.horizon_exponent.high
+        assert result.growth_exponent.high < 1.2
+    assert result.growth_exponent.high < 0.3  # of multi-step
+
+
+def test_a_horizon_needs_rewards_on_the_way_and_weights_that_are_theirs_alone(rng):
+    scores, rewards = rng.standard_normal((20, 6, 2)), rng.standard_normal((20, 6))
+    at_the_end = np.where(np.arange(6) == 5, 10.0, 0.1)
+    for earned, estimator in (
+        (rewards[:, 0], "multi"),
+        (np.broadcast_to(at_the_end, (20, 6)), "multi"),
+        (rewards, "otb"),
+        (rewards, "gae"),
+        (rewards, ("mine", rewards)),
+    ):
+        result = rlvar.decompose(rlvar.Rollouts(scores, earned, values=rewards), estimator)
+        assert np.isnan(result.horizon_exponent.value), estimator
+        assert "horizon" not in str(result)
+    assert np.isnan(rlvar.decompose(scores, rewards).horizon_exponent.value)
+
+
+def test_a_ratio_that_only_a_part_puts_out_of_range_stops_no_decomposition(rng):
+    old, new = np.zeros((20, 8)), np.zeros((20, 8))
+    new[:, 3], new[:, 7] = 800.0, -800.0
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((20, 8, 2)), rng.standard_normal((20, 8)), logp=new, behavior_logp=old
+    )
+    result = rlvar.decompose(rollouts, "multi", importance="sequence")
+    assert result.variance.low > 0
+    assert np.isnan(result.horizon_exponent.value)
+    assert "horizon" not in str(result)
+
+
+def test_wide_scores_are_cut_a_few_coordinates_at_a_time(rng, monkeypatch):
+    rollouts = rlvar.Rollouts(rng.standard_normal((20, 6, 40)), rng.standard_normal((20, 6)))
+    whole = rlvar.decompose(rollouts, "multi").horizon_growth
+    monkeypatch.setattr("rlvar.analysis.growth._CHUNK", 1)
+    parts = rlvar.decompose(rollouts, "multi").horizon_growth
+    np.testing.assert_allclose(parts.variance, whole.variance, rtol=1e-13)
+    np.testing.assert_allclose(parts.exponent.left_out, whole.exponent.left_out, rtol=1e-13)
 
 
 @pytest.mark.filterwarnings("error")

@@ -31,7 +31,7 @@ def test_shares_are_those_of_the_variances_and_their_intervals_are_paired(compar
 
 
 def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
-    scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "single-optimal"]
+    scores, names = rng.standard_normal((14, 3, 2)), ["single", "multi", "otb"]
     rollouts = rlvar.Rollouts(scores, 4 + rng.standard_normal((14, 3)))
     g = [reference.gradients(scores, resolve([name])[0].weights(Batch.of(rollouts))) for name in names]
 
@@ -42,6 +42,38 @@ def test_the_interval_of_a_part_leaves_out_the_same_rollout_from_all_three(rng):
     ours = rlvar.headroom(rlvar.compare(rollouts, names)).removed["multi"]
     assert ours.value == pytest.approx(part(np.arange(14)))
     assert ours.stderr == pytest.approx(reference.jackknife_stderr(part, np.arange(14)))
+
+
+def test_what_reward_to_go_removes_and_what_the_baseline_adds_make_up_what_is_removable(rng):
+    scores, rewards = rng.standard_normal((60, 4, 3)), 3 + rng.standard_normal((60, 4))
+    comparison = rlvar.compare(rlvar.Rollouts(scores, rewards), [*NAMES, "multi-optimal"])
+    room, v = rlvar.headroom(comparison), {row.name: row.variance.value for row in comparison}
+    assert room.best in ("otb", "multi-optimal")
+    assert room.reward_to_go.value == pytest.approx(1 - v["multi"] / v["single"])
+    ratio = comparison["multi"].ratio
+    assert room.reward_to_go.interval == pytest.approx((1 - ratio.high, 1 - ratio.low))
+    assert room.on_top.value == pytest.approx(1 - v[room.best] / v["multi"])
+    assert (1 - room.reward_to_go.value) * (1 - room.on_top.value) == pytest.approx(1 - room.removable.value)
+    assert f"reward-to-go alone removes {room.reward_to_go}\n" in str(room)
+    assert f"the baseline adds {room.on_top} of what reward-to-go leaves\n" in str(room)
+
+
+def test_only_a_baseline_over_returns_to_go_stands_on_top_of_them(rng):
+    scores, rewards = rng.standard_normal((60, 4, 3)), 3 + rng.standard_normal((60, 4))
+    rollouts = rlvar.Rollouts(scores, rewards)
+    constant = rlvar.headroom(rlvar.compare(rollouts, ["multi", "single-optimal"]))
+    assert np.isnan(constant.on_top.value)
+    assert constant.reward_to_go.low > 0
+    terminal = rlvar.Rollouts(scores, rewards[:, 0])
+    for given, names, to in (
+        (terminal, ["multi", "otb"], "single"),  # multi is single
+        (rollouts, ["otb"], "single"),  # multi is not compared
+        (rollouts, ["multi", "otb"], "multi"),
+        (rollouts, ["multi", "otb"], "single-mean"),
+    ):
+        room = rlvar.headroom(rlvar.compare(given, names, reference=to))
+        assert np.isnan([room.reward_to_go.value, room.on_top.value]).all()
+        assert "reward-to-go" not in str(room)
 
 
 def test_the_reference_may_be_left_out_of_the_rows(comparison):
@@ -67,6 +99,10 @@ def test_with_several_ratios_the_best_is_looked_for_among_all(rng):
     rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), np.full(60, 3.0), **stale)
     result = rlvar.compare(rollouts, ["single", "otb"], importance=["none", "token", "sequence"])
     assert rlvar.headroom(result).best == "otb:sequence"  # the only ratio that leaves the mean alone
+    rollouts = rlvar.Rollouts(rollouts.scores, np.full((60, 4), 3.0), **stale)
+    room = rlvar.headroom(rlvar.compare(rollouts, ["multi", "otb"], importance=["token", "sequence"]))
+    assert room.best == "otb:sequence"
+    assert room.on_top.value > 0
 
 
 def test_baselines_that_were_not_compared_or_bias_the_mean_are_refused(rng):

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import rlvar
+from rlvar.analysis.headroom import Headroom
 from rlvar.cli import main
-from rlvar.reporting.verdict import _percent, _power
+from rlvar.reporting.verdict import _headroom_sentence, _percent, _power
 
 
 def verdict(scores, rewards, **options):
@@ -154,14 +157,55 @@ def test_the_headroom_of_a_baseline_is_said_with_what_is_removed(rng):
     scores = rng.standard_normal((200, 2, 2))
     report = rlvar.report(rlvar.Rollouts(scores, 5 + 0.5 * rng.standard_normal((200, 2))))
     (sentence,) = [line for line in report.verdict if "cross-fitted" in line]
-    assert "would remove 99." in sentence
+    assert sentence.startswith("Reward-to-go removes 3")
     assert "of the variance of single-step" in sentence
-    assert "Of that are removed: by multi-step" in sentence
+    assert "; token baselines (OTB), cross-fitted, would remove 99." in sentence
+    assert "of what is left (95% interval" in sentence
     assert report.to_dict()["headroom"]["removable"]["value"] > 0.99
     assert [row.name for row in report.comparison] == ["single", "multi"]
+    alone = rlvar.report(report.rollouts, ["single"])
+    assert sentence in alone.verdict
+    assert [row.name for row in alone.comparison] == ["single"]
+    terminal = verdict(scores, 5 + rng.standard_normal(200))
+    assert "cross-fitted, would remove 9" in terminal
+    assert "of the variance of single-step" in terminal
+    assert "eward-to-go" not in terminal
     noise = verdict(scores, rng.standard_normal(200))
-    assert "No baseline fitted to the scores is known to help" in noise
+    assert "No fitted baseline measurably reduces the variance of single-step" in noise
     assert "No baseline has anything to remove" in verdict(np.ones((12, 5, 3)), np.ones(12))
+
+
+def test_a_baseline_has_no_credit_for_what_reward_to_go_removes(rng):
+    # Rewards of mean 0 that no score has a part in: a baseline is of no use, reward-to-go is.
+    report = rlvar.report(
+        rlvar.Rollouts(rng.standard_normal((300, 8, 2)), rng.standard_normal((300, 8))), ["single"]
+    )
+    assert report.headroom.removable.low > 0.3
+    assert report.headroom.on_top.low < 0
+    (sentence,) = [line for line in report.verdict if "cross-fitted" in line]
+    assert sentence.startswith("Reward-to-go removes 5")
+    assert "; no fitted baseline measurably reduces what is left: " in sentence
+
+
+def test_what_the_estimators_in_use_achieve_is_said_of_both_together(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((200, 4, 2)), 5 + rng.standard_normal((200, 4)))
+    text = " ".join(rlvar.report(rollouts, ["single", "multi", "multi-mean"]).verdict)
+    assert " Already achieved of both together: multi-mean 1" in text
+    text = " ".join(rlvar.report(rollouts, ["multi-mean"], reference="multi-mean").verdict)
+    assert "over returns-to-go, cross-fitted, would remove" in text
+
+
+def test_a_constant_that_beats_reward_to_go_is_told_beside_it():
+    share, none = rlvar.Estimate(0.4, 0.05, 0.3, 0.5), rlvar.Estimate(np.nan)
+    room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {})
+    assert _headroom_sentence(room, grouped=False) == (
+        "Whether reward-to-go reduces the variance of single-step is not resolved: by 2% (95% interval "
+        "-2.0% to 6.0%); without it the best constant baseline (single-optimal), cross-fitted, "
+        "would remove 40.0% of the variance of single-step (95% interval 30.0% to 50.0%)."
+    )
+    worse = replace(room, reward_to_go=rlvar.Estimate(-0.2, 0.05, -0.3, -0.1))
+    told = "Reward-to-go adds 20.0% to the variance of single-step (95% interval 10.0% to 30.0%); "
+    assert _headroom_sentence(worse, grouped=False).startswith(told)
 
 
 def test_stale_rollouts_are_told_by_their_ratios(rng):
@@ -191,13 +235,33 @@ def test_growth_with_the_length_of_rollouts_and_along_the_sequence_are_told_apar
     lengths = rng.choice([20, 40, 60], 300)
     text = verdict(rng.standard_normal((300, 60, 2)), lengths / 60, lengths=lengths)
     assert "on average 20 to 60 steps, the variance of single-step grows as length^" in text
-    assert (
-        "Along the sequence the sum of the first k terms of single-step has a variance that grows as k^"
-        in text
-    )
-    same = verdict(rng.standard_normal((300, 60, 2)), np.ones(300))
-    assert "grows as length" not in same
-    assert "Along the sequence" in same
+    assert "grows as k^" not in text
+    for near in (None, 58 + lengths // 30):  # of 58 to 60 steps: no lengths to speak of
+        text = verdict(rng.standard_normal((300, 60, 2)), np.ones(300), lengths=near)
+        assert "grows as length" not in text
+        along = (
+            "In rollouts of full length, the variance of the sum of the first k steps' terms of single-step"
+        )
+        assert f"{along} grows as k^" in text
+
+
+def test_rewards_on_the_way_are_told_by_what_cut_rollouts_would_show():
+    # Each token its own reward: T^3, where the terms of whole rollouts add up ever more slowly.
+    tokens = np.random.default_rng(0).random((300, 80)) < 0.5
+    report = rlvar.report(rlvar.Rollouts((tokens - 0.5)[:, :, None], tokens.astype(float)))
+    exponent = report.decompositions["multi"].horizon_exponent
+    assert 2.5 < exponent.low < 2.95 < exponent.high
+    (sentence,) = [line for line in report.verdict if "grow" in line]
+    begins = "If rollouts were cut after k steps, the variance of multi-step would grow as k^"
+    assert sentence.startswith(begins + f"{exponent.value:.2f} (95% interval {exponent.low:.3g} to ")
+    assert sentence.endswith("over k from 40 to 80, which at least half of the rollouts reach.")
+
+
+def test_growth_that_may_be_linear_and_quadratic_is_not_resolved():
+    rng = np.random.default_rng(0)
+    text = verdict(rng.standard_normal((12, 6, 2)), rng.standard_normal((12, 6)))
+    assert "would grow as a power of k that is not resolved, " in text
+    assert "would grow as k^" not in text
 
 
 def test_few_rollouts_are_warned_of_once(tmp_path, rng, capsys):
@@ -236,8 +300,8 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     assert report.comparison["rloo"].ratio.high < 0.1
     assert report.headroom.removable.low < 0
     text = " ".join(report.verdict)
-    assert "No baseline fitted to the scores is known to help" in text
-    assert "the best constant baseline (single-optimal), one for all groups, would" in text
+    assert "No fitted baseline measurably reduces the variance of single-step" in text
+    assert "the best constant baseline (single-optimal), one for all groups, cross-fitted, would" in text
     report = rlvar.report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
     text = " ".join(report.verdict)
     assert (

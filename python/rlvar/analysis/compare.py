@@ -24,6 +24,7 @@ from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
 from rlvar.weights.importance import ImportanceRatios
+from rlvar.weights.refit import refit_of
 from rlvar.weights.source import estimator_of
 
 
@@ -292,7 +293,11 @@ def compare_batches(
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
-    samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
+    samples = {}
+    for row, g in gradients.items():
+        each, kind = rows[row]
+        refit = None if g.constant is None else refit_of(batches[kind], each, units)
+        samples[row] = moments.Sample(g, sizes, summed, refit)
     number = list(samples).index(label)
     findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
     found = dict(zip(samples, findings, strict=True))

@@ -20,16 +20,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
-from rlvar.analysis.growth import LengthGrowth, length_growth
+from rlvar.analysis.growth import (
+    NO_HORIZON,
+    HorizonGrowth,
+    LengthGrowth,
+    has_horizon,
+    horizon_growth,
+    length_growth,
+)
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
+from rlvar.stats.differences import difference
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
 from rlvar.terms.passes import Terms, autocorrelation
-from rlvar.weights.estimators import EstimatorLike
-from rlvar.weights.source import groups_of, terms_of
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import Estimator, EstimatorLike
+from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
 
 
 class _Source(NamedTuple):
@@ -43,15 +52,16 @@ class _Source(NamedTuple):
     units: _check.Units
     grouped: bool
     variance: Moment
+    weighed: tuple[Batch, Estimator] | None  # what the weights come from, if rollouts were given
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Decomposition(Result):
     """The variance of a policy gradient, taken apart.
 
-    `covariance`, `step_share`, `lag_profile`, `length_exponent`, `signal` and `noise_scale` are computed when
-    they are first asked for, from the scores and weights, which it keeps, and not copies: read them before
-    those arrays are changed.
+    `covariance`, `step_share`, `lag_profile`, `horizon_exponent`, `length_exponent`, `signal` and
+    `noise_scale` are computed when they are first asked for, from the scores and weights, which it keeps, and
+    not copies: read them before those arrays are changed.
 
     Attributes
     ----------
@@ -61,8 +71,13 @@ class Decomposition(Result):
         Sum of the T variance terms, the diagonal of the covariance matrix, and twice that of the T(T-1)/2
         covariance terms: the two add up to the total.
     growth_exponent : Estimate
-        Slope of log V(k) on log k over the steps `growth_range`: 1 is linear growth, 2 quadratic;
-        NaN if that holds one step only.
+        How the terms add up along the sequence: slope of log V(k) on log k over the steps `growth_range`, for
+        the first k terms of rollouts that go on to their end. 1 is linear growth, 2 quadratic; NaN if the
+        range holds one step only.
+    horizon_exponent : Estimate
+        How the variance grows with the horizon: the slope over the same steps, had the rollouts been cut
+        after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
+        estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
         How the variance grows with the length of rollouts, over quartiles of length (number of live steps),
         whatever else long and short rollouts differ in. NaN if all lengths are equal, and with
@@ -91,13 +106,13 @@ class Decomposition(Result):
     covariance : ndarray, shape (T, T)
         As `rlvar.covariance`.
     growth_range : tuple of int
-        First and last k (both included) of the fit of `growth_exponent`.
+        First and last k (both included) of the fits of `growth_exponent` and `horizon_exponent`.
     effective_size : float
         Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
-    _also = ("step_share", "length_exponent", "signal", "noise_scale")
+    _also = ("step_share", "horizon_exponent", "length_exponent", "signal", "noise_scale")
     _large = ("mean", "lag_profile", "lag_correlation", "covariance")
     variance: Estimate
     variance_terms: Estimate
@@ -166,6 +181,26 @@ class Decomposition(Result):
         return signal_and_noise_scale(signal, variance, source.variance, dimension, level)
 
     @property
+    def horizon_exponent(self) -> Estimate:
+        return jackknife(*self.horizon_growth.exponent, self.variance.confidence)
+
+    @cached_property
+    def horizon_growth(self) -> HorizonGrowth:
+        """The fit of `horizon_exponent`: the variance of rollouts cut at a few steps of `growth_range`."""
+        source = self._source
+        if source.weighed is None or not has_horizon(*source.weighed):
+            return NO_HORIZON
+        return horizon_growth(
+            *source.weighed,
+            source.terms,
+            source.samples,
+            source.normaliser,
+            source.units,
+            self.growth_range,
+            leave_out=len(source.variance.left_out) > 0,
+        )
+
+    @property
     def length_exponent(self) -> Estimate:
         return jackknife(*self.length_growth.exponent, self.variance.confidence)
 
@@ -194,7 +229,12 @@ class Decomposition(Result):
         ]
         if not np.isnan(self.growth_exponent.value):
             first, last = self.growth_range
-            lines.append(f"growth exponent   {self.growth_exponent}  along steps {first} to {last}")
+            of = f"of the sum of the first k terms, k = {first} to {last}"
+            lines.append(f"growth exponent   {self.growth_exponent}  {of}")
+        if not np.isnan(self.horizon_exponent.value):
+            first, last = self.growth_range
+            of = f"of rollouts cut after k steps, k = {first} to {last}"
+            lines.append(f"horizon exponent  {self.horizon_exponent}  {of}")
         if not np.isnan(self.length_exponent.value):
             _, shortest, longest = self.length_growth
             over = f"over mean lengths {shortest:.3g} to {longest:.3g}"
@@ -253,13 +293,18 @@ def decompose(
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. The length exponent is the slope over strata s of
+    the curve flattens whatever the law. Over the same steps the horizon exponent is the slope of the variance
+    of the gradients of rollouts that are cut after k steps, for "single" and "multi"
+
+    .. math:: R_k \sum_{t \le k} S_t, \qquad \sum_{j \le k} r_j \sum_{t \le j} S_t .
+
+    The length exponent is the slope over strata s of
 
     .. math:: V_s = \frac{1}{N_s - 1} \sum_{n \in s} |g_n - \bar g_s|^2
 
-    on the mean length, both on the log scale, by least squares; in its interval the strata stay as they are.
-    Two passes over the scores, O(N T D); one or two more for what is computed when it is asked for, and the
-    O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
+    strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
 
     Examples
     --------
@@ -281,10 +326,18 @@ def decompose(
     noise scale       3 rollouts
     effective size    1.6 of 2 rollouts
     """
-    options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
-    terms = terms_of(rollouts, estimator, **options, threads=num_threads)  # type: ignore[arg-type]
-    labels = groups_of(rollouts, groups)
-    result = decompose_terms(terms, labels, sample_weight, ddof, confidence)
+    options: dict[str, Any] = {"lengths": lengths, "mask": mask, "importance": importance}
+    options |= {"truncate": truncate, "threads": num_threads}
+    labels, weighed = groups_of(rollouts, groups), None
+    if isinstance(rollouts, Rollouts):
+        weighed = (
+            batch_of(rollouts, **options),
+            estimator_of("multi" if estimator is None else estimator),
+        )
+        terms = weighed[0].terms(weighed[1])
+    else:
+        terms = terms_of(rollouts, estimator, **options)
+    result = decompose_terms(terms, labels, sample_weight, ddof, confidence, weighed)
     if sample_weight is None:
         _check.warn_few(len(result._source.units), grouped=labels is not None)
     return result
@@ -297,8 +350,9 @@ def decompose_terms(
     sample_weight: ArrayLike | None = None,
     ddof: int = 1,
     confidence: float = 0.95,
+    weighed: tuple[Batch, Estimator] | None = None,
 ) -> Decomposition:
-    """Decompose the variance of terms that have been checked."""
+    """Decompose the variance of terms that have been checked, `weighed` by the estimator of a batch."""
     n, t = terms.weights.shape
     samples, weighted = _check.samples(sample_weight, n), sample_weight is not None
     normaliser = samples.normaliser(ddof)
@@ -322,7 +376,7 @@ def decompose_terms(
     return Decomposition(
         variance=jackknife(*found.variance, level, positive=True),
         variance_terms=jackknife(*found.variance_terms, level, positive=True),
-        covariance_terms=jackknife(*found.covariance_terms, level),
+        covariance_terms=difference(found.covariance_terms, found.above, found.below, level),
         growth_exponent=jackknife(*found.growth_exponent, level),
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,
@@ -339,5 +393,6 @@ def decompose_terms(
             units=units,
             grouped=groups is not None,
             variance=found.variance,
+            weighed=weighed,
         ),
     )

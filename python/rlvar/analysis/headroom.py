@@ -1,4 +1,8 @@
-"""How much of the noise could a baseline remove, and how much of that do the estimators in use?"""
+"""How much of the noise do reward-to-go and a baseline remove, each by itself, and the estimators in use?
+
+With the variances V of "single", "multi" and the best baseline b, reward-to-go removes 1 - V_multi / V_single
+of the variance. A baseline over returns-to-go has that in it, and removes 1 - V_b / V_multi of what is left.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from rlvar.stats.intervals import jackknife
 
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
+OVER_TO_GO = ("multi-optimal", "otb")
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +35,12 @@ class Headroom(Result):
         cross-fitted, so that none of it is fitted noise but for the choice among the three.
     removable : Estimate
         Share of the variance of the reference that `best` removes; negative if it adds to it.
+    reward_to_go : Estimate
+        Share of the variance of "single" that "multi" removes. NaN unless "single" is the reference and
+        "multi" is compared and another estimator, which it is not with one terminal reward.
+    on_top : Estimate
+        Share of the variance of "multi" that `best` removes, if that is a baseline over returns-to-go: what
+        the baseline adds to reward-to-go. NaN where `reward_to_go` is.
     removed : dict of str to Estimate
         For each other estimator with the mean of the reference: the part of what is removable that it
         removes. It can be above 1 and negative. NaN unless `removable` is positive beyond doubt.
@@ -38,10 +49,16 @@ class Headroom(Result):
     reference: str
     best: str
     removable: Estimate
+    reward_to_go: Estimate
+    on_top: Estimate
     removed: dict[str, Estimate]
 
     def __repr__(self) -> str:
         lines = [f"{self.best} removes {self.removable} of the variance of {self.reference}"]
+        if not math.isnan(self.reward_to_go.value):
+            lines.append(f"reward-to-go alone removes {self.reward_to_go}")
+        if not math.isnan(self.on_top.value):
+            lines.append(f"the baseline adds {self.on_top} of what reward-to-go leaves")
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
         return "\n".join(lines)
 
@@ -71,17 +88,19 @@ def headroom(comparison: Comparison) -> Headroom:
     Notes
     -----
     With variances V of the reference, the best baseline and an estimator e: 1 - V_best / V is
-    removable, and e removes (V - V_e) / (V - V_best) of it. ``docs/statistics.md`` says what these baselines
-    are the best of: one of the state or the prompt, such as that of "rloo", can remove more. With importance
-    ratios "multi-optimal" need not be the best: see `rlvar.weights.baselines.multi_optimal`.
+    removable, and e removes (V - V_e) / (V - V_best) of it. Compare "multi" too: with a reward for each step
+    most of what a baseline over returns-to-go removes may be due to those. ``docs/statistics.md`` says what
+    these baselines are the best of: one of the state or the prompt, such as that of "rloo", can remove more.
+    With importance ratios "multi-optimal" need not be the best: see
+    `rlvar.weights.baselines.multi_optimal`.
 
     Examples
     --------
     >>> import rlvar
     >>> names = ["single", "multi", "single-optimal", "otb"]
     >>> room = rlvar.headroom(rlvar.compare(rlvar.datasets.cartpole(), names))
-    >>> room.best, room.removable.low > 0.5
-    ('otb', True)
+    >>> print(f"{room.best}: {room.reward_to_go.value:.0%}, then {room.on_top.value:.0%} of what is left")
+    otb: 80%, then 19% of what is left
     """
     if not isinstance(comparison, Comparison):
         raise TypeError(f"comparison must be a Comparison, got {type(comparison).__name__}")
@@ -98,15 +117,28 @@ def headroom(comparison: Comparison) -> Headroom:
         raise ValueError(f"compare one of {known} too, got {', '.join(names)}")
     best = min(candidates, key=lambda name: rows[name].variance.value)
     whole, least = comparison._reference_variances, rows[best]._variances
-    ratio = jackknife(*quotient(least, whole), comparison.confidence, positive=True)
-    removable = Estimate(1 - ratio.value, ratio.stderr, 1 - ratio.high, 1 - ratio.low, ratio.confidence)
-    unknown = Estimate(math.nan, confidence=comparison.confidence)
+    level = comparison.confidence
+    removable, unknown = _share(least, whole, level), Estimate(math.nan, confidence=level)
+    reward_to_go = on_top = unknown
+    base, _, ratios = best.partition(":")
+    multi = rows.get(":".join(filter(None, ("multi", ratios))))
+    of_single = comparison.reference.partition(":")[0] == "single"
+    if multi is not None and not multi.identical and of_single:
+        reward_to_go = _share(multi._variances, whole, level)
+        if base in OVER_TO_GO:
+            on_top = _share(least, multi._variances, level)
     removed = {name: unknown for name in rows if name not in (comparison.reference, best)}
     if removable.low > 0:
         for name in removed:
             part = quotient(_less(whole, rows[name]._variances), _less(whole, least))
-            removed[name] = jackknife(*part, comparison.confidence)
-    return Headroom(comparison.reference, best, removable, removed)
+            removed[name] = jackknife(*part, level)
+    return Headroom(comparison.reference, best, removable, reward_to_go, on_top, removed)
+
+
+def _share(left: Moment, whole: Moment, confidence: float) -> Estimate:
+    """Return 1 - left / whole: what is removed."""
+    ratio = jackknife(*quotient(left, whole), confidence, positive=True)
+    return Estimate(1 - ratio.value, ratio.stderr, 1 - ratio.high, 1 - ratio.low, confidence)
 
 
 def _less(a: Moment, b: Moment) -> Moment:

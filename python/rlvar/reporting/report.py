@@ -133,10 +133,11 @@ def report(
     progress(f"comparing {len(asked)} estimators")
     # One constant for the rollout takes one return for it.
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
-    baselines = [name for name in known if name not in names]
+    # What a baseline over returns-to-go removes is due to those first.
+    beside = [name for name in ("multi", *known) if name not in names]
     everything = compare_batches(
         {importance: batch},
-        [*asked, *baselines],
+        [*asked, *beside],
         reference,
         aggregation,
         interval,
@@ -149,8 +150,9 @@ def report(
             decompositions[row.name] = decompositions[everything.reference]
             continue
         progress(f"decomposing the variance of {long_name(row.name)}")
-        terms = batch.terms(estimator)
-        decompositions[row.name] = decompose_terms(terms, rollouts.groups, confidence=confidence)
+        decompositions[row.name] = decompose_terms(
+            batch.terms(estimator), rollouts.groups, confidence=confidence, weighed=(batch, estimator)
+        )
     progress("testing whether the rollouts are on policy")
     on_policy = test_scores(batch, confidence)
     room = headroom(everything) if everything.reference_unbiased else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rlvar.analysis.compare import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
-from rlvar.analysis.headroom import BASELINES, Headroom
+from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.moments import TOP
@@ -26,6 +26,8 @@ _LONG_NAMES = {
     "multi-optimal": "a baseline for each step (multi-optimal)",
     "otb": "token baselines (OTB)",
 }
+# Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
+_SPREAD = 1.5
 # So few rollouts say little.
 _FEW = 10
 
@@ -108,27 +110,47 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str) -> str:
 
 
 def _headroom_sentence(room: Headroom, grouped: bool) -> str:
-    """Say how much a baseline could remove, and how much of that the estimators in use do."""
-    share, best, reference = room.removable, long_name(room.best), long_name(room.reference)
+    """Say what reward-to-go removes, what a baseline adds to that, and how much the estimators in use do."""
+    best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
+    with_to_go, on_top = (not math.isnan(each.value) for each in (room.reward_to_go, room.on_top))
+    base, of = (name.partition(":")[0] for name in (room.best, room.reference))
+    if base in OVER_TO_GO and of not in ("single", "multi"):
+        best += " over returns-to-go"  # to which some of it may be due
     # Those of each group, such as RLOO's, can remove more.
-    common = ", one for all groups," if grouped else ""
-    if not share.low > 0:
-        return (
-            f"No baseline fitted to the scores is known to help: {best}{common} would remove "
-            f"{_percent(share.value)} of the variance of {reference} ({_interval(share, percent=True)})."
-        )
+    best += f"{', one for all groups' if grouped else ''}, cross-fitted,"
+    before, whole = "", f"the variance of {reference}"
+    if with_to_go:
+        before = f"{_reward_to_go(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
+    if on_top:
+        share, whole = room.on_top, "what is left"
+    interval = _interval(share, percent=True)
+    if share.low > 0:
+        claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+    else:
+        would = f"{best} would remove {_percent(share.value)} of it ({interval})"
+        claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
         f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
         for name, part in room.removed.items()
-        if name not in BASELINES and 0 < part.high - part.low < 2  # 0: the reference itself
+        if name.partition(":")[0] not in (*BASELINES, *["multi"] * with_to_go)
+        and 0 < part.high - part.low < 2  # 0: the reference itself
     ]
-    removed = f" Of that are removed: by {', by '.join(parts)}." if parts else ""
-    return (
-        f"{_start(best)}{common or ','} cross-fitted, would remove {share.value:.1%} of the variance of "
-        f"{reference} ({_interval(share, percent=True)}).{removed}"
-    )
+    all_ = "both together" if on_top else "that reduction"
+    achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
+    return f"{_start(before + claim)}.{achieved}"
+
+
+def _reward_to_go(share: Estimate, whole: str) -> str:
+    """Say how much of the variance of single-step reward-to-go removes, or adds."""
+    if share.high < 0:
+        added = Estimate(-share.value, share.stderr, -share.high, -share.low, share.confidence)
+        return f"reward-to-go adds {added.value:.1%} to {whole} ({_interval(added, percent=True)})"
+    interval = _interval(share, percent=True)
+    if share.low > 0:
+        return f"reward-to-go removes {share.value:.1%} of {whole} ({interval})"
+    return f"whether reward-to-go reduces {whole} is not resolved: by {_percent(share.value)} ({interval})"
 
 
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
@@ -137,22 +159,37 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
     if not (row.variance.value > 0 and parts.variance.value > 0):
         return [f"The gradient estimate of {name} does not vary over these rollouts."]
     sentences = [_covariance_sentence(row.name, parts, steps)] if steps > 1 else []
-    along, growth, (first, last) = parts.growth_exponent, parts.length_growth, parts.growth_range
-    scale = "1 is linear, 2 quadratic"
-    if not math.isnan(growth.exponent.value):
-        exponent = parts.length_exponent
-        sentences.append(
-            f"From quartile to quartile of length, on average {growth.shortest:.3g} to {growth.longest:.3g} "
-            f"steps, the variance of {name} grows as length^{_power(exponent.value)} ({_interval(exponent)}; "
-            f"{scale}); long rollouts may differ from short ones in more than their length."
+    return [*sentences, *_growth(name, parts)]
+
+
+def _growth(name: str, parts: Decomposition) -> list[str]:
+    """Say how the variance grows, by the curve that comes closest to "with length" for these rollouts."""
+    first, last = parts.growth_range
+    reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
+    if not math.isnan(parts.horizon_exponent.value):
+        grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
+        return [_power_law(grows, "k", parts.horizon_exponent, reached)]
+    _, shortest, longest = parts.length_growth
+    if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
+        grows = (
+            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} steps, the "
+            f"variance of {name} grows"
         )
-    if not math.isnan(along.value):
-        sentences.append(
-            f"Along the sequence the sum of the first k terms of {name} has a variance that grows as "
-            f"k^{_power(along.value)} ({_interval(along)}; {scale}) over steps {first} to {last}, which at "
-            "least half of the rollouts reach."
+        beside = "; long rollouts may differ from short ones in more than their length"
+        return [_power_law(grows, "length", parts.length_exponent, beside)]
+    if not math.isnan(parts.growth_exponent.value):
+        grows = (
+            f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-    return sentences
+        return [_power_law(grows, "k", parts.growth_exponent, reached)]
+    return []
+
+
+def _power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
+    """Say the power of a size as which something grows, or that it may be linear and quadratic."""
+    resolved = exponent.low > 1 or exponent.high < 2
+    as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
+    return f"{grows} {as_}{_power(exponent.value)} ({_interval(exponent)}; 1 is linear, 2 quadratic){over}."
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:

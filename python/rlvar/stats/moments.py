@@ -16,7 +16,7 @@ they are added up a few columns at a time, each centred before anything is multi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -90,6 +90,9 @@ class Sample:
     rows: Rows | Double
     given: Double | None = None
     units: _check.Units | None = None
+    # What a change of V by the number of each row (N,) makes without each unit (U,), where those numbers are
+    # fitted to the units.
+    refit: Callable[[Double], Double] | None = None
 
     @property
     def _base(self) -> Double:
@@ -107,6 +110,15 @@ class Sample:
         """Gradients of units, a few columns of them (U, d)."""
         rows = self.rows[:, part] if isinstance(self.rows, np.ndarray) else self.rows.whole(part)
         return rows if self.units is None else self.units.sums(rows)
+
+    def slopes(self, part: slice, y: Double) -> Double:
+        """Half the derivative of sum |y|^2 by the number of each row (N,), of a few columns."""
+        base = self._base[:, part]
+        if self.units is not None:
+            of_row = np.empty(base.shape)
+            of_row[self.units.members] = np.repeat(y, self.units.sizes, axis=0)
+            y = of_row
+        return np.asarray(np.einsum("nd,nd->n", base, y) / self.sizes.mean)
 
     def centred(self, gradients: Double) -> tuple[Double, Double]:
         """Mean (d,) of columns, and what the units deviate from it (U, d)."""
@@ -132,6 +144,7 @@ class Products:
     gram: tuple[Double, ...] = ()
     means: float = 0.0  # m_a . m_b
     identical: bool = True  # whether the two are the same to the bit
+    refitted: Double | float = 0.0  # what refits without each unit add to V (U,)
 
     def add(self, mean_a: Double, y_a: Double, mean_b: Double, y_b: Double) -> None:
         """Add what some columns give."""
@@ -164,11 +177,15 @@ def products(
         for (i, j), p in found.items():
             p.gram = (kept[i], kept[j].T)
     some = np.zeros(len(samples), bool)
+    slopes = [np.zeros(len(each._base)) for each in samples]
     step = max(8, _CHUNK // u)  # so that no bit depends on more than the shape
     for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
         columns = [each.columns(part) for each in samples]
         some |= [bool(x.any()) for x in columns]
         centred = [each.centred(x) for each, x in zip(samples, columns, strict=True)]
+        for i, each in enumerate(samples):
+            if each.refit is not None:
+                slopes[i] += each.slopes(part, centred[i][1])
         for (i, j), p in found.items():
             p.identical = p.identical and (i == j or np.array_equal(columns[i], columns[j]))
             p.add(*centred[i], *centred[j])
@@ -176,6 +193,9 @@ def products(
                 _core.add_matmul(centred[i][1], centred[j][1].T, p.gram[0], threads)
         for y, (_, deviations) in zip(kept, centred, strict=False):
             y[:, part] = deviations
+    for i, each in enumerate(samples):
+        if each.refit is not None:
+            found[i, i].refitted = each.refit(2 * slopes[i] / (u - 1))
     for i in numbers:
         _check.refuse_underflow(found[i, i].diagonal.sum() + u * found[i, i].means, some[i].any)
     return [(found[i, i], found[i, reference]) for i in numbers]
@@ -199,6 +219,8 @@ def _covariance(p: Products) -> Moment:
 def variance(p: Products) -> Moment:
     """Trace of the covariance of one unit's part in the mean; what rounding leaves of it is none."""
     value, left_out = _covariance(p)
+    if len(left_out):
+        left_out = left_out + p.refitted
     return Moment(value, np.where(left_out < 1e-12 * value, 0.0, left_out))
 
 

@@ -102,6 +102,13 @@ class Terms:
         _core.gradients(self._of(None), weights, result[None], self.threads)
         return Gradients(None, result)
 
+    def gradients_of(self, weights: Double, coordinates: slice) -> Double:
+        """Some coordinates of the gradients (E, N, d) of E sets of weights (E, N, T) in place of its own."""
+        scores = self.scores[:, :, coordinates]
+        result = np.empty((len(weights), len(scores), scores.shape[2]))
+        _core.gradients(_core.Terms(scores, None, *self.live, None), weights, result, self.threads)
+        return result
+
     def covariance(
         self,
         p: Double | None,

@@ -15,6 +15,7 @@ other folds reaches, the baseline is 0.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlvar import _check
 from rlvar._types import Double
@@ -98,12 +99,17 @@ def token_baseline(batch: Batch, gamma: float = 1.0) -> Double:
     return np.where(batch.live, to_go - _cross_fitted(batch, to_go * energy, energy), 0.0)
 
 
+def folds_of(batch: Batch) -> NDArray[np.int64]:
+    """Return the fold of each rollout (N,)."""
+    n, labels = len(batch.rollouts), batch.rollouts.groups
+    units = _check.units(labels, n)  # refuses a single group
+    # Groups are numbered by first appearance already.
+    return (np.arange(n) if labels is None else labels) % min(FOLDS, len(units))
+
+
 def _cross_fitted(batch: Batch, numerators: Double, denominators: Double) -> Double:
     """Return for each rollout the ratio of sums over the other folds, (N,) or (N, T); 0 for 0 / 0."""
-    labels = batch.rollouts.groups
-    units = _check.units(labels, len(batch.rollouts))  # refuses a single group
-    # Groups are numbered by first appearance already.
-    folds = (units.members if labels is None else labels) % min(FOLDS, len(units))
+    folds = folds_of(batch)
 
     def of_others(x: Double) -> Double:
         sums = np.stack([x[folds == fold].sum(axis=0) for fold in range(folds.max() + 1)])

@@ -35,6 +35,7 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    aggregation: Aggregation = "sum"
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
     _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
@@ -80,7 +81,40 @@ class Batch:
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, ratios, unbiased)
+        return cls(rollouts, factors, threads, ratios, unbiased, aggregation)
+
+    def cut(self, steps: int) -> Batch:
+        """Return what the batch would be had the rollouts been cut after so many steps.
+
+        Rewards, ratios and lengths end there too; no value stands for what is cut off.
+        """
+        state = self.rollouts.__getstate__()
+        scores, (n, t) = state.pop("_stored"), self.live.shape
+        before = np.arange(t) < steps
+        if state["mask"] is not None:
+            state["mask"] = state["mask"] & before
+        else:
+            lengths = np.full(n, t) if state["lengths"] is None else state["lengths"]
+            state["lengths"] = np.minimum(lengths, steps)
+        if state["bootstrap_value"] is not None:
+            state["bootstrap_value"] = np.where(self.live[:, steps:].any(axis=1), 0, state["bootstrap_value"])
+        ratios = self.importance
+        return Batch.of(
+            Rollouts(scores, **state),  # type: ignore[arg-type]
+            importance="none" if ratios is None else ratios.importance,
+            truncate=None if ratios is None else ratios.truncate,
+            aggregation=self.aggregation,
+            threads=self.threads,
+        )
+
+    @cached_property
+    def rewarded_at_the_end(self) -> bool:
+        """Whether most of the reward, sign aside, comes with the last live step of each rollout."""
+        if self.rollouts.rewards.ndim == 1:
+            return True
+        sizes = np.where(self.live, np.abs(self.rollouts.rewards), 0.0)
+        last = self.live & (self.live[:, ::-1].cumsum(axis=1)[:, ::-1] == 1)
+        return bool(2 * sizes[last].sum() > sizes.sum())
 
     @cached_property
     def plain(self) -> Batch:

@@ -399,7 +399,9 @@ def vtrace(
     along = scan._replace(
         gammas=(scan.gamma if scan.gammas is None else scan.gammas) * (decay * trace.astype(np.float64)),
         terminated=np.bitwise_or.reduce(stops) if stops else None,
-        **dict.fromkeys(("truncated", "next_values", "bootstrap")),
+        truncated=None,
+        next_values=None,
+        bootstrap=None,
     )
 
     def errors(values: Float) -> Float:

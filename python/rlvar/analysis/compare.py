@@ -6,6 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -73,18 +74,21 @@ class ComparisonRow(Result):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
-    largest_share: float
-    top_share: float
+    factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None
     identical: bool
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
+    _faintest: float = field(repr=False, compare=False)
+    _units: int = field(repr=False, compare=False)
 
     @property
-    def heavy_tailed(self) -> bool:
-        """Whether so few units carry so much of the variance that its interval cannot be trusted."""
-        return self.top_share > moments.HEAVY
+    def units_to_resolve(self) -> Estimate:
+        at_signal = functools.partial(_over, self._units * self._faintest)
+        signal = self.signal
+        value, low, high = map(at_signal, (signal.value, signal.high, signal.low))
+        return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
 
 
 @dataclass(frozen=True, repr=False)
@@ -294,12 +298,14 @@ def compare_batches(
     summed = units if len(units) < len(rollouts) else None
     samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
     number = list(samples).index(label)
-    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
-    found = dict(zip(samples, findings, strict=True))
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
+    # Unbiased estimators with the same importance ratios have one mean.
+    classes = [rows[row][1] if unbiased[row] else None for row in samples]
+    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads, classes)
+    found = dict(zip(samples, findings, strict=True))
     made = []
     for row in asked:
         of_row = found[row]._asdict()
@@ -309,6 +315,8 @@ def compare_batches(
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
                 _variances=of_row.pop("variances"),
+                _faintest=of_row.pop("faintest"),
+                _units=len(units),
                 **of_row,
             )
         )
@@ -351,6 +359,11 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
+
+
+def _over(above: float, signal: float) -> float:
+    """Divide by a signal; one that is not there is never resolved."""
+    return math.inf if signal <= 0 < above else above / signal if signal else math.nan
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

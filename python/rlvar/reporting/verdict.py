@@ -10,7 +10,6 @@ from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.stats.estimate import Estimate
-from rlvar.stats.moments import TOP
 from rlvar.weights.importance import ImportanceRatios
 
 _LONG_NAMES = {
@@ -52,7 +51,6 @@ def verdict(
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *_faint_signals(comparison),
-        *_heavy_tails(comparison),
         *_stale(comparison, on_policy),
     ]
 
@@ -189,32 +187,17 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     )
     needed = {}
     for row in faint:
-        signal, below = row.signal.value, row.signal.value - row.signal.low
-        if signal > 1e-12 * below:  # else it is rounding
-            # Where an interval of this size would leave zero: its width goes as 1/sqrt.
-            count = _round(comparison.units * (below / signal) ** 2)
-            needed[long_name(row.name)] = f"{count} {units}"
-    if len(faint) == len(needed) == 1:
-        (count,) = needed.values()
-        sentence += f" At the size that it seems to have, about {count} would resolve it."
-    elif needed:
-        each = _list([f"{count} for {name}" for name, count in needed.items()])
-        sentence += f" At the sizes that they seem to have, it would take about {each}."
+        signal, resolved = row.signal, row.units_to_resolve
+        # Rows with one signal need as many.
+        if signal.value > 1e-12 * (signal.value - signal.low) and resolved.interval not in needed:
+            needed[resolved.interval] = (
+                f"about {_round(resolved.value)} {units} would resolve it in half of the cases; if it is as large "
+                f"as its upper end, {_round(resolved.low)} would"
+            )
+    if len(needed) == 1:
+        (sentence_on_it,) = needed.values()
+        sentence += f" If the estimate is right, {sentence_on_it}."
     return [sentence]
-
-
-def _heavy_tails(comparison: Comparison) -> list[str]:
-    heavy = [row for row in _distinct(comparison) if row.heavy_tailed]
-    if not heavy:
-        return []
-    units = unit(comparison)
-    shares = _list([f"{row.top_share:.0%} for {long_name(row.name)}" for row in heavy])
-    count = max(1, math.ceil(TOP * comparison.units))
-    few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
-    # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
-    weighted = any(row.importance is not None and row.importance.importance != "none" for row in heavy)
-    what = "variances and of their ratios" if weighted else "variances"
-    return [f"Heavy tails: {few} much of the variance, {shares}. Intervals of {what} may be far too narrow."]
 
 
 def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:

@@ -108,36 +108,44 @@ def _power(*values: float) -> float:
 
 
 @quiet
-def signal_interval(
-    signal: Moment,
-    variance: Moment,
-    dimension: int,
-    confidence: float,
-    *,
-    tested: bool = False,
-) -> Estimate:
-    r"""Interval of a signal :math:`|E g|^2`, weak or strong, in D = `dimension` coordinates.
+def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
+    r"""Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2.
 
-    It is resolved if low > 0. With `tested`, low > 0 is a test of s = 0 that errs with probability (1 -
-    `confidence`) / 2.
+    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the quantile
+    of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by the
+    jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`, which
+    for D = 1 is the t-test.
+    """
+    v, left_out = variance
+    if not (_defined(v, left_out) and v > 0):
+        return math.nan
+    u, spread = len(left_out), _stderr(left_out) / v
+    error_dof = min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf)
+    return v / u * (f_quantile(0.5 + 0.5 * confidence, dimension, max(1.0, error_dof)) - 1)
+
+
+@quiet
+def signal_interval(signal: Moment, variance: Moment, dimension: float, confidence: float) -> Estimate:
+    r"""Interval of a signal :math:`|E g|^2`, weak or strong, of noise with an effective `dimension`.
+
+    It is resolved if low > 0, which is a test of s = 0 that errs with probability (1 - `confidence`) / 2.
 
     The U-statistic :math:`\hat S = |\bar g|^2 - V / U` of U units has variance
 
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
 
-    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close to 0
-    whenever :math:`\bar g` is. So at a signal s the variance is :math:`\lambda (4 s / U + 2 V / U^2)`
-    with one number :math:`\lambda = U J / (4 |\bar g|^2)` for the variance along the mean; that of
-    :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees of freedom and noncentrality
-    :math:`U s / \lambda` (Box 1954). Its second part is at least :math:`2 V^2 / (D U^2)`, by Cauchy and
-    Schwarz. The interval holds all s that :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson
-    1927).
+    The second part is all that is left where there is no signal, :math:`A = 2 V^2 / (\nu U^2)` with
+    :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension`. The jackknife's estimate J of the whole counts
+    it twice (Efron & Stein 1981): J - 2 A is an estimate of the first part, which is proportional to a signal
+    s in the direction of :math:`\mu`. So at a signal s the variance is A + B s, with
 
-    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is small:
-    with D = 1 low > 0 twice as often as it may be. A `tested` low has :math:`V (F - 1) / U` there for
-    :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and :math:`2 V^2 / \operatorname{Var} V`
-    degrees of freedom, the latter by the jackknife and at most D (U - 1): low > 0 exactly if
-    :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for D = 1 is the t-test.
+    .. math:: B = \frac{(J - 2 A)_+ + 4 V c / (\nu U)}{\hat S_+ + c}, \qquad c = \sqrt A ,
+
+    from noise along the mean where the signal is strong, and the noise that a direction has on average, each
+    counted by its own variance, where the mean shows no direction. The interval holds all s that
+    :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927), but for its lower end: there
+    `null_limit` is in place of :math:`t \sqrt A`, as Student's t falls short of the tail of a sum of few squares:
+    low > 0 exactly if :math:`\hat S` is above it.
     """
     if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
@@ -145,23 +153,18 @@ def signal_interval(
     (s, s_left_out), (v, v_left_out) = ((value * unit, x * unit) for value, x in (signal, variance))
     u = len(s_left_out)
     stderr, t = _stderr(s_left_out), _t(s_left_out, confidence)
-    # |mean|^2 as the leave-one-out values see it, and their spread at its size for U, not U - 1.
-    norm = s + v / (u - 1)
-    b = (stderr * (u - 2) / (u - 1)) ** 2 / norm if norm > 0 else 0.0
-    a = max(b * v / (2 * u), 2 * v**2 / (dimension * u**2))
+    c = math.sqrt(2 / dimension) * v / u
+    b, above, below = 0.0, t * c, 0.0
+    if c > 0:
+        b = (max(stderr**2 - 2 * c**2, 0.0) + 4 * v * c / (dimension * u)) / (max(s, 0.0) + c)
+        below = null_limit(Moment(v, v_left_out), dimension, confidence)
     centre = s + t**2 * b / 2
 
     def margin(at_zero: float) -> float:
         return math.sqrt(max(at_zero**2 + t**2 * (b * s + (t * b / 2) ** 2), 0.0))
 
-    above = below = t * math.sqrt(a)
-    if tested and a > 0:
-        spread = _stderr(v_left_out)
-        dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
-        error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
-        below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
-    # Where the value is far below 0 no s may be left that the test accepts: the interval holds it still.
-    low, high = min(centre - margin(below), s), max(centre + margin(above), s)
+    # Where the value is far below 0 no s may be left that the test accepts: 0 and the value stay.
+    low, high = min(centre - margin(below), s), max(centre + margin(above), s, 0.0)
     return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence, low > 0)
 
 

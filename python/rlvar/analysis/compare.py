@@ -30,7 +30,7 @@ from rlvar.weights.source import estimator_of
 
 @dataclass(frozen=True)
 class ComparisonRow(Result):
-    """One estimator in a `Comparison`.
+    r"""One estimator in a `Comparison`.
 
     Attributes
     ----------
@@ -44,19 +44,30 @@ class ComparisonRow(Result):
         Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
         same precision.
     signal : Estimate
-        Unbiased estimate of the squared norm of the mean gradient; it can be negative.
+        Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators with
+        the same importance ratios have one mean, and so one signal: that of the quietest of them, for all. What
+        is a number times one of them has the square of that number times this signal.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
     noise_scale_ratio : Estimate
-        Noise scale over that of the reference: what to go by where means differ. Undefined, from 0 to
-        infinity, where a signal is not resolved.
+        Noise scale over that of the reference: what to go by where means differ. With a known `factor` it is
+        ``ratio / factor**2``, and 1 without doubt for gradients that are proportional to the reference's.
+        Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
-        Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
-        by chance, its interval does not. From -1 to 1 where a signal is not resolved.
-    largest_share, top_share : float
-        Share of the variance that the largest unit carries, and the largest 1 % of them, at least one. With a
-        top share above a fifth, the intervals of the variance and of its ratio cannot be trusted.
+        Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is negative.
+        Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not. From -1 to 1
+        where a signal is not resolved.
+    variance_units, ratio_units : float
+        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2` over
+        the units' shares q of the variance, and over the squares of what each unit changes in the logarithm of
+        the ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
+        has shown leaves no trace. NaN where nothing varies, as in the ratio of the reference to itself.
+    factor : float or None
+        Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with the
+        same importance ratios and for the same gradients; for gradients that are proportional to rounding, or
+        that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for "dr-grpo" beside
+        "rloo" with groups of K.
     unbiased : bool or None
         Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
         `estimators`), ratios and aggregation. None for weights of the caller's own.
@@ -67,6 +78,7 @@ class ComparisonRow(Result):
         one terminal reward.
     """
 
+    _also = ("units_to_resolve",)
     name: str
     variance: Estimate
     ratio: Estimate
@@ -74,6 +86,8 @@ class ComparisonRow(Result):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
+    variance_units: float
+    ratio_units: float
     factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None
@@ -85,6 +99,13 @@ class ComparisonRow(Result):
 
     @property
     def units_to_resolve(self) -> Estimate:
+        """Return the number of units that would just resolve a signal of this size.
+
+        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S units
+        bring it down to the signal S. Half of the batches of that size would resolve it. The interval
+        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high`` is
+        infinite if it is not resolved. So is the value if the estimate is not positive.
+        """
         at_signal = functools.partial(_over, self._units * self._faintest)
         signal = self.signal
         value, low, high = map(at_signal, (signal.value, signal.high, signal.low))
@@ -107,8 +128,11 @@ class Comparison(Result):
         Whether the units are groups.
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
+    notes : tuple of str
+        What limits all numbers: that the units are few.
     """
 
+    _also = ("notes",)
     rows: tuple[ComparisonRow, ...]
     reference: str
     confidence: float
@@ -118,6 +142,11 @@ class Comparison(Result):
     interval: str
     reference_unbiased: bool | None
     _reference_variances: Moment = field(repr=False, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        few = _check.few(self.units, grouped=self.grouped)
+        return () if few is None else (few,)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -152,9 +181,17 @@ class Comparison(Result):
             f"ratio to {self.reference}",
             "signal |E g|^2",
             "noise scale",
+            "decided by",
         )
         rows = [
-            (row.name, str(row.variance), str(row.ratio), str(row.signal), bounded(row.noise_scale))
+            (
+                row.name,
+                str(row.variance),
+                str(row.ratio),
+                str(row.signal),
+                bounded(row.noise_scale),
+                _decided(row.variance_units, row.ratio_units, self.units),
+            )
             for row in self
         ]
         text = _table([head, *rows])
@@ -167,7 +204,8 @@ class Comparison(Result):
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
-        return "\n".join([text, *ratios])
+        notes = [note[:1].upper() + note[1:] for note in self.notes]
+        return "\n".join([text, *ratios, *notes])
 
 
 def compare(
@@ -359,6 +397,12 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
+
+
+def _decided(variance_units: float, ratio_units: float, units: int) -> str:
+    """Say how many of the units decide a variance and, of another estimator, its ratio."""
+    known = [f"{each:.3g}" for each in (variance_units, ratio_units) if not math.isnan(each)]
+    return f"{', '.join(known)} of {units:,}" if known else ""
 
 
 def _over(above: float, signal: float) -> float:

@@ -11,7 +11,7 @@ from rlvar._check import quiet
 from rlvar.analysis.compare import Comparison
 from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
-from rlvar.stats.intervals import jackknife
+from rlvar.stats.intervals import jackknife, ratio_of_variances
 
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
@@ -98,7 +98,7 @@ def headroom(comparison: Comparison) -> Headroom:
         raise ValueError(f"compare one of {known} too, got {', '.join(names)}")
     best = min(candidates, key=lambda name: rows[name].variance.value)
     whole, least = comparison._reference_variances, rows[best]._variances
-    ratio = jackknife(*quotient(least, whole), comparison.confidence, positive=True)
+    ratio = ratio_of_variances(least, whole, comparison.confidence)
     removable = Estimate(1 - ratio.value, ratio.stderr, 1 - ratio.high, 1 - ratio.low, ratio.confidence)
     unknown = Estimate(math.nan, confidence=comparison.confidence)
     removed = {name: unknown for name in rows if name not in (comparison.reference, best)}

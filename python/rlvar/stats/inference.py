@@ -22,10 +22,13 @@ from rlvar.stats.intervals import (
     bca,
     bootstrap_t,
     correlation,
+    deciding_units,
+    effective_units,
     fieller,
     jackknife,
     noise_scale_ratio,
     null_limit,
+    ratio_of_variances,
     reciprocal,
     signal_interval,
 )
@@ -42,6 +45,8 @@ class Inference(NamedTuple):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
+    variance_units: float  # how many units decide it
+    ratio_units: float
     factor: float | None  # of its mean by that of the reference, where it is known
     faintest: float  # signal that so many units would just resolve
     identical: bool
@@ -171,13 +176,14 @@ def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:
     if found.factor is None or not found.variance.value > 0:
         return found
     sign, level = math.copysign(1.0, found.factor), found.ratio.confidence
-    ratio, squared = found.ratio, found.factor**2
+    ratio, units, squared = found.ratio, found.ratio_units, found.factor**2
     if len(base.own.diagonal) < 3:
         return found._replace(noise_scale_ratio=_scaled(ratio, 1 / squared), alignment=Estimate(sign))
     if pair.own.like[0] == base.own.like[0]:  # proportional: the same noise
-        ratio = Estimate(squared, 0.0, squared, squared, level)
+        ratio, units = Estimate(squared, 0.0, squared, squared, level), math.nan
     return found._replace(
         ratio=ratio,
+        ratio_units=units,
         noise_scale_ratio=_scaled(ratio, 1 / squared),
         alignment=Estimate(sign, 0.0, sign, sign, level),
     )
@@ -198,7 +204,10 @@ def _with_means(
     options: dict[str, Any] = {"resolved": resolved, "confidence": signals[i].confidence}
     signal, base_signal = (_times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
     same = mean.quietest == of_base.quietest
+    ratios = quotient(pair.variance, base.variance).left_out
     return {
+        "variance_units": effective_units(pair.own.diagonal),
+        "ratio_units": deciding_units(ratios) if np.isfinite(ratios).all() else math.nan,
         "noise_scale_ratio": noise_scale_ratio(
             pair.variance, signal, base.variance, base_signal, resampled=drawn[0], **options
         ),
@@ -233,9 +242,7 @@ def _jackknifed(
         results.append(
             Inference(
                 variance=variance,
-                ratio=jackknife(
-                    *quotient(pair.variance, pairs[reference].variance), confidence, positive=True
-                ),
+                ratio=ratio_of_variances(pair.variance, pairs[reference].variance, confidence),
                 signal=signals[i],
                 noise_scale=fieller(variance, signals[i], correlated),
                 **_with_means(i, pairs, means, reference, signals, limits),

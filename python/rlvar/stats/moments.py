@@ -15,10 +15,10 @@ Leaving out unit u moves m by -y_u / (U - s_u), and with it what every other uni
 form from Q, sum s y and sum s^2. All that is needed of the D coordinates are sums over them, `Products`:
 they are added up a few columns at a time, each centred before anything is multiplied. O(U D).
 
-For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D): up to 64 units they are taken, of more
-units those within blocks of units, O(U b D) with b <= 64. The U-statistic of a block is unbiased for any b >= 4,
-and so is the mean over blocks. Its variance by single units, 4 / U times a constant, is that of all pairs; only
-that by pairs grows, from 1 / U^2 to 1 / (U b).
+For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D). Up to 64 units they are taken; of more
+units those within blocks of b <= 32, O(U b D). The U-statistic of a block is unbiased for any b >= 4, and
+so is the mean over blocks. The part of its variance that single units make, a constant over U, is that of all pairs;
+only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rlvar._types import Double
 from rlvar.stats.estimate import Moment
 
 _TINY = 2.0**-1000  # squares of this size have lost digits, or all
-_CHUNK = 1 << 16  # numbers of one temporary
+_CHUNK = 1 << 17  # numbers of one temporary
 _SAME = 2.0**-20  # relative: gradients of float32 scores are not known better
 
 
@@ -130,11 +130,12 @@ class Sample:
 class Blocks:
     """Inner products y_u . y_v of the units of one block, for blocks that differ by at most one unit.
 
-    At most 64 units a block, and about 2^21 numbers in all while a block has 8 units or more: by U alone.
+    One block of up to 64 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8 to
+    a block: by U alone.
     """
 
     def __init__(self, units: int) -> None:
-        size = max(8, min(64, (1 << 21) // units))
+        size = units if units <= 64 else max(8, min(32, (1 << 21) // units))
         count = -(-units // size)
         self.edges = [units * k // count for k in range(count + 1)]
         size = -(-units // count)
@@ -224,10 +225,13 @@ class Products:
         self.means += float((mean_a * mean_b).sum())
         self.columns += len(mean_a)
         self.diagonal += np.einsum("ud,ud->u", y_a, y_b)
-        for mean, y, z in ((mean_a, y_a, y_b), (mean_b, y_b, y_a)):
-            self.linear += np.einsum("ud,d->u", z, mean)
+        pairs = [(mean_a, y_a, y_b)] + [(mean_b, y_b, y_a)] * (y_a is not y_b)
+        twice = 3 - len(pairs)
+        for mean, y, z in pairs:
+            self.linear += twice * np.einsum("ud,d->u", z, mean)
             if not self.sizes.even:  # else the sum of all y, which is 0
-                self.crossed += np.einsum("ud,d->u", z, np.einsum("u,ud->d", self.sizes.relative, y))
+                weighted = np.einsum("u,ud->d", self.sizes.relative, y)
+                self.crossed += twice * np.einsum("ud,d->u", z, weighted)
 
 
 @quiet

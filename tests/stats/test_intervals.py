@@ -18,6 +18,7 @@ from rlvar.stats.intervals import (
     jackknife,
     noise_scale_ratio,
     null_limit,
+    ratio_of_variances,
     satterthwaite_dof,
     signal_interval,
 )
@@ -172,6 +173,58 @@ def test_a_signal_of_one_coordinate_is_resolved_exactly_where_a_t_test_rejects()
         dof = max(1.0, min(19, 2 * (variance.value / jackknifed) ** 2))
         t = x.mean() / stats.sem(x[:, 0])
         assert interval_of(x, 0.9).resolved == (abs(t) > stats.t.ppf(0.975, dof))
+
+
+def variances(g):
+    return moments(g)[1]
+
+
+def test_a_ratio_reaches_farther_to_the_side_of_a_tail_that_one_has_alone(rng):
+    base, tail = rng.standard_normal((60, 4)), rng.standard_normal((60, 4))
+    tail[:3] *= 8
+    up = ratio_of_variances(variances(tail), variances(base), 0.95)
+    down = ratio_of_variances(variances(base), variances(tail), 0.95)
+    assert up.high / up.value > 1.2 * up.value / up.low
+    # The ratio the other way round has the interval the other way round.
+    assert (down.low, down.high) == pytest.approx((1 / up.high, 1 / up.low))
+    plain = jackknife(up.value, variances(tail).left_out / variances(base).left_out, 0.95, positive=True)
+    assert up.low == pytest.approx(plain.low)
+    assert up.high > plain.high
+
+
+def test_a_ratio_of_light_tails_is_that_of_the_jackknife_but_for_few_units(rng):
+    a, b = rng.standard_normal((2, 300, 6))
+    found = ratio_of_variances(variances(a), variances(b), 0.95)
+    plain = jackknife(found.value, variances(a).left_out / variances(b).left_out, 0.95, positive=True)
+    assert found.low <= plain.low * (1 + 1e-12)
+    assert found.high >= plain.high * (1 - 1e-12)
+    assert math.log(found.high / found.low) < 1.02 * math.log(plain.high / plain.low)
+
+
+def test_a_ratio_that_is_the_same_without_any_unit_has_no_doubt(rng):
+    a = variances(rng.standard_normal((30, 3)))
+    found = ratio_of_variances(Moment(2 * a.value, 2 * a.left_out), a, 0.95)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_margins_of_a_ratio_invert_halls_cubic():
+    longer = 0
+    for a, b in np.random.default_rng(0).standard_normal((20, 2, 12, 2)):
+        above, below = variances(a), variances(b)
+        found = ratio_of_variances(above, below, 0.95)
+        logs = np.log(above.left_out / below.left_out)
+        alpha, beta = (-11 * (m.left_out / m.value - np.mean(m.left_out / m.value)) for m in (above, below))
+        psi, size = -11 * (logs - logs.mean()), math.sqrt(11 * np.var(logs))
+        assert abs(stats.skew(psi)) < 3
+        q = stats.skew(psi) / (6 * math.sqrt(12))
+        p = 2 * q - (psi * (alpha + beta)).mean() / (2 * psi.std() * math.sqrt(12))
+        least = stats.t.ppf(0.975, satterthwaite_dof(logs))
+        for sign, ends in ((1, found.value / found.low), (-1, found.high / found.value)):
+            roots = np.roots([p**2 / 3, p, 1, q - sign * stats.t.ppf(0.975, 11)])
+            (root,) = roots[np.abs(roots.imag) < 1e-9].real
+            assert math.log(ends) / size == pytest.approx(max(sign * root, least), rel=1e-6)
+            longer += sign * root > least
+    assert 10 < longer < 30
 
 
 def test_a_mean_of_exactly_zero_still_has_an_uncertain_signal():

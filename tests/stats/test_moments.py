@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 import closed_forms
-from rlvar.stats import intervals
+from rlvar.stats import intervals, resampling
 from rlvar.stats import moments as units
-from rlvar.stats import resampling
 
 
 def moments_of(g, sizes=None):

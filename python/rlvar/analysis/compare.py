@@ -44,9 +44,9 @@ class ComparisonRow(Result):
         Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
         same precision.
     signal : Estimate
-        Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators with
-        the same importance ratios have one mean, and so one signal: that of the quietest of them, for all. What
-        is a number times one of them has the square of that number times this signal.
+        Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators
+        with the same importance ratios have one mean, and so one signal: that of the quietest of them, for
+        all. What is a number times one of them has the square of that number times this signal.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
@@ -55,19 +55,19 @@ class ComparisonRow(Result):
         ``ratio / factor**2``, and 1 without doubt for gradients that are proportional to the reference's.
         Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
-        Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is negative.
-        Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not. From -1 to 1
-        where a signal is not resolved.
+        Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
+        negative. Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not.
+        From -1 to 1 where a signal is not resolved.
     variance_units, ratio_units : float
-        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2` over
-        the units' shares q of the variance, and over the squares of what each unit changes in the logarithm of
-        the ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
+        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2`
+        over the units' shares q of the variance, and over the squares of what each unit changes in the
+        ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
         has shown leaves no trace. NaN where nothing varies, as in the ratio of the reference to itself.
     factor : float or None
-        Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with the
-        same importance ratios and for the same gradients; for gradients that are proportional to rounding, or
-        that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for "dr-grpo" beside
-        "rloo" with groups of K.
+        Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
+        the same importance ratios and for the same gradients; for gradients that are proportional to
+        rounding, or that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for
+        "dr-grpo" beside "rloo" with groups of K.
     unbiased : bool or None
         Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
         `estimators`), ratios and aggregation. None for weights of the caller's own.
@@ -101,10 +101,10 @@ class ComparisonRow(Result):
     def units_to_resolve(self) -> Estimate:
         """Return the number of units that would just resolve a signal of this size.
 
-        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S units
-        bring it down to the signal S. Half of the batches of that size would resolve it. The interval
-        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high`` is
-        infinite if it is not resolved. So is the value if the estimate is not positive.
+        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S
+        units bring it down to the signal S. Half of the batches of that size would resolve it. The interval
+        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high``
+        is infinite if it is not resolved. So is the value if the estimate is not positive.
         """
         at_signal = functools.partial(_over, self._units * self._faintest)
         signal = self.signal
@@ -204,8 +204,10 @@ class Comparison(Result):
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
+        units = "groups" if self.grouped else "rollouts"
+        legend = f"decided by: how many {units} are behind the variance, and behind the ratio"
         notes = [note[:1].upper() + note[1:] for note in self.notes]
-        return "\n".join([text, *ratios, *notes])
+        return "\n".join([text, legend, *ratios, *notes])
 
 
 def compare(

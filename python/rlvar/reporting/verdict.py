@@ -185,18 +185,18 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         f"The {subject} not resolved with these {comparison.units:,} {units}: {reach} zero, and the {scales} "
         "no upper end."
     )
-    needed = {}
+    needed: dict[Estimate, str] = {}
     for row in faint:
         signal, resolved = row.signal, row.units_to_resolve
-        # Rows with one signal need as many.
-        if signal.value > 1e-12 * (signal.value - signal.low) and resolved.interval not in needed:
-            needed[resolved.interval] = (
-                f"about {_round(resolved.value)} {units} would resolve it in half of the cases; if it is as large "
-                f"as its upper end, {_round(resolved.low)} would"
+        if signal.value > 1e-12 * (signal.value - signal.low):  # else it is rounding
+            # Rows with one signal need as many.
+            needed[resolved] = (
+                f"about {_round(resolved.value)} {units} would resolve it in half of the cases, and "
+                f"{_round(resolved.low)} if it is as large as its upper end"
             )
     if len(needed) == 1:
-        (sentence_on_it,) = needed.values()
-        sentence += f" If the estimate is right, {sentence_on_it}."
+        (claim,) = needed.values()
+        sentence += f" If the estimate is right, {claim}."
     return [sentence]
 
 

@@ -100,7 +100,7 @@ class _Pair(NamedTuple):
 
 
 class _Mean(NamedTuple):
-    """The mean of a sample as `scale` times that of another, the `quietest` of all that are known to be so."""
+    """The mean of a sample, as `scale` times that of the quietest of all that are known to have it."""
 
     quietest: int
     scale: float
@@ -108,27 +108,26 @@ class _Mean(NamedTuple):
 
 @quiet
 def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None]) -> list[_Mean]:
-    """Find whose signal is the best estimate of each sample's.
+    """Find the sample whose signal is the best estimate of each one's.
 
-    Samples of one class have one mean by theory; those that are proportional have proportional means,
-    and so belong to the class of any of them.
+    Samples of a class have one mean by theory. Those that are a number times one of them belong to it as
+    well, and others that are proportional are a class of their own.
     """
-    scaled: list[tuple[Hashable, float]] = []
-    for i, (pair, known) in enumerate(zip(pairs, classes, strict=True)):
-        root, factor = pair.own.like
-        kin = [k for k in range(len(pairs)) if pairs[k].own.like[0] == root and classes[k] is not None]
-        k = i if known is not None else next(iter(kin), None)
-        # A class of its own is that of the first sample which it is a number times.
-        scaled.append(
-            (("class", classes[k]), factor / pairs[k].own.like[1])
-            if k is not None
-            else (("like", root), factor)
-        )
-    least: dict[Hashable, int] = {}
-    noise = [pair.variance.value / scale**2 for pair, (_, scale) in zip(pairs, scaled, strict=True)]
-    for i in sorted(range(len(pairs)), key=lambda i: noise[i]):
-        least.setdefault(scaled[i][0], i)
-    return [_Mean(q := least[kind], scale / scaled[q][1]) for kind, scale in scaled]
+    likes = [pair.own.like for pair in pairs]
+    labels: list[tuple[Hashable, float]] = []  # a class, and the mean as a number times that of the class
+    for (root, factor), own in zip(likes, classes, strict=True):
+        kin = [k for k, (other, _) in enumerate(likes) if other == root and classes[k] is not None]
+        if own is not None:
+            labels.append((("class", own), 1.0))
+        elif kin:
+            labels.append((("class", classes[kin[0]]), factor / likes[kin[0]][1]))
+        else:
+            labels.append((("like", root), factor))
+    noise = [pair.variance.value / scale**2 for pair, (_, scale) in zip(pairs, labels, strict=True)]
+    quietest: dict[Hashable, int] = {}
+    for i in sorted(range(len(pairs)), key=noise.__getitem__):
+        quietest.setdefault(labels[i][0], i)
+    return [_Mean(quietest[kind], scale / labels[quietest[kind]][1]) for kind, scale in labels]
 
 
 def _times(moment: Moment, factor: float) -> Moment:
@@ -261,13 +260,13 @@ def _bootstrapped(
 ) -> list[Inference]:
     base, u = pairs[reference], len(pairs[reference].own.diagonal)
     drawn = _draw(pairs, reference, bootstrap, threads)
-    of_samples = [(_times(pairs[m.quietest].signal, m.scale**2), m) for m in means]
-    resampled = [drawn.signal[m.quietest] * m.scale**2 for m in means]
-    signals = [bca(signal, x, confidence) for (signal, _), x in zip(of_samples, resampled, strict=True)]
+    moments_of = [_times(pairs[mean.quietest].signal, mean.scale**2) for mean in means]
+    resampled = [drawn.signal[mean.quietest] * mean.scale**2 for mean in means]
+    signals = [bca(signal, x, confidence) for signal, x in zip(moments_of, resampled, strict=True)]
     base_variance, base_signal = drawn.variance[reference], resampled[reference]
     _, limits = _limits(pairs, confidence)
     results = []
-    for i, (own, (moment, _), signal) in enumerate(zip(pairs, of_samples, resampled, strict=True)):
+    for i, (own, moment, signal) in enumerate(zip(pairs, moments_of, resampled, strict=True)):
         ratio = quotient(own.variance, base.variance)
         # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
         inverse = signal / (drawn.variance[i] * (u / (u - 1)))

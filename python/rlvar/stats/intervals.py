@@ -6,10 +6,10 @@ The jackknife leaves out one independent unit at a time. From M leave-one-out va
 
 and the interval is value +- t * stderr. Student's t has the degrees of freedom that the fourth
 moment of the x_u leaves (`satterthwaite_dof`), so that heavy tails widen it. Quantities that are
-positive by nature (variances and their ratios) get their interval on the log scale, longer on the side
-to which the units are skewed (`_skewed`); the signal, which is close to degenerate where it is weak, by
-inverting a test (`signal_interval`); a ratio whose denominator may be zero by Fieller's construction
-(`fieller`). `studies/calibration.py` measures how often each covers.
+positive by nature (variances and their ratios) get their interval on the log scale, a ratio of variances
+a longer one on the side to which the units are skewed (`ratio_of_variances`); the signal, which is close
+to degenerate where it is weak, by inverting a test (`signal_interval`); a ratio whose denominator may be
+zero by Fieller's construction (`fieller`). `studies/calibration.py` measures how often each covers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _stderr(left_out: Double) -> float:
 
 @quiet
 def effective_units(shares: Double) -> float:
-    """Return (sum x)^2 / sum x^2 of shares (U,) >= 0: U if all are equal, 1 if one has all; NaN if none has any."""
+    """Return (sum x)^2 / sum x^2 of shares (U,): U if all are equal, 1 if one has all; NaN if all are 0."""
     x = shares / shares.max() if len(shares) else shares
     return float(x.sum() ** 2 / np.square(x).sum()) if len(x) else math.nan
 
@@ -101,15 +101,16 @@ def correlation(x: Double, y: Double) -> float:
 def jackknife(value: float, left_out: Double, confidence: float, *, positive: bool = False) -> Estimate:
     """Turn a value and its leave-one-out values (M,) into an `Estimate`.
 
-    With `positive`, for a quantity that is a sum over units or close to one, the interval is made on the log
-    scale if all values are positive, and ends at 0 if some are 0.
+    With `positive`, the interval is made on the log scale if all values are positive, and ends at 0 if
+    some are 0.
     """
     if not _defined(value, left_out):
         return Estimate(value, confidence=confidence)
     stderr = _stderr(left_out)
     if positive and value > 0 and (left_out > 0).all():
-        t = _t(np.log(left_out), confidence)
-        return _skewed(value, stderr, left_out / value, np.ones(1), t, confidence)
+        logs = np.log(left_out)
+        factor = _exp(_t(logs, confidence) * _stderr(logs))
+        return Estimate(value, stderr, value / factor, value * factor, confidence, True)
     margin = _t(left_out, confidence) * stderr
     if positive and value >= 0 and (left_out >= 0).all():
         return Estimate(value, stderr, max(value - margin, 0.0), value + margin, confidence, True)
@@ -118,54 +119,54 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
 
 @quiet
 def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estimate:
-    r"""Ratio of two variances of the same units, paired.
+    r"""Ratio of two variances a / b of the same units, paired, on the log scale.
 
-    Of a tail that both have little is left in the ratio, and the units' influences are balanced. Of a tail that one
-    has alone all is left, on one side: with a skewness :math:`\gamma` of the influences the degrees of freedom
-    fall by :math:`\sqrt{10 / (1 + \gamma^2)}` where :math:`1 + \gamma^2`, the least kurtosis that comes with
-    it, is above 10. `studies/calibration.py` measures what that covers, and what it costs.
-    """
-    value, left_out = float(np.divide(above.value, below.value)), above.left_out / below.left_out
-    if not (_defined(value, left_out) and value > 0 and (left_out > 0).all()):
-        return jackknife(value, left_out, confidence, positive=True)
-    logs = np.log(left_out)
-    dof = satterthwaite_dof(logs) * min(1.0, math.sqrt(10 / (1 + _skewness(logs) ** 2)))
-    t = student_t_quantile(0.5 + 0.5 * confidence, max(1.0, dof))
-    relative = (each.left_out / each.value for each in (above, below))
-    return _skewed(value, _stderr(left_out), *relative, t, confidence)
-
-
-def _skewed(
-    value: float, stderr: float, above: Double, below: Double, t: float, confidence: float
-) -> Estimate:
-    r"""Interval of a / b on the log scale, from leave-one-out values (M,) of two means, over a and b.
-
-    Where units are skewed to the right, the estimate and its standard error are too low together, and the interval
-    has to reach farther up. With the influences :math:`\alpha, \beta` of a unit on the two logarithms,
-    :math:`\psi = \alpha - \beta`, their deviation :math:`\sigma` and skewness :math:`\gamma`, the studentised
-    logarithm is, to order :math:`1 / \sqrt M`,
+    With the influences :math:`\alpha, \beta` of a unit on the two logarithms, :math:`\psi = \alpha - \beta`,
+    their deviation :math:`\sigma` and skewness :math:`\gamma`, the studentised logarithm is to order
+    :math:`1 / \sqrt M`
 
     .. math:: T = Z - p Z^2 - q, \qquad q = \frac{\gamma}{6 \sqrt M}, \qquad
               p = 2 q - \frac{E[\psi (\alpha + \beta)]}{2 \sigma \sqrt M}
 
-    of a normal Z: q and 2 q are Hall's (1992) for a mean, the rest is the logarithm's. His cubic,
-    :math:`T + p T^2 + p^2 T^3 / 3 + q`, is Z again and monotone: its inverse at :math:`\pm t` gives the ends. As
-    skewness is estimated too low from few units, neither side is shorter than t.
+    of a normal Z: where :math:`\psi` is skewed to the right, the estimate and its standard error are too low
+    together. (q and 2 q are Hall's (1992) for a mean, the rest is the logarithm's.) His cubic
+    :math:`T + p T^2 + p^2 T^3 / 3 + q` is Z again and monotone. Its inverse at Student's :math:`\pm t` with
+    M - 1 degrees of freedom gives the margins, or `jackknife` does, whose are never shorter here.
+
+    Of a tail that a and b share little is left in the ratio. Of a tail that one has alone all is left, on one
+    side, and :math:`\gamma` is large, yet lower than it is in truth: on that side the degrees of freedom fall
+    by :math:`10 / (1 + \gamma^2)` if that is below 1, though not below 2. (A kurtosis is at least
+    :math:`1 + \gamma^2`.) ``python studies/tails.py`` measures what this covers and what it costs.
     """
-    scale, psi = _deviations(np.log(below) - np.log(above))  # a unit changes the other way when it is left out
-    if scale == 0:
-        return Estimate(value, stderr, value, value, confidence, True)
-    m, both = len(psi), -(above + below)
-    spread, q = math.sqrt(float(np.square(psi).mean())), _skewness(psi) / (6 * math.sqrt(m))
+    value, left_out = float(np.divide(above.value, below.value)), above.left_out / below.left_out
+    plain = jackknife(value, left_out, confidence, positive=True)
+    if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and plain.stderr > 0):
+        return plain
+    a, b, logs, m = (
+        above.left_out / above.value,
+        below.left_out / below.value,
+        np.log(left_out),
+        len(left_out),
+    )
+    psi, both = -_deviations(logs)[1], -(a + b)  # a unit changes the other way when it is left out
+    skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
+    q = skewness / (6 * math.sqrt(m))
     p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)
 
     def root(z: float) -> float:
         z -= q
         return z if abs(p * z) < 1e-6 else float(np.cbrt(1 + 3 * p * z) - 1) / p
 
-    size = scale * math.sqrt((m - 1) / m * float(np.square(psi).sum()))
-    down, up = max(root(t), t), max(-root(-t), t)
-    return Estimate(value, stderr, value / _exp(down * size), value * _exp(up * size), confidence, True)
+    quantile = 0.5 + 0.5 * confidence
+    t, dof = student_t_quantile(quantile, m - 1.0), satterthwaite_dof(logs)
+    least, longer = (
+        student_t_quantile(quantile, each)
+        for each in (dof, max(min(dof, 2.0), dof * min(1.0, 10 / (1 + skewness**2))))
+    )
+    down = max(root(t), longer if skewness < 0 else least)
+    up = max(-root(-t), longer if skewness > 0 else least)
+    size = _stderr(logs)
+    return replace(plain, low=value / _exp(down * size), high=value * _exp(up * size))
 
 
 def _exp(x: float) -> float:
@@ -181,10 +182,10 @@ def _power(*values: float) -> float:
 def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
     r"""Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2.
 
-    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the quantile
-    of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by the
-    jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`, which
-    for D = 1 is the t-test.
+    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the
+    quantile of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by
+    the jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`,
+    which for D = 1 is the t-test.
     """
     v, left_out = variance
     if not (_defined(v, left_out) and v > 0):
@@ -205,17 +206,17 @@ def signal_interval(signal: Moment, variance: Moment, dimension: float, confiden
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
 
     The second part is all that is left where there is no signal, :math:`A = 2 V^2 / (\nu U^2)` with
-    :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension`. The jackknife's estimate J of the whole counts
-    it twice (Efron & Stein 1981): J - 2 A is an estimate of the first part, which is proportional to a signal
-    s in the direction of :math:`\mu`. So at a signal s the variance is A + B s, with
+    :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension`. The jackknife's estimate J of the whole
+    counts it twice (Efron & Stein 1981): J - 2 A is an estimate of the first part, which is proportional to a
+    signal s in the direction of :math:`\mu`. So at a signal s the variance is A + B s, with
 
     .. math:: B = \frac{(J - 2 A)_+ + 4 V c / (\nu U)}{\hat S_+ + c}, \qquad c = \sqrt A ,
 
     from noise along the mean where the signal is strong, and the noise that a direction has on average, each
     counted by its own variance, where the mean shows no direction. The interval holds all s that
     :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927), but for its lower end: there
-    `null_limit` is in place of :math:`t \sqrt A`, as Student's t falls short of the tail of a sum of few squares:
-    low > 0 exactly if :math:`\hat S` is above it.
+    `null_limit` is in place of :math:`t \sqrt A`, as Student's t falls short of the tail of a sum of few
+    squares: low > 0 exactly if :math:`\hat S` is above it.
     """
     if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
@@ -377,11 +378,7 @@ def _over_signals(
         return Estimate(value, math.nan, *ends, confidence, False)
     if resampled is not None:
         return bca(moment, resampled, confidence, positive=positive)
-    if not positive:
-        return jackknife(*moment, confidence)
-    logs = np.log(moment.left_out)
-    factor = _exp(_t(logs, confidence) * _stderr(logs))
-    return Estimate(value, _stderr(moment.left_out), value / factor, value * factor, confidence, True)
+    return jackknife(*moment, confidence, positive=positive)
 
 
 @quiet

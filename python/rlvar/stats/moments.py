@@ -17,8 +17,8 @@ they are added up a few columns at a time, each centred before anything is multi
 
 For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D). Up to 64 units they are taken; of more
 units those within blocks of b <= 32, O(U b D). The U-statistic of a block is unbiased for any b >= 4, and
-so is the mean over blocks. The part of its variance that single units make, a constant over U, is that of all pairs;
-only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
+so is the mean over blocks. The part of its variance that single units make, a constant over U, is that of all
+pairs; only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Sample:
 class Blocks:
     """Inner products y_u . y_v of the units of one block, for blocks that differ by at most one unit.
 
-    One block of up to 64 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8 to
-    a block: by U alone.
+    One block of up to 64 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8
+    to a block: by U alone.
     """
 
     def __init__(self, units: int) -> None:

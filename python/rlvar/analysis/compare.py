@@ -205,7 +205,8 @@ class Comparison(Result):
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         units = "groups" if self.grouped else "rollouts"
-        legend = f"decided by: how many {units} are behind the variance, and behind the ratio"
+        legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
+        legend += "many are no proof of light tails"
         notes = [note[:1].upper() + note[1:] for note in self.notes]
         return "\n".join([text, legend, *ratios, *notes])
 

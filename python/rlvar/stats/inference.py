@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +91,8 @@ def signal_and_noise_scale(
     return found, fieller(whole, found, correlation(total.left_out, signal.left_out))
 
 
-class _Pair(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Pair:
     """A sample beside the reference, with their moments."""
 
     own: Products
@@ -97,6 +100,13 @@ class _Pair(NamedTuple):
     variance: Moment
     signal: Moment
     cross: Moment
+
+    @cached_property
+    def dimension(self) -> float:
+        return moments.dimension(self.own)
+
+    def null_limit(self, confidence: float) -> float:
+        return null_limit(self.variance, self.dimension, confidence)
 
 
 class _Mean(NamedTuple):
@@ -194,7 +204,6 @@ def _with_means(
     means: Sequence[_Mean],
     reference: int,
     signals: Sequence[Estimate],
-    limits: Sequence[float],
     drawn: tuple[Double | None, Double | None] = (None, None),
 ) -> dict[str, Any]:
     """Return what rests on two signals, from resampled values if drawn, and what has no interval."""
@@ -212,25 +221,17 @@ def _with_means(
         ),
         "alignment": alignment(pair.cross, signal, base_signal, resampled=drawn[1], **options),
         "factor": 1.0 if pair.beside.identical else mean.scale / of_base.scale if same else None,
-        "faintest": limits[mean.quietest] * mean.scale**2,
+        "faintest": pairs[mean.quietest].null_limit(signals[i].confidence) * mean.scale**2,
         "identical": pair.beside.identical,
         "variances": pair.variance,
     }
 
 
-def _limits(pairs: Sequence[_Pair], confidence: float) -> tuple[list[float], list[float]]:
-    """Return the effective dimension of each sample, and the least estimate of a signal that is resolved."""
-    dimensions = [moments.dimension(pair.own) for pair in pairs]
-    limits = [null_limit(p.variance, d, confidence) for p, d in zip(pairs, dimensions, strict=True)]
-    return dimensions, limits
-
-
 def _jackknifed(
     pairs: Sequence[_Pair], means: Sequence[_Mean], reference: int, confidence: float
 ) -> list[Inference]:
-    dimensions, limits = _limits(pairs, confidence)
     of_mean = {
-        q: signal_interval(pairs[q].signal, pairs[q].variance, dimensions[q], confidence)
+        q: signal_interval(pairs[q].signal, pairs[q].variance, pairs[q].dimension, confidence)
         for q in {mean.quietest for mean in means}
     }
     signals = [_scaled(of_mean[mean.quietest], mean.scale**2) for mean in means]
@@ -244,7 +245,7 @@ def _jackknifed(
                 ratio=ratio_of_variances(pair.variance, pairs[reference].variance, confidence),
                 signal=signals[i],
                 noise_scale=fieller(variance, signals[i], correlated),
-                **_with_means(i, pairs, means, reference, signals, limits),
+                **_with_means(i, pairs, means, reference, signals),
             )
         )
     return results
@@ -264,7 +265,6 @@ def _bootstrapped(
     resampled = [drawn.signal[mean.quietest] * mean.scale**2 for mean in means]
     signals = [bca(signal, x, confidence) for signal, x in zip(moments_of, resampled, strict=True)]
     base_variance, base_signal = drawn.variance[reference], resampled[reference]
-    _, limits = _limits(pairs, confidence)
     results = []
     for i, (own, moment, signal) in enumerate(zip(pairs, moments_of, resampled, strict=True)):
         ratio = quotient(own.variance, base.variance)
@@ -282,7 +282,7 @@ def _bootstrapped(
                 ratio=bootstrap_t(ratio, ratio.value, variance_ratio, drawn.ratio_stderr[i], confidence),
                 signal=signals[i],
                 noise_scale=reciprocal(bca(quotient(moment, own.variance), inverse, confidence), signals[i]),
-                **_with_means(i, pairs, means, reference, signals, limits, (scale_ratio, cosine)),
+                **_with_means(i, pairs, means, reference, signals, (scale_ratio, cosine)),
             )
         )
     return results

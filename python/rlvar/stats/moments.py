@@ -15,7 +15,7 @@ Leaving out unit u moves m by -y_u / (U - s_u), and with it what every other uni
 form from Q, sum s y and sum s^2. All that is needed of the D coordinates are sums over them, `Products`:
 they are added up a few columns at a time, each centred before anything is multiplied. O(U D).
 
-For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D). Up to 64 units they are taken; of more
+For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D). Up to 48 units they are taken; of more
 units those within blocks of b <= 32, O(U b D). The U-statistic of a block is unbiased for any b >= 4, and
 so is the mean over blocks. The part of its variance that single units make, a constant over U, is that of all
 pairs; only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
@@ -37,7 +37,7 @@ from rlvar._types import Double
 from rlvar.stats.estimate import Moment
 
 _TINY = 2.0**-1000  # squares of this size have lost digits, or all
-_CHUNK = 1 << 17  # numbers of one temporary
+_CHUNK = 1 << 16  # numbers of one temporary, or twice as many if a row would be a few columns
 _SAME = 2.0**-20  # relative: gradients of float32 scores are not known better
 
 
@@ -130,12 +130,12 @@ class Sample:
 class Blocks:
     """Inner products y_u . y_v of the units of one block, for blocks that differ by at most one unit.
 
-    One block of up to 64 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8
+    One block of up to 48 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8
     to a block: by U alone.
     """
 
     def __init__(self, units: int) -> None:
-        size = units if units <= 64 else max(8, min(32, (1 << 21) // units))
+        size = units if units <= 48 else max(8, min(32, (1 << 21) // units))
         count = -(-units // size)
         self.edges = [units * k // count for k in range(count + 1)]
         size = -(-units // count)
@@ -257,7 +257,7 @@ def products(
         for (i, j), p in found.items():
             p.gram = (kept[i], kept[j].T)
     some = np.zeros(len(samples), bool)
-    step = max(8, _CHUNK // u)  # so that no bit depends on more than the shape
+    step = max(8, min(64, 2 * _CHUNK // u), _CHUNK // u)  # so that no bit depends on more than the shape
     for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
         columns = [each.columns(part) for each in samples]
         some |= [bool(x.any()) for x in columns]

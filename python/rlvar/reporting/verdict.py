@@ -234,11 +234,12 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
-    if size < rollouts / 2:
+    if size < 0.75 * rollouts:  # `studies/stale_coverage.py`
         trust = "no number or interval can be trusted" if size < _FEW else "intervals may be far too narrow"
+        others = ", the others hardly count" if size < rollouts / 2 else ""
         sentences.append(
-            f"The {kind} ratios leave an effective sample size of {size:.1f} of {rollouts:,} rollouts, the "
-            f"others hardly count: {trust}."
+            f"The {kind} ratios leave an effective sample size of {size:.1f} of {rollouts:,} rollouts"
+            f"{others}: {trust}."
         )
     if ratios.misses:
         sentences.append(

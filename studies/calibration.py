@@ -3,7 +3,8 @@
     python studies/calibration.py [--data-sets 1000] [--confidence 0.95] [--bootstrap RESAMPLES]
 
 Prints a Markdown table. Exits with status 1 if a light-tailed setting is covered by fewer than 92 % or more
-than 98 % of the intervals. The last two columns are medians: how many units decide the variance, and the ratio.
+than 98 % of the intervals. The last two columns are medians: how many units decide the variance, and the
+ratio.
 Heavy-tailed settings are shown, not judged: no diagnostic of the data says where intervals miss (`tails.py`).
 
 Steps t = 1..T have scores s_t ~ N(0, I_D) and rewards r_t = b + c s_t[0] + c s_{t-1}[1] + p + e_t:

@@ -3,7 +3,8 @@
     python studies/signals.py [--data-sets 1000] [--confidence 0.95]
 
 Prints a Markdown table. Units have gradients g ~ N(mu, Sigma) of D coordinates, or are those of a softmax
-over four arms; "one mean" are two estimators of one mean, of which the noisier takes the signal of the quieter.
+over four arms; "one mean" are two estimators of one mean, of which the noisier takes the signal of the
+quieter.
 "low > s" and "high < s" are how often an interval lies above and below the truth. Without a signal a low end
 above 0 is a false "resolved": nominally in 2.5 % of the data sets. Exits with status 1 if an interval covers
 less than 90 %, or a signal of 0 is resolved in more than 5 %.

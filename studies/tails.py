@@ -1,6 +1,6 @@
 """What tails do to intervals of variances and of their ratio, and whether any diagnostic tells of it.
 
-    python studies/tails.py [--data-sets 300]
+    python studies/tails.py [--data-sets 400]
 
 Steps have scores s_t ~ N(0, I_D), or those of coins, and rewards 0.3 + 0.3 s_t[0] + 0.3 s_{t-1}[1] + noise;
 "multi" is compared with "single". In "bonus" a lognormal number is added to the reward of step 1: it is in
@@ -97,14 +97,15 @@ def variance_of(gradients, sizes):
 
 
 def pareto(x):
-    """Shape k of the tail of x by Zhang and Stephens (2009), as Pareto-smoothed importance sampling has it."""
+    """Shape k of the tail of x by Zhang and Stephens (2009), as in Pareto-smoothed importance sampling."""
     x = np.sort(x)
     m = int(min(0.2 * len(x), 3 * np.sqrt(len(x))))
     if m < 5 or not x[-m - 1] > 0:
         return np.nan
     excess = x[-m:] - x[-m - 1]
-    candidates = 30 + int(np.sqrt(m))
-    quartile = max(excess[int(m / 4 + 0.5) - 1], 1e-12 * excess[-1])
+    candidates, quartile = 30 + int(np.sqrt(m)), excess[int(m / 4 + 0.5) - 1]
+    if not quartile > 0:
+        return np.nan
     b = 1 / excess[-1] + (1 - np.sqrt(candidates / (np.arange(1, candidates + 1) - 0.5))) / (3 * quartile)
     k = np.log1p(-b[:, None] * excess[:-1]).mean(axis=1)
     likelihood = m * (np.log(-b / k) - k - 1)
@@ -174,7 +175,7 @@ def study(name, options, exact, units, data_sets, records):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-sets", type=int, default=300)
+    parser.add_argument("--data-sets", type=int, default=400)
     data_sets = parser.parse_args().data_sets
     print("| rollouts | units | jackknife | ours | ratio < low | ratio > high | longer | variance |")
     print("|---" * 8 + "|")

@@ -250,6 +250,11 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     lower and the denominator's upper for the lower limit, and the other way round (Donner & Zou
     2012, "MOVER"). So skewed intervals stay skewed, and the ratio's agrees with them.
 
+    For a noise scale d is a signal, whose variance A + B s depends on it. Its margins are those at the ends
+    of `signal_interval`, :math:`m_d^2 = t^2 (A + B s)` at the end :math:`s = d \pm m_d`: x is tested with the
+    variance of the signal that belongs to it, and has no upper end exactly where the test does not reject
+    s = 0.
+
     ``high`` is infinite exactly where the denominator's interval reaches zero, and the ratio then not
     resolved; ``low`` still comes from the upper end, and is 0 if that is not positive either. The value is
     the plain ratio, negative or infinite as it comes; the stderr is by the delta method.

@@ -8,6 +8,8 @@ from scipy import stats as scipy_stats
 
 import reference
 import rlvar
+from rlvar.stats.inference import infer
+from rlvar.stats.moments import Sample
 
 
 def make_rollouts(rng, n=18, t=7, d=3, **options):
@@ -38,7 +40,6 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
     result = rlvar.compare(rollouts)
     labels = np.array(groups or np.arange(18))
     alone = {name: rlvar.compare(rollouts, [name], reference=name)[name] for name in ("single", "multi")}
-    quietest = min(result, key=lambda row: row.variance.value)
     g = {
         name: reference.gradients(rollouts.scores, weights_of(rollouts, name), **options)
         for name in ("single", "multi")
@@ -53,12 +54,13 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
         for estimate, statistic in (
             (row.variance, moment(name, 0)),
             (alone[name].signal, moment(name, 1)),
-            (row.signal, moment(quietest.name, 1)),
             (row.ratio, lambda kept, name=name: moment(name, 0)(kept) / moment("single", 0)(kept)),
         ):
             assert estimate.value == pytest.approx(statistic(everything), rel=1e-10)
             expected = reference.jackknife_stderr(statistic, labels)
             assert estimate.stderr == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    assert result["single"].signal == result["multi"].signal  # of either
+    assert result["single"].signal in (alone["single"].signal, alone["multi"].signal)
     assert result.units == len(set(labels.tolist()))
 
 
@@ -451,6 +453,19 @@ def test_unbiased_estimators_share_the_signal_of_the_quietest(rng, interval):
     own = rlvar.compare(rollouts, [later], reference=later, interval=interval)[later.name]
     assert result[later.name].signal == own.signal
     assert result[later.name].factor is None
+
+
+def test_of_estimators_that_are_about_as_quiet_the_first_gives_the_signal():
+    # The least of many is least by chance: its signal of 0 would be resolved in 6 to 7 %.
+    resolved = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        base = rng.standard_normal((12, 1))
+        samples = [Sample(base + rng.standard_normal((12, 1))) for _ in range(6)]
+        found = infer(samples, 2, 0.95, classes=["unbiased"] * 6)
+        assert len({each.signal for each in found}) == 1
+        resolved += found[0].signal.resolved
+    assert resolved / 400 < 0.045
 
 
 def test_signals_are_shared_within_one_kind_of_importance_ratio_only(rng):

@@ -45,8 +45,9 @@ class ComparisonRow(Result):
         same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators
-        with the same importance ratios have one mean, and so one signal: that of the quietest of them, for
-        all. What is a number times one of them has the square of that number times this signal.
+        with the same importance ratios have one mean, and so one signal for all: that of the quietest of
+        them, by two standard errors. What is a number times one of them has the square of that number times
+        this signal.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.

@@ -28,6 +28,7 @@ from rlvar.stats.intervals import (
     effective_units,
     fieller,
     jackknife,
+    log_stderrs_below,
     noise_scale_ratio,
     null_limit,
     ratio_of_variances,
@@ -110,14 +111,14 @@ class _Pair:
 
 
 class _Mean(NamedTuple):
-    """The mean of a sample, as `scale` times that of the quietest of all that are known to have it."""
+    """The mean of a sample, as `scale` times that of the quietest of those that are known to share it."""
 
     quietest: int
     scale: float
 
 
 @quiet
-def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None]) -> list[_Mean]:
+def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None], reference: int) -> list[_Mean]:
     """Find the sample whose signal is the best estimate of each one's.
 
     Samples of a class have one mean by theory. Those that are a number times one of them belong to it as
@@ -133,11 +134,27 @@ def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None]) -> list[_
             labels.append((("class", classes[kin[0]]), factor / likes[kin[0]][1]))
         else:
             labels.append((("like", root), factor))
-    noise = [pair.variance.value / scale**2 for pair, (_, scale) in zip(pairs, labels, strict=True)]
-    quietest: dict[Hashable, int] = {}
-    for i in sorted(range(len(pairs)), key=noise.__getitem__):
-        quietest.setdefault(labels[i][0], i)
+    noise = [_times(pair.variance, scale**-2.0) for pair, (_, scale) in zip(pairs, labels, strict=True)]
+    members: dict[Hashable, list[int]] = {}
+    for i in sorted(range(len(pairs)), key=lambda i: i != reference):
+        members.setdefault(labels[i][0], []).append(i)
+    quietest = {kind: _quietest(noise, among) for kind, among in members.items()}
     return [_Mean(quietest[kind], scale / labels[quietest[kind]][1]) for kind, scale in labels]
+
+
+def _quietest(noise: Sequence[Moment], among: Sequence[int]) -> int:
+    """Return the first of some, or from there on one that is quieter by two standard errors of the log.
+
+    The least of many that are about equal would be least by chance, and its signal too easily resolved.
+    """
+    best = among[0]
+    while True:
+        log_ratios = ((i, quotient(noise[i], noise[best])) for i in among)
+        quieter = (i for i, ratio in log_ratios if log_stderrs_below(ratio) > 2)
+        following = next(quieter, best)
+        if following == best:
+            return best
+        best = following
 
 
 def _times(moment: Moment, factor: float) -> Moment:
@@ -162,17 +179,17 @@ def infer(
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`.
 
-    Samples of the same of the `classes` have the same mean by theory: all take the signal of the one of least
-    variance, and so do those that are proportional to one of them, times the square of their factor. Where
-    the factor b between two means is known, their noise scales have the ratio (V_a / V_0) / b^2, and
-    the means the cosine 1 or -1: no signal takes part.
+    Samples of the same of the `classes` have the same mean by theory: all take the signal of one that is
+    quietest beyond doubt, and so do those that are proportional to one of them, times the square of their
+    factor. Where the factor b between two means is known, their noise scales have the ratio
+    (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
     """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
     pairs = [
         _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
         for own, beside in products
     ]
-    means = _means(pairs, [None] * len(pairs) if classes is None else classes)
+    means = _means(pairs, [None] * len(pairs) if classes is None else classes, reference)
     if bootstrap is None:
         found = _jackknifed(pairs, means, reference, confidence)
     else:

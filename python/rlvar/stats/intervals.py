@@ -118,6 +118,15 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
 
 
 @quiet
+def log_stderrs_below(ratio: Moment) -> float:
+    """Return by how many standard errors the logarithm of a quantity is below 0; NaN if not known."""
+    if not (_defined(*ratio) and ratio.value > 0 and (ratio.left_out > 0).all()):
+        return math.nan
+    stderr = _stderr(np.log(ratio.left_out))
+    return -math.log(ratio.value) / stderr if stderr else math.nan
+
+
+@quiet
 def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estimate:
     r"""Ratio of two variances a / b of the same units, paired, on the log scale.
 

@@ -237,6 +237,9 @@ def test_compare_reproduces_leave_one_out_on_all_groups_of_equally_likely_outcom
     labels = np.repeat(np.arange(units), group)
     rollouts = rlvar.Rollouts(scores[members][:, None], rewards[members], groups=labels)
     result = rlvar.compare(rollouts, ["single", "rloo", "dr-grpo"])
+    alone = {
+        name: rlvar.compare(rollouts, [name], reference=name)[name] for name in ("single", "rloo", "dr-grpo")
+    }
     single = (p @ (rewards**2 * np.square(scores).sum(axis=1)) - mean @ mean) / group
     for name, variance, shrunk in (
         ("single", single, 1.0),
@@ -246,7 +249,11 @@ def test_compare_reproduces_leave_one_out_on_all_groups_of_equally_likely_outcom
         exact = shrunk**2 * variance * units / (units - 1)  # compare takes the units for a sample
         assert_close(result[name].variance.value, exact)
         assert_close(result[name].ratio.value, shrunk**2 * variance / single)
-        assert_close(result[name].signal.value, shrunk**2 * (mean @ mean) - exact / units)
+        assert_close(alone[name].signal.value, shrunk**2 * (mean @ mean) - exact / units)
+        # One mean, one signal, that of the quieter of the two if it can be told; of "dr-grpo" by its factor.
+        told = "rloo" if result["rloo"].ratio.high < 1 else "single"
+        assert_close(result[name].signal.value, shrunk**2 * alone[told].signal.value)
+        assert_close(result[name].factor, shrunk)
 
 
 def test_terminal_reward_makes_the_two_estimators_agree_to_the_bit(rng):

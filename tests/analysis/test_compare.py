@@ -4,9 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 import reference
 import rlvar
+from rlvar.stats.inference import infer
+from rlvar.stats.moments import Sample
 
 
 def make_rollouts(rng, n=18, t=7, d=3, **options):
@@ -36,6 +39,7 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
     rollouts = make_rollouts(rng, groups=groups, **options)
     result = rlvar.compare(rollouts)
     labels = np.array(groups or np.arange(18))
+    alone = {name: rlvar.compare(rollouts, [name], reference=name)[name] for name in ("single", "multi")}
     g = {
         name: reference.gradients(rollouts.scores, weights_of(rollouts, name), **options)
         for name in ("single", "multi")
@@ -49,12 +53,14 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
         row = result[name]
         for estimate, statistic in (
             (row.variance, moment(name, 0)),
-            (row.signal, moment(name, 1)),
+            (alone[name].signal, moment(name, 1)),
             (row.ratio, lambda kept, name=name: moment(name, 0)(kept) / moment("single", 0)(kept)),
         ):
             assert estimate.value == pytest.approx(statistic(everything), rel=1e-10)
             expected = reference.jackknife_stderr(statistic, labels)
             assert estimate.stderr == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    assert result["single"].signal == result["multi"].signal  # of either
+    assert result["single"].signal in (alone["single"].signal, alone["multi"].signal)
     assert result.units == len(set(labels.tolist()))
 
 
@@ -86,8 +92,9 @@ def test_without_groups_the_variance_is_the_sample_variance(rng):
     for name in ("single", "multi"):
         g = reference.gradients(rollouts.scores, weights_of(rollouts, name))
         variance = g.var(axis=0, ddof=1).sum()
+        alone = rlvar.compare(rollouts, [name], reference=name)[name]
         assert result[name].variance.value == pytest.approx(variance)
-        assert result[name].signal.value == pytest.approx((g.mean(axis=0) ** 2).sum() - variance / 18)
+        assert alone.signal.value == pytest.approx((g.mean(axis=0) ** 2).sum() - variance / 18)
         parts = rlvar.decompose(rollouts.scores, weights_of(rollouts, name))
         assert result[name].variance.value == pytest.approx(parts.variance.value)
         assert result[name].variance.stderr == pytest.approx(parts.variance.stderr)
@@ -163,11 +170,11 @@ def test_every_named_estimator_is_its_formula(rng, kind):
     names = [estimator.name for estimator in rlvar.estimators()]
     assert set(names) == set(weights)
     result = rlvar.compare(rollouts, names)
-    own = rlvar.compare(rollouts, [(f"own {name}", w) for name, w in weights.items()])
     for name in names:
-        assert own[f"own {name}"].unbiased is None
-        for field in ("variance", "ratio", "signal"):
-            ours, theirs = getattr(result[name], field), getattr(own[f"own {name}"], field)
+        own = rlvar.compare(rollouts, [(f"own {name}", weights[name])])[f"own {name}"]
+        assert own.unbiased is None
+        for field in ("variance", "ratio"):
+            ours, theirs = getattr(result[name], field), getattr(own, field)
             assert ours.value == pytest.approx(theirs.value, rel=1e-9, abs=1e-9)
 
 
@@ -362,8 +369,8 @@ def test_noise_scale_agrees_with_the_two_batches_of_mccandlish(rng):
 
 def test_without_a_signal_the_noise_scale_has_no_upper_end(rng):
     rollouts = rlvar.Rollouts(rng.standard_normal((100, 3, 2)), rng.standard_normal((100, 3)))
-    result = rlvar.compare(rollouts)
-    row = result["multi"]
+    result = rlvar.compare(rollouts, ["single", ("now", rollouts.rewards)])
+    row = result["now"]
     assert row.signal.low <= 0
     assert row.noise_scale.high == np.inf
     assert 0 <= row.noise_scale.low < row.noise_scale.high
@@ -390,15 +397,183 @@ def test_estimators_of_other_means_rank_by_noise_scale(rng):
     assert "Their means differ" not in str(rlvar.compare(rlvar.Rollouts(scores, rewards)))
 
 
-def test_one_rollout_that_carries_the_variance_is_flagged(rng):
-    scores = rng.standard_normal((200, 3, 2))
-    rewards = np.ones(200)
-    assert not rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"].heavy_tailed
+def test_effective_units_say_how_few_rollouts_decide(rng):
+    scores, rewards = rng.standard_normal((200, 3, 2)), np.ones((200, 3))
+    light = rlvar.compare(rlvar.Rollouts(scores, rewards))["multi"]
+    assert light.variance_units > 50
+    assert light.ratio_units > 20
     rewards[7] = 1000
-    row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single"])["single"]
-    assert row.largest_share > 0.99
-    assert row.top_share > row.largest_share  # of two of the 200
-    assert row.heavy_tailed
+    row = rlvar.compare(rlvar.Rollouts(scores, rewards))["multi"]
+    assert 1 <= row.variance_units < 1.02
+    # By definition: shares of the variance, and the squares of what each unit changes in the ratio.
+    g = {
+        name: reference.gradients(scores, weights_of(rlvar.Rollouts(scores, rewards), name))
+        for name in ("single", "multi")
+    }
+    q = {name: np.square(x - x.mean(axis=0)).sum(axis=1) for name, x in g.items()}
+    kept = ~np.eye(200, dtype=bool)
+    v = {name: np.array([x[k].var(axis=0).sum() for k in kept]) for name, x in g.items()}
+    ratios = v["multi"] / v["single"]
+    changes = np.square(ratios - ratios.mean())
+    assert row.variance_units == pytest.approx(q["multi"].sum() ** 2 / (q["multi"] ** 2).sum())
+    assert row.ratio_units == pytest.approx(changes.sum() ** 2 / (changes**2).sum(), rel=1e-6)
+    fields = rlvar.compare(rlvar.Rollouts(scores, rewards)).to_dict()["rows"]
+    assert fields[1]["ratio_units"] == pytest.approx(row.ratio_units)
+    assert fields[0]["ratio_units"] is None  # of the reference with itself
+    assert f"{row.variance_units:.3g}, {row.ratio_units:.3g} of 200" in str(
+        rlvar.compare(rlvar.Rollouts(scores, rewards))
+    )
+
+
+def on_policy_rollouts(rng, n=200, t=3, **options):
+    """Gaussian actions of mean 0, scored by the policy that sampled them, each with a reward of its own."""
+    scores = rng.standard_normal((n, t, 2))
+    return rlvar.Rollouts(scores, 1 + 0.3 * scores[..., 0] + rng.standard_normal((n, t)), **options)
+
+
+@pytest.mark.parametrize("interval", ["jackknife", rlvar.Bootstrap(300)])
+def test_unbiased_estimators_share_the_signal_of_the_quietest(rng, interval):
+    rollouts = on_policy_rollouts(rng)
+    half = ("half", lambda rollouts: rollouts.rewards.sum(axis=1) / 2)
+    later = rlvar.estimator("multi", gamma=0.9)
+    result = rlvar.compare(rollouts, ["single", "multi", "multi-mean", half, later], interval=interval)
+    quietest = min((row for row in result if row.unbiased), key=lambda row: row.variance.value)
+    alone = rlvar.compare(rollouts, [quietest.name], reference=quietest.name, interval=interval)
+    assert quietest.name == "multi-mean"
+    for row in result:
+        if row.unbiased:
+            assert row.signal == alone[quietest.name].signal
+            assert row.noise_scale.value == pytest.approx(row.variance.value / row.signal.value)
+            assert (row.factor, row.alignment) == (1.0, rlvar.Estimate(1.0, 0.0, 1.0, 1.0))
+            # One mean: noise scales compare as variances, signal or no signal.
+            assert row.noise_scale_ratio == row.ratio
+    # What is proportional to one of them has its signal too, what has another mean has its own.
+    assert result["half"].unbiased is None
+    assert result["half"].factor == pytest.approx(0.5)
+    assert result["half"].signal.value == pytest.approx(result["single"].signal.value / 4)
+    own = rlvar.compare(rollouts, [later], reference=later, interval=interval)[later.name]
+    assert result[later.name].signal == own.signal
+    assert result[later.name].factor is None
+
+
+def test_of_estimators_that_are_about_as_quiet_the_first_gives_the_signal():
+    # The least of many is least by chance: its signal of 0 would be resolved in 6 to 7 %.
+    resolved = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        base = rng.standard_normal((12, 1))
+        samples = [Sample(base + rng.standard_normal((12, 1))) for _ in range(6)]
+        found = infer(samples, 2, 0.95, classes=["unbiased"] * 6)
+        assert len({each.signal for each in found}) == 1
+        resolved += found[0].signal.resolved
+    assert resolved / 400 < 0.045
+
+
+def test_signals_are_shared_within_one_kind_of_importance_ratio_only(rng):
+    rollouts = stale_rollouts(rng, n=40)
+    result = rlvar.compare(rollouts, ["single", "multi"], importance=["none", "sequence"])
+    alone = rlvar.compare(rollouts, ["single", "multi"], importance="sequence")
+    assert result["single:sequence"].signal == result["multi:sequence"].signal == alone["multi"].signal
+    assert result["multi:none"].signal not in (alone["multi"].signal, result["single:none"].signal)
+    assert (result["multi:sequence"].factor, result["multi:none"].factor) == (1.0, None)
+
+
+def test_a_shared_signal_makes_noise_scales_finite_and_still_covers():
+    # E g = 0.6 for each of eight steps, in one of two coordinates.
+    rng, finite, covered = np.random.default_rng(0), np.zeros(2), 0
+    truth = (8 * 0.6) ** 2
+    for _ in range(300):
+        scores = rng.standard_normal((40, 8, 2))
+        rollouts = rlvar.Rollouts(scores, 1 + 0.6 * scores[..., 0] + rng.standard_normal((40, 8)))
+        single = rlvar.compare(rollouts, ["single", "multi"])["single"]
+        alone = rlvar.compare(rollouts, ["single"])["single"]
+        finite += [np.isfinite(single.noise_scale.high), np.isfinite(alone.noise_scale.high)]
+        covered += single.signal.low <= truth <= single.signal.high
+    assert finite[0] > 1.5 * finite[1]
+    assert covered / 300 > 0.92
+
+
+GROUPED = np.repeat(np.arange(30), 4)
+
+
+@pytest.mark.parametrize("interval", ["jackknife", rlvar.Bootstrap(300)])
+def test_exact_factors_leave_no_doubt(rng, interval):
+    scores = rng.standard_normal((120, 3, 2))
+    rollouts = rlvar.Rollouts(scores, rng.standard_normal(120), groups=GROUPED)  # no signal at all
+    minus = ("minus", lambda rollouts: -3.0 * rlvar.rloo(rollouts.rewards, GROUPED))
+    names = ["rloo", "dr-grpo", "grpo", "reinforce++", minus]
+    result = rlvar.compare(rollouts, names, reference="rloo", interval=interval)
+    sure = rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+    assert result["dr-grpo"].factor == pytest.approx(0.75)  # 1 - 1/K
+    assert result["minus"].factor == pytest.approx(-3)
+    for name, sign in (("dr-grpo", 1), ("reinforce++", 1), ("minus", -1)):
+        row = result[name]
+        assert row.ratio.low == row.ratio.value == row.ratio.high == pytest.approx(row.factor**2)
+        assert row.noise_scale_ratio.value == pytest.approx(1, abs=1e-12)
+        assert row.noise_scale_ratio.low == row.noise_scale_ratio.high == row.noise_scale_ratio.value
+        assert row.alignment == rlvar.Estimate(sign, 0.0, sign, sign, resolved=True)
+        assert row.noise_scale.value == pytest.approx(result["rloo"].noise_scale.value)
+        assert not row.identical
+        assert np.isnan(row.ratio_units)
+    assert (result["rloo"].factor, result["rloo"].noise_scale_ratio) == (1.0, sure)
+    assert result["grpo"].factor is None
+    assert not result["grpo"].alignment.resolved
+    # By way of rloo, beside a reference that neither is proportional to.
+    beside = rlvar.compare(rollouts, ["single", "rloo", "dr-grpo"], interval=interval)["dr-grpo"]
+    assert beside.factor == pytest.approx(0.75)
+    assert beside.noise_scale_ratio.value == pytest.approx(beside.ratio.value / 0.75**2)
+
+
+@pytest.mark.parametrize("mean", [0.1, 0.0, -0.1])
+def test_the_units_that_would_resolve_a_signal_follow_from_the_margin_of_none(mean):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(30)
+    x = (x - x.mean()) / x.std(ddof=1)
+    x += np.sqrt(max(0.0, 1 / 30 + mean))  # a signal of `mean`, a variance of 1, in one coordinate
+    row = rlvar.compare(rlvar.Rollouts(x[:, None, None], np.ones(30)), ["single"])["single"]
+    needed = row.units_to_resolve
+    jackknifed = row.variance.stderr / row.variance.value
+    f = scipy_stats.f.ppf(0.975, 1, min(29, 2 / jackknifed**2))
+    assert row.signal.value == pytest.approx(max(mean, -1 / 30), abs=1e-12)
+    assert not row.signal.resolved
+    assert needed.low == pytest.approx((f - 1) / row.signal.high)
+    assert needed.high == np.inf
+    if mean > 0:
+        assert needed.value == pytest.approx((f - 1) / mean)  # V (F - 1) / U < S
+        assert needed.value > 30
+    elif mean < 0:
+        assert needed.value == np.inf
+    assert row.to_dict()["units_to_resolve"]["low"] == pytest.approx(needed.low)
+    strong = rlvar.compare(rlvar.Rollouts(x[:, None, None] + 5, np.ones(30)), ["single"])["single"]
+    assert strong.units_to_resolve.high < 30
+    assert strong.units_to_resolve.resolved
+
+
+def test_so_many_units_resolve_a_signal_in_half_of_the_data_sets():
+    rng, truth = np.random.default_rng(0), 0.04
+
+    def rows(units):
+        for g in rng.standard_normal((400, units, 2)) * [2.0, 1.0] + [0.2, 0.0]:
+            yield rlvar.compare(rlvar.Rollouts(g[:, None], np.ones(units)), ["single"])["single"]
+
+    # At the true signal; V and the F of many units are known.
+    needed = np.median([row.units_to_resolve.value * row.signal.value / truth for row in rows(300)])
+    resolved = np.mean([row.signal.resolved for row in rows(round(needed))])
+    assert 0.4 < resolved < 0.6
+
+
+def test_few_units_are_in_the_result_itself(rng):
+    with pytest.warns(UserWarning, match="only 6 groups"):
+        result = rlvar.compare(make_rollouts(rng, groups=GROUPS))
+    assert result.notes == ("only 6 groups: intervals may be far too narrow",)
+    assert result.to_dict()["notes"] == list(result.notes)
+    assert str(result).endswith("Only 6 groups: intervals may be far too narrow")
+    assert rlvar.compare(make_rollouts(rng, n=10)).notes == ()
+
+
+def test_a_hundred_thousand_units_finish(rng):
+    rollouts = rlvar.Rollouts(rng.standard_normal((100_000, 1, 3)) + 0.1, np.ones(100_000))
+    assert rlvar.compare(rollouts, ["single"])["single"].signal.resolved
 
 
 def moments_by_definition(g, sizes, labels):
@@ -425,7 +600,8 @@ def test_a_token_mean_is_a_ratio_of_sums_over_units(rng, groups, kind):
         g = reference.gradients(rollouts.scores, weights_of(rollouts, row.name), **options)
         variance, signal = moments_by_definition(g, tokens, labels)
         assert row.variance.value == pytest.approx(variance)
-        assert row.signal.value == pytest.approx(signal)
+        alone = rlvar.compare(rollouts, [row.name], reference=row.name, aggregation="token-mean")[row.name]
+        assert alone.signal.value == pytest.approx(signal)
         expected = reference.jackknife_stderr(
             lambda kept, g=g: moments_by_definition(g[kept], tokens[kept], labels[kept])[0], labels
         )
@@ -544,7 +720,7 @@ def test_rollouts_of_the_same_policy_need_no_ratio(rng):
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "token-mean"])
-@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(400), 4)])
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(800), 2)])
 def test_bootstrap_intervals_agree_with_the_jackknife(rng, aggregation, groups):
     scores = rng.standard_normal((1600, 4, 2))
     rewards = 1 + scores[:, :, 0] + scores[:, :, 1] * rng.integers(0, 2, (1600, 4))

@@ -132,11 +132,7 @@ def test_the_verdict_says_what_the_rollouts_cannot_tell():
     text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
     assert "The signal of single-step is not resolved with these 100 rollouts" in text
     assert "Nothing speaks against it that the policy which scored these rollouts" in text
-    assert "Heavy tails" not in text
     assert "not sampled from the policy" not in text
-    rewards[0] = 1e6
-    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
-    assert "Heavy tails: 1 of 100 rollouts carries much of the variance, 99% for single-step" in text
 
 
 def test_rollouts_of_another_policy_are_told():
@@ -330,7 +326,6 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     assert size < 10
     told = f"leave an effective sample size of {size:.1f} of 64 rollouts"
     assert told in " ".join(report.verdict)
-    assert "Intervals of variances and of their ratios may be far too narrow" in " ".join(report.verdict)
     unweighted = " ".join(rlvar.report(rollouts).verdict)
     assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
     assert "behavior_logp says so too" in unweighted
@@ -388,7 +383,6 @@ def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
         rewards[seed] = 1.0
         report = rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval)
         assert str(report).count("not resolved") >= 3  # of either table, and the sentence
-        assert "would resolve it" not in str(report)
         # Returns-to-go of the others vary, whole returns do not.
         rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
         sentence = rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval).verdict[0]

@@ -17,6 +17,8 @@ from rlvar.stats.intervals import (
     fieller,
     jackknife,
     noise_scale_ratio,
+    null_limit,
+    ratio_of_variances,
     satterthwaite_dof,
     signal_interval,
 )
@@ -99,6 +101,12 @@ def moments(g):
     return units.signal(own), units.variance(own)
 
 
+def interval_of(g, confidence=0.95):
+    """The signal's interval, from its gradients."""
+    ((own, _),) = units.products([units.Sample(g)])
+    return signal_interval(units.signal(own), units.variance(own), units.dimension(own), confidence)
+
+
 def cross_signal(a, b):
     _, (_, beside) = units.products([units.Sample(a), units.Sample(b)])
     return units.signal(beside)
@@ -114,50 +122,121 @@ def test_the_signals_interval_covers_weak_and_strong_signals(mean, d):
     rng = np.random.default_rng(1)
     g = rng.standard_normal((600, 25, d))
     g[..., 0] += mean
-    ends = [signal_interval(*moments(x), d, 0.95) for x in g]
+    ends = [interval_of(x) for x in g]
     assert 0.92 <= coverage((e.low, mean**2, e.high) for e in ends) <= 0.99
 
 
+@pytest.mark.parametrize("mean", [0.0, 12.0])
+def test_a_signals_interval_covers_where_few_of_many_coordinates_carry_the_variance(mean):
+    # Half of the variance, and the signal, are in one of 400 coordinates.
+    g = np.random.default_rng(1).standard_normal((400, 50, 400)) * np.r_[20.0, np.ones(399)]
+    g[..., 0] += mean
+    ends = [interval_of(x) for x in g]
+    assert coverage((e.low, mean**2, e.high) for e in ends) >= 0.93
+    assert all(e.high >= 0 for e in ends)
+
+
 def test_the_signals_interval_inverts_its_test():
-    g = np.random.default_rng(2).standard_normal((40, 1)) + 0.2
+    g = np.random.default_rng(2).standard_normal((40, 3)) * [2.0, 1.0, 0.5] + [1.6, 0.1, 0.0]
     signal, variance = moments(g)
-    result = signal_interval(signal, variance, 1, 0.9)
-    b = (result.stderr * 38 / 39) ** 2 / (signal.value + variance.value / 39)
-    a = max(b * variance.value / 80, 2 * variance.value**2 / 1600)
+    dimension = 1.8
+    result = signal_interval(signal, variance, dimension, 0.9)
+    v, c = variance.value, math.sqrt(2 / dimension) * variance.value / 40
+    b = (result.stderr**2 - 2 * c**2 + 4 * v * c / (dimension * 40)) / (signal.value + c)
     t = stats.t.ppf(0.95, satterthwaite_dof(signal.left_out))
-    for end in (result.low, result.high):
-        assert abs(signal.value - end) == pytest.approx(t * math.sqrt(a + b * end))
+    assert result.stderr**2 > 2 * c**2
+    assert result.high - signal.value == pytest.approx(t * math.sqrt(c**2 + b * result.high))
+    limit = null_limit(variance, dimension, 0.9)
+    assert signal.value - result.low == pytest.approx(math.sqrt(limit**2 + t**2 * b * result.low))
+
+
+def test_a_signal_is_resolved_exactly_where_its_estimate_passes_the_limit_of_none():
+    for g in np.random.default_rng(1).standard_normal((300, 20, 3)) + 0.2:
+        ((own, _),) = units.products([units.Sample(g)])
+        limit = null_limit(units.variance(own), units.dimension(own), 0.95)
+        result = interval_of(g)
+        assert result.resolved == (result.low > 0) == (result.value > limit)
 
 
 @pytest.mark.parametrize("d", [1, 3, 20])
-def test_a_tested_signal_of_zero_is_above_it_as_often_as_it_says(d):
+def test_a_signal_of_zero_is_resolved_as_often_as_it_says(d):
     g = np.random.default_rng(1).standard_normal((2000, 20, d)) * np.geomspace(1, 0.1, d)
-    above = [signal_interval(*moments(x), d, 0.9, tested=True).low > 0 for x in g]
+    above = [interval_of(x, 0.9).low > 0 for x in g]
     assert 0.03 < np.mean(above) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
-def test_a_tested_signal_of_one_coordinate_is_above_zero_exactly_where_a_t_test_rejects():
+def test_a_signal_of_one_coordinate_is_resolved_exactly_where_a_t_test_rejects():
     g = np.random.default_rng(1).standard_exponential((300, 20, 1)) - 0.8
     for x in g:
-        signal, variance = moments(x)
-        tested = signal_interval(signal, variance, 1, 0.9, tested=True)
-        assert tested.high == signal_interval(signal, variance, 1, 0.9).high
+        _, variance = moments(x)
         jackknifed = jackknife(*variance, 0.9).stderr
-        dof = min(19, 2 * (variance.value / jackknifed) ** 2)
+        dof = max(1.0, min(19, 2 * (variance.value / jackknifed) ** 2))
         t = x.mean() / stats.sem(x[:, 0])
-        assert (tested.low > 0) == (abs(t) > stats.t.ppf(0.975, dof))
+        assert interval_of(x, 0.9).resolved == (abs(t) > stats.t.ppf(0.975, dof))
+
+
+def variances(g):
+    return moments(g)[1]
+
+
+def test_a_ratio_reaches_farther_to_the_side_of_a_tail_that_one_has_alone(rng):
+    base, tail = rng.standard_normal((60, 4)), rng.standard_normal((60, 4))
+    tail[:3] *= 8
+    up = ratio_of_variances(variances(tail), variances(base), 0.95)
+    down = ratio_of_variances(variances(base), variances(tail), 0.95)
+    assert up.high / up.value > 1.2 * up.value / up.low
+    # The ratio the other way round has the interval the other way round.
+    assert (down.low, down.high) == pytest.approx((1 / up.high, 1 / up.low))
+    plain = jackknife(up.value, variances(tail).left_out / variances(base).left_out, 0.95, positive=True)
+    assert up.low == pytest.approx(plain.low)
+    assert up.high > plain.high
+
+
+def test_a_ratio_of_light_tails_is_that_of_the_jackknife_but_for_few_units(rng):
+    a, b = rng.standard_normal((2, 300, 6))
+    found = ratio_of_variances(variances(a), variances(b), 0.95)
+    plain = jackknife(found.value, variances(a).left_out / variances(b).left_out, 0.95, positive=True)
+    assert found.low <= plain.low * (1 + 1e-12)
+    assert found.high >= plain.high * (1 - 1e-12)
+    assert math.log(found.high / found.low) < 1.02 * math.log(plain.high / plain.low)
+
+
+def test_a_ratio_that_is_the_same_without_any_unit_has_no_doubt(rng):
+    a = variances(rng.standard_normal((30, 3)))
+    found = ratio_of_variances(Moment(2 * a.value, 2 * a.left_out), a, 0.95)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_margins_of_a_ratio_invert_halls_cubic():
+    longer = 0
+    for a, b in np.random.default_rng(0).standard_normal((20, 2, 12, 2)):
+        above, below = variances(a), variances(b)
+        found = ratio_of_variances(above, below, 0.95)
+        logs = np.log(above.left_out / below.left_out)
+        alpha, beta = (-11 * (m.left_out / m.value - np.mean(m.left_out / m.value)) for m in (above, below))
+        psi, size = -11 * (logs - logs.mean()), math.sqrt(11 * np.var(logs))
+        assert abs(stats.skew(psi)) < 3
+        q = stats.skew(psi) / (6 * math.sqrt(12))
+        p = 2 * q - (psi * (alpha + beta)).mean() / (2 * psi.std() * math.sqrt(12))
+        least = stats.t.ppf(0.975, satterthwaite_dof(logs))
+        for sign, ends in ((1, found.value / found.low), (-1, found.high / found.value)):
+            roots = np.roots([p**2 / 3, p, 1, q - sign * stats.t.ppf(0.975, 11)])
+            (root,) = roots[np.abs(roots.imag) < 1e-9].real
+            assert math.log(ends) / size == pytest.approx(max(sign * root, least), rel=1e-6)
+            longer += sign * root > least
+    assert 10 < longer < 30
 
 
 def test_a_mean_of_exactly_zero_still_has_an_uncertain_signal():
     # Leaving out any of the +-1 moves the mean alike: the jackknife alone would say stderr 0.
     g = np.repeat([[1.0], [-1.0]], 15, axis=0)
-    result = signal_interval(*moments(g), 1, 0.95)
+    result = interval_of(g)
     assert result.stderr == pytest.approx(0, abs=1e-12)
     assert result.low < 0 < result.high
 
 
 def test_equal_units_have_a_certain_signal():
-    result = signal_interval(*moments(np.full((9, 2), 0.5)), 2, 0.95)
+    result = interval_of(np.full((9, 2), 0.5))
     assert (result.value, result.stderr, result.low, result.high) == (0.5, 0.0, 0.5, 0.5)
 
 

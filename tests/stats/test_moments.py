@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import closed_forms
+from rlvar.stats import intervals, resampling
 from rlvar.stats import moments as units
-from rlvar.stats import resampling
 
 
 def moments_of(g, sizes=None):
@@ -85,7 +85,7 @@ def test_equal_units_have_no_variance_at_all():
     (value, left_out), signal = moments_of(g)
     assert value == 0
     assert not left_out.any()
-    assert units.largest_share(units.products([units.Sample(g)])[0][0]) == 0
+    assert np.isnan(intervals.effective_units(units.products([units.Sample(g)])[0][0].diagonal))
     assert len(set(signal.left_out)) == 1
 
 
@@ -98,12 +98,79 @@ def test_without_the_only_unit_that_deviates_there_is_no_variance():
         assert moments_of(gradients, sizes)[0].left_out[seed] == 0.0
 
 
-def test_the_largest_share_is_that_of_the_unit_farthest_out():
-    g = np.array([[0.0], [0.0], [0.0], [4.0]])
-    ((own, _),) = units.products([units.Sample(g)])
-    assert units.largest_share(own) == pytest.approx(9 / 12)
-    assert units.largest_share(own, 0.01) == units.largest_share(own)
-    assert units.largest_share(own, 0.5) == pytest.approx(10 / 12)
+def test_effective_units_are_all_of_equal_shares_and_one_of_one_share():
+    assert intervals.effective_units(np.full(9, 1e-200)) == pytest.approx(9)
+    assert intervals.effective_units(np.r_[np.zeros(8), 3.0]) == 1
+    assert intervals.effective_units(np.array([3.0, 1.0])) == pytest.approx(16 / 10)
+    assert np.isnan(intervals.deciding_units(np.ones(5)))
+
+
+def test_over_all_data_sets_the_trace_of_the_squared_covariance_is_unbiased():
+    outcomes, p = np.array([[1.0, 0.0], [-1.0, 2.0], [0.5, -1.0]]), np.array([0.25, 0.25, 0.5])
+    centred = outcomes - p @ outcomes
+    sigma = centred.T @ (p[:, None] * centred)
+    draws, probabilities = closed_forms.product_measure(outcomes, p, 5)
+    found = []
+    for g in draws:
+        blocks = units.Blocks(5)
+        blocks.add(g + 7.0, None)  # no shift changes it
+        found.append(blocks.trace_of_square(2.0))
+    assert probabilities @ found == pytest.approx(np.trace(sigma @ sigma) / 4, rel=1e-11)
+
+
+def test_many_units_make_blocks_each_of_which_counts_by_its_units(rng):
+    g = rng.standard_normal((135, 6)) * [3, 1, 1, 1, 1, 1]
+    blocks = units.Blocks(135)
+    blocks.add(g, None)
+    sizes = np.diff(blocks.edges)
+    assert (sizes.min(), sizes.max(), sizes.sum()) == (27, 27, 135)
+    each = []
+    for part in np.split(g, blocks.edges[1:-1]):
+        one = units.Blocks(len(part))
+        one.add(part, None)
+        each.append(one.trace_of_square(1.0))
+    assert blocks.trace_of_square(1.0) == pytest.approx(sizes @ each / 135)
+
+
+@pytest.mark.parametrize("u", [4, 64, 65, 1000, 100_000, 1_000_000])
+def test_blocks_never_hold_more_than_a_few_numbers_a_unit(u):
+    blocks = units.Blocks(u)
+    sizes = np.diff(blocks.edges)
+    assert sizes.sum() == u
+    assert sizes.min() >= 4
+    assert sizes.max() - sizes.min() <= 1
+    assert blocks.products.size <= max(8 * u, 1.1 * 2**21)
+
+
+@pytest.mark.parametrize("sizes", [None, "unequal"])
+def test_the_dimension_is_that_of_as_many_equal_coordinates(rng, sizes):
+    u = 4000
+    sizes = None if sizes is None else rng.integers(1, 9, u).astype(float)
+
+    def dimension(scales, u=u):
+        g = rng.standard_normal((u, len(scales))) * scales
+        if sizes is not None:  # of a mean far from 0, which unequal sizes must not take for variance
+            g = (g + 5.0) * np.sqrt(sizes[:u, None])
+            g += 5.0 * (sizes[:u, None] - np.sqrt(sizes[:u, None]))
+        ((own, _),) = units.products([units.Sample(g, None if sizes is None else sizes[:u])])
+        return units.dimension(own)
+
+    assert dimension(np.ones(1)) == 1.0
+    assert dimension(np.ones(50)) == pytest.approx(50, rel=0.05)
+    spiked = np.r_[np.sqrt(50), np.ones(50)]  # V = 100, tr Sigma^2 = 2550
+    assert dimension(spiked) == pytest.approx(100**2 / 2550, rel=0.15)
+    assert dimension(np.ones(5), u=3) == 1.0  # not known
+
+
+def test_proportional_samples_are_found_with_their_factor(rng):
+    g = rng.standard_normal((40, 30))
+    g[:, :10] = 0.0  # columns that say nothing come first
+    near = g * (1 + 1e-4 * rng.standard_normal((40, 1)))
+    samples = [near, g, -0.75 * g, 0.1 * g.astype(np.float32), np.zeros_like(g), g.copy()]
+    found = units.products([units.Sample(np.asarray(x, float)) for x in samples])
+    roots = [own.like for own, _ in found]
+    assert [root for root, _ in roots] == [0, 1, 1, 1, 4, 1]
+    assert [factor for _, factor in roots] == pytest.approx([1, 1, -0.75, 0.1, 1, 1], rel=1e-6)
 
 
 def brute_sample(g, sizes):

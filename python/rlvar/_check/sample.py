@@ -92,12 +92,19 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     return Units(np.argsort(labels, kind="stable"), offsets)
 
 
+def few(units: int, *, grouped: bool) -> str | None:
+    """Say what fewer than ten units mean."""
+    if units >= 10:
+        return None
+    name = "groups" if grouped else "rollouts"
+    return f"only {units} {name}: {'no intervals' if units < 3 else 'intervals may be far too narrow'}"
+
+
 def warn_few(units: int, *, grouped: bool) -> None:
     """Warn of fewer than ten units, where the caller's caller is."""
-    if units < 10:
-        name = "groups" if grouped else "rollouts"
-        what = "no intervals" if units < 3 else "intervals may be far too narrow"
-        warnings.warn(f"only {units} {name}: {what}", UserWarning, stacklevel=3)
+    note = few(units, grouped=grouped)
+    if note is not None:
+        warnings.warn(note, UserWarning, stacklevel=3)
 
 
 def divisor(v1: float, v2: float, pairs: float, ddof: int) -> float:

@@ -6,6 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from rlvar.weights.source import estimator_of
 
 @dataclass(frozen=True)
 class ComparisonRow(Result):
-    """One estimator in a `Comparison`.
+    r"""One estimator in a `Comparison`.
 
     Attributes
     ----------
@@ -44,19 +45,31 @@ class ComparisonRow(Result):
         Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
         same precision.
     signal : Estimate
-        Unbiased estimate of the squared norm of the mean gradient; it can be negative.
+        Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators
+        with the same importance ratios have one mean, and so one signal for all: that of the quietest of
+        them, by two standard errors. What is a number times one of them has the square of that number times
+        this signal.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
     noise_scale_ratio : Estimate
-        Noise scale over that of the reference: what to go by where means differ. Undefined, from 0 to
-        infinity, where a signal is not resolved.
+        Noise scale over that of the reference: what to go by where means differ. With a known `factor` it is
+        ``ratio / factor**2``, and 1 without doubt for gradients that are proportional to the reference's.
+        Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
-        Cosine between its mean gradient and the reference's, without the bias of a plug-in: it can pass 1
-        by chance, its interval does not. From -1 to 1 where a signal is not resolved.
-    largest_share, top_share : float
-        Share of the variance that the largest unit carries, and the largest 1 % of them, at least one. With a
-        top share above a fifth, the intervals of the variance and of its ratio cannot be trusted.
+        Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
+        negative. Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not.
+        From -1 to 1 where a signal is not resolved.
+    variance_units, ratio_units : float
+        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2`
+        over the units' shares q of the variance, and over the squares of what each unit changes in the
+        ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
+        has shown leaves no trace. NaN where nothing varies, as in the ratio of the reference to itself.
+    factor : float or None
+        Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
+        the same importance ratios and for the same gradients; for gradients that are proportional to
+        rounding, or that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for
+        "dr-grpo" beside "rloo" with groups of K.
     unbiased : bool or None
         Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
         `estimators`), ratios and aggregation. None for weights of the caller's own.
@@ -67,6 +80,7 @@ class ComparisonRow(Result):
         one terminal reward.
     """
 
+    _also = ("units_to_resolve",)
     name: str
     variance: Estimate
     ratio: Estimate
@@ -74,18 +88,30 @@ class ComparisonRow(Result):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
-    largest_share: float
-    top_share: float
+    variance_units: float
+    ratio_units: float
+    factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None
     identical: bool
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
+    _faintest: float = field(repr=False, compare=False)
+    _units: int = field(repr=False, compare=False)
 
     @property
-    def heavy_tailed(self) -> bool:
-        """Whether so few units carry so much of the variance that its interval cannot be trusted."""
-        return self.top_share > moments.HEAVY
+    def units_to_resolve(self) -> Estimate:
+        """Return the number of units that would just resolve a signal of this size.
+
+        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S
+        units bring it down to the signal S. Half of the batches of that size would resolve it. The interval
+        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high``
+        is infinite if it is not resolved. So is the value if the estimate is not positive.
+        """
+        at_signal = functools.partial(_over, self._units * self._faintest)
+        signal = self.signal
+        value, low, high = map(at_signal, (signal.value, signal.high, signal.low))
+        return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,8 +130,11 @@ class Comparison(Result):
         Whether the units are groups.
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
+    notes : tuple of str
+        What limits all numbers: that the units are few.
     """
 
+    _also = ("notes",)
     rows: tuple[ComparisonRow, ...]
     reference: str
     confidence: float
@@ -115,6 +144,11 @@ class Comparison(Result):
     interval: str
     reference_unbiased: bool | None
     _reference_variances: Moment = field(repr=False, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        few = _check.few(self.units, grouped=self.grouped)
+        return () if few is None else (few,)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -149,9 +183,17 @@ class Comparison(Result):
             f"ratio to {self.reference}",
             "signal |E g|^2",
             "noise scale",
+            "decided by",
         )
         rows = [
-            (row.name, str(row.variance), str(row.ratio), str(row.signal), bounded(row.noise_scale))
+            (
+                row.name,
+                str(row.variance),
+                str(row.ratio),
+                str(row.signal),
+                bounded(row.noise_scale),
+                _decided(row.variance_units, row.ratio_units, self.units),
+            )
             for row in self
         ]
         text = _table([head, *rows])
@@ -164,7 +206,11 @@ class Comparison(Result):
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
-        return "\n".join([text, *ratios])
+        units = "groups" if self.grouped else "rollouts"
+        legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
+        legend += "many are no proof of light tails"
+        notes = [note[:1].upper() + note[1:] for note in self.notes]
+        return "\n".join([text, legend, *ratios, *notes])
 
 
 def compare(
@@ -299,12 +345,14 @@ def compare_batches(
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
         samples[row] = moments.Sample(g, sizes, summed, refit)
     number = list(samples).index(label)
-    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
-    found = dict(zip(samples, findings, strict=True))
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
+    # Unbiased estimators with the same importance ratios have one mean.
+    classes = [rows[row][1] if unbiased[row] else None for row in samples]
+    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads, classes)
+    found = dict(zip(samples, findings, strict=True))
     made = []
     for row in asked:
         of_row = found[row]._asdict()
@@ -314,6 +362,8 @@ def compare_batches(
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
                 _variances=of_row.pop("variances"),
+                _faintest=of_row.pop("faintest"),
+                _units=len(units),
                 **of_row,
             )
         )
@@ -356,6 +406,17 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
+
+
+def _decided(variance_units: float, ratio_units: float, units: int) -> str:
+    """Say how many of the units decide a variance and, of another estimator, its ratio."""
+    known = [f"{each:.3g}" for each in (variance_units, ratio_units) if not math.isnan(each)]
+    return f"{', '.join(known)} of {units:,}" if known else ""
+
+
+def _over(above: float, signal: float) -> float:
+    """Divide by a signal; one that is not there is never resolved."""
+    return math.inf if signal <= 0 < above else above / signal if signal else math.nan
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

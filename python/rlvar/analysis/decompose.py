@@ -168,7 +168,7 @@ class Decomposition(Result):
     @_check.quiet
     def _signals(self) -> tuple[Estimate, Estimate]:
         source, units = self._source, self._source.units
-        signal, variance = Moment(math.nan, np.empty(0)), source.variance
+        signal, variance, dimension = Moment(math.nan, np.empty(0)), source.variance, 1.0
         if source.weighted:
             taken = source.ddof * variance.value / self.effective_size
             signal = signal._replace(value=float(np.square(self.mean.sum(axis=0)).sum()) - taken)
@@ -176,8 +176,8 @@ class Decomposition(Result):
             whole = (units.sizes.astype(np.float64), units) if source.grouped else ()
             ((own, _),) = unit_moments.products([unit_moments.Sample(source.terms.gradients, *whole)])
             signal = signal_of(own, source.ddof, grouped=source.grouped)
-            variance = unit_moments.variance(own)
-        dimension, level = self.mean.shape[1], self.variance.confidence
+            variance, dimension = unit_moments.variance(own), unit_moments.dimension(own)
+        level = self.variance.confidence
         return signal_and_noise_scale(signal, variance, source.variance, dimension, level)
 
     @property

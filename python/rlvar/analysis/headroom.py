@@ -15,7 +15,7 @@ from rlvar._check import quiet
 from rlvar.analysis.compare import Comparison
 from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
-from rlvar.stats.intervals import jackknife
+from rlvar.stats.intervals import jackknife, ratio_of_variances
 
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
@@ -137,7 +137,7 @@ def headroom(comparison: Comparison) -> Headroom:
 
 def _share(left: Moment, whole: Moment, confidence: float) -> Estimate:
     """Return 1 - left / whole: what is removed."""
-    ratio = jackknife(*quotient(left, whole), confidence, positive=True)
+    ratio = ratio_of_variances(left, whole, confidence)
     return Estimate(1 - ratio.value, ratio.stderr, 1 - ratio.high, 1 - ratio.low, confidence)
 
 

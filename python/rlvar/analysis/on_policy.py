@@ -208,4 +208,4 @@ def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float)
     # Its left-out values say how well the variance is known: the trace would hide that, which for
     # T = 1 is the same but for the mean.
     variance = Moment(float(v / trace), v_left_out / trace)
-    return signal_interval(signal, variance, sums.shape[1], confidence, tested=True)
+    return signal_interval(signal, variance, moments.dimension(p), confidence)

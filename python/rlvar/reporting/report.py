@@ -123,7 +123,7 @@ def report(
     >>> import rlvar
     >>> print(rlvar.report(rlvar.datasets.cartpole()).verdict[0])  # doctest: +NORMALIZE_WHITESPACE
     Single-step needs 5.05 times as many rollouts as multi-step for the same precision
-    (95% interval 2.5 to 10.2).
+    (95% interval 1.86 to 10.2).
     """
     batch = Batch.of(
         rollouts, importance=importance, truncate=truncate, aggregation=aggregation, threads=num_threads

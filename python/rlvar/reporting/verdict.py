@@ -10,7 +10,6 @@ from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.stats.estimate import Estimate
-from rlvar.stats.moments import TOP
 from rlvar.weights.importance import ImportanceRatios
 
 _LONG_NAMES = {
@@ -54,7 +53,6 @@ def verdict(
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *_faint_signals(comparison),
-        *_heavy_tails(comparison),
         *_stale(comparison, on_policy),
     ]
 
@@ -224,34 +222,19 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         f"The {subject} not resolved with these {comparison.units:,} {units}: {reach} zero, and the {scales} "
         "no upper end."
     )
-    needed = {}
+    needed: dict[Estimate, str] = {}
     for row in faint:
-        signal, below = row.signal.value, row.signal.value - row.signal.low
-        if signal > 1e-12 * below:  # else it is rounding
-            # Where an interval of this size would leave zero: its width goes as 1/sqrt.
-            count = _round(comparison.units * (below / signal) ** 2)
-            needed[long_name(row.name)] = f"{count} {units}"
-    if len(faint) == len(needed) == 1:
-        (count,) = needed.values()
-        sentence += f" At the size that it seems to have, about {count} would resolve it."
-    elif needed:
-        each = _list([f"{count} for {name}" for name, count in needed.items()])
-        sentence += f" At the sizes that they seem to have, it would take about {each}."
+        signal, resolved = row.signal, row.units_to_resolve
+        if signal.value > 1e-12 * (signal.value - signal.low):  # else it is rounding
+            # Rows with one signal need as many.
+            needed[resolved] = (
+                f"about {_round(resolved.value)} {units} would resolve it in half of the cases, and "
+                f"{_round(resolved.low)} if it is as large as its upper end"
+            )
+    if len(needed) == 1:
+        (claim,) = needed.values()
+        sentence += f" If the estimate is right, {claim}."
     return [sentence]
-
-
-def _heavy_tails(comparison: Comparison) -> list[str]:
-    heavy = [row for row in _distinct(comparison) if row.heavy_tailed]
-    if not heavy:
-        return []
-    units = unit(comparison)
-    shares = _list([f"{row.top_share:.0%} for {long_name(row.name)}" for row in heavy])
-    count = max(1, math.ceil(TOP * comparison.units))
-    few = f"{count} of {comparison.units} {units} carries" if count == 1 else f"{count} {units} carry"
-    # One outlier in both estimators leaves their ratio known; one whose weight stands for many does not.
-    weighted = any(row.importance is not None and row.importance.importance != "none" for row in heavy)
-    what = "variances and of their ratios" if weighted else "variances"
-    return [f"Heavy tails: {few} much of the variance, {shares}. Intervals of {what} may be far too narrow."]
 
 
 def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
@@ -288,11 +271,12 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
-    if size < rollouts / 2:
+    if size < 0.75 * rollouts:  # `studies/stale_coverage.py`
         trust = "no number or interval can be trusted" if size < _FEW else "intervals may be far too narrow"
+        others = ", the others hardly count" if size < rollouts / 2 else ""
         sentences.append(
-            f"The {kind} ratios leave an effective sample size of {size:.1f} of {rollouts:,} rollouts, the "
-            f"others hardly count: {trust}."
+            f"The {kind} ratios leave an effective sample size of {size:.1f} of {rollouts:,} rollouts"
+            f"{others}: {trust}."
         )
     if ratios.misses:
         sentences.append(

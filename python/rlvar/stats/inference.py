@@ -7,7 +7,10 @@ the same units are left out, or drawn, for either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +24,14 @@ from rlvar.stats.intervals import (
     bca,
     bootstrap_t,
     correlation,
+    deciding_units,
+    effective_units,
     fieller,
     jackknife,
+    log_stderrs_below,
     noise_scale_ratio,
+    null_limit,
+    ratio_of_variances,
     reciprocal,
     signal_interval,
 )
@@ -40,8 +48,10 @@ class Inference(NamedTuple):
     noise_scale: Estimate
     noise_scale_ratio: Estimate
     alignment: Estimate
-    largest_share: float  # of all squares, what the largest unit carries
-    top_share: float  # and the largest 1 %
+    variance_units: float  # how many units decide it
+    ratio_units: float
+    factor: float | None  # of its mean by that of the reference, where it is known
+    faintest: float  # signal that so many units would just resolve
     identical: bool
     variances: Moment
 
@@ -72,7 +82,7 @@ def signal_of(p: Products, ddof: int = 1, *, grouped: bool = False) -> Moment:
 
 
 def signal_and_noise_scale(
-    signal: Moment, variance: Moment, total: Moment, dimension: int, confidence: float
+    signal: Moment, variance: Moment, total: Moment, dimension: float, confidence: float
 ) -> tuple[Estimate, Estimate]:
     """Return the signal of units of this variance, and `total` over it; intervals only if `total` has one."""
     if not len(total.left_out):
@@ -82,7 +92,8 @@ def signal_and_noise_scale(
     return found, fieller(whole, found, correlation(total.left_out, signal.left_out))
 
 
-class _Pair(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Pair:
     """A sample beside the reference, with their moments."""
 
     own: Products
@@ -90,6 +101,71 @@ class _Pair(NamedTuple):
     variance: Moment
     signal: Moment
     cross: Moment
+
+    @cached_property
+    def dimension(self) -> float:
+        return moments.dimension(self.own)
+
+    def null_limit(self, confidence: float) -> float:
+        return null_limit(self.variance, self.dimension, confidence)
+
+
+class _Mean(NamedTuple):
+    """The mean of a sample, as `scale` times that of the quietest of those that are known to share it."""
+
+    quietest: int
+    scale: float
+
+
+@quiet
+def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None], reference: int) -> list[_Mean]:
+    """Find the sample whose signal is the best estimate of each one's.
+
+    Samples of a class have one mean by theory. Those that are a number times one of them belong to it as
+    well, and others that are proportional are a class of their own.
+    """
+    likes = [pair.own.like for pair in pairs]
+    labels: list[tuple[Hashable, float]] = []  # a class, and the mean as a number times that of the class
+    for (root, factor), own in zip(likes, classes, strict=True):
+        kin = [k for k, (other, _) in enumerate(likes) if other == root and classes[k] is not None]
+        if own is not None:
+            labels.append((("class", own), 1.0))
+        elif kin:
+            labels.append((("class", classes[kin[0]]), factor / likes[kin[0]][1]))
+        else:
+            labels.append((("like", root), factor))
+    noise = [_times(pair.variance, scale**-2.0) for pair, (_, scale) in zip(pairs, labels, strict=True)]
+    members: dict[Hashable, list[int]] = {}
+    for i in sorted(range(len(pairs)), key=lambda i: i != reference):
+        members.setdefault(labels[i][0], []).append(i)
+    quietest = {kind: _quietest(noise, among) for kind, among in members.items()}
+    return [_Mean(quietest[kind], scale / labels[quietest[kind]][1]) for kind, scale in labels]
+
+
+def _quietest(noise: Sequence[Moment], among: Sequence[int]) -> int:
+    """Return the first of some, or from there on one that is quieter by two standard errors of the log.
+
+    The least of many that are about equal would be least by chance, and its signal too easily resolved.
+    """
+    best = among[0]
+    while True:
+        log_ratios = ((i, quotient(noise[i], noise[best])) for i in among)
+        quieter = (i for i, ratio in log_ratios if log_stderrs_below(ratio) > 2)
+        following = next(quieter, best)
+        if following == best:
+            return best
+        best = following
+
+
+def _times(moment: Moment, factor: float) -> Moment:
+    return moment if factor == 1.0 else Moment(moment.value * factor, moment.left_out * factor)
+
+
+def _scaled(x: Estimate, factor: float) -> Estimate:
+    if factor == 1.0:
+        return x
+    ends = x.value * factor, x.stderr * factor, x.low * factor, x.high * factor
+    return Estimate(*ends, x.confidence, x.resolved)
 
 
 @quiet
@@ -99,91 +175,131 @@ def infer(
     confidence: float,
     bootstrap: Bootstrap | None = None,
     threads: int | None = None,
+    classes: Sequence[Hashable | None] | None = None,
 ) -> list[Inference]:
-    """Compare samples of gradients of the same units with one of them, number `reference`."""
+    """Compare samples of gradients of the same units with one of them, number `reference`.
+
+    Samples of the same of the `classes` have the same mean by theory: all take the signal of one that is
+    quietest beyond doubt, and so do those that are proportional to one of them, times the square of their
+    factor. Where the factor b between two means is known, their noise scales have the ratio
+    (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
+    """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
     pairs = [
         _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
         for own, beside in products
     ]
+    means = _means(pairs, [None] * len(pairs) if classes is None else classes, reference)
     if bootstrap is None:
-        dimension = samples[reference].dimension
-        found = [_jackknifed(pair, pairs[reference], dimension, confidence) for pair in pairs]
+        found = _jackknifed(pairs, means, reference, confidence)
     else:
-        found = _bootstrapped(pairs, reference, confidence, bootstrap, threads)
-    # What is compared with itself is the same, resolved or not.
-    same = Estimate(1.0, 0.0, 1.0, 1.0, confidence)
-    return [
-        each._replace(ratio=same, noise_scale_ratio=same, alignment=same)
-        if each.identical and each.variance.value > 0 and len(pairs[reference].own.diagonal) > 2
-        else each
-        for each in found
-    ]
+        found = _bootstrapped(pairs, means, reference, confidence, bootstrap, threads)
+    return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
 
 
-def _with_signals(
-    pair: _Pair,
-    base: _Pair,
-    signals: tuple[Estimate, Estimate],
+def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:
+    """Put in what a known factor between two means says of their ratios; nothing where neither varies."""
+    if found.factor is None or not found.variance.value > 0:
+        return found
+    sign, level = math.copysign(1.0, found.factor), found.ratio.confidence
+    ratio, units, squared = found.ratio, found.ratio_units, found.factor**2
+    if len(base.own.diagonal) < 3:
+        return found._replace(noise_scale_ratio=_scaled(ratio, 1 / squared), alignment=Estimate(sign))
+    if pair.own.like[0] == base.own.like[0]:  # proportional: the same noise
+        ratio, units = Estimate(squared, 0.0, squared, squared, level), math.nan
+    return found._replace(
+        ratio=ratio,
+        ratio_units=units,
+        noise_scale_ratio=_scaled(ratio, 1 / squared),
+        alignment=Estimate(sign, 0.0, sign, sign, level),
+    )
+
+
+def _with_means(
+    i: int,
+    pairs: Sequence[_Pair],
+    means: Sequence[_Mean],
+    reference: int,
+    signals: Sequence[Estimate],
     drawn: tuple[Double | None, Double | None] = (None, None),
 ) -> dict[str, Any]:
-    """Return what rests on the two signals, from resampled values if drawn, and what has no interval."""
-    resolved = all(each.resolved for each in signals)
-    options: dict[str, Any] = {"resolved": resolved, "confidence": signals[0].confidence}
-    scale_ratio, cosine = drawn
+    """Return what rests on two signals, from resampled values if drawn, and what has no interval."""
+    pair, base, mean, of_base = pairs[i], pairs[reference], means[i], means[reference]
+    resolved = signals[i].resolved and signals[reference].resolved
+    options: dict[str, Any] = {"resolved": resolved, "confidence": signals[i].confidence}
+    signal, base_signal = (_times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
+    same = mean.quietest == of_base.quietest
+    ratios = quotient(pair.variance, base.variance).left_out
     return {
+        "variance_units": effective_units(pair.own.diagonal),
+        "ratio_units": deciding_units(ratios) if np.isfinite(ratios).all() else math.nan,
         "noise_scale_ratio": noise_scale_ratio(
-            pair.variance, pair.signal, base.variance, base.signal, resampled=scale_ratio, **options
+            pair.variance, signal, base.variance, base_signal, resampled=drawn[0], **options
         ),
-        "alignment": alignment(pair.cross, pair.signal, base.signal, resampled=cosine, **options),
-        "largest_share": moments.largest_share(pair.own),
-        "top_share": moments.largest_share(pair.own, moments.TOP),
+        "alignment": alignment(pair.cross, signal, base_signal, resampled=drawn[1], **options),
+        "factor": 1.0 if pair.beside.identical else mean.scale / of_base.scale if same else None,
+        "faintest": pairs[mean.quietest].null_limit(signals[i].confidence) * mean.scale**2,
         "identical": pair.beside.identical,
         "variances": pair.variance,
     }
 
 
-def _jackknifed(pair: _Pair, base: _Pair, dimension: int, confidence: float) -> Inference:
-    (signal, noise_scale), (base_signal, _) = (
-        signal_and_noise_scale(each.signal, each.variance, each.variance, dimension, confidence)
-        for each in (pair, base)
-    )
-    return Inference(
-        variance=jackknife(*pair.variance, confidence, positive=True),
-        ratio=jackknife(*quotient(pair.variance, base.variance), confidence, positive=True),
-        signal=signal,
-        noise_scale=noise_scale,
-        **_with_signals(pair, base, (signal, base_signal)),
-    )
+def _jackknifed(
+    pairs: Sequence[_Pair], means: Sequence[_Mean], reference: int, confidence: float
+) -> list[Inference]:
+    of_mean = {
+        q: signal_interval(pairs[q].signal, pairs[q].variance, pairs[q].dimension, confidence)
+        for q in {mean.quietest for mean in means}
+    }
+    signals = [_scaled(of_mean[mean.quietest], mean.scale**2) for mean in means]
+    results = []
+    for i, (pair, mean) in enumerate(zip(pairs, means, strict=True)):
+        variance = jackknife(*pair.variance, confidence, positive=True)
+        correlated = correlation(pair.variance.left_out, pairs[mean.quietest].signal.left_out)
+        results.append(
+            Inference(
+                variance=variance,
+                ratio=ratio_of_variances(pair.variance, pairs[reference].variance, confidence),
+                signal=signals[i],
+                noise_scale=fieller(variance, signals[i], correlated),
+                **_with_means(i, pairs, means, reference, signals),
+            )
+        )
+    return results
 
 
 def _bootstrapped(
-    pairs: Sequence[_Pair], reference: int, confidence: float, bootstrap: Bootstrap, threads: int | None
+    pairs: Sequence[_Pair],
+    means: Sequence[_Mean],
+    reference: int,
+    confidence: float,
+    bootstrap: Bootstrap,
+    threads: int | None,
 ) -> list[Inference]:
     base, u = pairs[reference], len(pairs[reference].own.diagonal)
     drawn = _draw(pairs, reference, bootstrap, threads)
-    base_variance, base_signal = drawn.variance[reference], drawn.signal[reference]
-    signals = [bca(own.signal, x, confidence) for own, x in zip(pairs, drawn.signal, strict=True)]
+    moments_of = [_times(pairs[mean.quietest].signal, mean.scale**2) for mean in means]
+    resampled = [drawn.signal[mean.quietest] * mean.scale**2 for mean in means]
+    signals = [bca(signal, x, confidence) for signal, x in zip(moments_of, resampled, strict=True)]
+    base_variance, base_signal = drawn.variance[reference], resampled[reference]
     results = []
-    for i, own in enumerate(pairs):
+    for i, (own, moment, signal) in enumerate(zip(pairs, moments_of, resampled, strict=True)):
         ratio = quotient(own.variance, base.variance)
         # Resampled variances estimate V (U - 1) / U. A signal at or below 0 is an infinite noise scale.
-        inverse = drawn.signal[i] / (drawn.variance[i] * (u / (u - 1)))
+        inverse = signal / (drawn.variance[i] * (u / (u - 1)))
         variance_ratio = drawn.variance[i] / base_variance
-        scale_ratio = variance_ratio * (base_signal / drawn.signal[i])
-        scale_ratio = np.where(drawn.signal[i] > 0, np.maximum(scale_ratio, 0.0), np.inf)
-        cosine = drawn.cross[i] / base_signal / np.sqrt(drawn.signal[i] / base_signal)
-        cosine = np.where((drawn.signal[i] > 0) & (base_signal > 0), cosine, -1.0)
+        scale_ratio = variance_ratio * (base_signal / signal)
+        scale_ratio = np.where(signal > 0, np.maximum(scale_ratio, 0.0), np.inf)
+        cosine = drawn.cross[i] / base_signal / np.sqrt(signal / base_signal)
+        cosine = np.where((signal > 0) & (base_signal > 0), cosine, -1.0)
         plug_in = own.variance.value * (u - 1) / u
         results.append(
             Inference(
                 variance=bootstrap_t(own.variance, plug_in, drawn.variance[i], drawn.stderr[i], confidence),
                 ratio=bootstrap_t(ratio, ratio.value, variance_ratio, drawn.ratio_stderr[i], confidence),
                 signal=signals[i],
-                noise_scale=reciprocal(
-                    bca(quotient(own.signal, own.variance), inverse, confidence), signals[i]
-                ),
-                **_with_signals(own, base, (signals[i], signals[reference]), (scale_ratio, cosine)),
+                noise_scale=reciprocal(bca(quotient(moment, own.variance), inverse, confidence), signals[i]),
+                **_with_means(i, pairs, means, reference, signals, (scale_ratio, cosine)),
             )
         )
     return results

@@ -6,10 +6,10 @@ The jackknife leaves out one independent unit at a time. From M leave-one-out va
 
 and the interval is value +- t * stderr. Student's t has the degrees of freedom that the fourth
 moment of the x_u leaves (`satterthwaite_dof`), so that heavy tails widen it. Quantities that are
-positive by nature (variances and their ratios) get their interval on the log scale; the signal,
-which is close to degenerate where it is weak, by inverting a test (`signal_interval`); a ratio whose
-denominator may be zero by Fieller's construction (`fieller`). `studies/calibration.py` measures how
-often each covers.
+positive by nature (variances and their ratios) get their interval on the log scale, a ratio of variances
+a longer one on the side to which the units are skewed (`ratio_of_variances`); the signal, which is close
+to degenerate where it is weak, by inverting a test (`signal_interval`); a ratio whose denominator may be
+zero by Fieller's construction (`fieller`). `studies/calibration.py` measures how often each covers.
 """
 
 from __future__ import annotations
@@ -38,6 +38,25 @@ def _stderr(left_out: Double) -> float:
     m = len(left_out)
     scale, d = _deviations(left_out)
     return scale * math.sqrt((m - 1) / m * float(np.square(d).sum()))
+
+
+@quiet
+def effective_units(shares: Double) -> float:
+    """Return (sum x)^2 / sum x^2 of shares (U,): U if all are equal, 1 if one has all; NaN if all are 0."""
+    x = shares / shares.max() if len(shares) else shares
+    return float(x.sum() ** 2 / np.square(x).sum()) if len(x) else math.nan
+
+
+def deciding_units(left_out: Double) -> float:
+    """Return the `effective_units` behind the standard error of leave-one-out values (M,)."""
+    return effective_units(np.square(_deviations(left_out)[1])) if len(left_out) else math.nan
+
+
+def _skewness(x: Double) -> float:
+    """Return the skewness of x (M,), 0 if they are equal."""
+    d = _deviations(x)[1]
+    square = float(np.square(d).mean())
+    return float((d**3).mean()) / square**1.5 if square else 0.0
 
 
 def satterthwaite_dof(left_out: Double) -> float:
@@ -98,6 +117,67 @@ def jackknife(value: float, left_out: Double, confidence: float, *, positive: bo
     return Estimate(value, stderr, value - margin, value + margin, confidence)
 
 
+@quiet
+def log_stderrs_below(ratio: Moment) -> float:
+    """Return by how many standard errors the logarithm of a quantity is below 0; NaN if not known."""
+    if not (_defined(*ratio) and ratio.value > 0 and (ratio.left_out > 0).all()):
+        return math.nan
+    stderr = _stderr(np.log(ratio.left_out))
+    return -math.log(ratio.value) / stderr if stderr else math.nan
+
+
+@quiet
+def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estimate:
+    r"""Ratio of two variances a / b of the same units, paired, on the log scale.
+
+    With the influences :math:`\alpha, \beta` of a unit on the two logarithms, :math:`\psi = \alpha - \beta`,
+    their deviation :math:`\sigma` and skewness :math:`\gamma`, the studentised logarithm is to order
+    :math:`1 / \sqrt M`
+
+    .. math:: T = Z - p Z^2 - q, \qquad q = \frac{\gamma}{6 \sqrt M}, \qquad
+              p = 2 q - \frac{E[\psi (\alpha + \beta)]}{2 \sigma \sqrt M}
+
+    of a normal Z: where :math:`\psi` is skewed to the right, the estimate and its standard error are too low
+    together. (q and 2 q are Hall's (1992) for a mean, the rest is the logarithm's.) His cubic
+    :math:`T + p T^2 + p^2 T^3 / 3 + q` is Z again and monotone. Its inverse at Student's :math:`\pm t` with
+    M - 1 degrees of freedom gives the margins, or `jackknife` does, whose are never shorter here.
+
+    Of a tail that a and b share little is left in the ratio. Of a tail that one has alone all is left, on one
+    side, and :math:`\gamma` is large, yet lower than it is in truth: on that side the degrees of freedom fall
+    by :math:`10 / (1 + \gamma^2)` if that is below 1, though not below 2. (A kurtosis is at least
+    :math:`1 + \gamma^2`.) ``python studies/tails.py`` measures what this covers and what it costs.
+    """
+    value, left_out = float(np.divide(above.value, below.value)), above.left_out / below.left_out
+    plain = jackknife(value, left_out, confidence, positive=True)
+    if not (_defined(value, left_out) and value > 0 and (left_out > 0).all() and plain.stderr > 0):
+        return plain
+    a, b, logs, m = (
+        above.left_out / above.value,
+        below.left_out / below.value,
+        np.log(left_out),
+        len(left_out),
+    )
+    psi, both = -_deviations(logs)[1], -(a + b)  # a unit changes the other way when it is left out
+    skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
+    q = skewness / (6 * math.sqrt(m))
+    p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)
+
+    def root(z: float) -> float:
+        z -= q
+        return z if abs(p * z) < 1e-6 else float(np.cbrt(1 + 3 * p * z) - 1) / p
+
+    quantile = 0.5 + 0.5 * confidence
+    t, dof = student_t_quantile(quantile, m - 1.0), satterthwaite_dof(logs)
+    least, longer = (
+        student_t_quantile(quantile, each)
+        for each in (dof, max(min(dof, 2.0), dof * min(1.0, 10 / (1 + skewness**2))))
+    )
+    down = max(root(t), longer if skewness < 0 else least)
+    up = max(-root(-t), longer if skewness > 0 else least)
+    size = _stderr(logs)
+    return replace(plain, low=value / _exp(down * size), high=value * _exp(up * size))
+
+
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700.0 else math.inf
 
@@ -108,36 +188,44 @@ def _power(*values: float) -> float:
 
 
 @quiet
-def signal_interval(
-    signal: Moment,
-    variance: Moment,
-    dimension: int,
-    confidence: float,
-    *,
-    tested: bool = False,
-) -> Estimate:
-    r"""Interval of a signal :math:`|E g|^2`, weak or strong, in D = `dimension` coordinates.
+def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
+    r"""Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2.
 
-    It is resolved if low > 0. With `tested`, low > 0 is a test of s = 0 that errs with probability (1 -
-    `confidence`) / 2.
+    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the
+    quantile of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by
+    the jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`,
+    which for D = 1 is the t-test.
+    """
+    v, left_out = variance
+    if not (_defined(v, left_out) and v > 0):
+        return math.nan
+    u, spread = len(left_out), _stderr(left_out) / v
+    error_dof = min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf)
+    return v / u * (f_quantile(0.5 + 0.5 * confidence, dimension, max(1.0, error_dof)) - 1)
+
+
+@quiet
+def signal_interval(signal: Moment, variance: Moment, dimension: float, confidence: float) -> Estimate:
+    r"""Interval of a signal :math:`|E g|^2`, weak or strong, of noise with an effective `dimension`.
+
+    It is resolved if low > 0, which is a test of s = 0 that errs with probability (1 - `confidence`) / 2.
 
     The U-statistic :math:`\hat S = |\bar g|^2 - V / U` of U units has variance
 
     .. math:: 4 \mu^T \Sigma \mu / U + 2 \operatorname{tr}(\Sigma^2) / U^2 .
 
-    The jackknife's estimate J of it counts the second part twice (Efron & Stein 1981), and is close to 0
-    whenever :math:`\bar g` is. So at a signal s the variance is :math:`\lambda (4 s / U + 2 V / U^2)`
-    with one number :math:`\lambda = U J / (4 |\bar g|^2)` for the variance along the mean; that of
-    :math:`\lambda \chi^2 / U` with :math:`V / \lambda` degrees of freedom and noncentrality
-    :math:`U s / \lambda` (Box 1954). Its second part is at least :math:`2 V^2 / (D U^2)`, by Cauchy and
-    Schwarz. The interval holds all s that :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson
-    1927).
+    The second part is all that is left where there is no signal, :math:`A = 2 V^2 / (\nu U^2)` with
+    :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension`. The jackknife's estimate J of the whole
+    counts it twice (Efron & Stein 1981): J - 2 A is an estimate of the first part, which is proportional to a
+    signal s in the direction of :math:`\mu`. So at a signal s the variance is A + B s, with
 
-    At s = 0 Student's t falls short of the tail of :math:`\lambda \chi^2` if :math:`V / \lambda` is small:
-    with D = 1 low > 0 twice as often as it may be. A `tested` low has :math:`V (F - 1) / U` there for
-    :math:`t \sqrt A`, F the quantile of F with :math:`V / \lambda` and :math:`2 V^2 / \operatorname{Var} V`
-    degrees of freedom, the latter by the jackknife and at most D (U - 1): low > 0 exactly if
-    :math:`U |\bar g|^2 / V > F`, Box's (1954) test of a mean, which for D = 1 is the t-test.
+    .. math:: B = \frac{(J - 2 A)_+ + 4 V c / (\nu U)}{\hat S_+ + c}, \qquad c = \sqrt A ,
+
+    from noise along the mean where the signal is strong, and the noise that a direction has on average, each
+    counted by its own variance, where the mean shows no direction. The interval holds all s that
+    :math:`(\hat S - s)^2 \le t^2 (A + B s)` does not reject (Wilson 1927), but for its lower end: there
+    `null_limit` is in place of :math:`t \sqrt A`, as Student's t falls short of the tail of a sum of few
+    squares: low > 0 exactly if :math:`\hat S` is above it.
     """
     if not (_defined(*signal) and math.isfinite(variance.value)):
         return Estimate(signal.value, confidence=confidence)
@@ -145,23 +233,18 @@ def signal_interval(
     (s, s_left_out), (v, v_left_out) = ((value * unit, x * unit) for value, x in (signal, variance))
     u = len(s_left_out)
     stderr, t = _stderr(s_left_out), _t(s_left_out, confidence)
-    # |mean|^2 as the leave-one-out values see it, and their spread at its size for U, not U - 1.
-    norm = s + v / (u - 1)
-    b = (stderr * (u - 2) / (u - 1)) ** 2 / norm if norm > 0 else 0.0
-    a = max(b * v / (2 * u), 2 * v**2 / (dimension * u**2))
+    c = math.sqrt(2 / dimension) * v / u
+    b, above, below = 0.0, t * c, 0.0
+    if c > 0:
+        b = (max(stderr**2 - 2 * c**2, 0.0) + 4 * v * c / (dimension * u)) / (max(s, 0.0) + c)
+        below = null_limit(Moment(v, v_left_out), dimension, confidence)
     centre = s + t**2 * b / 2
 
     def margin(at_zero: float) -> float:
         return math.sqrt(max(at_zero**2 + t**2 * (b * s + (t * b / 2) ** 2), 0.0))
 
-    above = below = t * math.sqrt(a)
-    if tested and a > 0:
-        spread = _stderr(v_left_out)
-        dof = max(1.0, 2 * (v / u) ** 2 / a)  # V / lambda, which is at least 1
-        error_dof = min(dimension * (u - 1.0), 2 * (v / spread) ** 2 if spread > 0 else math.inf)
-        below = v / u * (f_quantile(0.5 + 0.5 * confidence, dof, error_dof) - 1)
-    # Where the value is far below 0 no s may be left that the test accepts: the interval holds it still.
-    low, high = min(centre - margin(below), s), max(centre + margin(above), s)
+    # Where the value is far below 0 no s may be left that the test accepts: 0 and the value stay.
+    low, high = min(centre - margin(below), s), max(centre + margin(above), s, 0.0)
     return Estimate(signal.value, stderr / unit, low / unit, high / unit, confidence, low > 0)
 
 
@@ -175,6 +258,11 @@ def fieller(numerator: Estimate, denominator: Estimate, correlated: float) -> Es
     here with the margins m that the two intervals have on the side which matters: the numerator's
     lower and the denominator's upper for the lower limit, and the other way round (Donner & Zou
     2012, "MOVER"). So skewed intervals stay skewed, and the ratio's agrees with them.
+
+    For a noise scale d is a signal, whose variance A + B s depends on it. Its margins are those at the ends
+    of `signal_interval`, :math:`m_d^2 = t^2 (A + B s)` at the end :math:`s = d \pm m_d`: x is tested with the
+    variance of the signal that belongs to it, and has no upper end exactly where the test does not reject
+    s = 0.
 
     ``high`` is infinite exactly where the denominator's interval reaches zero, and the ratio then not
     resolved; ``low`` still comes from the upper end, and is 0 if that is not positive either. The value is

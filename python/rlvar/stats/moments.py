@@ -8,9 +8,17 @@ deviations y_u = g_u / mean L - s_u m, which sum to 0, and Q = sum |y_u|^2,
     signal         S = |m|^2 - V / U: for equal sizes the mean of g_u . g_v over u != v, unbiased
     cross signal   X = m_a . m_b - C / U with C = sum y_a . y_b / (U - 1), for E m_a . E m_b
 
+    dimension      V^2 / tr Sigma^2, Sigma the covariance of one y: how many coordinates, equally noisy,
+                   would make the signal as uncertain where it is weak. From 1 to D
+
 Leaving out unit u moves m by -y_u / (U - s_u), and with it what every other unit deviates: in closed
 form from Q, sum s y and sum s^2. All that is needed of the D coordinates are sums over them, `Products`:
 they are added up a few columns at a time, each centred before anything is multiplied. O(U D).
+
+For tr Sigma^2 the products y_u . y_v of all pairs would take O(U^2 D). Up to 48 units they are taken; of more
+units those within blocks of b <= 32, O(U b D). The U-statistic of a block is unbiased for any b >= 4, and
+so is the mean over blocks. The part of its variance that single units make, a constant over U, is that of all
+pairs; only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
 """
 
 from __future__ import annotations
@@ -28,10 +36,8 @@ from rlvar._check import quiet
 from rlvar._types import Double
 from rlvar.stats.estimate import Moment
 
-# Where so small a part of the units carries more than such a share of the squares, the tail has not
-# been seen: no interval of a variance can be trusted.
-TOP, HEAVY = 0.01, 0.2
-_CHUNK = 1 << 16  # numbers of one temporary
+_CHUNK = 1 << 16  # numbers of one temporary, or twice as many if a row would be a few columns
+_SAME = 2.0**-20  # relative: gradients of float32 scores are not known better
 
 
 def without_each(x: Double) -> Double:
@@ -132,6 +138,81 @@ class Sample:
         return mean + rest, y
 
 
+class Blocks:
+    """Inner products y_u . y_v of the units of one block, for blocks that differ by at most one unit.
+
+    One block of up to 48 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8
+    to a block: by U alone.
+    """
+
+    def __init__(self, units: int) -> None:
+        size = units if units <= 48 else max(8, min(32, (1 << 21) // units))
+        count = -(-units // size)
+        self.edges = [units * k // count for k in range(count + 1)]
+        size = -(-units // count)
+        self.products = np.zeros((count, size, size))  # a smaller block ends in zeros
+
+    def add(self, y: Double, threads: int | None) -> None:
+        for start, stop, to in zip(self.edges, self.edges[1:], self.products, strict=False):
+            part, m = y[start:stop], stop - start
+            _core.add_matmul(part, part.T, to[:m, :m], threads)
+
+    def trace_of_square(self, unit: float) -> float:
+        """Return tr Sigma^2 / unit^2 without bias, NaN for fewer than four units.
+
+        In each block the linear-time U-statistic of Song et al. (2012), which no shift of all y changes.
+        """
+        m = np.diff(self.edges).astype(np.float64)
+        if m.min() < 4:
+            return math.nan
+        k = self.products / unit
+        k[:, range(k.shape[1]), range(k.shape[1])] = 0.0
+        rows = k.sum(axis=2)
+        squares, crossed = np.square(k).sum(axis=(1, 2)), np.square(rows).sum(axis=1)
+        found = squares + rows.sum(axis=1) ** 2 / ((m - 1) * (m - 2)) - 2 * crossed / (m - 2)
+        return float((found / (m - 3)).sum() / m.sum())
+
+
+def _ratio(a: Double, b: Double, place: tuple[int, int]) -> float:
+    """Return f if a = f b to rounding, b being largest at this `place`; 0 if there is none."""
+    f = float(a[place]) / float(b[place])
+    close = _SAME * abs(float(a[place]))
+    for part in (place[0], slice(None)):  # most differ in the first unit already
+        if not np.abs(a[part] - f * b[part]).max() <= close:
+            return 0.0
+    return f
+
+
+class Proportions:
+    """Which samples are proportional to an earlier one, by columns seen so far."""
+
+    def __init__(self, count: int) -> None:
+        self._factors: list[dict[int, float | None]] = [dict.fromkeys(range(i)) for i in range(count)]
+
+    def add(self, columns: Sequence[Double]) -> None:
+        """Keep the pairs that stay proportional, with their factor; columns of zeros say nothing of it."""
+        places: dict[int, tuple[int, int]] = {}
+        for a, factors in zip(columns, self._factors, strict=True):
+            for j, known in list(factors.items()):
+                b = columns[j]
+                if j not in places:
+                    row, column = np.unravel_index(int(np.abs(b).argmax()), b.shape)
+                    places[j] = int(row), int(column)
+                if not b[places[j]]:
+                    if a.any():
+                        del factors[j]
+                    continue
+                f = _ratio(a, b, places[j])
+                if f and (known is None or abs(f - known) <= _SAME * abs(known)):
+                    factors[j] = f if known is None else known
+                else:
+                    del factors[j]
+
+    def of(self, i: int) -> tuple[int, float]:
+        """Return the first sample that this one is proportional to, maybe itself, and the factor."""
+        return next(((j, f) for j, f in self._factors[i].items() if f is not None), (i, 1.0))
+
+
 @dataclass(eq=False)
 class Products:
     """All that is needed of the coordinates of two samples a and b of the same units: sums over them."""
@@ -143,18 +224,26 @@ class Products:
     # The matrix (U, U) of all y_a . y_b, if asked for, as a product of the fewest numbers.
     gram: tuple[Double, ...] = ()
     means: float = 0.0  # m_a . m_b
+    columns: int = 0  # D
     identical: bool = True  # whether the two are the same to the bit
     refitted: Double | float = 0.0  # what refits without each unit add to V (U,)
+    # Of a sample with itself: products within blocks, and the first sample it is a number times.
+    blocks: Blocks | None = None
+    like: tuple[int, float] = (0, 1.0)
 
     def add(self, mean_a: Double, y_a: Double, mean_b: Double, y_b: Double) -> None:
         """Add what some columns give."""
         # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
         self.means += float((mean_a * mean_b).sum())
+        self.columns += len(mean_a)
         self.diagonal += np.einsum("ud,ud->u", y_a, y_b)
-        for mean, y, z in ((mean_a, y_a, y_b), (mean_b, y_b, y_a)):
-            self.linear += np.einsum("ud,d->u", z, mean)
+        pairs = [(mean_a, y_a, y_b)] + [(mean_b, y_b, y_a)] * (y_a is not y_b)
+        twice = 3 - len(pairs)
+        for mean, y, z in pairs:
+            self.linear += twice * np.einsum("ud,d->u", z, mean)
             if not self.sizes.even:  # else the sum of all y, which is 0
-                self.crossed += np.einsum("ud,d->u", z, np.einsum("u,ud->d", self.sizes.relative, y))
+                weighted = np.einsum("u,ud->d", self.sizes.relative, y)
+                self.crossed += twice * np.einsum("ud,d->u", z, weighted)
 
 
 @quiet
@@ -168,6 +257,9 @@ def products(
     sizes, numbers = samples[reference].sizes, range(len(samples))
     u, d = len(sizes.given), samples[reference].dimension
     found = {(i, j): Products(sizes, *np.zeros((3, u))) for i in numbers for j in (i, reference)}
+    for i in numbers:
+        found[i, i].blocks = Blocks(u)
+    proportions = Proportions(len(samples))
     kept: list[Double] = []
     if gram and u < d:
         for p in found.values():
@@ -178,10 +270,11 @@ def products(
             p.gram = (kept[i], kept[j].T)
     some = np.zeros(len(samples), bool)
     slopes = [np.zeros(len(each._base)) for each in samples]
-    step = max(8, _CHUNK // u)  # so that no bit depends on more than the shape
+    step = max(8, min(64, 2 * _CHUNK // u), _CHUNK // u)  # so that no bit depends on more than the shape
     for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
         columns = [each.columns(part) for each in samples]
         some |= [bool(x.any()) for x in columns]
+        proportions.add(columns)
         centred = [each.centred(x) for each, x in zip(samples, columns, strict=True)]
         for i, each in enumerate(samples):
             if each.refit is not None:
@@ -189,6 +282,8 @@ def products(
         for (i, j), p in found.items():
             p.identical = p.identical and (i == j or np.array_equal(columns[i], columns[j]))
             p.add(*centred[i], *centred[j])
+            if p.blocks is not None:
+                p.blocks.add(centred[i][1], threads)
             if gram and not kept:
                 _core.add_matmul(centred[i][1], centred[j][1].T, p.gram[0], threads)
         for y, (_, deviations) in zip(kept, centred, strict=False):
@@ -198,6 +293,7 @@ def products(
             found[i, i].refitted = each.refit(2 * slopes[i] / (u - 1))
     for i in numbers:
         _check.refuse_underflow(found[i, i].diagonal.sum() + u * found[i, i].means, some[i].any)
+        found[i, i].like = proportions.of(i)
     return [(found[i, i], found[i, reference]) for i in numbers]
 
 
@@ -236,12 +332,12 @@ def signal(p: Products) -> Moment:
     return Moment(p.means - value / u, means - left_out / (u - 1))
 
 
-def largest_share(p: Products, fraction: float = 0.0) -> float:
-    """Share of sum |y_u|^2 that the largest unit carries; 0 if none deviates.
-
-    With `fraction`, that of the largest ceil(fraction U) units together.
-    """
-    squares = np.sort(p.diagonal)
-    total = float(squares.sum())
-    count = max(1, math.ceil(fraction * len(squares)))
-    return float(squares[-count:].sum()) / total if total else 0.0
+def dimension(p: Products) -> float:
+    """Return V^2 / tr Sigma^2 of a sample with itself, from 1 to D; 1, the most cautious, if not known."""
+    value = variance(p).value
+    if p.blocks is None or not value > 0:
+        return 1.0
+    square = p.blocks.trace_of_square(value)
+    if math.isnan(square):
+        return 1.0
+    return max(1.0, min(float(p.columns), 1 / square)) if square > 0 else float(p.columns)

@@ -58,6 +58,7 @@ def student_t_quantile(probability: float, dof: float) -> float:
     return math.sqrt(dof) * math.tan(a)
 
 
+@lru_cache(maxsize=256)
 def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     """Quantile of F, the ratio of two mean squares with `dof` and `error_dof` degrees of freedom, >= 1.
 

@@ -18,6 +18,8 @@ from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
+from rlvar.weights.james_stein import james_stein
+from rlvar.weights.length_weights import length_weights
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
@@ -47,8 +49,10 @@ __all__ = [
     "grpo",
     "headroom",
     "importance_ratios",
+    "james_stein",
     "kl_rewards",
     "lambda_returns",
+    "length_weights",
     "load_rollouts",
     "n_step_returns",
     "on_policy_test",

@@ -25,6 +25,9 @@ _LONG_NAMES = {
     "single-optimal": "the best constant baseline (single-optimal)",
     "multi-optimal": "a baseline for each step (multi-optimal)",
     "otb": "token baselines (OTB)",
+    "otb-verl": "verl's token baselines",
+    "james-stein": "the James-Stein baseline",
+    "vl-norm": "VL Norm",
 }
 # So few rollouts say little.
 _FEW = 10

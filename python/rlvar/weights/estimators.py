@@ -19,6 +19,9 @@ from rlvar._types import Double, Float, Scale
 from rlvar.rollouts import Rollouts
 from rlvar.weights import advantages, baselines
 from rlvar.weights.batch import Batch
+from rlvar.weights.james_stein import james_stein
+from rlvar.weights.length_weights import length_weights
+from rlvar.weights.otb_verl import otb_verl
 from rlvar.weights.returns import gae
 
 
@@ -185,7 +188,7 @@ def estimator(name: str, **parameters: Any) -> Estimator:
         One of those that `estimators` lists.
     **parameters
         What differs from the defaults: `gamma` of those with returns-to-go, `lam` of "gae", `scale` and
-        `eps` of "grpo" (see `rlvar.grpo`).
+        `eps` of "grpo" (see `rlvar.grpo`), `alpha` of "vl-norm" (see `rlvar.length_weights`).
 
     Returns
     -------
@@ -257,6 +260,10 @@ def _grpo(batch: Batch, scale: Scale, eps: float) -> Double:
     return advantages.grpo(batch.returns, batch.rollouts.groups, scale=scale, eps=eps)
 
 
+def _vl_norm(batch: Batch, alpha: float = 1.0) -> Double:
+    return _rloo(batch) * length_weights(batch.rollouts.live_steps, alpha)
+
+
 class _Entry(NamedTuple):
     """What is behind a name."""
 
@@ -277,6 +284,7 @@ _PARAMETERS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "lam": (0.95, _check.discount),
     "scale": ("group", lambda name, value: _check.choice(name, value, Scale)),
     "eps": (1e-6, _check.non_negative_number),
+    "alpha": (1.0, _check.positive_number),
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -320,6 +328,20 @@ _TABLE = {
     "otb": _Entry(
         baselines.token_baseline,
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
+    ),
+    "otb-verl": _Entry(
+        otb_verl,
+        "G_t minus sum G_t W_t / sum W_t over its group, W_t = sum of score_squares up to t",
+        ("groups", "score_squares"),
+        unbiased=False,
+    ),
+    "james-stein": _Entry(
+        lambda batch: james_stein(batch.returns, batch.rollouts.groups),
+        "R minus the mean of the others in its group, shrunk to the mean of the other groups",
+        ("groups",),
+    ),
+    "vl-norm": _Entry(
+        _vl_norm, "that of rloo times length^-alpha, over the mean of that power", ("groups",), unbiased=False
     ),
     "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
 }

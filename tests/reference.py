@@ -473,3 +473,12 @@ def otb_verl(to_go, squares, groups, ratios=None, mask=None, lengths=None):
         above, below = sum(to_go[j, t] * energy[j, t] for j in group), sum(energy[j, t] for j in group)
         result[n, t] = to_go[n, t] - (above / (below + 1e-8) if len(group) > 1 else 0.0)
     return result
+
+
+def ppo_objective(logp, behavior_logp, advantages, clip):
+    """min(rho A, max(1 - clip[0], min(1 + clip[1], rho)) A) of each step; PPO maximises their sum."""
+    result = np.zeros(logp.shape)
+    for index in np.ndindex(logp.shape):
+        rho, a = np.exp(logp[index] - behavior_logp[index]), advantages[index]
+        result[index] = min(rho * a, max(1 - clip[0], min(1 + clip[1], rho)) * a)
+    return result

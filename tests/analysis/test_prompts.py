@@ -216,10 +216,12 @@ def test_weights_from_other_rollouts_are_refused(rng, name):
 
 
 def test_estimators_say_whether_their_weights_depend_on_the_rollout_alone(rng):
-    rollouts = make_rollouts(rng, [4, 4, 4], values=rng.standard_normal((12, 4)))
+    names = ("values", "logp", "behavior_logp", "score_squares")
+    by_step = dict(zip(names, rng.random((4, 12, 4)), strict=True))
+    rollouts = make_rollouts(rng, [4, 4, 4], **by_step)
     changed = rollouts.rewards.copy()
     changed[1:] += rng.standard_normal((11, 4))
-    other = rlvar.Rollouts(rollouts.scores, changed, values=rollouts.values, groups=rollouts.groups)
+    other = rlvar.Rollouts(rollouts.scores, changed, groups=rollouts.groups, **by_step)
     for estimator in rlvar.estimators():
         same = np.array_equal(estimator.weights(rollouts)[0], estimator.weights(other)[0])
         assert same == estimator.per_rollout

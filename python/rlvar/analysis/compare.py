@@ -61,6 +61,8 @@ class ComparisonRow(Result):
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+    clipped : float or None
+        Share of the live steps that `clip` leaves without gradient; None without it.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -77,6 +79,7 @@ class ComparisonRow(Result):
     top_share: float
     unbiased: bool | None
     importance: ImportanceRatios | None
+    clipped: float | None
     identical: bool
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
@@ -163,7 +166,11 @@ class Comparison(Result):
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
-        return "\n".join([text, *ratios])
+        clipped = [f"{row.name} {row.clipped:.1%}" for row in self if row.clipped is not None]
+        shares = (
+            [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+        )
+        return "\n".join([text, *ratios, *shares])
 
 
 def compare(
@@ -173,6 +180,7 @@ def compare(
     reference: str | Estimator = "single",
     importance: Importance | Sequence[Importance] = "none",
     truncate: float | None = None,
+    clip: float | tuple[float, float] | None = None,
     aggregation: Aggregation = "sum",
     interval: Literal["jackknife"] | Bootstrap = "jackknife",
     confidence: float = 0.95,
@@ -197,6 +205,10 @@ def compare(
         leaves its mean alone, if any does.
     truncate : float, optional
         Largest importance ratio.
+    clip : float or (float, float), optional
+        PPO's clip: how far below and above 1 a ratio may lie, one number for both. A step has no gradient
+        where its weight is positive and its ratio above 1 + clip[1], or negative and below 1 - clip[0]. With
+        ``importance="token"`` it is that of PPO and GRPO, with "geometric" that of GSPO.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
@@ -251,6 +263,7 @@ def compare(
             rollouts,
             importance=kind,  # type: ignore[arg-type]
             truncate=None if kind == "none" and len(kinds) > 1 else truncate,
+            clip=None if kind == "none" and len(kinds) > 1 else clip,
             aggregation=aggregation,
             threads=num_threads,
         )
@@ -308,6 +321,7 @@ def compare_batches(
                 name=row,
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
+                clipped=batches[rows[row][1]].clipped(rows[row][0]),
                 _variances=of_row.pop("variances"),
                 **of_row,
             )

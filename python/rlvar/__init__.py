@@ -2,6 +2,7 @@
 
 from rlvar import datasets
 from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
+from rlvar.analysis.blocks import BlockRow
 from rlvar.analysis.compare import Comparison, ComparisonRow, compare
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
@@ -23,6 +24,7 @@ from rlvar.weights.length_weights import length_weights
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
+    "BlockRow",
     "Bootstrap",
     "Comparison",
     "ComparisonRow",

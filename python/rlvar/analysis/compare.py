@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
+from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
-from rlvar.stats.inference import infer
+from rlvar.stats.inference import Inference, infer
 from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
@@ -66,6 +68,8 @@ class ComparisonRow(Result):
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
+    blocks : dict of BlockRow
+        Its blocks of coordinates by their labels, if there are any.
     """
 
     name: str
@@ -81,6 +85,7 @@ class ComparisonRow(Result):
     importance: ImportanceRatios | None
     clipped: float | None
     identical: bool
+    blocks: dict[str | int, BlockRow]
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
 
@@ -106,6 +111,8 @@ class Comparison(Result):
         Whether the units are groups.
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
+    scaled : bool
+        Whether coordinates are scaled.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -116,6 +123,7 @@ class Comparison(Result):
     aggregation: str
     interval: str
     reference_unbiased: bool | None
+    scaled: bool
     _reference_variances: Moment = field(repr=False, compare=False)
 
     def __getitem__(self, name: str) -> ComparisonRow:
@@ -147,7 +155,7 @@ class Comparison(Result):
         what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
         head = (
             "estimator",
-            f"variance of {what[self.aggregation]}",
+            f"variance of {what[self.aggregation]}{', scaled' if self.scaled else ''}",
             f"ratio to {self.reference}",
             "signal |E g|^2",
             "noise scale",
@@ -165,6 +173,9 @@ class Comparison(Result):
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
+        if blocks := {row.name: row.blocks for row in self if row.blocks}:
+            text += "\nBlocks of coordinates, the noisiest first\n"
+            text += _table(table_of_blocks(blocks, self.reference))
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
         clipped = [f"{row.name} {row.clipped:.1%}" for row in self if row.clipped is not None]
         shares = (
@@ -182,6 +193,8 @@ def compare(
     truncate: float | None = None,
     clip: float | tuple[float, float] | None = None,
     aggregation: Aggregation = "sum",
+    scale: ArrayLike | None = None,
+    blocks: Sequence[str | int] | NDArray[Any] | None = None,
     interval: Literal["jackknife"] | Bootstrap = "jackknife",
     confidence: float = 0.95,
     num_threads: int | None = None,
@@ -213,6 +226,12 @@ def compare(
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
         the batch over its number of live steps.
+    scale : array_like, shape (D,), optional
+        What each coordinate's gradient is multiplied by before its moments are taken: what the optimiser
+        does to it. For Adam ``1 / (np.sqrt(v) + eps)`` with its second moments v of a step before these
+        rollouts. The coordinates of the scores must then be those of the optimiser, not a sketch of them.
+    blocks : sequence of str or int, shape (D,), optional
+        The block (layer, module) of each coordinate: every row then also has the numbers of each block.
     interval : "jackknife" or Bootstrap, default "jackknife"
         Where the intervals come from: ``rlvar.Bootstrap(2000, seed=1)`` draws whole units.
     confidence : float, default 0.95
@@ -269,7 +288,8 @@ def compare(
         )
         for kind in kinds
     }
-    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence)
+    metric = Metric.of(scale, blocks, batches[kinds[0]].rollouts.shape[2])
+    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence, metric)
     _check.warn_few(result.units, grouped=result.grouped)
     return result
 
@@ -282,6 +302,7 @@ def compare_batches(
     aggregation: Aggregation,
     interval: Literal["jackknife"] | Bootstrap,
     confidence: float,
+    metric: Metric | None = None,
 ) -> Comparison:
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
     kinds, any_batch = list(batches), next(iter(batches.values()))
@@ -305,10 +326,15 @@ def compare_batches(
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
-    samples = {row: moments.Sample(g, sizes, summed) for row, g in gradients.items()}
-    number = list(samples).index(label)
-    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads)
-    found = dict(zip(samples, findings, strict=True))
+    metric = Metric() if metric is None else metric
+    samples = [metric.sample(g, sizes, summed) for g in gradients.values()]
+    number = list(gradients).index(label)
+
+    def inferred(samples: list[moments.Sample]) -> list[Inference]:
+        return infer(samples, number, level, bootstrap, any_batch.threads)
+
+    found = dict(zip(gradients, inferred(samples), strict=True))
+    blocks = metric.by_block(gradients, sizes, summed, inferred)
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
@@ -322,6 +348,7 @@ def compare_batches(
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
                 clipped=batches[rows[row][1]].clipped(rows[row][0]),
+                blocks=blocks[row],
                 _variances=of_row.pop("variances"),
                 **of_row,
             )
@@ -335,6 +362,7 @@ def compare_batches(
         aggregation=aggregation,
         interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],
+        scaled=metric.scale is not None,
         _reference_variances=found[label].variances,
     )
 

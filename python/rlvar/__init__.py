@@ -14,6 +14,7 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
 from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
+from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
@@ -24,6 +25,7 @@ from rlvar.weights.length_weights import length_weights
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
+    "BatchNoise",
     "BlockRow",
     "Bootstrap",
     "Comparison",

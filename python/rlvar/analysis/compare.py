@@ -19,6 +19,7 @@ from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
+from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import Inference, infer
 from rlvar.stats.resampling import Bootstrap
@@ -68,6 +69,9 @@ class ComparisonRow(Result):
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
+    batch_noise : BatchNoise
+        What two batches of this size differ by in norm and direction, by chance alone; ``batch_noise.at(64)``
+        for batches of 64 units.
     blocks : dict of BlockRow
         Its blocks of coordinates by their labels, if there are any.
     """
@@ -85,6 +89,7 @@ class ComparisonRow(Result):
     importance: ImportanceRatios | None
     clipped: float | None
     identical: bool
+    batch_noise: BatchNoise
     blocks: dict[str | int, BlockRow]
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
@@ -339,7 +344,7 @@ def compare_batches(
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
-    made = []
+    made, grouped = [], rollouts.groups is not None
     for row in asked:
         of_row = found[row]._asdict()
         made.append(
@@ -348,6 +353,9 @@ def compare_batches(
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
                 clipped=batches[rows[row][1]].clipped(rows[row][0]),
+                batch_noise=batch_noise(
+                    found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped
+                ),
                 blocks=blocks[row],
                 _variances=of_row.pop("variances"),
                 **of_row,
@@ -358,7 +366,7 @@ def compare_batches(
         reference=label,
         confidence=level,
         units=len(units),
-        grouped=rollouts.groups is not None,
+        grouped=grouped,
         aggregation=aggregation,
         interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],

@@ -15,6 +15,7 @@ import numpy as np
 from rlvar._check import quiet
 from rlvar._types import Double
 from rlvar.stats import moments
+from rlvar.stats.batch_noise import share_along
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.intervals import (
     alignment,
@@ -44,6 +45,8 @@ class Inference(NamedTuple):
     top_share: float  # and the largest 1 %
     identical: bool
     variances: Moment
+    dimension: float  # effective one of the noise
+    along: float  # share of the noise that lies along the mean
 
 
 @quiet
@@ -131,7 +134,10 @@ def _with_signals(
     resolved = all(each.resolved for each in signals)
     options: dict[str, Any] = {"resolved": resolved, "confidence": signals[0].confidence}
     scale_ratio, cosine = drawn
+    dimension = moments.dimension(pair.own)
     return {
+        "dimension": dimension,
+        "along": share_along(pair.own, pair.variance.value, pair.signal.value, dimension),
         "noise_scale_ratio": noise_scale_ratio(
             pair.variance, pair.signal, base.variance, base.signal, resampled=scale_ratio, **options
         ),

@@ -121,6 +121,41 @@ class Sample:
         return mean + rest, y
 
 
+class Blocks:
+    """Inner products y_u . y_v of the units of one block, for blocks that differ by at most one unit.
+
+    One block of up to 64 units, else blocks of at most 32, with 2^21 numbers in all as long as that leaves 8
+    to a block: by U alone.
+    """
+
+    def __init__(self, units: int) -> None:
+        size = units if units <= 64 else max(8, min(32, (1 << 21) // units))
+        count = -(-units // size)
+        self.edges = [units * k // count for k in range(count + 1)]
+        size = -(-units // count)
+        self.products = np.zeros((count, size, size))  # a smaller block ends in zeros
+
+    def add(self, y: Double, threads: int | None) -> None:
+        for start, stop, to in zip(self.edges, self.edges[1:], self.products, strict=False):
+            part, m = y[start:stop], stop - start
+            _core.add_matmul(part, part.T, to[:m, :m], threads)
+
+    def trace_of_square(self, unit: float) -> float:
+        """Return tr Sigma^2 / unit^2 without bias, NaN for fewer than four units.
+
+        In each block the linear-time U-statistic of Song et al. (2012), which no shift of all y changes.
+        """
+        m = np.diff(self.edges).astype(np.float64)
+        if m.min() < 4:
+            return math.nan
+        k = self.products / unit
+        k[:, range(k.shape[1]), range(k.shape[1])] = 0.0
+        rows = k.sum(axis=2)
+        squares, crossed = np.square(k).sum(axis=(1, 2)), np.square(rows).sum(axis=1)
+        found = squares + rows.sum(axis=1) ** 2 / ((m - 1) * (m - 2)) - 2 * crossed / (m - 2)
+        return float((found / (m - 3)).sum() / m.sum())
+
+
 @dataclass(eq=False)
 class Products:
     """All that is needed of the coordinates of two samples a and b of the same units: sums over them."""
@@ -132,12 +167,16 @@ class Products:
     # The matrix (U, U) of all y_a . y_b, if asked for, as a product of the fewest numbers.
     gram: tuple[Double, ...] = ()
     means: float = 0.0  # m_a . m_b
+    columns: int = 0  # D
     identical: bool = True  # whether the two are the same to the bit
+    # Of a sample with itself: products within blocks.
+    blocks: Blocks | None = None
 
     def add(self, mean_a: Double, y_a: Double, mean_b: Double, y_b: Double) -> None:
         """Add what some columns give."""
         # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
         self.means += float((mean_a * mean_b).sum())
+        self.columns += len(mean_a)
         self.diagonal += np.einsum("ud,ud->u", y_a, y_b)
         for mean, y, z in ((mean_a, y_a, y_b), (mean_b, y_b, y_a)):
             self.linear += np.einsum("ud,d->u", z, mean)
@@ -156,6 +195,8 @@ def products(
     sizes, numbers = samples[reference].sizes, range(len(samples))
     u, d = len(sizes.given), samples[reference].dimension
     found = {(i, j): Products(sizes, *np.zeros((3, u))) for i in numbers for j in (i, reference)}
+    for i in numbers:
+        found[i, i].blocks = Blocks(u)
     kept: list[Double] = []
     if gram and u < d:
         for p in found.values():
@@ -173,6 +214,8 @@ def products(
         for (i, j), p in found.items():
             p.identical = p.identical and (i == j or np.array_equal(columns[i], columns[j]))
             p.add(*centred[i], *centred[j])
+            if p.blocks is not None:
+                p.blocks.add(centred[i][1], threads)
             if gram and not kept:
                 _core.add_matmul(centred[i][1], centred[j][1].T, p.gram[0], threads)
         for y, (_, deviations) in zip(kept, centred, strict=False):
@@ -225,3 +268,14 @@ def largest_share(p: Products, fraction: float = 0.0) -> float:
     total = float(squares.sum())
     count = max(1, math.ceil(fraction * len(squares)))
     return float(squares[-count:].sum()) / total if total else 0.0
+
+
+def dimension(p: Products) -> float:
+    """Return V^2 / tr Sigma^2 of a sample with itself, from 1 to D; 1, the most cautious, if not known."""
+    value = variance(p).value
+    if p.blocks is None or not value > 0:
+        return 1.0
+    square = p.blocks.trace_of_square(value)
+    if math.isnan(square):
+        return 1.0
+    return max(1.0, min(float(p.columns), 1 / square)) if square > 0 else float(p.columns)

@@ -69,12 +69,22 @@ def test_over_all_data_sets_james_stein_has_the_gradient_of_every_prompt():
     assert rlvar.estimator("james-stein").unbiased
 
 
-def test_james_stein_is_quieter_than_rloo_where_two_completions_share_like_prompts(rng):
-    groups = np.repeat(np.arange(200), 2)
-    rewards = rng.standard_normal(400) + 0.3 * rng.standard_normal(200)[groups]
-    rollouts = rlvar.Rollouts(rng.standard_normal((400, 1, 8)), rewards, groups=groups)
-    ratio = rlvar.compare(rollouts, ["james-stein", "rloo"], reference="rloo")["james-stein"].ratio
-    assert ratio.high < 0.95
+@pytest.mark.parametrize("completions", [2, 4, 8])
+def test_where_prompts_are_alike_james_stein_takes_half_of_the_way_to_their_common_mean(rng, completions):
+    """E(r - b)^2 = 1 + (1 - l)^2 / (K - 1) + l^2 mean^2 for this l, near v / (v + v); for rloo l is 0."""
+    k, n = completions, 4800
+    covered, shrinks = 0, []
+    for _ in range(60):
+        rewards, groups = rng.standard_normal(n), np.arange(n) // k
+        rollouts = rlvar.Rollouts(rng.standard_normal((n, 1, 10)), rewards, groups=groups)
+        ratio = rlvar.compare(rollouts, ["james-stein"], reference="rloo")["james-stein"].ratio
+        of_prompts = rewards.reshape(-1, k)
+        v, s = of_prompts.var(axis=1, ddof=1).mean() / k, of_prompts.mean(axis=1).var()
+        shrinks.append((1 - k / n) * v / (v + s))
+        spread = 1 + (1 - shrinks[-1]) ** 2 / (k - 1) + shrinks[-1] ** 2 * rewards.mean() ** 2
+        covered += ratio.low <= spread / (1 + 1 / (k - 1)) <= ratio.high
+    assert covered >= 50  # of 60 intervals of 95 %
+    assert np.mean(shrinks) == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])

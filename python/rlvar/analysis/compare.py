@@ -226,7 +226,8 @@ def compare(
     clip : float or (float, float), optional
         PPO's clip: how far below and above 1 a ratio may lie, one number for both. A step has no gradient
         where its weight is positive and its ratio above 1 + clip[1], or negative and below 1 - clip[0]. With
-        ``importance="token"`` it is that of PPO and GRPO, with "geometric" that of GSPO.
+        ``importance="token"`` it is that of PPO and GRPO, with "geometric" and ``aggregation="sequence-mean"``
+        that of GSPO. The share of clipped steps is in each row; a clip biases the mean.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over

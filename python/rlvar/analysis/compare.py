@@ -226,8 +226,8 @@ def compare(
     clip : float or (float, float), optional
         PPO's clip: how far below and above 1 a ratio may lie, one number for both. A step has no gradient
         where its weight is positive and its ratio above 1 + clip[1], or negative and below 1 - clip[0]. With
-        ``importance="token"`` it is that of PPO and GRPO, with "geometric" and ``aggregation="sequence-mean"``
-        that of GSPO. The share of clipped steps is in each row; a clip biases the mean.
+        ``importance="token"`` it is that of PPO and GRPO, with "geometric" and the aggregation
+        "sequence-mean" that of GSPO. Each row has its share of clipped steps; a clip biases the mean.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
@@ -340,6 +340,8 @@ def compare_batches(
         return infer(samples, number, level, bootstrap, any_batch.threads)
 
     found = dict(zip(gradients, inferred(samples), strict=True))
+    if metric.scale is not None and not all(np.isfinite(each.variance.value) for each in found.values()):
+        raise ValueError("scale makes squares of the gradients that are beyond the range of float64")
     blocks = metric.by_block(gradients, sizes, summed, inferred)
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased

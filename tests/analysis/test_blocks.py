@@ -102,7 +102,8 @@ def test_blocks_are_shown_as_a_second_table_the_noisiest_first(rng):
     start = lines.index("Blocks of coordinates, the noisiest first")
     assert lines[start + 1].split("  ")[0] == "block"
     assert lines[start + 2].split()[:3] == ["17", "1", "single"]
-    assert len(lines[start + 2 :]) == 2 * 12
+    shown = [line for line in lines[start + 2 :] if line.split()[2:3] in (["single"], ["multi"])]
+    assert len(shown) == 2 * 12
     fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert fields == result.to_dict()
     assert fields["rows"][1]["blocks"]["17"]["coordinates"] == 1

@@ -64,8 +64,13 @@ class _Part:
 
     def whole(self, coordinates: slice = slice(None)) -> Double:
         chosen = self.coordinates[coordinates]
-        columns = self.gradients.whole(chosen)  # type: ignore[arg-type]
-        return columns if self.scale is None else columns * self.scale[chosen]
+        constant, base = self.gradients
+        columns = np.take(base, chosen, axis=1)
+        if constant is not None:
+            columns *= constant[:, None]
+        if self.scale is not None:
+            columns *= self.scale[chosen]
+        return columns
 
 
 @dataclass(frozen=True, eq=False)

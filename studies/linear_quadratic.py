@@ -22,7 +22,7 @@ import numpy as np
 
 import rlvar
 
-POINTS, STEPS_BETWEEN, RATE = 40, 2, 0.004
+POINTS, RATE = 40, 0.008
 
 
 class Problem(NamedTuple):
@@ -113,10 +113,9 @@ def closed_form(problem, k):
 def path(problem):
     """Yield the number of ascent steps, K, the squared gradient and the variances along the path."""
     k = np.zeros((problem.b.shape[1], problem.b.shape[0]))
-    for step in range(POINTS * STEPS_BETWEEN):
+    for step in range(POINTS):
         mean, variances = closed_form(problem, k)
-        if step % STEPS_BETWEEN == 0:
-            yield step, k, float(mean @ mean), variances
+        yield step, k, float(mean @ mean), variances
         k = k + RATE * mean.reshape(k.shape)
 
 

@@ -47,6 +47,7 @@ def files(rng):
     found = [
         {"scores": scores.astype(np.float32), "rewards": rng.random((n, t)), "lengths": np.full(n, 4)},
         {"scores": np.asfortranarray(scores, ">f8"), "rewards": rng.random(n), "groups": groups},
+        {"scores": scores, "rewards": rng.random(n), "score_squares": logp**2},
         {"scores": scores.astype(np.float16), "rewards": rng.integers(0, 2, (n, t)), **steps},
     ]
     for p in (None, rng.random(n)):

@@ -396,3 +396,66 @@ def to_steps(per_sequence, mask):
             if mask[n, t]:
                 result[n, t] = per_sequence[n]
     return result
+
+
+def james_stein(rewards, groups):
+    """A[i] = r[i] - (1 - l) mean of the others of the prompt - l mean of the means of the other prompts.
+
+    l = (P - 1) / P v / (v + s): v the mean of the other prompts' sample variances over the own size K, s the
+    variance of their means with ddof 0; 1 for K = 1, 0 without other prompts.
+    """
+    result = np.zeros(len(rewards))
+    for i, r in enumerate(rewards):
+        own = [rewards[j] for j in group_members(groups, i) if j != i]
+        rest = [[rewards[j] for j in group_members(groups, k)] for k in first_members(groups)]
+        rest = [each for each, k in zip(rest, first_members(groups), strict=True) if groups[k] != groups[i]]
+        means = [sum(each) / len(each) for each in rest]
+        variances = [standard_deviation(each, 1) ** 2 for each in rest if len(each) > 1]
+        v = sum(variances) / max(len(variances), 1) / (len(own) + 1)
+        s = standard_deviation(means, 0) ** 2 if means else 0.0
+        shrink = len(rest) / (len(rest) + 1) * v / (v + s) if v + s > 0 else 0.0
+        shrink = 1.0 if not own and rest else shrink
+        result[i] = r
+        if own:
+            result[i] -= (1 - shrink) * sum(own) / len(own)
+        if rest:
+            result[i] -= shrink * sum(means) / len(means)
+    return result
+
+
+def first_members(groups):
+    """The first rollout of each group."""
+    return [i for i in range(len(groups)) if group_members(groups, i)[0] == i]
+
+
+def length_weights(lengths, alpha):
+    """L^-alpha over its mean, both over who has L > 0; 0 elsewhere."""
+    live = [length for length in lengths if length > 0]
+    mean = sum(float(length) ** -alpha for length in live) / len(live)
+    return np.array([float(length) ** -alpha / mean if length > 0 else 0.0 for length in lengths])
+
+
+def otb_verl(to_go, squares, groups, ratios=None, mask=None, lengths=None):
+    """G[t] - sum G[t] W[t] / (sum W[t] + 1e-8), W[t] = sum of rho^2 q up to t, over the group's alive at t.
+
+    G itself where nobody else of the group is alive.
+    """
+    alive = live_steps(to_go.shape, mask, lengths)
+    ratios = np.ones(to_go.shape) if ratios is None else ratios
+    energy, result = np.zeros(to_go.shape), np.zeros(to_go.shape)
+    for n, t in np.argwhere(alive):
+        energy[n, t] = sum(ratios[n, k] ** 2 * squares[n, k] for k in range(t + 1) if alive[n, k])
+    for n, t in np.argwhere(alive):
+        group = [j for j in group_members(groups, n) if alive[j, t]]
+        above, below = sum(to_go[j, t] * energy[j, t] for j in group), sum(energy[j, t] for j in group)
+        result[n, t] = to_go[n, t] - (above / (below + 1e-8) if len(group) > 1 else 0.0)
+    return result
+
+
+def ppo_objective(logp, behavior_logp, advantages, clip):
+    """min(rho A, max(1 - clip[0], min(1 + clip[1], rho)) A) of each step; PPO maximises their sum."""
+    result = np.zeros(logp.shape)
+    for index in np.ndindex(logp.shape):
+        rho, a = np.exp(logp[index] - behavior_logp[index]), advantages[index]
+        result[index] = min(rho * a, max(1 - clip[0], min(1 + clip[1], rho)) * a)
+    return result

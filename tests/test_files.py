@@ -50,7 +50,7 @@ def same(a, b):
     [
         {"lengths": np.array([3, 0, 2, 1])},
         {"mask": np.array([[True, False, True]] * 4), "logp": -REWARDS, "behavior_logp": -REWARDS},
-        {"values": REWARDS, "groups": np.array(["b", "a", "b", "a"])},
+        {"values": REWARDS, "score_squares": REWARDS, "groups": np.array(["b", "a", "b", "a"])},
         {"terminated": ENDS, "truncated": ~ENDS, "next_values": REWARDS, "bootstrap_value": np.ones(4)},
         {"scores": np.asfortranarray(SCORES, ">f8")},
         {"scores": (10 * SCORES).astype(np.int16), "rewards": np.array([1, 0, 1, 0], bool)},

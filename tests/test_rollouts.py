@@ -44,6 +44,7 @@ FULL = {
     "groups": np.array([0, 0, 1, 1]),
     "logp": -REWARDS,
     "behavior_logp": -REWARDS,
+    "score_squares": REWARDS.copy(),
     "terminated": REWARDS > 1,
     "truncated": REWARDS > 0,
     "next_values": REWARDS.copy(),

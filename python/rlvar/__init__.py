@@ -2,6 +2,7 @@
 
 from rlvar import datasets
 from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
+from rlvar.analysis.blocks import BlockRow
 from rlvar.analysis.compare import Comparison, ComparisonRow, compare
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
@@ -13,14 +14,19 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
 from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
+from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
+from rlvar.weights.james_stein import james_stein
+from rlvar.weights.length_weights import length_weights
 from rlvar.weights.returns import gae, lambda_returns, n_step_returns, reward_to_go, vtrace
 
 __all__ = [
+    "BatchNoise",
+    "BlockRow",
     "Bootstrap",
     "Comparison",
     "ComparisonRow",
@@ -47,8 +53,10 @@ __all__ = [
     "grpo",
     "headroom",
     "importance_ratios",
+    "james_stein",
     "kl_rewards",
     "lambda_returns",
+    "length_weights",
     "load_rollouts",
     "n_step_returns",
     "on_policy_test",

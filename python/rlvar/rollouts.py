@@ -38,6 +38,11 @@ class Rollouts:
     logp, behavior_logp : array_like, shape (N, T), optional
         Log-probability of each step's action under the policy that is differentiated, whose scores
         these are, and under the one that sampled it: see `importance_ratios`.
+    score_squares : array_like, shape (N, T), optional
+        Stand-in for the squared norm of each step's score, for the estimator "otb-verl". For a softmax policy
+        that by its logits, from the probabilities p of all actions:
+        ``1 - 2 * np.exp(logp) + np.square(p).sum(axis=-1)``; verl logs the last part as ``sum_pi_squared``,
+        TRL its logarithm as ``log_sum_sq_probs``.
     terminated, truncated : array_like of bool, shape (N, T), optional
         Steps after which an episode is over, and steps after which it was cut short, as for
         `reward_to_go`. The next live step, if there is one, starts another episode.
@@ -49,8 +54,8 @@ class Rollouts:
 
     Attributes
     ----------
-    scores, rewards, lengths, mask, values, groups, logp, behavior_logp, terminated, truncated, \
-next_values, bootstrap_value
+    scores, rewards, lengths, mask, values, groups, logp, behavior_logp, score_squares, terminated, \
+truncated, next_values, bootstrap_value
         As given, as arrays; None where not given. `groups` are numbered by first appearance. All but
         `scores` are read-only copies.
     live : ndarray of bool, shape (N, T)
@@ -84,6 +89,7 @@ next_values, bootstrap_value
     groups: NDArray[np.int64] | None
     logp: Double | None
     behavior_logp: Double | None
+    score_squares: Double | None
     terminated: NDArray[np.bool_] | None
     truncated: NDArray[np.bool_] | None
     next_values: Double | None
@@ -101,6 +107,7 @@ next_values, bootstrap_value
         groups: Sequence[Hashable] | NDArray[Any] | None = None,
         logp: ArrayLike | None = None,
         behavior_logp: ArrayLike | None = None,
+        score_squares: ArrayLike | None = None,
         terminated: ArrayLike | None = None,
         truncated: ArrayLike | None = None,
         next_values: ArrayLike | None = None,
@@ -113,7 +120,12 @@ next_values, bootstrap_value
             array = _check.scores(scores)
         shape = array.shape[:2]
         steps = _check.steps(shape, lengths=lengths, mask=mask)
-        by_step = {"values": values, "logp": logp, "behavior_logp": behavior_logp}
+        by_step = {
+            "values": values,
+            "logp": logp,
+            "behavior_logp": behavior_logp,
+            "score_squares": score_squares,
+        }
         given = {name: value for name, value in by_step.items() if value is not None}
         # An array of the right shape comes first: errors name the others.
         arrays = {"scores": np.broadcast_to(0.0, shape), **given}

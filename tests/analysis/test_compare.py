@@ -144,7 +144,13 @@ CATALOG_WEIGHTS = {
     "opo": lambda r, to_go, alive, labels: (
         r - np.array([np.average(r[labels == k], weights=alive.sum(axis=1)[labels == k]) for k in labels])
     ),
+    "james-stein": lambda r, to_go, alive, labels: reference.james_stein(list(r), labels),
+    "vl-norm": lambda r, to_go, alive, labels: (
+        reference.rloo(r, labels) * reference.length_weights(alive.sum(axis=1), 1.0)
+    ),
+    "otb-verl": lambda r, to_go, alive, labels: reference.otb_verl(to_go, SQUARES, labels, mask=alive),
 }
+SQUARES = np.random.default_rng(1).random((18, 7))
 
 
 @pytest.mark.parametrize("kind", ["lengths", "mask"])
@@ -154,7 +160,9 @@ def test_every_named_estimator_is_its_formula(rng, kind):
         {"lengths": rng.integers(1, 8, 18)} if kind == "lengths" else {"mask": rng.random((18, 7)) < 0.7}
     )
     values, logp, old = rng.standard_normal((3, 18, 7))
-    rollouts = make_rollouts(rng, groups=labels, values=values, logp=logp, behavior_logp=old, **options)
+    rollouts = make_rollouts(
+        rng, groups=labels, values=values, score_squares=SQUARES, logp=logp, behavior_logp=old, **options
+    )
     alive = reference.live_steps((18, 7), **options)
     to_go, totals = weights_of(rollouts, "multi"), weights_of(rollouts, "single")
     weights = {name: f(totals, to_go, alive, labels) for name, f in CATALOG_WEIGHTS.items()}
@@ -185,7 +193,7 @@ def test_terminal_rewards_serve_every_estimator(rng):
     by_step = dict(zip(("values", "logp", "behavior_logp"), rng.standard_normal((3, 18, 7)), strict=True))
     per_step = np.zeros((18, 7))
     per_step[np.arange(18), lengths - 1] = terminal
-    options = {"lengths": lengths, "groups": GROUPS, **by_step}
+    options = {"lengths": lengths, "groups": GROUPS, "score_squares": SQUARES, **by_step}
     names = [estimator.name for estimator in rlvar.estimators()]
     one = rlvar.compare(rlvar.Rollouts(scores, terminal, **options), names)
     other = rlvar.compare(rlvar.Rollouts(scores, per_step, **options), names)

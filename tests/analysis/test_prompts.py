@@ -216,7 +216,8 @@ def test_weights_from_other_rollouts_are_refused(rng, name):
 
 
 def test_estimators_say_whether_their_weights_depend_on_the_rollout_alone(rng):
-    by_step = dict(zip(("values", "logp", "behavior_logp"), rng.standard_normal((3, 12, 4)), strict=True))
+    names = ("values", "logp", "behavior_logp", "score_squares")
+    by_step = dict(zip(names, rng.random((4, 12, 4)), strict=True))
     rollouts = make_rollouts(rng, [4, 4, 4], **by_step)
     changed = rollouts.rewards.copy()
     changed[1:] += rng.standard_normal((11, 4))

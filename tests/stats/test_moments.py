@@ -307,3 +307,12 @@ def test_the_sum_of_the_others_does_not_cancel():
     one_dominates = units.Sizes(np.array([1e12, 1.0, 2.0]))
     assert one_dominates.room[0] * one_dominates.mean == pytest.approx(3.0, rel=1e-15)
     assert one_dominates.squares[1] * one_dominates.mean**2 == pytest.approx(1e24 + 4, rel=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (7, 40)])
+def test_the_layout_of_gradients_changes_no_number(rng, shape):
+    g = rng.standard_normal(shape)
+    one, other = (units.products([units.Sample(x)], gram=True)[0][0] for x in (g, np.asfortranarray(g)))
+    assert units.dimension(one) == pytest.approx(units.dimension(other), rel=1e-12)
+    for a, b in zip(one.gram, other.gram, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)

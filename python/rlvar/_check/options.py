@@ -65,6 +65,14 @@ non_negative_number = partial(_within, good=lambda x: 0 <= x < math.inf, wanted=
 positive_number = partial(_within, good=lambda x: 0 < x < math.inf, wanted="be finite and positive")
 
 
+def clip(value: Any) -> tuple[float, float]:
+    """Return how far below and above 1 ratios may lie: a pair of numbers >= 0, or one for both."""
+    pair = (value, value) if not isinstance(value, (tuple, list)) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"clip must be one number or a pair (below, above), got {value!r}")
+    return bound("clip", pair[0]), bound("clip", pair[1])
+
+
 def positive_integer(name: str, value: int, least: int = 1) -> int:
     """Return an integer >= `least`."""
     try:

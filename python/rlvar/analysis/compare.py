@@ -10,16 +10,19 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
+from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
+from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
-from rlvar.stats.inference import infer
+from rlvar.stats.inference import Inference, infer
 from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
@@ -75,9 +78,16 @@ class ComparisonRow(Result):
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+    clipped : float or None
+        Share of the live steps that `clip` leaves without gradient; None without it.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
+    batch_noise : BatchNoise
+        What two batches of this size differ by in norm and direction, by chance alone; ``batch_noise.at(64)``
+        for batches of 64 units.
+    blocks : dict of BlockRow
+        Its blocks of coordinates by their labels, if there are any.
     """
 
     _also = ("units_to_resolve",)
@@ -93,7 +103,10 @@ class ComparisonRow(Result):
     factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None
+    clipped: float | None
     identical: bool
+    batch_noise: BatchNoise
+    blocks: dict[str | int, BlockRow]
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
     _faintest: float = field(repr=False, compare=False)
@@ -132,6 +145,8 @@ class Comparison(Result):
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
         What limits all numbers: that the units are few.
+    scaled : bool
+        Whether coordinates are scaled.
     """
 
     _also = ("notes",)
@@ -143,6 +158,7 @@ class Comparison(Result):
     aggregation: str
     interval: str
     reference_unbiased: bool | None
+    scaled: bool
     _reference_variances: Moment = field(repr=False, compare=False)
 
     @property
@@ -179,7 +195,7 @@ class Comparison(Result):
         what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
         head = (
             "estimator",
-            f"variance of {what[self.aggregation]}",
+            f"variance of {what[self.aggregation]}{', scaled' if self.scaled else ''}",
             f"ratio to {self.reference}",
             "signal |E g|^2",
             "noise scale",
@@ -205,12 +221,19 @@ class Comparison(Result):
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
             text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
+        if blocks := {row.name: row.blocks for row in self if row.blocks}:
+            text += "\nBlocks of coordinates, the noisiest first\n"
+            text += _table(table_of_blocks(blocks, self.reference))
         ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
+        clipped = [f"{row.name} {row.clipped:.1%}" for row in self if row.clipped is not None]
+        shares = (
+            [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+        )
         units = "groups" if self.grouped else "rollouts"
         legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
         legend += "many are no proof of light tails"
         notes = [note[:1].upper() + note[1:] for note in self.notes]
-        return "\n".join([text, legend, *ratios, *notes])
+        return "\n".join([text, legend, *ratios, *shares, *notes])
 
 
 def compare(
@@ -220,7 +243,10 @@ def compare(
     reference: str | Estimator = "single",
     importance: Importance | Sequence[Importance] = "none",
     truncate: float | None = None,
+    clip: float | tuple[float, float] | None = None,
     aggregation: Aggregation = "sum",
+    scale: ArrayLike | None = None,
+    blocks: Sequence[str | int] | NDArray[Any] | None = None,
     interval: Literal["jackknife"] | Bootstrap = "jackknife",
     confidence: float = 0.95,
     num_threads: int | None = None,
@@ -244,10 +270,21 @@ def compare(
         leaves its mean alone, if any does.
     truncate : float, optional
         Largest importance ratio.
+    clip : float or (float, float), optional
+        PPO's clip: how far below and above 1 a ratio may lie, one number for both. A step has no gradient
+        where its weight is positive and its ratio above 1 + clip[1], or negative and below 1 - clip[0]. With
+        ``importance="token"`` it is that of PPO and GRPO, with "geometric" and the aggregation
+        "sequence-mean" that of GSPO. Each row has its share of clipped steps; a clip biases the mean.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
         How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
         "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
         the batch over its number of live steps.
+    scale : array_like, shape (D,), optional
+        What each coordinate's gradient is multiplied by before its moments are taken: what the optimiser
+        does to it. For Adam ``1 / (np.sqrt(v) + eps)`` with its second moments v of a step before these
+        rollouts. The coordinates of the scores must then be those of the optimiser, not a sketch of them.
+    blocks : sequence of str or int, shape (D,), optional
+        The block (layer, module) of each coordinate: every row then also has the numbers of each block.
     interval : "jackknife" or Bootstrap, default "jackknife"
         Where the intervals come from: ``rlvar.Bootstrap(2000, seed=1)`` draws whole units.
     confidence : float, default 0.95
@@ -298,12 +335,14 @@ def compare(
             rollouts,
             importance=kind,  # type: ignore[arg-type]
             truncate=None if kind == "none" and len(kinds) > 1 else truncate,
+            clip=None if kind == "none" and len(kinds) > 1 else clip,
             aggregation=aggregation,
             threads=num_threads,
         )
         for kind in kinds
     }
-    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence)
+    metric = Metric.of(scale, blocks, batches[kinds[0]].rollouts.shape[2])
+    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence, metric)
     _check.warn_few(result.units, grouped=result.grouped)
     return result
 
@@ -316,6 +355,7 @@ def compare_batches(
     aggregation: Aggregation,
     interval: Literal["jackknife"] | Bootstrap,
     confidence: float,
+    metric: Metric | None = None,
 ) -> Comparison:
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
     kinds, any_batch = list(batches), next(iter(batches.values()))
@@ -339,21 +379,28 @@ def compare_batches(
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
-    samples = {}
+    metric = Metric() if metric is None else metric
+    samples = []
     for row, g in gradients.items():
         each, kind = rows[row]
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
-        samples[row] = moments.Sample(g, sizes, summed, refit)
-    number = list(samples).index(label)
+        samples.append(metric.sample(g, sizes, summed, refit))
+    number = list(gradients).index(label)
     unbiased = {
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
     # Unbiased estimators with the same importance ratios have one mean.
-    classes = [rows[row][1] if unbiased[row] else None for row in samples]
-    findings = infer(list(samples.values()), number, level, bootstrap, any_batch.threads, classes)
-    found = dict(zip(samples, findings, strict=True))
-    made = []
+    classes = [rows[row][1] if unbiased[row] else None for row in gradients]
+
+    def inferred(samples: list[moments.Sample]) -> list[Inference]:
+        return infer(samples, number, level, bootstrap, any_batch.threads, classes)
+
+    found = dict(zip(gradients, inferred(samples), strict=True))
+    if metric.scale is not None and not all(np.isfinite(each.variance.value) for each in found.values()):
+        raise ValueError("scale makes squares of the gradients that are beyond the range of float64")
+    blocks = metric.by_block(gradients, sizes, summed, inferred)
+    made, grouped = [], rollouts.groups is not None
     for row in asked:
         of_row = found[row]._asdict()
         made.append(
@@ -361,6 +408,11 @@ def compare_batches(
                 name=row,
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
+                clipped=batches[rows[row][1]].clipped(rows[row][0]),
+                batch_noise=batch_noise(
+                    found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped
+                ),
+                blocks=blocks[row],
                 _variances=of_row.pop("variances"),
                 _faintest=of_row.pop("faintest"),
                 _units=len(units),
@@ -372,10 +424,11 @@ def compare_batches(
         reference=label,
         confidence=level,
         units=len(units),
-        grouped=rollouts.groups is not None,
+        grouped=grouped,
         aggregation=aggregation,
         interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],
+        scaled=metric.scale is not None,
         _reference_variances=found[label].variances,
     )
 

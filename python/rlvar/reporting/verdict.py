@@ -24,6 +24,9 @@ _LONG_NAMES = {
     "single-optimal": "the best constant baseline (single-optimal)",
     "multi-optimal": "a baseline for each step (multi-optimal)",
     "otb": "token baselines (OTB)",
+    "otb-verl": "verl's token baselines",
+    "james-stein": "the James-Stein baseline",
+    "vl-norm": "VL Norm",
 }
 # Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
 _SPREAD = 1.5

@@ -18,6 +18,7 @@ import numpy as np
 from rlvar._check import quiet
 from rlvar._types import Double
 from rlvar.stats import moments
+from rlvar.stats.batch_noise import share_along
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.intervals import (
     alignment,
@@ -54,6 +55,8 @@ class Inference(NamedTuple):
     faintest: float  # signal that so many units would just resolve
     identical: bool
     variances: Moment
+    dimension: float  # effective one of the noise
+    along: float  # share of the noise that lies along the mean
 
 
 @quiet
@@ -230,7 +233,10 @@ def _with_means(
     signal, base_signal = (_times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
     same = mean.quietest == of_base.quietest
     ratios = quotient(pair.variance, base.variance).left_out
+    dimension = moments.dimension(pair.own)
     return {
+        "dimension": dimension,
+        "along": share_along(pair.own, pair.variance.value, pair.signal.value, dimension),
         "variance_units": effective_units(pair.own.diagonal),
         "ratio_units": deciding_units(ratios) if np.isfinite(ratios).all() else math.nan,
         "noise_scale_ratio": noise_scale_ratio(

@@ -132,7 +132,8 @@ class Sample:
             gradients = gradients / self.sizes.mean
         mean = gradients.mean(axis=0)
         s = None if self.sizes.even else self.sizes.relative[:, None]
-        y = gradients - (mean if s is None else s * mean)
+        # In rows, as the kernel of products takes them, whatever the layout of the gradients.
+        y = np.subtract(gradients, mean if s is None else s * mean, order="C")
         rest = y.mean(axis=0)  # rounding of the mean
         y -= rest if s is None else s * rest
         return mean + rest, y

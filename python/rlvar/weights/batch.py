@@ -36,9 +36,12 @@ class Batch:
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
     aggregation: Aggregation = "sum"
+    # Live steps (N, T) whose ratio PPO's clip finds too large, and those too small.
+    outside: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
     # What has been computed, by the name of the estimator.
     _weights: dict[str, Double] = field(default_factory=dict, repr=False)
     _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
+    _clipped: dict[str, float] = field(default_factory=dict, repr=False)
     _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
 
     @classmethod
@@ -48,6 +51,7 @@ class Batch:
         *,
         importance: Importance = "none",
         truncate: float | None = None,
+        clip: float | tuple[float, float] | None = None,
         aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
@@ -75,13 +79,22 @@ class Batch:
         elif importance != "none" or truncate is not None:
             given = f"importance={importance!r}" if truncate is None else "truncate"
             raise ValueError(f"{given} needs rollouts with logp and behavior_logp")
+        outside = None
+        if clip is not None:
+            if ratios is None or importance == "none" or truncate is not None:
+                raise ValueError("clip needs importance ratios, not truncated: importance='token' as in PPO")
+            below, above = _check.clip(clip)
+            large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
+            outside = large, small
+            # What is clipped depends on actions and on rewards, unless nothing ever is.
+            unbiased = unbiased and ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
             lengths = rollouts.live_steps[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, ratios, unbiased, aggregation)
+        return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
         """Return what the batch would be had the rollouts been cut after so many steps.
@@ -193,10 +206,22 @@ class Batch:
         return np.broadcast_to(np.float64(1.0), self.rollouts.shape[:2])
 
     def weights(self, estimator: Estimator) -> Double:
-        """Return the weights (N, T) of one estimator, without factors."""
+        """Return the weights (N, T) of one estimator, without factors; 0 where clipped."""
         if estimator.name not in self._weights:
-            self._weights[estimator.name] = estimator.weights(self)
+            weights = estimator.weights(self)
+            if self.outside is not None:
+                # PPO maximises min(rho A, clip(rho) A), which is constant where A pushes rho further out.
+                large, small = self.outside
+                cut = np.where(weights > 0, large, (weights < 0) & small)
+                self._clipped[estimator.name] = float(np.count_nonzero(cut) / max(self.live.sum(), 1))
+                weights = np.where(cut, 0.0, weights)
+            self._weights[estimator.name] = weights
         return self._weights[estimator.name]
+
+    def clipped(self, estimator: Estimator) -> float | None:
+        """Return the share of the live steps whose weight the clip has made 0; None without one."""
+        self.weights(estimator)
+        return self._clipped.get(estimator.name)
 
     def weighed(self, weights: Double) -> Double:
         """Return weights (N, T) times the factors."""

@@ -19,6 +19,9 @@ from rlvar._types import Double, Float, Scale
 from rlvar.rollouts import Rollouts
 from rlvar.weights import advantages, baselines
 from rlvar.weights.batch import Batch
+from rlvar.weights.james_stein import james_stein
+from rlvar.weights.length_weights import length_weights
+from rlvar.weights.otb_verl import otb_verl
 from rlvar.weights.returns import gae, n_step_returns, vtrace
 
 
@@ -191,7 +194,7 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     **parameters
         What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
         `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
-        `rlvar.grpo`).
+        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`).
 
     Returns
     -------
@@ -267,6 +270,10 @@ def _grpo(batch: Batch, groups: NDArray[np.int64], scale: Scale = "group", eps: 
     return advantages.grpo(batch.returns, groups, scale=scale, eps=eps)
 
 
+def _vl_norm(batch: Batch, groups: NDArray[np.int64], alpha: float = 1.0) -> Double:
+    return _rloo(batch, groups) * length_weights(batch.rollouts.live_steps, alpha)
+
+
 class _Entry(NamedTuple):
     """What is behind a name."""
 
@@ -292,6 +299,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "c_clip": _check.bound,
     "scale": lambda name, value: _check.choice(name, value, Scale),
     "eps": _check.non_negative_number,
+    "alpha": _check.positive_number,
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -328,6 +336,20 @@ _TABLE = {
     "otb": _Entry(
         baselines.token_baseline,
         "G_t minus E[G_t W_t] / E[W_t], W_t = sum of |S_j|^2 up to t, over the other folds",
+    ),
+    "otb-verl": _Entry(
+        otb_verl,
+        "G_t minus sum G_t W_t / sum W_t over its group, W_t = sum of score_squares up to t",
+        ("groups", "score_squares"),
+        unbiased=False,
+    ),
+    "james-stein": _Entry(
+        lambda batch, groups: james_stein(batch.returns, groups),
+        "R minus the mean of the others in its group, shrunk to the mean of the other groups",
+        ("groups",),
+    ),
+    "vl-norm": _Entry(
+        _vl_norm, "that of rloo times length^-alpha, over the mean of that power", ("groups",), unbiased=False
     ),
     "gae": _Entry(_gae, "generalised advantage", ("values",), unbiased=False, per_rollout=True),
     "n-step": _Entry(_n_step, "n-step return minus V_t", ("values",), unbiased=False, per_rollout=True),

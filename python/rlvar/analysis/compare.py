@@ -317,10 +317,11 @@ def compare(
         \hat V = \frac{1}{U - 1} \sum_u |y_u|^2, \qquad
         \widehat{|E m|^2} = |m|^2 - \hat V / U .
 
-    Intervals are the jackknife's, paired and on the log scale for ratios, Fieller's for the noise scale, or
-    the bootstrap's: O(resamples U min(U, D)) for each estimator. ``docs/statistics.md`` says why, how often
-    they cover, and which estimators and aggregations leave the mean alone. Baselines that the estimators
-    fit, and means over the whole batch, tie all units together; that effect, of order 1/U, is left out.
+    Intervals are the jackknife's, paired and on the log scale for ratios, a test's for the signal, Fieller's
+    for the noise scale, or the bootstrap's: O(resamples U min(U, D)) for each estimator.
+    ``docs/statistics.md`` says why, how often they cover, and which estimators and aggregations leave the
+    mean alone. Baselines that the estimators fit, and means over the whole batch, tie all units together;
+    that effect, of order 1/U, is left out.
 
     Examples
     --------

@@ -231,8 +231,8 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         if signal.value > 1e-12 * (signal.value - signal.low):  # else it is rounding
             # Rows with one signal need as many.
             needed[resolved] = (
-                f"about {_round(resolved.value)} {units} would resolve it in half of the cases, and "
-                f"{_round(resolved.low)} if it is as large as its upper end"
+                f"about {_round(resolved.value)} {units} would resolve it in half of the cases; a smaller "
+                "one takes more"
             )
     if len(needed) == 1:
         (claim,) = needed.values()

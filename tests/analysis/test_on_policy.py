@@ -87,7 +87,7 @@ def test_rollouts_of_another_policy_fail_at_the_ratio_of_its_expectations(policy
     pi = other(policy.pi)
     result = rlvar.on_policy_test(sample(policy, pi, 10000))
     assert result.on_policy is False
-    assert "not sampled from the policy" in str(result)
+    assert "do not average to 0 given the past" in str(result)
     p = sequence_probabilities(policy, pi)
     sums, squares = moments(policy.scores)
     mean = p @ policy.scores.sum(axis=1)

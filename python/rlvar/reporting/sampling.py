@@ -1,0 +1,98 @@
+"""Sentences on how the rollouts were sampled: copies, missing groups, dead groups, filters, the policy."""
+
+from __future__ import annotations
+
+import math
+
+from rlvar.analysis.on_policy import OnPolicyTest
+from rlvar.analysis.sampling import Sampling, kept_noise_scale
+from rlvar.stats.estimate import Estimate
+
+
+def sampling_sentences(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+    """Say what speaks against independent rollouts, and what dead groups mean.
+
+    `rloo` is the noise scale of RLOO in groups, if it was compared.
+    """
+    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo)]
+
+
+def _repeated(sampling: Sampling) -> list[str]:
+    k, n = sampling.repeated, sampling.rollouts
+    if not k:
+        return []
+    count = f"{k:,} of {n:,} rollouts {'equals' if k == 1 else 'equal'} an earlier one in scores and rewards"
+    if sampling.copied:
+        return [
+            f"{count}, in a pattern that independent rollouts do not have: they are copies. Signals, noise "
+            "scales and intervals count them as independent here and are wrong; pass each rollout once."
+        ]
+    return [
+        f"{count}. A policy with few possible rollouts repeats some by chance; copies, as from several "
+        "epochs or a replay buffer, would make signals and intervals wrong."
+    ]
+
+
+def _ungrouped(sampling: Sampling) -> list[str]:
+    if not sampling.grouped:
+        return []
+    return [
+        f"Do these rollouts share prompts? {sampling.sharing:,} of {sampling.rollouts:,} share their "
+        f"{sampling.shared} with another one, in a pattern that independent rollouts do not have. If they "
+        "do, pass groups=: else rollouts of one prompt count as independent, and intervals are too narrow."
+    ]
+
+
+def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+    groups, dead = sampling.groups, sampling.dead_groups
+    if sampling.filtered:
+        return [
+            f"None of the {groups:,} groups is dead, its rewards all equal, though their success rates make "
+            "that improbable (below 1%): they were kept by their outcome. The mean gradient then keeps its "
+            "direction only with baselines from within the group, as RLOO's."
+        ]
+    if not dead or not groups:
+        return []
+    sentence = (
+        f"{dead:,} of {groups:,} groups {'is' if dead == 1 else 'are'} dead: all their rewards are equal, so "
+        "RLOO and GRPO learn nothing from them. Dropping them saves backward passes, but no rollouts"
+    )
+    if rloo is None or sampling.mixed is None or not rloo.value > 0:
+        return [f"{sentence}."]
+    kept = kept_noise_scale(rloo, sampling.mixed)
+    return [
+        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, of "
+        f"{kept.value / sampling.mixed:.3g} drawn, instead of {rloo.value:.3g} groups."
+    ]
+
+
+def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -> str:
+    """Say whether the scores are those of the policy that sampled; `stale` if behavior_logp denies it."""
+    if not test.against:
+        return (
+            "The scores are consistent with on-policy sampling; a mean score whose square is up to "
+            f"{_share(test.mean_score.high)} of their variance would have gone unseen."
+        )
+    found = {
+        "ratio": f"scores of different steps are correlated, {test.ratio} of their variance",
+        "mean_score": f"the square of their mean is {test.mean_score} of their variance",
+    }
+    against = ", and ".join(found[name] for name in test.against)
+    start = f"The scores do not average to 0 given the past, as those of the sampling policy do: {against}"
+    if stale:
+        return f"{start}; behavior_logp agrees that another policy sampled."
+    causes = ["another policy or temperature sampled (also top-p, a stale copy, another inference engine)"]
+    if sampling.groups is None or sampling.filtered is not False:
+        causes.append("a filter by outcome, which there is" if sampling.filtered else "a filter by outcome")
+    if sampling.repeated:
+        causes.append(f"repeated rollouts, {sampling.repeated:,} here")
+    if "ratio" in test.against:
+        causes.append("rows of one backward pass in place of the scores of tokens")
+    rare = f"an action too rare to be seen here, with {_share(test.unseen_share)} or more of the variance"
+    return f"{start}. What fits: {', '.join(causes)}, or {rare}."
+
+
+def _share(x: float) -> str:
+    if math.isnan(x):
+        return "an unknown part"
+    return f"{x:.2g} times" if x >= 10 else f"{x:.1%}" if x < 0.1 else f"{x:.0%}"

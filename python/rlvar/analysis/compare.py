@@ -15,6 +15,8 @@ import numpy as np
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
+from rlvar.analysis.reward_scale import reward_scaled
+from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
@@ -61,6 +63,14 @@ class ComparisonRow(Result):
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+    reward_scaled_ratio : Estimate or None
+        Beside an unbiased reference, of an estimator that scales the advantages of groups and so is not, such
+        as "grpo": ``ratio`` over the square of how much longer its mean gradient is by the rewards. It needs
+        no resolved signal, but that each prompt's gradient along the whole goes as the variance of its
+        rewards (see `rlvar.analysis.reward_scale`). None where it is not defined.
+    reward_scaled_bracket : tuple of float or None
+        Where the ratio lies whatever the model, if no prompt's gradient opposes the whole; for rewards of two
+        values and groups of one size.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -77,6 +87,8 @@ class ComparisonRow(Result):
     top_share: float
     unbiased: bool | None
     importance: ImportanceRatios | None
+    reward_scaled_ratio: Estimate | None
+    reward_scaled_bracket: tuple[float, float] | None
     identical: bool
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
@@ -300,14 +312,24 @@ def compare_batches(
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
+    if filtered_groups(any_batch):  # what is common to groups is then in the mean
+        kept = {row: each.base in FILTER_PROOF for row, (each, _) in rows.items()}
+        unbiased = {row: known and kept[row] for row, known in unbiased.items()}
     made = []
     for row in asked:
         of_row = found[row]._asdict()
+        each, kind = rows[row]
+        scaled = None
+        if unbiased[label] and not unbiased[row]:
+            variances = of_row["variances"], found[label].variances
+            scaled = reward_scaled(batches[kind], each, of_row["ratio"], *variances)
         made.append(
             ComparisonRow(
                 name=row,
                 unbiased=unbiased[row],
                 importance=batches[rows[row][1]].importance,
+                reward_scaled_ratio=None if scaled is None else scaled.ratio,
+                reward_scaled_bracket=None if scaled is None else scaled.bracket,
                 _variances=of_row.pop("variances"),
                 **of_row,
             )

@@ -156,9 +156,10 @@ def report(
         decompositions[row.name] = decompose_terms(terms, rollouts.groups, confidence=confidence)
     progress("testing whether the rollouts are on policy")
     on_policy = test_scores(batch, confidence)
-    room = headroom(everything) if everything.reference_unbiased else None
-    _check.warn_few(comparison.units, grouped=comparison.grouped)
     sampling = sampling_of(batch)
+    # Baselines that are common to groups have another mean where groups were filtered.
+    room = headroom(everything) if everything.reference_unbiased and not sampling.filtered else None
+    _check.warn_few(comparison.units, grouped=comparison.grouped)
     return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+from rlvar.analysis.compare import Comparison
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling, kept_noise_scale
 from rlvar.stats.estimate import Estimate
@@ -57,7 +59,7 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
         f"{dead:,} of {groups:,} groups {'is' if dead == 1 else 'are'} dead: all their rewards are equal, so "
         "RLOO and GRPO learn nothing from them. Dropping them saves backward passes, but no rollouts"
     )
-    if rloo is None or sampling.mixed is None or not rloo.value > 0:
+    if rloo is None or sampling.mixed is None or not rloo.resolved:
         return [f"{sentence}."]
     kept = kept_noise_scale(rloo, sampling.mixed)
     return [
@@ -90,6 +92,24 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
         causes.append("rows of one backward pass in place of the scores of tokens")
     rare = f"an action too rare to be seen here, with {_share(test.unseen_share)} or more of the variance"
     return f"{start}. What fits: {', '.join(causes)}, or {rare}."
+
+
+def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str]) -> list[str]:
+    """Say how many groups estimators of another length need, by the scale that the rewards give."""
+    found, that = [], names(comparison.reference)
+    for row in comparison:
+        ratio, bracket = row.reward_scaled_ratio, row.reward_scaled_bracket
+        if ratio is None or not math.isfinite(ratio.value) or math.isnan(ratio.low):
+            continue
+        ends = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
+        if bracket is not None and bracket[1] / bracket[0] > 1.01 * ratio.high / ratio.low:
+            ends += f"; without that assumption {bracket[0]:.2f} to {bracket[1]:.2f}"
+        found.append(
+            f"Scaled by the rewards, {names(row.name)} needs {ratio.value:.2f} times as many groups as "
+            f"{that} for the same precision, if the gradient of each prompt along the mean gradient is "
+            f"proportional to the variance of its rewards ({ends})."
+        )
+    return found
 
 
 def _share(x: float) -> str:

@@ -10,7 +10,7 @@ from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling
-from rlvar.reporting.sampling import on_policy_sentence, sampling_sentences
+from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.moments import TOP
 from rlvar.weights.importance import ImportanceRatios
@@ -52,6 +52,7 @@ def verdict(
     quietest = quietest_of(comparison)
     return [
         *_comparisons(comparison),
+        *reward_scaled_sentences(comparison, long_name),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *_faint_signals(comparison),

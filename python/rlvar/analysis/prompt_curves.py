@@ -189,30 +189,23 @@ def by_subsets(
 ) -> Subsets:
     """Return the curve of weights that `advantages` gives to returns and groups: two or more of each."""
     u, most = len(units), int(units.sizes.min())
-    grams = [_gram(s[units.members[a:b]], threads) for a, b in itertools.pairwise(units.offsets)]
+    classes = [_OfSize.of(s, units, size, threads) for size in np.unique(units.sizes).tolist()]
     centred = _centred(returns[:, None], labels, units)[:, 0]
-    found, length = {}, None
+    found: dict[int, Moment] = {}
+    length = None
     for k in np.unique(np.rint(np.geomspace(2, most, _SIZES)).astype(int))[::-1].tolist():
-        places = [_subsets(int(size), k) for size in units.sizes]
-        rows = np.concatenate(
-            [units.members[at + each].ravel() for at, each in zip(units.offsets, places, strict=False)]
-        )
-        each_weight = advantages(returns[rows], np.repeat(np.arange(len(rows) // k), k)) / k
-        scale, square, mean = np.empty(u), np.empty(u), np.zeros(len(s))
-        start = 0
-        for i, (place, gram) in enumerate(zip(places, grams, strict=True)):
-            part = slice(start, start + place.size)
-            start += place.size
-            w = np.zeros((len(place), len(gram)))
-            np.put_along_axis(w, place, each_weight[part].reshape(place.shape), axis=1)
-            through = np.zeros_like(w)
-            _core.add_matmul(w, gram, through, threads)
-            square[i] = np.einsum("mk,mk->", through, w) / len(place)
-            scale[i] = np.einsum("n,n->", each_weight[part], centred[rows[part]]) / len(place)
-            mean[units.members[units.offsets[i] : units.offsets[i + 1]]] = w.mean(axis=0)
+        places = [_subsets(each.members.shape[1], k) for each in classes]
+        rows = [each.members[:, place] for each, place in zip(classes, places, strict=True)]
+        every = np.concatenate([each.ravel() for each in rows])
+        weights = advantages(returns[every], np.repeat(np.arange(len(every) // k), k)) / k
+        products, square, mean = weights * centred[every], np.empty(u), np.empty(len(s))
+        scale, start = np.empty(u), 0
+        for each, place, row in zip(classes, places, rows, strict=True):
+            part = slice(start, start := start + row.size)
+            scale[each.units] = products[part].reshape(len(row), -1).sum(axis=1) / len(place)
+            square[each.units], mean[each.members] = each.moments(place, weights[part].reshape(row.shape))
         ((own, _),) = moments.products([moments.Sample(Gradients(mean, s), np.ones(u), units)])
-        signal, whole = moments.signal(own), _mean(square)
-        c = _mean(scale)
+        signal, whole, c = moments.signal(own), _mean(square), _mean(scale)
         length = c if length is None else length
         value = (whole.value - signal.value) * _square(length.value, c.value)
         left_out = np.empty(0)
@@ -222,6 +215,39 @@ def by_subsets(
     return Subsets(found)
 
 
+@dataclass(frozen=True, eq=False)
+class _OfSize:
+    """Groups of one size n."""
+
+    units: NDArray[np.int64]  # (G,)
+    members: NDArray[np.int64]  # rollouts (G, n)
+    grams: Double  # products of their summed scores (G, n, n)
+
+    @classmethod
+    def of(cls, s: Double, units: _check.Units, size: int, threads: int | None) -> _OfSize:
+        these = np.flatnonzero(units.sizes == size)
+        members = units.members[units.offsets[these][:, None] + np.arange(size)]
+        grams = np.zeros((len(these), size, size))
+        for rows, gram in zip(members, grams, strict=True):
+            _core.add_matmul(s[rows], s[rows].T, gram, threads)
+        return cls(these, members, grams)
+
+    def moments(self, places: NDArray[np.int64], weights: Double) -> tuple[Double, Double]:
+        """Mean of |sum w s|^2 over subsets (M, k) of weights (G, M, k), and of the weights (G, n)."""
+        (count, k), size = places.shape, self.members.shape[1]
+        square, mean = np.empty(len(self.units)), np.empty(self.members.shape)
+        step = max(1, _CHUNK // (count * size))
+        for part in (slice(start, start + step) for start in range(0, len(square), step)):
+            some = weights[part]
+            w = np.zeros((len(some), count, size))
+            np.put_along_axis(w, np.broadcast_to(places, (len(some), count, k)), some, axis=2)
+            # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
+            pairs = np.einsum("gmi,gmj->gij", w, w)
+            square[part] = np.einsum("gij,gij->g", pairs, self.grams[part]) / count
+            mean[part] = w.mean(axis=1)
+        return square, mean
+
+
 def _square(above: Any, below: Any) -> Any:
     """(above / below)^2, 1 where both are equal."""
     return np.where(np.equal(above, below), 1.0, np.square(np.asarray(above) / below))
@@ -229,12 +255,6 @@ def _square(above: Any, below: Any) -> Any:
 
 def _mean(x: Double) -> Moment:
     return Moment(float(x.mean()), moments.without_each(x) / (len(x) - 1))
-
-
-def _gram(s: Double, threads: int | None) -> Double:
-    result = np.zeros((len(s), len(s)))
-    _core.add_matmul(s, s.T, result, threads)
-    return result
 
 
 def _subsets(size: int, k: int) -> NDArray[np.int64]:

@@ -58,8 +58,8 @@ class Sampling(Result):
     copied : bool
         Whether that is no chance: the repetitions have a pattern that independent rollouts do not have.
     sharing : int
-        Without groups: rollouts whose first state, by `values`, or else first score another and different
-        rollout shares. 0 with groups.
+        Without groups: rollouts whose first state, by `values`, or else first score another one shares, which
+        is no copy. 0 with groups.
     shared : str
         What they share, "first value" or "first score".
     grouped : bool
@@ -106,9 +106,12 @@ def sampling_of(batch: Batch) -> Sampling:
     labels = _equal_rollouts(rollouts)
     first = np.unique(labels, return_index=True)[1]
     repeated = len(labels) - len(first)
+    copied = repeated > 0 and _no_chance(labels)
     sharing, shared, grouped = 0, "first score", False
     if rollouts.groups is None:
-        starts, shared = _starts(rollouts, np.sort(first))
+        # Without copies. Rollouts that repeat by chance stay: those that differ are not exchangeable, as the
+        # likely ones come first.
+        starts, shared = _starts(rollouts, np.sort(first) if copied else np.arange(len(labels)))
         counts = np.bincount(starts, minlength=1)
         sharing = int(counts[counts > 1].sum())
         # One start for all is a state that an environment always starts in.
@@ -122,7 +125,7 @@ def sampling_of(batch: Batch) -> Sampling:
     return Sampling(
         rollouts=len(rollouts),
         repeated=repeated,
-        copied=repeated > 0 and _no_chance(labels),
+        copied=copied,
         sharing=sharing,
         shared=shared,
         grouped=grouped,

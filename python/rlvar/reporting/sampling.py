@@ -71,10 +71,11 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
 def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -> str:
     """Say whether the scores are those of the policy that sampled; `stale` if behavior_logp denies it."""
     if not test.against:
-        return (
-            "The scores are consistent with on-policy sampling; a mean score whose square is up to "
-            f"{_share(test.mean_score.high)} of their variance would have gone unseen."
-        )
+        fine = "The scores are consistent with on-policy sampling"
+        if not test.mean_score.high > 0:
+            return f"{fine}."
+        most = _share(test.mean_score.high)
+        return f"{fine}; a mean score whose square is up to {most} of their variance would have gone unseen."
     found = {
         "ratio": f"scores of different steps are correlated, {test.ratio} of their variance",
         "mean_score": f"the square of their mean is {test.mean_score} of their variance",
@@ -113,6 +114,4 @@ def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str])
 
 
 def _share(x: float) -> str:
-    if math.isnan(x):
-        return "an unknown part"
-    return f"{x:.2g} times" if x >= 10 else f"{x:.1%}" if x < 0.1 else f"{x:.0%}"
+    return f"{100 * x:.2g}%" if x < 0.995 else f"{100 * x:,.0f}%"

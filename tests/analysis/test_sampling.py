@@ -86,6 +86,8 @@ def test_what_is_not_live_makes_no_rollout_another(rng):
     assert sampling(scores, rewards, lengths=lengths).repeated == 12
     mask = np.arange(5) < lengths[:, None]
     assert sampling(scores, rewards, mask=mask).repeated == 12
+    empty = np.where(np.arange(24) % 2, lengths, 0)
+    assert sampling(scores, rewards, lengths=empty).repeated == 6
     rewards[0, 0] += 1
     assert sampling(scores, rewards, mask=mask).repeated == 11
     scores[1, 0, 1] = np.nextafter(scores[1, 0, 1], 9.0)

@@ -216,26 +216,22 @@ def _numbered(keys: Iterable[Hashable]) -> NDArray[np.int64]:
 
 
 def _equal_rollouts(rollouts: Rollouts) -> NDArray[np.int64]:
-    """Number rollouts (N,) so that equal ones have one number.
+    """Number rollouts (N,) so that equal ones have one number; those without a live step equal none.
 
     Rewards, lengths and a few first and last scores single out those that may be equal; of these all are
     compared.
     """
     scores, live, rewards = rollouts.scores, rollouts.live, rollouts.rewards
     rewards = np.ascontiguousarray(rewards if rewards.ndim == 1 else np.where(live, rewards, 0.0))
-    first, last = np.argmax(live, axis=1), live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
+    ends = np.argmax(live, axis=1), live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
+    some = [np.ascontiguousarray(scores[np.arange(len(scores)), steps, :8]) for steps in ends]
     lengths = rollouts.live_steps.tolist()
-    some = [
-        np.ascontiguousarray(scores[np.arange(len(scores)), steps, :8]) * (rollouts.live_steps > 0)[:, None]
-        for steps in (first, last)
-    ]
     quick = _numbered(
-        (length, reward.tobytes(), a.tobytes(), b.tobytes())
-        for length, reward, a, b in zip(lengths, rewards, *some, strict=True)
+        (length, reward.tobytes(), a.tobytes(), b.tobytes()) if length else n
+        for n, (length, reward, a, b) in enumerate(zip(lengths, rewards, *some, strict=True))
     )
-    suspects = np.bincount(quick)[quick] > 1
     whole = [0] * len(quick)
-    for n in np.flatnonzero(suspects).tolist():
+    for n in np.flatnonzero(np.bincount(quick)[quick] > 1).tolist():
         whole[n] = _hash(scores[n], live[n])
     return _numbered(zip(quick.tolist(), whole, strict=True))
 

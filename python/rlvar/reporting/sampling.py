@@ -84,15 +84,16 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
     start = f"The scores do not average to 0 given the past, as those of the sampling policy do: {against}"
     if stale:
         return f"{start}; behavior_logp agrees that another policy sampled."
-    causes = ["another policy or temperature sampled (also top-p, a stale copy, another inference engine)"]
-    if sampling.groups is None or sampling.filtered is not False:
-        causes.append("a filter by outcome, which there is" if sampling.filtered else "a filter by outcome")
+    causes = [
+        "sampling from another policy or temperature (top-p, a stale copy, another inference engine)",
+        "filtering by outcome" + (", as the groups show" if sampling.filtered else ""),
+    ]
     if sampling.repeated:
-        causes.append(f"repeated rollouts, {sampling.repeated:,} here")
+        causes.append(f"repeated rollouts ({sampling.repeated:,} here)")
     if "ratio" in test.against:
-        causes.append("rows of one backward pass in place of the scores of tokens")
-    rare = f"an action too rare to be seen here, with {_share(test.unseen_share)} or more of the variance"
-    return f"{start}. What fits: {', '.join(causes)}, or {rare}."
+        causes.append("rows of one backward pass in place of token scores")
+    rare = f"an action too rare to appear here that has {_share(test.unseen_share)} or more of the variance"
+    return f"{start}. Possible causes: {', '.join(causes)}, or {rare}."
 
 
 def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str]) -> list[str]:

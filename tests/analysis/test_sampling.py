@@ -33,9 +33,38 @@ def test_copies_of_rollouts_are_counted_and_told(rng, order, times):
     assert (found.repeated, found.copied, found.distinct) == (30 * (times - 1), True, False)
     text = verdict(scores[rows], rewards[rows])
     assert f"{30 * (times - 1)} of {30 * times} rollouts equal an earlier one in scores and rewards" in text
-    assert "they are copies" in text
+    assert "they are copies, or share prompts" in text
     assert sampling(scores, rewards).distinct is True
     assert "earlier one" not in verdict(scores, rewards)
+
+
+def short_answers(rng, prompts, size, answers, certain):
+    """Completions of prompts, most of them the prompt's first answer."""
+    labels = np.arange(prompts).repeat(size)
+    chosen = np.where(rng.random(len(labels)) < certain, 0, rng.integers(0, answers, len(labels)))
+    scores = rng.standard_normal((prompts, answers, 2, 3))[labels, chosen]
+    return scores, (chosen == 0).astype(float), labels
+
+
+@pytest.mark.parametrize("certain", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("size", [2, 8])
+def test_completions_that_agree_in_their_group_are_no_copies(size, certain):
+    for seed in range(40):
+        scores, rewards, groups = short_answers(np.random.default_rng(seed), 30, size, 3, certain)
+        found = sampling(scores, rewards, groups=groups)
+        assert found.repeated > 0
+        assert not found.copied
+
+
+@pytest.mark.parametrize("new_groups", [False, True])
+def test_groups_that_are_there_twice_are_copies(rng, new_groups):
+    scores, rewards, groups = short_answers(rng, 30, 4, 3, 0.5)
+    rows = np.tile(np.arange(120), 2)
+    labels = groups[rows] + new_groups * 30 * (np.arange(240) >= 120)
+    found = sampling(scores[rows], rewards[rows], groups=labels)
+    assert found.copied
+    text = verdict(scores[rows], rewards[rows], groups=labels)
+    assert "they are copies. Signals, noise scales and intervals" in text
 
 
 def test_a_few_copies_side_by_side_are_told(rng):

@@ -2,14 +2,15 @@ r"""How were the rollouts sampled? Repeated, in groups that are not given, or fi
 
 Repeated rollouts equal an earlier one in scores and rewards to the bit. A policy of few sequences repeats by
 chance, so a count is no proof of copies. Proof are labels (which rollouts are equal) that independent draws
-hardly ever have, whatever their distribution:
+hardly ever have, whatever their distribution, in groups if they are given:
 
-- all of ten labels or more occur a multiple of m > 1 times: draws do that with a probability of about
-  2^-(labels - 1) at most;
+- all labels occur a multiple of m > 1 times, and there are nine more of them than groups: draws do that with
+  a probability of about 2^-9 at most;
 - equal labels lie side by side. Draws are exchangeable, so given their counts n the number A of neighbours
   with equal labels has the moments of random orders (Barton & David 1957), E A = sum n (n - 1) / N, and by
   Cantelli's inequality it is ten standard deviations above with a probability of at most 1 / 101.
 
+Without groups such a pattern may also come from prompts whose completions agree.
 The same two tests of the first scores, or of the values of the first states, of different rollouts say
 whether they come in groups, the prompts (or were sorted).
 
@@ -41,7 +42,7 @@ from rlvar.weights.batch import Batch
 
 #: Estimators whose mean a filter by outcome only multiplies: their baselines are those of each group.
 FILTER_PROOF = ("rloo",)
-_LABELS, _DEVIATIONS = 10, 10.0
+_FREE, _DEVIATIONS = 9, 10.0
 _IMPROBABLE = 0.01
 
 
@@ -56,7 +57,8 @@ class Sampling(Result):
     repeated : int
         Rollouts that equal an earlier one in scores and rewards, to the bit.
     copied : bool
-        Whether that is no chance: the repetitions have a pattern that independent rollouts do not have.
+        Whether that is no chance: the repetitions have a pattern that independent rollouts do not have, given
+        their groups. Without groups they may also be completions of one prompt that agree.
     sharing : int
         Without groups: rollouts whose first state, by `values`, or else first score another one shares, which
         is no copy. 0 with groups.
@@ -106,7 +108,7 @@ def sampling_of(batch: Batch) -> Sampling:
     labels = _equal_rollouts(rollouts)
     first = np.unique(labels, return_index=True)[1]
     repeated = len(labels) - len(first)
-    copied = repeated > 0 and _no_chance(labels)
+    copied = repeated > 0 and _copied(labels, rollouts.groups)
     sharing, shared, grouped = 0, "first score", False
     if rollouts.groups is None:
         # Without copies. Rollouts that repeat by chance stay: those that differ are not exchangeable, as the
@@ -195,19 +197,32 @@ def _log_likelihood(density: Double, counts: NDArray[np.int64]) -> float:
     return float((counts * np.log((density * weight).sum(axis=1))).sum())
 
 
-def _no_chance(labels: NDArray[np.int64]) -> bool:
-    """Whether independent draws hardly ever have such labels (N,)."""
-    counts = np.unique(labels, return_counts=True)[1].astype(np.float64)
-    n = counts.sum()
-    if len(counts) >= _LABELS and np.gcd.reduce(counts.astype(np.int64)) > 1:
+def _no_chance(labels: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> bool:
+    """Whether draws that are independent in each group hardly ever have such labels (N,)."""
+    if groups is None:
+        groups = np.zeros(len(labels), np.int64)
+    kinds, counts = np.unique(np.stack([groups, labels]), axis=1, return_counts=True)
+    group_sizes = np.bincount(groups)
+    if len(counts) - np.count_nonzero(group_sizes) >= _FREE and np.gcd.reduce(counts) > 1:
         return True
-    if n < 3:
-        return False
-    squares, cubes = np.square(counts).sum(), (counts**3).sum()
+    order = np.argsort(groups, kind="stable")
+    equal = np.diff(groups[order]) + np.abs(np.diff(labels[order])) == 0
+    n, each = group_sizes[group_sizes > 1].astype(np.float64), counts.astype(np.float64)
+    squares, cubes = (np.bincount(kinds[0], each**power)[group_sizes > 1] for power in (2, 3))
     mean = (squares - n) / n
     variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
-    side_by_side = np.count_nonzero(labels[1:] == labels[:-1])
-    return bool(side_by_side - mean > _DEVIATIONS * math.sqrt(max(variance, 0.0)) and variance > 0)
+    spread = math.sqrt(max(variance.sum(), 0.0))
+    return bool(spread > 0 and np.count_nonzero(equal) - mean.sum() > _DEVIATIONS * spread)
+
+
+def _copied(labels: NDArray[np.int64], groups: NDArray[np.int64] | None) -> bool:
+    """Whether equal rollouts, in their groups or with all of their group, are no chance."""
+    if groups is None:
+        return _no_chance(labels)
+    units = _check.units(groups, len(groups))
+    pairs = zip(units.offsets, units.offsets[1:], strict=False)
+    whole = _numbered(np.sort(labels[units.members[a:b]]).tobytes() for a, b in pairs)
+    return _no_chance(labels, groups) or _no_chance(whole)
 
 
 def _numbered(keys: Iterable[Hashable]) -> NDArray[np.int64]:

@@ -25,9 +25,12 @@ def _repeated(sampling: Sampling) -> list[str]:
         return []
     count = f"{k:,} of {n:,} rollouts {'equals' if k == 1 else 'equal'} an earlier one in scores and rewards"
     if sampling.copied:
+        what, remedy = "copies", "pass each rollout once"
+        if sampling.groups is None:
+            what, remedy = "copies, or share prompts", f"{remedy}, or groups="
         return [
-            f"{count}, in a pattern that independent rollouts do not have: they are copies. Signals, noise "
-            "scales and intervals count them as independent here and are wrong; pass each rollout once."
+            f"{count}, in a pattern that independent rollouts do not have: they are {what}. Signals, noise "
+            f"scales and intervals count them as independent here and are wrong; {remedy}."
         ]
     return [
         f"{count}. A policy with few possible rollouts repeats some by chance; copies, as from several "

@@ -3,7 +3,7 @@
     python studies/groups.py [--data-sets 400]
 
 Prints two Markdown tables. The first: how often groups that a filter kept (none of which is dead) are found,
-and how often groups without a filter are taken for filtered, by how the prompts' success rates are distributed.
+and how often groups without a filter are taken for filtered, by the distribution of success rates.
 Exits with status 1 if the latter happens in more than 1 % and three standard errors of the simulation.
 
 The second: by how much the ratio of variances of GRPO is off at the scale of the rewards, which takes each

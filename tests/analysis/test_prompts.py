@@ -384,10 +384,11 @@ def test_estimators_whose_dependence_on_completions_is_not_known_are_refused(rng
 
 
 def test_estimators_say_whether_their_weights_depend_on_the_rollout_alone(rng):
-    rollouts = make_rollouts(rng, [4, 4, 4], values=rng.standard_normal((12, 4)))
+    by_step = dict(zip(("values", "logp", "behavior_logp"), rng.standard_normal((3, 12, 4)), strict=True))
+    rollouts = make_rollouts(rng, [4, 4, 4], **by_step)
     changed = rollouts.rewards.copy()
     changed[1:] += rng.standard_normal((11, 4))
-    other = rlvar.Rollouts(rollouts.scores, changed, values=rollouts.values, groups=rollouts.groups)
+    other = rlvar.Rollouts(rollouts.scores, changed, groups=rollouts.groups, **by_step)
     for estimator in rlvar.estimators():
         same = np.array_equal(estimator.weights(rollouts)[0], estimator.weights(other)[0])
         assert same == estimator.per_rollout

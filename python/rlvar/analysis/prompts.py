@@ -35,7 +35,7 @@ from rlvar.weights.source import estimator_of
 _LEAVE_ONE_OUT = ("rloo", "dr-grpo")
 _BY_SUBSETS: Mapping[str, Callable[..., Double]] = {
     "grpo": advantages.grpo,
-    "reinforce++": lambda returns, labels: advantages.reinforce_pp(returns, labels, whiten=True),
+    "reinforce++": lambda returns, labels: advantages.whiten(advantages.reinforce_pp(returns, labels)),
 }
 
 

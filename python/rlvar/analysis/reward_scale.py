@@ -63,7 +63,7 @@ def reward_scaled(
         return None
     units, r = _check.units(labels, len(labels)), batch.returns
     sums, sizes = units.sums(first), units.sizes
-    if (np.abs(sums) > _ROUNDING * units.sums(np.abs(first))).any() or sizes.min() < 2:
+    if (np.abs(sums) > _ROUNDING * np.abs(first).max() * sizes).any() or sizes.min() < 2:
         return None
     centred = r - (units.sums(r) / sizes)[labels]
     products = units.sums(first * centred)

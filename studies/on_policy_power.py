@@ -2,11 +2,13 @@
 
     python studies/on_policy_power.py [--data-sets 2000] [--confidence 0.95]
 
-Prints two Markdown tables. Rows of the first are on policy: the share of data sets in which the interval
+Prints three Markdown tables. Rows of the first are on policy: the share of data sets in which the interval
 of the ratio or of the mean score lies above 0, and either. Exits with status 1 if either does more
 often than 1 - confidence, by more than three standard errors of the simulation. Rows of the second
 are sampled from another policy than the one that scores them, in a tenth as many data sets. The column
-"ratio, both sides" is what a test of the off-diagonal sum alone would say: its interval excludes 0.
+"ratio, both sides" is what a test of the off-diagonal sum alone would say: its interval excludes 0. The third
+is on policy where one rare action has most of the trace: how often the verdict is wrong, how often the action
+was then unseen, and how often `unseen_share` is at most the share that it has.
 
 Rollouts are tokens of a softmax whose logits are a table with a row for each previous token, and a score
 is the gradient by that table; coins have one logit; normal scores are independent. "1 / p" are
@@ -70,12 +72,13 @@ def coins(rng, n, steps, p):
     return ((rng.random((n, steps, 1)) < p) - p), {}
 
 
-def inverse(rng, n, steps):
-    """Gradients by the probabilities of tokens, the rarest expected once in a hundred."""
-    p = np.array([0.6, 0.25, 0.1, 0.04, 0.01])
+def inverse(rng, n, steps, rarest=0.01):
+    """Gradients by the probabilities of tokens."""
+    p = np.array([0.6, 0.25, 0.1, 0.05 - rarest, rarest])
     return np.eye(len(p))[rng.choice(len(p), (n, steps), p=p)] / p - 1, {}
 
 
+RARE = (0.004, 0.002, 0.001)
 PI, PEAKED = softmax(table()), softmax(table(3.0))
 
 ON_POLICY = {
@@ -114,6 +117,18 @@ def rejections(draw, data_sets, confidence):
     return counts / data_sets
 
 
+def rare(p, count, data_sets, confidence):
+    """Share of the trace that an action of probability p has; of wrong verdicts, if unseen and bounded."""
+    share = (1 / p - 1) / (1 / 0.6 + 1 / 0.25 + 1 / 0.1 + 1 / (0.05 - p) + 1 / p - 5)
+    found = []
+    for seed in range(data_sets):
+        scores, _ = inverse(np.random.default_rng(seed), count, STEPS, p)
+        result = rlvar.on_policy_test(scores, confidence=confidence)
+        if result.on_policy is False:
+            found.append((not (scores[..., 4] > 0).any(), result.unseen_share <= share))
+    return share, found
+
+
 def show(name, count, shares):
     """Print a row."""
     print(f"| {name} | {count} | " + " | ".join(f"{x:.1%}" for x in shares) + " |", flush=True)
@@ -139,6 +154,17 @@ def main():
         for count in (64, 256, 1024):
             draw = lambda rng: sample(rng, count, PI, behavior)  # noqa: B023, E731
             show(name, count, rejections(draw, max(1, args.data_sets // 10), args.confidence))
+    print("\n| on policy, a rare action | rollouts | its share | wrong | unseen then | bound holds |")
+    print("|---" * 6 + "|")
+    for p in RARE:
+        for count in (30, 100, 300):
+            share, found = rare(p, count, args.data_sets, args.confidence)
+            wrong = np.array(found).reshape(-1, 2)
+            cells = [share, len(wrong) / args.data_sets, *wrong.mean(axis=0)] if len(wrong) else [share, 0.0]
+            print(
+                f"| 1 in {1 / p:.0f} tokens | {count} | " + " | ".join(f"{x:.0%}" for x in cells) + " |",
+                flush=True,
+            )
     if missed:
         print("\nwrong too often on policy: " + "; ".join(missed))
     return 1 if missed else 0

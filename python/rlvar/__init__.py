@@ -8,7 +8,8 @@ from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
 from rlvar.analysis.headroom import Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
-from rlvar.analysis.prompts import Plan, PromptComponents, plan, prompt_components
+from rlvar.analysis.planning import Plan, plan
+from rlvar.analysis.prompts import PromptComponents, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts

@@ -211,11 +211,12 @@ def test_signal_and_noise_scale_are_those_of_compare(isa, rng, groups):
     row = rlvar.compare(rlvar.Rollouts(scores, rewards, groups=groups))["multi"]
     ours = rlvar.decompose(scores, rlvar.reward_to_go(rewards), groups=groups)
     assert ours.signal.to_dict() == pytest.approx(row.signal.to_dict(), rel=1e-9)
-    if groups is None:
-        assert ours.noise_scale.to_dict() == pytest.approx(row.noise_scale.to_dict(), rel=1e-9)
-        return
-    # Of equal groups, compare's unit is the mean; here noise is counted in rollouts.
-    assert ours.noise_scale.value == pytest.approx(ours.variance.value / row.signal.value)
+    # Compare counts groups, whose rollouts are dependent, and this rollouts: four times as many.
+    theirs, each = row.noise_scale, 1 if groups is None else 4
+    for name in ("value", "low", "high", "stderr"):
+        expected = pytest.approx(each * getattr(theirs, name), rel=1e-9)
+        assert getattr(ours.noise_scale, name) == expected
+    assert ("in groups of 4" in str(ours)) == (groups is not None)
 
 
 def test_groups_of_unequal_sizes_weigh_as_many_rollouts_in_the_signal(rng):

@@ -87,7 +87,7 @@ def test_rollouts_of_another_policy_fail_at_the_ratio_of_its_expectations(policy
     pi = other(policy.pi)
     result = rlvar.on_policy_test(sample(policy, pi, 10000))
     assert result.on_policy is False
-    assert "not sampled from the policy" in str(result)
+    assert "do not average to 0 given the past" in str(result)
     p = sequence_probabilities(policy, pi)
     sums, squares = moments(policy.scores)
     mean = p @ policy.scores.sum(axis=1)
@@ -193,6 +193,28 @@ def test_on_policy_the_verdict_is_wrong_no_more_often_than_it_says(policy, draw,
     within = 3 * np.sqrt(error * (1 - error) / data_sets)
     assert wrong[0] / data_sets < error + within
     assert wrong[1] / data_sets > error / 8  # nor is it a test that cannot fail
+
+
+def test_an_alarm_that_an_unseen_action_gives_says_how_large_it_must_be():
+    # Gradients by the probabilities of tokens; the rarest has 94 % of the trace.
+    p = np.array([0.6, 0.25, 0.1, 0.048, 0.002])
+    share, wrong, held = (1 / p[4] - 1) / (1 / p - 1).sum(), 0, 0
+    for seed in range(60):
+        tokens = np.random.default_rng(seed).choice(5, (30, 12), p=p)
+        result = rlvar.on_policy_test(np.eye(5)[tokens] / p - 1)
+        if result.on_policy is False:
+            wrong, held = wrong + 1, held + (result.unseen_share <= share)
+            assert 0 < result.unseen_share < 1
+        else:
+            assert result.unseen_share == 0
+    assert wrong > 15
+    assert held == wrong
+
+
+def test_steps_that_correlate_need_an_unseen_action_of_their_size(rng):
+    result = rlvar.on_policy_test(np.repeat(rng.standard_normal((60, 1, 2)), 4, axis=1))
+    assert result.against == ("ratio",)
+    assert result.unseen_share == result.ratio.low / (1 + result.ratio.low)
 
 
 def test_the_embedded_rollouts_are_on_policy():

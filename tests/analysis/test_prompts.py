@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -186,6 +187,169 @@ def test_dead_groups_are_counted_and_kept():
     assert rlvar.prompt_components(stepwise).dead_groups == 1
 
 
+def of_pairs(scores, returns):
+    """Means of h . h over two, three and four different completions of one prompt, and of h itself."""
+
+    def h(i, j):
+        return (returns[i] - returns[j]) * (scores[i] - scores[j]) / 2
+
+    of_two, of_three, of_four = (itertools.permutations(range(len(returns)), count) for count in (2, 3, 4))
+    return (
+        np.mean([h(i, j) @ h(i, j) for i, j in of_two]),
+        np.mean([h(i, j) @ h(i, k) for i, j, k in of_three]),
+        np.mean([h(i, j) @ h(k, m) for i, j, k, m in of_four]),
+        np.mean([h(i, j) for i, j in itertools.permutations(range(len(returns)), 2)], axis=0),
+    )
+
+
+@pytest.mark.parametrize("name", ["rloo", "dr-grpo"])
+def test_the_components_of_rloo_are_means_over_different_completions(isa, rng, name):
+    rollouts = make_rollouts(rng, [4, 6, 5, 4, 7, 5])
+    sums, returns = rollouts.scores.sum(axis=1), rollouts.rewards.sum(axis=1)
+    parts = rlvar.prompt_components(rollouts, name)
+
+    def statistic(a, b, c):
+        def of(kept):
+            of_group = [
+                of_pairs(sums[kept][rollouts.groups[kept] == u], returns[kept][rollouts.groups[kept] == u])
+                for u in np.unique(rollouts.groups[kept])
+            ]
+            two, three, four, means = (np.array(x) for x in zip(*of_group, strict=True))
+            gram = means @ means.T
+            signal = (gram.sum() - np.trace(gram)) / (len(gram) * (len(gram) - 1))
+            z1, z2 = (three - four).mean(), (two - four).mean()
+            return a * (four.mean() - signal) + b * 4 * z1 + c * (2 * z2 - 4 * z1)
+
+        return of
+
+    for estimate, f in (
+        (parts.between, statistic(1, 0, 0)),
+        (parts.within, statistic(0, 1, 0)),
+        (parts.pairs, statistic(0, 0, 1)),
+        (parts.batch_variance(7, 3), statistic(1 / 7, 1 / 21, 1 / 42)),
+    ):
+        assert estimate.value == pytest.approx(f(np.arange(31)), rel=1e-9)
+        assert estimate.stderr == pytest.approx(reference.jackknife_stderr(f, rollouts.groups), rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce++"])
+def test_the_variance_at_the_completions_in_use_is_that_of_compare(rng, name):
+    rollouts = make_rollouts(rng, [5] * 8)
+    theirs = rlvar.compare(rollouts, [name])[name].variance
+    parts = rlvar.prompt_components(rollouts, name)
+    assert parts.completions == 5
+    for ours in (parts.variance, parts.batch_variance(1, 5)):
+        assert (ours.value, ours.stderr) == pytest.approx((theirs.value, theirs.stderr), rel=1e-9)
+
+
+def test_the_components_of_rloo_are_unbiased_for_any_number_of_completions():
+    # One prompt with two outcomes, sampled by another policy than that of the scores, which have a mean.
+    p, outcomes, returns = np.array([0.6, 0.4]), np.array([[-1.0, 1.0], [2.0, 0.5]]), np.array([0.0, 3.0])
+    truth = {}
+    for k in (2, 3, 6):
+        drawn = np.array(list(itertools.product(range(2), repeat=k)))
+        advantages = (returns[drawn] - returns[drawn].mean(axis=1, keepdims=True)) * k / (k - 1)
+        g, chance = np.einsum("nk,nkd->nd", advantages, outcomes[drawn]) / k, p[drawn].prod(axis=1)
+        truth[k] = chance @ np.square(g - chance @ g).sum(axis=1)
+    drawn = np.array(list(itertools.product(range(2), repeat=4)))
+    mean = dict.fromkeys(truth, 0.0)
+    for first, second in itertools.product(drawn, repeat=2):
+        both = np.concatenate([first, second])
+        rollouts = rlvar.Rollouts(outcomes[both][:, None], returns[both], groups=np.repeat([0, 1], 4))
+        curve = quietly(rollouts, "rloo")._curve
+        for k in truth:
+            mean[k] += p[both].prod() * curve.at(k).value
+    assert mean == pytest.approx(truth, rel=1e-10)
+
+
+def quietly(rollouts, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return rlvar.prompt_components(rollouts, name)
+
+
+def bandits(rng, prompts, completions, d=12):
+    """Rewards 0 and 1 of prompts that differ in difficulty; scores of their own policies."""
+    scores = rng.standard_normal((prompts, completions, d))
+    logits = 1.5 * rng.standard_normal((prompts, 1)) + scores[..., 0] + 0.5 * scores[..., 1]
+    rewards = rng.random((prompts, completions)) < 1 / (1 + np.exp(-logits))
+    return rlvar.Rollouts(
+        scores.reshape(-1, 1, d), rewards.ravel().astype(float), groups=np.arange(prompts).repeat(completions)
+    )
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_groups_of_eight_say_what_groups_of_another_size_have_for_a_variance(name):
+    rng = np.random.default_rng(0)
+    parts = rlvar.prompt_components(bandits(rng, 3000, 8), name)
+    for k in (2, 4) if name == "grpo" else (2, 4, 32):
+        rollouts = bandits(rng, 3000, k)
+        row = rlvar.compare(rollouts, [name], reference="rloo")[name]
+        expected = row.variance.value
+        if name == "grpo":  # in units of the gradient of groups of eight
+            length = {
+                n: rlvar.grpo(r.rewards, r.groups) @ r.rewards / len(r)
+                for n, r in ((k, rollouts), (8, bandits(rng, 3000, 8)))
+            }
+            expected *= (length[8] / length[k]) ** 2
+        assert parts.batch_variance(1, k).value == pytest.approx(expected, rel=0.06)
+
+
+def test_the_variance_of_all_subsets_of_a_group_is_a_mean_over_them(rng):
+    rollouts = make_rollouts(rng, [4] * 5)
+    parts = rlvar.prompt_components(rollouts, "grpo")
+    s, r = rollouts.scores.sum(axis=1), rollouts.rewards.sum(axis=1)
+    square, means, lengths = [], [], {2: [], 4: []}
+    for u in range(5):
+        rows = np.flatnonzero(rollouts.groups == u)
+        for k in lengths:
+            chosen = [list(each) for each in itertools.combinations(rows, k)]
+            weights = [rlvar.grpo(r[each], [0] * k) / k for each in chosen]
+            lengths[k].append(np.mean([w @ r[each] for w, each in zip(weights, chosen, strict=True)]))
+            if k == 2:
+                g = np.array([w @ s[each] for w, each in zip(weights, chosen, strict=True)])
+                square.append(np.square(g).sum(axis=1).mean())
+                means.append(g.mean(axis=0))
+    gram = np.array(means) @ np.array(means).T
+    variance = np.mean(square) - (gram.sum() - np.trace(gram)) / 20
+    scale = np.mean(lengths[4]) / np.mean(lengths[2])
+    assert parts.batch_variance(3, 2).value == pytest.approx(variance * scale**2 / 3, rel=1e-9)
+    assert (parts.within, parts.between, parts.pairs) == (None, None, None)
+
+
+def test_groups_that_are_too_small_are_left_out_or_refused(rng):
+    rollouts = make_rollouts(rng, SIZES)
+    parts = rlvar.prompt_components(make_rollouts(rng, [3, 4, 5, 2, 4]), "rloo")
+    np.testing.assert_array_equal(np.sort(parts.sizes), [4, 4, 5])
+    with pytest.raises(
+        ValueError, match=r"'rloo' needs two groups of 4 rollouts or more .*, got groups of 1 to 5"
+    ):
+        rlvar.prompt_components(make_rollouts(rng, [3, 1, 5]), "rloo")
+    with pytest.raises(
+        ValueError, match="'grpo' needs two rollouts or more in each group, got a group of one"
+    ):
+        rlvar.prompt_components(rollouts, "grpo")
+    with pytest.raises(ValueError, match="completions must be at most 2 for 'grpo'"):
+        rlvar.prompt_components(make_rollouts(rng, [3, 2, 5]), "grpo").batch_variance(1, 3)
+    with pytest.raises(ValueError, match="completions must be at least 2"):
+        parts.batch_variance(1, 1)
+
+
+def test_dead_groups_add_nothing_and_no_rounding_to_the_components_of_rloo(rng):
+    rewards = np.repeat([0.1, 0.7, 0.3], 4)
+    rollouts = rlvar.Rollouts(rng.standard_normal((12, 2, 3)), rewards, groups=np.arange(12) // 4)
+    parts = rlvar.prompt_components(rollouts, "rloo")
+    assert (parts.within.value, parts.pairs.value, parts.between.value, parts.dead_groups) == (0, 0, 0, 3)
+
+
+def test_beyond_the_completions_in_use_the_upper_end_keeps_the_variance_within_prompts():
+    for seed in range(20):
+        parts = rlvar.prompt_components(bandits(np.random.default_rng(seed), 10, 4), "rloo")
+        large = parts.batch_variance(1, 64)
+        assert large.low <= large.value <= large.high < 10 * parts.variance.high
+        assert large.high >= parts.within.value / 64
+
+
 def test_two_groups_have_values_without_intervals():
     parts = rlvar.prompt_components(of_gradients([[1.0], [2], [4], [6]], [0, 0, 1, 1]))
     assert parts.within.value == pytest.approx(1.25)
@@ -208,9 +372,13 @@ def test_printable_and_json_ready(rng):
     assert parts.to_dict()["estimator"] == "multi"
 
 
-@pytest.mark.parametrize("name", [e.name for e in rlvar.estimators() if not e.per_rollout])
-def test_weights_from_other_rollouts_are_refused(rng, name):
-    message = rf"\(single, multi, gae, n-step, vtrace\), got '{re.escape(name)}': .*not independent draws"
+ALONE = [e.name for e in rlvar.estimators() if e.per_rollout]
+KNOWN = (*ALONE, "rloo", "dr-grpo", "grpo", "reinforce++")
+
+
+@pytest.mark.parametrize("name", [e.name for e in rlvar.estimators() if e.name not in KNOWN])
+def test_estimators_whose_dependence_on_completions_is_not_known_are_refused(rng, name):
+    message = rf"one of {', '.join(map(re.escape, KNOWN))}, got '{re.escape(name)}': how the variance"
     with pytest.raises(ValueError, match=message):
         rlvar.prompt_components(make_rollouts(rng, SIZES), name)
 
@@ -253,78 +421,6 @@ def test_bad_arguments_are_named(rng):
         parts.batch_variance(0, 1)
     with pytest.raises(TypeError, match="completions must be an integer, got float"):
         parts.batch_variance(1, 1.5)
-
-
-def components(within, between, width=0.0):
-    """Components of given values, with an interval of between +- width."""
-    one = [rlvar.Estimate(x, 0.0, x, x) for x in (within, between, within + between)]
-    one[1] = rlvar.Estimate(between, width, between - width, between + width)
-    return rlvar.PromptComponents(*one, "single", 9, np.full(9, 4), 0, np.empty((2, 0)))
-
-
-@pytest.mark.parametrize("within", [0.0, 0.3, 4.0])
-@pytest.mark.parametrize("between", [0.0, 0.2, 5.0])
-@pytest.mark.parametrize("costs", [(1, 1), (10, 1), (0, 2), (7.5, 0), (1, 30)])
-@pytest.mark.parametrize("target", [0.05, 0.31, 20.0])
-def test_the_plan_is_the_best_of_all_prompts_and_completions(within, between, costs, target):
-    parts = components(within, between)
-    p, k = np.arange(1, 200)[:, None], np.arange(1, 13)
-    variance = between / p + within / (p * k)
-    cost = np.where(variance <= target * (1 + 1e-12), p * (costs[0] + k * costs[1]), np.inf)
-    best = rlvar.plan(parts, target, cost_prompt=costs[0], cost_completion=costs[1], max_completions=12)
-    assert best.cost == pytest.approx(cost.min(), rel=1e-12)
-    assert best.cost == pytest.approx(best.prompts * (costs[0] + best.completions * costs[1]), rel=1e-12)
-    assert best.variance.value <= target * (1 + 1e-12)
-    least = variance[np.isclose(cost, cost.min(), rtol=1e-14)].min()  # of equal costs
-    assert best.variance.value == pytest.approx(least, rel=1e-14)
-
-
-def test_for_small_targets_the_plan_is_the_closed_form():
-    within, between, cost_prompt, cost_completion, target = 3.0, 0.5, 20.0, 1.5, 1e-7
-    best = rlvar.plan(
-        components(within, between), target, cost_prompt=cost_prompt, cost_completion=cost_completion
-    )
-    assert abs(best.completions - np.sqrt(within * cost_prompt / (between * cost_completion))) < 1
-    bound = (np.sqrt(between * cost_prompt) + np.sqrt(within * cost_completion)) ** 2 / target
-    assert bound <= best.cost < bound * 1.01
-
-
-def test_a_target_that_is_met_exactly_costs_no_prompt_more():
-    best = rlvar.plan(components(0.0, 0.3), 0.1, cost_prompt=1, cost_completion=1)
-    assert (best.prompts, best.completions) == (3, 1)
-
-
-def test_a_plan_says_what_the_rollouts_leave_open():
-    costs = {"cost_prompt": 4.0, "cost_completion": 1.0}
-    assert "tell" not in str(rlvar.plan(components(2, 1, 0.5), 0.01, **costs))
-    assert "not resolved, 1 (-1 to 3)" in str(rlvar.plan(components(2, 1, 2), 0.01, **costs))
-    negative = rlvar.plan(components(2, -0.1, 0.5), 0.01, **costs)
-    assert "not positive, -0.1 (-0.6 to 0.4): it was taken as 0" in str(negative)
-    assert (negative.prompts, negative.completions) == (1, 200)
-    assert "More completions" not in str(negative)
-    limited = rlvar.plan(components(2, -0.1, 0.5), 0.01, max_completions=16, **costs)
-    assert (limited.prompts, limited.completions) == (13, 16)
-    assert "More completions than max_completions = 16 may be cheaper" in str(limited)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"components": 3}, TypeError, "components must be a PromptComponents, got int"),
-        ({"target": 0}, ValueError, "target must be finite and positive"),
-        ({"target": -1}, ValueError, "target must be finite and positive"),
-        ({"target": "x"}, TypeError, "target must be a number"),
-        ({"target": 5e-324}, ValueError, "target must be within reach of 2.53 prompts"),
-        ({"cost_prompt": -1}, ValueError, "cost_prompt must be finite and not negative"),
-        ({"cost_prompt": 0, "cost_completion": 0}, ValueError, "must not both be 0"),
-        ({"max_completions": 0}, ValueError, "max_completions must be at least 1"),
-        ({"max_completions": 10**9}, ValueError, "max_completions must be at most 1048576"),
-    ],
-)
-def test_bad_arguments_of_a_plan_are_named(options, error, message):
-    arguments = {"components": components(2, 1), "target": 0.1, "cost_prompt": 1, "cost_completion": 1}
-    with pytest.raises(error, match=message):
-        rlvar.plan(**{**arguments, **options})
 
 
 def test_stale_rollouts_are_weighed_by_their_ratios(rng):

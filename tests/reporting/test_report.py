@@ -131,15 +131,16 @@ def test_the_verdict_says_what_the_rollouts_cannot_tell():
     scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
     text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
     assert "The signal of single-step is not resolved with these 100 rollouts" in text
-    assert "Nothing speaks against it that the policy which scored these rollouts" in text
-    assert "not sampled from the policy" not in text
+    assert "The scores are consistent with on-policy sampling" in text
+    assert "of their variance would have gone unseen" in text
+    assert "do not average to 0" not in text
 
 
 def test_rollouts_of_another_policy_are_told():
     rng = np.random.default_rng(0)
     actions = rng.standard_normal((500, 5)) + 0.8  # sampled with a mean that is not the policy's
     report = rlvar.report(rlvar.Rollouts(actions[:, :, None], actions))
-    assert "These rollouts were not sampled from the policy that scored them" in report.verdict[-1]
+    assert "The scores do not average to 0 given the past" in report.verdict[-1]
     assert "scores of different steps are correlated" in report.verdict[-1]
     assert f"the square of their mean is {report.on_policy.mean_score} of" in report.verdict[-1]
     one_step = rlvar.report(rlvar.Rollouts(actions[:, :1, None], actions[:, :1])).verdict[-1]
@@ -328,7 +329,7 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     assert told in " ".join(report.verdict)
     unweighted = " ".join(rlvar.report(rollouts).verdict)
     assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
-    assert "behavior_logp says so too" in unweighted
+    assert "behavior_logp agrees that another policy sampled" in unweighted
 
 
 def test_ratios_whose_mean_is_not_one_are_told(rng):

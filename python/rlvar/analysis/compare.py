@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
+from rlvar.analysis.reward_scale import reward_scaled
+from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
@@ -80,6 +82,14 @@ class ComparisonRow(Result):
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
     clipped : float or None
         Share of the live steps that `clip` leaves without gradient; None without it.
+    reward_scaled_ratio : Estimate or None
+        Beside an unbiased reference, of an estimator that scales the advantages of groups and so is not, such
+        as "grpo": ``ratio`` over the square of how much longer its mean gradient is by the rewards. It needs
+        no resolved signal, but that each prompt's gradient along the whole goes as the variance of its
+        rewards (see `rlvar.analysis.reward_scale`). None where it is not defined.
+    reward_scaled_bracket : tuple of float or None
+        Where the ratio lies whatever the model, if no prompt's gradient opposes the whole; for rewards of two
+        values and groups of one size.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -104,6 +114,8 @@ class ComparisonRow(Result):
     unbiased: bool | None
     importance: ImportanceRatios | None
     clipped: float | None
+    reward_scaled_ratio: Estimate | None
+    reward_scaled_bracket: tuple[float, float] | None
     identical: bool
     batch_noise: BatchNoise
     blocks: dict[str | int, BlockRow]
@@ -391,6 +403,9 @@ def compare_batches(
         row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
         for row, (each, kind) in rows.items()
     }
+    if filtered_groups(any_batch):  # what is common to groups is then in the mean
+        kept = {row: each.base in FILTER_PROOF for row, (each, _) in rows.items()}
+        unbiased = {row: known and kept[row] for row, known in unbiased.items()}
     # Unbiased estimators with the same importance ratios have one mean.
     classes = [rows[row][1] if unbiased[row] else None for row in gradients]
 
@@ -404,6 +419,11 @@ def compare_batches(
     made, grouped = [], rollouts.groups is not None
     for row in asked:
         of_row = found[row]._asdict()
+        each, kind = rows[row]
+        scaled = None
+        if unbiased[label] and not unbiased[row]:
+            variances = of_row["variances"], found[label].variances
+            scaled = reward_scaled(batches[kind], each, of_row["ratio"], *variances)
         made.append(
             ComparisonRow(
                 name=row,
@@ -414,6 +434,8 @@ def compare_batches(
                     found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped
                 ),
                 blocks=blocks[row],
+                reward_scaled_ratio=None if scaled is None else scaled.ratio,
+                reward_scaled_bracket=None if scaled is None else scaled.bracket,
                 _variances=of_row.pop("variances"),
                 _faintest=of_row.pop("faintest"),
                 _units=len(units),

@@ -87,8 +87,9 @@ class Decomposition(Result):
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
         groups.
     noise_scale : Estimate
-        Total variance over signal: the number of rollouts in a batch at which the two are equal.
-        ``high`` is infinite where the signal's interval reaches zero.
+        Number of rollouts in a batch at which the variance of its mean and the signal are equal: total
+        variance over signal or, with `groups`, the noise scale of `compare` times the rollouts of a group,
+        which are dependent. ``high`` is infinite where the signal's interval reaches zero.
     step_variance : ndarray, shape (T,)
         The variance terms one by one.
     step_share : ndarray, shape (T,)
@@ -177,8 +178,13 @@ class Decomposition(Result):
             ((own, _),) = unit_moments.products([unit_moments.Sample(source.terms.gradients, *whole)])
             signal = signal_of(own, source.ddof, grouped=source.grouped)
             variance, dimension = unit_moments.variance(own), unit_moments.dimension(own)
+        total = source.variance
+        if source.grouped and not source.weighted:
+            # The rollouts of a group are dependent: the variance of a mean of N, times N.
+            each = len(units.members) / len(units)
+            total = Moment(each * variance.value, each * variance.left_out)
         level = self.variance.confidence
-        return signal_and_noise_scale(signal, variance, source.variance, dimension, level)
+        return signal_and_noise_scale(signal, variance, total, dimension, level)
 
     @property
     def horizon_exponent(self) -> Estimate:
@@ -241,7 +247,9 @@ class Decomposition(Result):
             lines.append(f"length exponent   {self.length_exponent}  {over}")
         lines.append(f"signal            {self.signal}")
         scale = bounded(self.noise_scale)
-        lines.append(f"noise scale       {scale}" + " rollouts" * (scale != "not resolved"))
+        size = len(self._source.units.members) / len(self._source.units)
+        of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
+        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved"))
         if self._source.weighted:
             rollouts = len(self._source.terms.weights)
             lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")

@@ -47,7 +47,7 @@ class OnPolicyTest(Result):
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
 
-    _also = ("against", "on_policy")
+    _also = ("against", "on_policy", "unseen_share")
     ratio: Estimate
     mean_score: Estimate
     off_diagonal: Estimate
@@ -69,15 +69,30 @@ class OnPolicyTest(Result):
             return None
         return not self.against
 
+    @property
+    def unseen_share(self) -> float:
+        """Share of the trace that an unseen action must have to explain a verdict against the policy.
+
+        An action that no unit of U shows has a probability of at most q = 3 / U, but in 5 % of cases. On
+        policy it must make up for the mean score m, with scores of m / q: that adds m^2 / q to the trace.
+        For steps that correlate by c it must add c at least. Both are taken at the lower ends of the
+        intervals; 0 if neither speaks against the policy.
+        """
+        least = max(
+            self.mean_score.low * self.units / 3 if "mean_score" in self.against else 0.0,
+            self.ratio.low if "ratio" in self.against else 0.0,
+        )
+        return least / (1 + least)
+
     def __repr__(self) -> str:
         verdict = {
-            True: "nothing speaks against it that the policy that scored these rollouts sampled them",
-            False: "these rollouts were not sampled from the policy that scored them",
+            True: "consistent with on-policy sampling",
+            False: "the scores do not average to 0 given the past, as those of the sampling policy do",
             None: "no interval, hence no verdict",
         }[self.on_policy]
         lines = [
-            f"ratio         {self.ratio}  above 0: another policy",
-            f"mean score    {self.mean_score}  above 0: another policy",
+            f"ratio         {self.ratio}  above 0 off policy",
+            f"mean score    {self.mean_score}  above 0 off policy",
             f"off-diagonal  {self.off_diagonal}",
             f"trace         {self.trace}",
             verdict,
@@ -96,8 +111,10 @@ def on_policy_test(
 ) -> OnPolicyTest:
     r"""Test whether rollouts were sampled from the policy that scored them.
 
-    Temperature, top-k or top-p, a stale copy of the policy, another inference engine, rollouts that
-    were filtered by what came of them: each gives scores a mean, or correlates those of different steps.
+    Temperature, top-k or top-p, a stale copy of the policy, another inference engine, rollouts that were
+    filtered by outcome, repeated rollouts, rows of one backward pass in place of scores: each gives scores a
+    mean, or correlates those of different steps. So does, by chance, an action that is too rare to be seen
+    and carries most of the variance (`OnPolicyTest.unseen_share`).
 
     Parameters
     ----------

@@ -1,137 +1,119 @@
 """More prompts, or more completions of each?
 
-One-way random effects of the rollouts' gradients: g[p,k] = mu + a[p] + e[p,k] with a prompt p drawn at
-random and a completion k of it, Var(a) = between, E Var(e | p) = within, both summed over the D
-coordinates. The mean over P prompts x K completions has the variance
+The mean gradient over P prompts, each drawn at random with K completions of its own, has the variance
+V(K) / P, and how V depends on K depends on the estimator (`rlvar.analysis.prompt_curves`):
 
-    Var = between / P + within / (P K).
+    single, multi, gae    V(K) = between + within / K
+    rloo, dr-grpo         V(K) = between + within / K + pairs / (K (K - 1))
+    grpo, reinforce++     V(K) of subsets of the groups, for K up to the smallest group
+
+all summed over the D coordinates: the variance between the mean gradients of prompts, that of a completion
+given its prompt and, of RLOO, what the noise of the leave-one-out mean adds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
+from rlvar.analysis.prompt_curves import LEAST, Components, Curve, by_subsets, leave_one_out, one_way
+from rlvar.analysis.sampling import dead_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.intervals import jackknife
+from rlvar.weights import advantages
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import EstimatorLike, estimators
+from rlvar.weights.estimators import Estimator, EstimatorLike, estimators
 from rlvar.weights.source import estimator_of
 
-_MOST_COMPLETIONS = 1 << 20  # that `plan` looks through
+_LEAVE_ONE_OUT = ("rloo", "dr-grpo")
+_BY_SUBSETS: Mapping[str, Callable[..., Double]] = {
+    "grpo": advantages.grpo,
+    "reinforce++": lambda returns, labels: advantages.whiten(advantages.reinforce_pp(returns, labels)),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptComponents(Result):
-    """The variance of one rollout's gradient estimate, within prompts and between them.
+    """The variance of a policy gradient, within prompts and between them.
 
-    All variances are summed over coordinates, in squared units of the gradient.
+    All variances are summed over coordinates, in squared units of the gradient. Those that can come out
+    negative are unbiased and shown so, and resolved if their interval excludes 0.
 
     Attributes
     ----------
-    within : Estimate
-        Expected variance between completions of one prompt.
-    between : Estimate
-        Variance between the mean gradients of prompts. Unbiased, so it can come out negative where it is
-        small, which is shown; resolved if its interval excludes 0.
     variance : Estimate
-        Their sum: variance of one completion of a random prompt.
+        Of weights that depend on each rollout alone, the variance of one completion of a random prompt; else
+        that of the mean gradient of a prompt with the `completions` in use.
+    within : Estimate or None
+        Expected variance that a completion adds given its prompt. None where V(K) comes from subsets.
+    pairs : Estimate or None
+        What the noise of RLOO's baselines adds, over K (K - 1); None for other estimators.
+    between : Estimate or None
+        Variance between the mean gradients of prompts. None where V(K) comes from subsets.
     estimator : str
-        As asked for.
+        As asked for. Of "dr-grpo" everything is that of "rloo", which it is 1 - 1/K times.
+    completions : int
+        Completions of a prompt in use: the mean size of the groups, rounded; of subsets the smallest size.
     groups : int
         Number of prompts: the independent units behind the intervals.
     sizes : ndarray of int, shape (groups,)
-        Completions of each prompt, in the order of first appearance.
+        Completions of each prompt, in the order of first appearance. For "rloo" groups of fewer than four are
+        left out.
     dead_groups : int
-        Prompts with two completions or more whose returns are all equal: grpo learns nothing from them.
-        Here they count as any.
+        Prompts with two completions or more whose returns are all equal: grpo and rloo learn nothing from
+        them. Here they count as any.
     """
 
-    within: Estimate
-    between: Estimate
     variance: Estimate
+    within: Estimate | None
+    pairs: Estimate | None
+    between: Estimate | None
     estimator: str
+    completions: int
     groups: int
     sizes: NDArray[np.int64]
     dead_groups: int
-    # `within` and `between` without one group each, (2, groups) or (2, 0), for other sums of them.
-    _left_out: Double = field(repr=False)
+    _curve: Curve = field(repr=False)
 
     @_check.quiet
     def batch_variance(self, prompts: int, completions: int) -> Estimate:
-        """Return the variance of the mean gradient of P `prompts` with K `completions` each, both at least 1.
+        """Return the variance of the mean gradient of P `prompts` with K `completions` each, V(K) / P.
 
-        It is between / P + within / (P K), with the jackknife's interval over groups; negative where
-        `between` is and K is large.
+        P is at least 1, and so is K, or 2 of estimators that need a group. It is negative where `between` is
+        and K is large; the interval then still reaches the variance within prompts.
         """
         p = _check.positive_integer("prompts", prompts)
-        k = _check.positive_integer("completions", completions)
-        value = (self.between.value + self.within.value / k) / p
-        left_out = (self._left_out[1] + self._left_out[0] / k) / p
-        return jackknife(value, left_out, self.variance.confidence, positive=True)
+        k = _check.positive_integer("completions", completions, self._curve.least)
+        if not self._curve.has(k):
+            raise ValueError(
+                f"completions must be at most {self._curve.most} for {self.estimator!r}, whose variance is "
+                f"that of subsets of these groups, and one of the sizes that were tried, got {k}"
+            )
+        one = self._curve.interval(k, self.variance.confidence)
+        value, stderr, low, high = (x / p for x in (one.value, one.stderr, one.low, one.high))
+        return Estimate(value, stderr, low, high, one.confidence, one.resolved)
 
     def __repr__(self) -> str:
+        parts = (("within prompts", self.within), ("of pairs", self.pairs), ("between prompts", self.between))
+        lines = [
+            f"{name:<15}  {part}" + ("" if part.resolved else "  not resolved")
+            for name, part in parts
+            if part is not None
+        ]
+        one = "one rollout" if self._curve.least == 1 else f"one prompt x {self.completions}"
         low, high = self.sizes.min(), self.sizes.max()
         sizes = f"{low}" if low == high else f"{low} to {high}"
-        lines = [
-            f"within prompts   {self.within}",
-            f"between prompts  {self.between}" + ("" if self.between.resolved else "  not resolved"),
-            f"one rollout      {self.variance}",
+        lines += [
+            f"{one:<15}  {self.variance}",
             f"{self.groups} prompts of {sizes} completions, {self.dead_groups} with all returns equal",
         ]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Plan(Result):
-    """The cheapest batch whose mean gradient has a variance of at most the target.
-
-    Attributes
-    ----------
-    prompts, completions : int
-        P prompts with K completions each.
-    cost : float
-        P (cost of a prompt + K times that of a completion), in the unit of those costs.
-    variance : Estimate
-        Variance of the batch's mean gradient, with its interval.
-    target, max_completions
-        As asked for.
-    components : PromptComponents
-        What it was planned from.
-    """
-
-    prompts: int
-    completions: int
-    cost: float
-    variance: Estimate
-    target: float
-    max_completions: int
-    components: PromptComponents
-
-    def __repr__(self) -> str:
-        between = self.components.between
-        lines = [
-            f"{self.prompts} prompts x {self.completions} completions, cost {self.cost:.6g}",
-            f"variance {self.variance}, target {self.target:.4g}",
-        ]
-        if between.value <= 0:
-            lines.append(
-                f"The variance between prompts is not positive, {between}: it was taken as 0, so that "
-                "many completions of few prompts look best. More prompts would tell."
-            )
-        elif not between.resolved:
-            lines.append(
-                f"The variance between prompts is not resolved, {between}: so neither is the number of "
-                "completions. More prompts would tell."
-            )
-        if self.completions == self.max_completions:
-            lines.append(f"More completions than max_completions = {self.max_completions} may be cheaper.")
         return "\n".join(lines)
 
 
@@ -144,7 +126,7 @@ def prompt_components(
     confidence: float = 0.95,
     num_threads: int | None = None,
 ) -> PromptComponents:
-    r"""Split the variance of a policy gradient into that within prompts and that between them.
+    r"""Say how the variance of a policy gradient depends on the number of prompts and of completions.
 
     Parameters
     ----------
@@ -152,8 +134,8 @@ def prompt_components(
         Rollouts with groups, the prompts, drawn independently; given the prompt its completions are
         independent.
     estimator : str or Estimator, default "single"
-        One whose weights depend on each rollout alone: "single", "multi" or "gae". With weights from
-        other rollouts (rloo, grpo, means over the batch) the gradients of a group's rollouts are dependent.
+        "single", "multi" or "gae", whose weights depend on each rollout alone; "rloo" or "dr-grpo", from
+        groups of four or more; "grpo" or "reinforce++", from subsets of the groups.
     importance, truncate, num_threads
         As in `compare`.
     confidence : float, default 0.95
@@ -167,14 +149,14 @@ def prompt_components(
     Raises
     ------
     ValueError, TypeError
-        For fewer than two groups, no group of two rollouts, an estimator that is unknown, whose needs are not
-        met or whose weights use other rollouts, or scores that are not finite (the first is named). Fewer
-        than ten groups are warned of.
+        For fewer than two groups, groups that are too small for the estimator, another estimator than those
+        above or one whose needs are not met, or scores that are not finite (the first is named). Fewer than
+        ten groups are warned of.
 
     Notes
     -----
-    The ANOVA estimators of unbalanced one-way random effects (Searle, Casella & McCulloch 1992,
-    chapter 3). For U groups of sizes :math:`n_u`, N rollouts in all,
+    With weights of each rollout alone, the ANOVA estimators of unbalanced one-way random effects (Searle,
+    Casella & McCulloch 1992, chapter 3). For U groups of sizes :math:`n_u`, N rollouts in all,
 
     .. math::
 
@@ -183,8 +165,23 @@ def prompt_components(
             - \mathrm{within} \Big), \quad
         n_0 = \frac{1}{U - 1} \Big( N - \frac{1}{N} \sum_u n_u^2 \Big).
 
-    Both are unbiased, whatever the distributions, if the sizes have nothing to do with the prompts.
-    One pass over the scores, O(N T D).
+    The completions of RLOO share their baselines, which costs the third term: given the prompt its gradient
+    is a U-statistic of order two, with :math:`h_{ij} = (R_i - R_j)(s_i - s_j) / 2` and
+
+    .. math:: V(K) = \mathrm{between} + \frac{\mathrm{within}}{K} + \frac{\mathrm{pairs}}{K (K - 1)}, \quad
+        \mathrm{within} = 4\, E\,\mathrm{tr\,Cov}(h_{12}, h_{13}), \quad
+        \mathrm{pairs} = 2\, E\,\mathrm{tr\,Var}(h_{12}) - \mathrm{within},
+
+    each a mean over the groups of what is unbiased in each (so it takes four completions), whatever the
+    policy that sampled. All are unbiased, whatever the distributions, if the sizes have nothing to do with
+    the prompts.
+
+    GRPO's deviation is of no such form. Its V(K) for K up to the smallest group is that of subsets of the
+    groups, all of them or 32 of each group by a fixed seed, divided by the square of how its mean grows with
+    K, c(K) / c(`completions`), where c is the mean of advantage times return. That is the growth of the mean
+    if the gradient of each prompt, along the whole, is proportional to the variance of its rewards.
+
+    One pass over the scores, O(N T D), and with subsets O(N D K) more for groups of K.
 
     Examples
     --------
@@ -200,154 +197,74 @@ def prompt_components(
     batch = Batch.of(rollouts, importance=importance, truncate=truncate, threads=num_threads)
     if rollouts.groups is None:
         raise ValueError("rollouts need groups, the prompts: pass groups= to Rollouts")
-    chosen = estimator_of(estimator)
-    if not chosen.per_rollout:
-        allowed = ", ".join(each.name for each in estimators() if each.per_rollout)
-        raise ValueError(
-            f"estimator must have weights that depend on each rollout alone ({allowed}), "
-            f"got {chosen.name!r}: with weights from other rollouts the completions of a prompt are not "
-            "independent draws, and the split is not that within and between prompts"
-        )
-    level = _check.confidence(confidence)
-    units = _check.units(rollouts.groups, len(rollouts))
-    if len(units) == len(rollouts):
+    chosen, level = estimator_of(estimator), _check.confidence(confidence)
+    kept = _usable(chosen, rollouts.groups)
+    labels = _check.group_labels(rollouts.groups[kept], len(kept))
+    units, returns = _check.units(labels, len(labels)), batch.returns[kept]
+    if len(units) == len(labels):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
     _check.warn_few(len(units), grouped=True)
-    g = batch.gradients({chosen.name: batch.weights(chosen)})[0].whole()
-    (within, between), left_out = _components(g, rollouts.groups, units)
-    returns = batch.returns
-    first = returns[units.members[units.offsets[:-1]]]
-    differ = units.sums((returns != first[rollouts.groups]).astype(np.float64)) > 0
+    curve = _curve_of(chosen, batch, kept, labels, units, returns)
+    between = within = pairs = None
+    if isinstance(curve, Components):
+        between, within, pairs = (
+            jackknife(value, left_out, level, positive=positive)
+            for value, left_out, positive in zip(
+                curve.values.tolist(), curve.left_out, (False, True, True), strict=True
+            )
+        )
+    one_rollout, average = curve.least == 1, len(labels) / len(units)
+    completions = max(round(average), curve.least) if curve.most is None else curve.most
     return PromptComponents(
-        within=jackknife(within, left_out[0], level, positive=True),
-        between=jackknife(between, left_out[1], level),
-        variance=jackknife(within + between, left_out.sum(axis=0), level, positive=True),
+        variance=curve.interval(1 if one_rollout else completions, level),
+        within=within,
+        pairs=None if one_rollout else pairs,
+        between=between,
         estimator=chosen.name,
+        completions=completions,
         groups=len(units),
         sizes=units.sizes,
-        dead_groups=int(np.count_nonzero(~differ & (units.sizes > 1))),
-        _left_out=left_out,
+        dead_groups=int(np.count_nonzero(dead_groups(returns, labels, units) & (units.sizes > 1))),
+        _curve=curve,
     )
 
 
-@_check.quiet
-def plan(
-    components: PromptComponents,
-    target: float,
-    *,
-    cost_prompt: float,
-    cost_completion: float,
-    max_completions: int = 256,
-) -> Plan:
-    r"""Find the cheapest prompts x completions for a variance of the mean gradient.
-
-    Parameters
-    ----------
-    components : PromptComponents
-        The variances within and between prompts.
-    target : float
-        Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
-        signal-to-noise ratio of 1 the signal |E g|^2.
-    cost_prompt, cost_completion : float
-        Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit.
-    max_completions : int, default 256
-        Largest number of completions of one prompt, at most 2^20.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ValueError, TypeError
-        For a target that is not positive or out of reach of float64, a negative cost, two costs of 0,
-        or `max_completions` out of range.
-
-    Notes
-    -----
-    The cost P (cost_prompt + K cost_completion) is to be least while between / P + within / (P K) is at most
-    the target. For real numbers it is so, whatever the target, at K with K^2 = (within / between)
-    (cost_prompt / cost_completion). For integers P is rounded up, which moves the best K where P is small:
-    every K up to `max_completions` is tried with the smallest P that reaches the target. Of equal costs the
-    one with the lower variance is taken. A variance between prompts that came out negative counts as 0 here,
-    and the plan says so.
-
-    Examples
-    --------
-    >>> import numpy as np, rlvar
-    >>> rng = np.random.default_rng(0)
-    >>> prompts = np.repeat(np.arange(50), 8)
-    >>> rewards = 2 * rng.standard_normal(50)[prompts] + rng.standard_normal(400)
-    >>> rollouts = rlvar.Rollouts(np.ones((400, 1, 1)), rewards, groups=prompts)
-    >>> parts = rlvar.prompt_components(rollouts)
-    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K = 2 for real numbers
-    >>> best.completions, best.variance.value <= 0.01
-    (2, True)
-    """
-    if not isinstance(components, PromptComponents):
-        raise TypeError(f"components must be a PromptComponents, got {type(components).__name__}")
-    wanted = _check.positive_number("target", target)
-    each_prompt = _check.non_negative_number("cost_prompt", cost_prompt)
-    each_completion = _check.non_negative_number("cost_completion", cost_completion)
-    if each_prompt == each_completion == 0:
-        raise ValueError("cost_prompt and cost_completion must not both be 0")
-    most = _check.positive_integer("max_completions", max_completions)
-    if most > _MOST_COMPLETIONS:
-        raise ValueError(f"max_completions must be at most {_MOST_COMPLETIONS}, got {most}")
-
-    k = np.arange(1, most + 1)
-    one_prompt = max(components.between.value, 0.0) + components.within.value / k
-    # Rounding must not cost a prompt where the target is met exactly.
-    p = np.maximum(np.ceil(one_prompt / wanted * (1 - 1e-12)), 1.0)
-    cost = np.where(p < 2.0**53, p * (each_prompt + k * each_completion), np.inf)
-    if not np.isfinite(cost).any():
-        raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
-    best = np.lexsort((one_prompt / p, cost))[0]
-    prompts, completions = int(p[best]), int(k[best])
-    return Plan(
-        prompts=prompts,
-        completions=completions,
-        cost=float(cost[best]),
-        variance=components.batch_variance(prompts, completions),
-        target=wanted,
-        max_completions=most,
-        components=components,
-    )
+def _usable(chosen: Estimator, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rollouts whose groups are large enough for an estimator."""
+    sizes, name = np.bincount(groups), chosen.name
+    if chosen.base in _LEAVE_ONE_OUT:
+        if np.count_nonzero(sizes >= LEAST) < 2:
+            raise ValueError(
+                f"{name!r} needs two groups of {LEAST} rollouts or more to say how its variance depends on "
+                f"their number, got groups of {sizes.min()} to {sizes.max()}"
+            )
+        return np.flatnonzero(sizes[groups] >= LEAST)
+    if chosen.base in _BY_SUBSETS:
+        if sizes.min() < 2:
+            raise ValueError(f"{name!r} needs two rollouts or more in each group, got a group of one")
+    elif not chosen.per_rollout:
+        alone = [each.name for each in estimators() if each.per_rollout]
+        known = ", ".join((*alone, *_LEAVE_ONE_OUT, *_BY_SUBSETS))
+        raise ValueError(
+            f"estimator must be one of {known}, got {name!r}: how the variance of others depends on the "
+            "number of completions is not known"
+        )
+    return np.arange(len(groups))
 
 
-@_check.quiet
-def _components(
-    g: Double, labels: NDArray[np.int64], units: _check.Units
-) -> tuple[tuple[float, float], Double]:
-    """Return within and between of gradients (N, D), and both with each group left out (2, U).
-
-    With y_u the group's mean less the grand mean and A = sum n_u |y_u|^2: leaving out group u moves
-    the grand mean by n_u y_u / (N - n_u) and takes n_u |y_u|^2 N / (N - n_u) from A. Nothing is left
-    out, (2, 0), where that leaves one group or groups of one rollout only.
-    """
-    sizes = units.sizes.astype(np.float64)
-    n, u, square = float(len(g)), float(len(units)), float(np.square(sizes).sum())
-    centred = g - g.mean(axis=0)  # sums over groups then lose no digits to a common mean
-    means = units.sums(centred) / sizes[:, None]
-    centred -= means[labels]
-    within_squares = units.sums(np.square(centred).sum(axis=1))
-    means -= (sizes[:, None] * means).sum(axis=0) / n
-    between_squares = sizes * np.square(means).sum(axis=1)
-
-    def anova(within: Any, between: Any, n: Any, u: float, square: Any) -> tuple[Any, Any]:
-        mean_square = within / (n - u)
-        return mean_square, (between / (u - 1) - mean_square) / ((n - square / n) / (u - 1))
-
-    all_within, all_between = within_squares.sum(), between_squares.sum()
-    within, between = anova(all_within, all_between, n, u, square)
-    rest = n - sizes
-    if u < 3 or (rest <= u - 1).any():
-        return (float(within), float(between)), np.empty((2, 0))
-    left_out = anova(
-        np.maximum(all_within - within_squares, 0.0),
-        np.maximum(all_between - between_squares * n / rest, 0.0),
-        rest,
-        u - 1,
-        square - sizes**2,
-    )
-    return (float(within), float(between)), np.stack(left_out)
+def _curve_of(
+    chosen: Estimator,
+    batch: Batch,
+    kept: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    units: _check.Units,
+    returns: Double,
+) -> Curve:
+    if chosen.per_rollout:
+        g = batch.gradients({chosen.name: batch.weights(chosen)})[0].whole()
+        return one_way(g, labels, units)
+    s = batch.summed_scores()
+    if chosen.base in _LEAVE_ONE_OUT:
+        return leave_one_out(s if len(kept) == len(s) else s[kept], returns, labels, units)
+    weights = partial(_BY_SUBSETS[chosen.base], **chosen.parameters)
+    return by_subsets(s, returns, labels, units, weights, batch.threads)

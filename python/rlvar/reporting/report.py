@@ -15,6 +15,7 @@ from rlvar.analysis.compare import Comparison, compare_batches
 from rlvar.analysis.decompose import Decomposition, decompose_terms
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
+from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.text import chart, rollouts_line, wrapped
 from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
 from rlvar.rollouts import Rollouts
@@ -38,13 +39,15 @@ class Report(Result):
     comparison: Comparison
     decompositions: dict[str, Decomposition]
     on_policy: OnPolicyTest
+    sampling: Sampling
     headroom: Headroom | None
 
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
         reach = _reach(self.rollouts)
-        return verdict(self.comparison, self.decompositions, self.headroom, self.on_policy, reach)
+        found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
+        return verdict(*found, reach)
 
     def __repr__(self) -> str:
         comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
@@ -155,9 +158,11 @@ def report(
         )
     progress("testing whether the rollouts are on policy")
     on_policy = test_scores(batch, confidence)
-    room = headroom(everything) if everything.reference_unbiased else None
+    sampling = sampling_of(batch)
+    # Baselines that are common to groups have another mean where groups were filtered.
+    room = headroom(everything) if everything.reference_unbiased and not sampling.filtered else None
     _check.warn_few(comparison.units, grouped=comparison.grouped)
-    return Report(source, rollouts, comparison, decompositions, on_policy, room)
+    return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room)
 
 
 def _reach(rollouts: Rollouts) -> int:

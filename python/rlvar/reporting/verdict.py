@@ -9,6 +9,8 @@ from rlvar.analysis.compare import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
+from rlvar.analysis.sampling import Sampling
+from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.importance import ImportanceRatios
 
@@ -39,6 +41,7 @@ def verdict(
     decompositions: Mapping[str, Decomposition],
     room: Headroom | None,
     on_policy: OnPolicyTest,
+    sampling: Sampling,
     steps: int,
 ) -> list[str]:
     """Say which estimator is quieter, where its variance comes from, and what cannot be told.
@@ -53,10 +56,12 @@ def verdict(
     quietest = quietest_of(comparison)
     return [
         *_comparisons(comparison),
+        *reward_scaled_sentences(comparison, long_name),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *_faint_signals(comparison),
-        *_stale(comparison, on_policy),
+        *sampling_sentences(sampling, comparison["rloo"].noise_scale if "rloo" in comparison else None),
+        *_stale(comparison, on_policy, sampling),
     ]
 
 
@@ -240,28 +245,13 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     return [sentence]
 
 
-def _stale(comparison: Comparison, on_policy: OnPolicyTest) -> list[str]:
+def _stale(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say whether the rollouts are those of the policy, and what their ratios leave of them."""
     known = [row.importance for row in comparison if row.importance is not None]
     stale = [ratios for ratios in known[:1] if not ratios.close]
     sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios)]
-    if on_policy.on_policy is False:
-        found = {
-            "ratio": f"scores of different steps are correlated, {on_policy.ratio} of their variance",
-            "mean_score": f"the square of their mean is {on_policy.mean_score} of their variance",
-        }
-        cause = "look for another temperature, top-p, a stale policy or another inference engine"
-        if stale:
-            cause = "behavior_logp says so too"
-        against = ", and ".join(found[name] for name in on_policy.against)
-        sentences.append(
-            "These rollouts were not sampled from the policy that scored them: "
-            f"{against}, which is 0 on policy; {cause}."
-        )
-    elif on_policy.on_policy and not sentences:
-        sentences.append(
-            "Nothing speaks against it that the policy which scored these rollouts sampled them."
-        )
+    if on_policy.on_policy is False or (on_policy.on_policy and not sentences):
+        sentences.append(on_policy_sentence(on_policy, sampling, stale=bool(stale)))
     return sentences
 
 

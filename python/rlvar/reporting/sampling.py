@@ -1,0 +1,121 @@
+"""Sentences on how the rollouts were sampled: copies, missing groups, dead groups, filters, the policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rlvar.analysis.compare import Comparison
+from rlvar.analysis.on_policy import OnPolicyTest
+from rlvar.analysis.sampling import Sampling, kept_noise_scale
+from rlvar.stats.estimate import Estimate
+
+
+def sampling_sentences(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+    """Say what speaks against independent rollouts, and what dead groups mean.
+
+    `rloo` is the noise scale of RLOO in groups, if it was compared.
+    """
+    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo)]
+
+
+def _repeated(sampling: Sampling) -> list[str]:
+    k, n = sampling.repeated, sampling.rollouts
+    if not k:
+        return []
+    count = f"{k:,} of {n:,} rollouts {'equals' if k == 1 else 'equal'} an earlier one in scores and rewards"
+    if sampling.copied:
+        what, remedy = "copies", "pass each rollout once"
+        if sampling.groups is None:
+            what, remedy = "copies, or share prompts", f"{remedy}, or groups="
+        return [
+            f"{count}, in a pattern that independent rollouts do not have: they are {what}. Signals, noise "
+            f"scales and intervals count them as independent here and are wrong; {remedy}."
+        ]
+    return [
+        f"{count}. A policy with few possible rollouts repeats some by chance; copies, as from several "
+        "epochs or a replay buffer, would make signals and intervals wrong."
+    ]
+
+
+def _ungrouped(sampling: Sampling) -> list[str]:
+    if not sampling.grouped:
+        return []
+    return [
+        f"Do these rollouts share prompts? {sampling.sharing:,} of {sampling.rollouts:,} share their "
+        f"{sampling.shared} with another one, in a pattern that independent rollouts do not have. If they "
+        "do, pass groups=: else rollouts of one prompt count as independent, and intervals are too narrow."
+    ]
+
+
+def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+    groups, dead = sampling.groups, sampling.dead_groups
+    if sampling.filtered:
+        return [
+            f"None of the {groups:,} groups is dead, its rewards all equal, though their success rates make "
+            "that improbable (below 1%): they were kept by their outcome. The mean gradient then keeps its "
+            "direction only with baselines from within the group, as RLOO's."
+        ]
+    if not dead or not groups:
+        return []
+    sentence = (
+        f"{dead:,} of {groups:,} groups {'is' if dead == 1 else 'are'} dead: all their rewards are equal, so "
+        "RLOO and GRPO learn nothing from them. Dropping them saves backward passes, but no rollouts"
+    )
+    if rloo is None or sampling.mixed is None or not rloo.resolved:
+        return [f"{sentence}."]
+    kept = kept_noise_scale(rloo, sampling.mixed)
+    return [
+        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, of "
+        f"{kept.value / sampling.mixed:.3g} drawn, instead of {rloo.value:.3g} groups."
+    ]
+
+
+def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -> str:
+    """Say whether the scores are those of the policy that sampled; `stale` if behavior_logp denies it."""
+    if not test.against:
+        fine = "The scores are consistent with on-policy sampling"
+        if not test.mean_score.high > 0:
+            return f"{fine}."
+        most = _share(test.mean_score.high)
+        return f"{fine}; a mean score whose square is up to {most} of their variance would have gone unseen."
+    found = {
+        "ratio": f"scores of different steps are correlated, {test.ratio} of their variance",
+        "mean_score": f"the square of their mean is {test.mean_score} of their variance",
+    }
+    against = ", and ".join(found[name] for name in test.against)
+    start = f"The scores do not average to 0 given the past, as those of the sampling policy do: {against}"
+    if stale:
+        return f"{start}; behavior_logp agrees that another policy sampled."
+    causes = [
+        "sampling from another policy or temperature (top-p, a stale copy, another inference engine)",
+        "filtering by outcome" + (", as the groups show" if sampling.filtered else ""),
+    ]
+    if sampling.repeated:
+        causes.append(f"repeated rollouts ({sampling.repeated:,} here)")
+    if "ratio" in test.against:
+        causes.append("rows of one backward pass in place of token scores")
+    rare = f"an action too rare to appear here that has {_share(test.unseen_share)} or more of the variance"
+    return f"{start}. Possible causes: {', '.join(causes)}, or {rare}."
+
+
+def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str]) -> list[str]:
+    """Say how many groups estimators of another length need, by the scale that the rewards give."""
+    found, that = [], names(comparison.reference)
+    for row in comparison:
+        ratio, bracket = row.reward_scaled_ratio, row.reward_scaled_bracket
+        if ratio is None or not math.isfinite(ratio.value) or math.isnan(ratio.low):
+            continue
+        ends = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
+        if bracket is not None and bracket[1] / bracket[0] > 1.01 * ratio.high / ratio.low:
+            ends += f"; without that assumption {bracket[0]:.2f} to {bracket[1]:.2f}"
+        found.append(
+            f"Scaled by the rewards, {names(row.name)} needs {ratio.value:.2f} times as many groups as "
+            f"{that} for the same precision, if the gradient of each prompt along the mean gradient is "
+            f"proportional to the variance of its rewards ({ends})."
+        )
+    return found
+
+
+def _share(x: float) -> str:
+    return f"{100 * x:.2g}%" if x < 0.995 else f"{100 * x:,.0f}%"

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+
+import rlvar
+from rlvar.analysis.prompt_curves import Components
+
+
+def components(within, between, pairs=None, left_out=None):
+    """Components of given values, known without error unless values without each group are given."""
+    values = np.array([between, within, pairs or 0.0])
+    left_out = np.empty((3, 0)) if left_out is None else left_out
+    curve = Components(values, left_out, 4.0, least=1 if pairs is None else 2)
+    one = [rlvar.Estimate(x, 0.0, x, x) for x in (within + between, within, pairs or 0.0, between)]
+    if pairs is None:
+        one[2] = None
+    return rlvar.PromptComponents(*one, "single", 4, 9, np.full(9, 4), 0, curve)
+
+
+@pytest.mark.parametrize("within", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize("between", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize("costs", [(1, 1), (10, 1), (0, 2), (7.5, 0), (1, 30)])
+@pytest.mark.parametrize("target", [0.05, 0.31, 20.0])
+def test_the_plan_is_the_best_of_all_prompts_and_completions(within, between, costs, target):
+    parts = components(within, between)
+    p, k = np.arange(1, 200)[:, None], np.arange(1, 13)
+    variance = between / p + within / (p * k)
+    cost = np.where(variance <= target * (1 + 1e-12), p * (costs[0] + k * costs[1]), np.inf)
+    best = rlvar.plan(parts, target, cost_prompt=costs[0], cost_completion=costs[1], max_completions=12)
+    assert best.cost == pytest.approx(cost.min(), rel=1e-12)
+    assert best.cost == pytest.approx(best.prompts * (costs[0] + best.completions * costs[1]), rel=1e-12)
+    assert best.variance.value <= target * (1 + 1e-12)
+    least = variance[np.isclose(cost, cost.min(), rtol=1e-14)].min()  # of equal costs
+    assert best.variance.value == pytest.approx(least, rel=1e-14)
+
+
+def test_for_small_targets_the_plan_is_the_closed_form():
+    within, between, cost_prompt, cost_completion, target = 3.0, 0.5, 20.0, 1.5, 1e-7
+    best = rlvar.plan(
+        components(within, between), target, cost_prompt=cost_prompt, cost_completion=cost_completion
+    )
+    assert abs(best.completions - np.sqrt(within * cost_prompt / (between * cost_completion))) < 1
+    bound = (np.sqrt(between * cost_prompt) + np.sqrt(within * cost_completion)) ** 2 / target
+    assert bound <= best.cost < bound * 1.01
+
+
+def test_a_target_that_is_met_exactly_costs_no_prompt_more():
+    best = rlvar.plan(components(0.0, 0.3), 0.1, cost_prompt=1, cost_completion=1)
+    assert (best.prompts, best.completions) == (3, 1)
+
+
+@pytest.mark.parametrize("pairs", [0.3, 4.0])
+@pytest.mark.parametrize("costs", [(1, 1), (10, 1), (7.5, 0)])
+def test_the_plan_of_rloo_is_the_best_of_all_prompts_and_completions(pairs, costs):
+    p, k = np.arange(1, 400)[:, None], np.arange(2, 13)
+    variance = (0.2 + 3 / k + pairs / (k * (k - 1))) / p
+    cost = np.where(variance <= 0.05, p * (costs[0] + k * costs[1]), np.inf)
+    parts = components(3.0, 0.2, pairs)
+    best = rlvar.plan(parts, 0.05, cost_prompt=costs[0], cost_completion=costs[1], max_completions=12)
+    assert best.cost == pytest.approx(cost.min(), rel=1e-12)
+
+
+def draw(rng, prompts, completions, d=6):
+    scores = rng.standard_normal((prompts, completions, d))
+    logits = 1.5 * rng.standard_normal((prompts, 1)) + scores[..., 0]
+    rewards = rng.random((prompts, completions)) < 1 / (1 + np.exp(-logits))
+    return rlvar.Rollouts(
+        scores.reshape(-1, 1, d), rewards.ravel().astype(float), groups=np.arange(prompts).repeat(completions)
+    )
+
+
+COSTS = {"cost_prompt": 8.0, "cost_completion": 1.0}
+
+
+@pytest.mark.parametrize("name", ["single", "rloo", "grpo"])
+def test_a_plan_keeps_its_promise_and_a_plan_by_the_estimate_does_not(name):
+    truth = rlvar.prompt_components(draw(np.random.default_rng(9), 4000, 8), name)
+    target, missed, by_estimate, data_sets = truth.variance.value / 100, 0, 0, 60
+    for seed in range(data_sets):
+        parts = rlvar.prompt_components(draw(np.random.default_rng(seed), 40, 8), name)
+        best = rlvar.plan(parts, target, max_completions=32, **COSTS)
+        assert best.variance.high <= target * (1 + 1e-9)
+        k = best.completions
+        missed += truth.batch_variance(best.prompts, k).value > target
+        prompts = int(np.ceil(parts.batch_variance(1, k).value / target))
+        by_estimate += truth.batch_variance(prompts, k).value > target
+    assert missed <= 7  # 3 expected; 8 have a probability below 1 %
+    assert by_estimate >= 15
+
+
+def test_rloo_needs_less_than_the_plan_of_single_step_says():
+    rollouts = draw(np.random.default_rng(3), 400, 8)
+    alone, shared = (rlvar.prompt_components(rollouts, name) for name in ("single", "rloo"))
+    target = shared.variance.value / 50
+    assert rlvar.plan(alone, target, **COSTS).cost > 1.3 * rlvar.plan(shared, target, **COSTS).cost
+
+
+def test_the_gain_is_the_ratio_of_costs_for_one_variance():
+    parts = rlvar.prompt_components(draw(np.random.default_rng(3), 200, 4), "rloo")
+    best = rlvar.plan(parts, parts.variance.value / 1000, cost_prompt=40, cost_completion=1)
+    k = best.completions
+    assert k > 4
+    costs = [parts.batch_variance(1, each).value * (40 + each) for each in (4, k)]
+    assert best.gain.value == pytest.approx(costs[0] / costs[1])
+    assert best.gain.low < best.gain.value < best.gain.high
+    assert "for the same variance 4 completions, as now, cost" in str(best)
+    now = rlvar.plan(parts, 1e-3, cost_prompt=40, cost_completion=1, max_completions=4)
+    assert now.gain == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+    assert "as now" not in str(now)
+
+
+def test_grpo_is_planned_up_to_the_smallest_group_and_says_so():
+    parts = rlvar.prompt_components(draw(np.random.default_rng(3), 200, 4), "grpo")
+    best = rlvar.plan(parts, 0.01, cost_prompt=100, cost_completion=1)
+    assert best.completions == 4
+    assert "More than 4 completions may be cheaper: no group tells" in str(best)
+
+
+def test_a_plan_says_what_the_rollouts_leave_open():
+    unknown = rlvar.plan(components(2, -0.1), 0.01, **COSTS, max_completions=16)
+    assert (unknown.completions, unknown.prompts) == (16, 3)
+    assert "There is no interval: about half of such plans miss their target." in str(unknown)
+    assert "More completions than max_completions = 16 may be cheaper" in str(unknown)
+
+
+def test_large_groups_are_planned_in_steps_that_miss_little():
+    parts = components(3000.0, 0.1)
+    best = rlvar.plan(parts, 1e-4, cost_prompt=300, cost_completion=1, max_completions=4096)
+    k = np.arange(1, 4097)
+    exact = ((0.1 + 3000 / k) * (300 + k)).min() / 1e-4
+    assert exact <= best.cost * (1 + 1e-12) < exact * 1.001
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"components": 3}, TypeError, "components must be a PromptComponents, got int"),
+        ({"target": 0}, ValueError, "target must be finite and positive"),
+        ({"target": -1}, ValueError, "target must be finite and positive"),
+        ({"target": "x"}, TypeError, "target must be a number"),
+        ({"target": 5e-324}, ValueError, "target must be within reach of 2.53 prompts"),
+        ({"cost_prompt": -1}, ValueError, "cost_prompt must be finite and not negative"),
+        ({"cost_prompt": 0, "cost_completion": 0}, ValueError, "must not both be 0"),
+        ({"max_completions": 0}, ValueError, "max_completions must be at least 1"),
+        ({"max_completions": 10**9}, ValueError, "max_completions must be at most 4096"),
+    ],
+)
+def test_bad_arguments_of_a_plan_are_named(options, error, message):
+    arguments = {"components": components(2, 1), "target": 0.1, "cost_prompt": 1, "cost_completion": 1}
+    with pytest.raises(error, match=message):
+        rlvar.plan(**{**arguments, **options})

@@ -90,6 +90,10 @@ class ComparisonRow(Result):
     reward_scaled_bracket : tuple of float or None
         Where the ratio lies whatever the model, if no prompt's gradient opposes the whole; for rewards of two
         values and groups of one size.
+    differs : bool
+        Whether the data deny that its mean is that of the reference, at 1 in 1000. Where theory says that it
+        is (both are unbiased), its assumptions fail: rewards that depend on later actions, rollouts of
+        another policy or kept by their outcome, discounted returns-to-go.
     identical : bool
         Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
         one terminal reward.
@@ -116,6 +120,7 @@ class ComparisonRow(Result):
     clipped: float | None
     reward_scaled_ratio: Estimate | None
     reward_scaled_bracket: tuple[float, float] | None
+    differs: bool
     identical: bool
     batch_noise: BatchNoise
     blocks: dict[str | int, BlockRow]
@@ -194,8 +199,8 @@ class Comparison(Result):
         return any(row.name == name for row in self.rows)
 
     def same_mean(self, row: ComparisonRow) -> bool:
-        """Whether theory says that an estimator has the mean of the reference, up to a common factor."""
-        return row.identical or bool(row.unbiased and self.reference_unbiased)
+        """Whether an estimator has the mean of the reference by theory, and the data do not deny it."""
+        return row.identical or bool(row.unbiased and self.reference_unbiased and not row.differs)
 
     def only(self, names: Sequence[str]) -> Comparison:
         """Return some of the rows, in the order of `names`."""
@@ -232,7 +237,9 @@ class Comparison(Result):
             ranked = sorted(self, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
             columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
             lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
-            text += "\nTheir means differ, so they rank by noise scale\n" + _table([columns, *lines])
+            text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
+                [columns, *lines]
+            )
         if blocks := {row.name: row.blocks for row in self if row.blocks}:
             text += "\nBlocks of coordinates, the noisiest first\n"
             text += _table(table_of_blocks(blocks, self.reference))

@@ -226,26 +226,7 @@ class Decomposition(Result):
         return self.covariance_terms.value / total if total else float("nan")
 
     def __repr__(self) -> str:
-        share = self.covariance_share
-        shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
-        lines = [
-            f"variance          {self.variance}",
-            f"variance terms    {self.variance_terms}{shares[0]}",
-            f"covariance terms  {self.covariance_terms}{shares[1]}",
-        ]
-        if not np.isnan(self.growth_exponent.value):
-            first, last = self.growth_range
-            of = f"of the sum of the first k terms, k = {first} to {last}"
-            lines.append(f"growth exponent   {self.growth_exponent}  {of}")
-        if not np.isnan(self.horizon_exponent.value):
-            first, last = self.growth_range
-            of = f"of rollouts cut after k steps, k = {first} to {last}"
-            lines.append(f"horizon exponent  {self.horizon_exponent}  {of}")
-        if not np.isnan(self.length_exponent.value):
-            _, shortest, longest = self.length_growth
-            over = f"over mean lengths {shortest:.3g} to {longest:.3g}"
-            lines.append(f"length exponent   {self.length_exponent}  {over}")
-        lines.append(f"signal            {self.signal}")
+        lines = [sources(self), f"signal            {self.signal}"]
         scale = bounded(self.noise_scale)
         size = len(self._source.units.members) / len(self._source.units)
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
@@ -254,6 +235,28 @@ class Decomposition(Result):
             rollouts = len(self._source.terms.weights)
             lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")
         return "\n".join(lines)
+
+
+def sources(parts: Decomposition) -> str:
+    """Return the lines on where the variance comes from and how it grows."""
+    share = parts.covariance_share
+    shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
+    lines = [
+        f"variance          {parts.variance}",
+        f"variance terms    {parts.variance_terms}{shares[0]}",
+        f"covariance terms  {parts.covariance_terms}{shares[1]}",
+    ]
+    first, last = parts.growth_range
+    _, shortest, longest = parts.length_growth
+    for name, of in {
+        "growth": f"of the sum of the first k terms, k = {first} to {last}",
+        "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
+        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}",
+    }.items():
+        exponent = getattr(parts, f"{name}_exponent")
+        if not np.isnan(exponent.value):
+            lines.append(f"{name} exponent".ljust(18) + f"{exponent}  {of}")
+    return "\n".join(lines)
 
 
 def decompose(

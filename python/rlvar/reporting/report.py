@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import indent
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import Comparison, compare_batches
-from rlvar.analysis.decompose import Decomposition, decompose_terms
+from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.sampling import Sampling, sampling_of
@@ -49,6 +49,14 @@ class Report(Result):
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
         return verdict(*found, reach)
 
+    def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
+        result = super().to_dict(arrays=arrays)
+        for parts in result["decompositions"].values():  # those of the comparison are of all estimators
+            del parts["signal"], parts["noise_scale"]
+        return result
+
+    to_dict.__doc__ = Result.to_dict.__doc__
+
     def __repr__(self) -> str:
         comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
         intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
@@ -57,9 +65,9 @@ class Report(Result):
             indent(str(comparison), "  "),
         ]
         if self.rollouts.groups is not None:
-            what = "group" if tokens else "group's mean"
             table.append(
-                f"  A {what} is the unit here, its rollouts being dependent; below it is the rollout."
+                f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
+                "dependent;\n  the sections below use single rollouts."
             )
         if tokens:
             table.append("  Below, gradients are sums over tokens, not divided by their number.")
@@ -67,7 +75,7 @@ class Report(Result):
         for names, parts in self._distinct():
             same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
-            blocks.append(f"{title}\n{indent(str(parts), '  ')}")
+            blocks.append(f"{title}\n{indent(sources(parts), '  ')}")
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         for names, parts in self._distinct():
             drawn = {comparison.reference, quietest_of(comparison)} & set(names)
@@ -160,7 +168,9 @@ def report(
     on_policy = test_scores(batch, confidence)
     sampling = sampling_of(batch)
     # Baselines that are common to groups have another mean where groups were filtered.
-    room = headroom(everything) if everything.reference_unbiased and not sampling.filtered else None
+    fair = everything.reference_unbiased and not sampling.filtered
+    fair = fair and not any(row.unbiased and row.differs for row in everything)
+    room = headroom(everything) if fair else None
     _check.warn_few(comparison.units, grouped=comparison.grouped)
     return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room)
 

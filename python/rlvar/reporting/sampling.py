@@ -29,8 +29,9 @@ def _repeated(sampling: Sampling) -> list[str]:
         if sampling.groups is None:
             what, remedy = "copies, or share prompts", f"{remedy}, or groups="
         return [
-            f"{count}, in a pattern that independent rollouts do not have: they are {what}. Signals, noise "
-            f"scales and intervals count them as independent here and are wrong; {remedy}."
+            f"{count}, in a pattern that independent rollouts in random order do not have: unless they were "
+            f"sorted, they are {what}. Signals, noise scales and intervals count them as independent here, "
+            f"and are then wrong; {remedy}."
         ]
     return [
         f"{count}. A policy with few possible rollouts repeats some by chance; copies, as from several "
@@ -43,8 +44,9 @@ def _ungrouped(sampling: Sampling) -> list[str]:
         return []
     return [
         f"Do these rollouts share prompts? {sampling.sharing:,} of {sampling.rollouts:,} share their "
-        f"{sampling.shared} with another one, in a pattern that independent rollouts do not have. If they "
-        "do, pass groups=: else rollouts of one prompt count as independent, and intervals are too narrow."
+        f"{sampling.shared} with another one, in a pattern that independent rollouts in random order do not "
+        "have. If they do, pass groups=: else rollouts of one prompt count as independent, and intervals are "
+        "too narrow."
     ]
 
 
@@ -53,8 +55,9 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
     if sampling.filtered:
         return [
             f"None of the {groups:,} groups is dead, its rewards all equal, though their success rates make "
-            "that improbable (below 1%): they were kept by their outcome. The mean gradient then keeps its "
-            "direction only with baselines from within the group, as RLOO's."
+            "that improbable (below 1%): they seem to have been kept by their outcome, or their rewards to "
+            "have been made within groups (ranks, pairs). Of groups that were kept, the mean gradient keeps "
+            "its direction only with baselines from within the group, as RLOO's."
         ]
     if not dead or not groups:
         return []
@@ -78,7 +81,7 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
         if not test.mean_score.high > 0:
             return f"{fine}."
         most = _share(test.mean_score.high)
-        return f"{fine}; a mean score whose square is up to {most} of their variance would have gone unseen."
+        return f"{fine}; a mean score whose square is up to {most} of their variance is not excluded."
     found = {
         "ratio": f"scores of different steps are correlated, {test.ratio} of their variance",
         "mean_score": f"the square of their mean is {test.mean_score} of their variance",
@@ -95,7 +98,8 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
         causes.append(f"repeated rollouts ({sampling.repeated:,} here)")
     if "ratio" in test.against:
         causes.append("rows of one backward pass in place of token scores")
-    rare = f"an action too rare to appear here that has {_share(test.unseen_share)} or more of the variance"
+    rare = "an action too rare to appear here often enough, which would have "
+    rare += f"{_share(test.unseen_share)} or more of the variance"
     return f"{start}. Possible causes: {', '.join(causes)}, or {rare}."
 
 
@@ -108,7 +112,7 @@ def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str])
             continue
         ends = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
         if bracket is not None and bracket[1] / bracket[0] > 1.01 * ratio.high / ratio.low:
-            ends += f"; without that assumption {bracket[0]:.2f} to {bracket[1]:.2f}"
+            ends += f"; if only no prompt opposes the mean gradient, {bracket[0]:.2f} to {bracket[1]:.2f}"
         found.append(
             f"Scaled by the rewards, {names(row.name)} needs {ratio.value:.2f} times as many groups as "
             f"{that} for the same precision, if the gradient of each prompt along the mean gradient is "

@@ -54,12 +54,14 @@ def verdict(
     if comparison.units < 3:
         return [f"{comparison.units} {units} are too few to tell anything: there are no intervals."]
     quietest = quietest_of(comparison)
+    doubts = _doubts(comparison, on_policy, sampling)
     return [
-        *_comparisons(comparison),
-        *reward_scaled_sentences(comparison, long_name),
+        *_comparisons(comparison, doubts),
+        *([] if doubts else reward_scaled_sentences(comparison, long_name)),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *_faint_signals(comparison),
+        *([] if doubts or decompositions[quietest].mean.shape[1] < 2 else _batches(comparison[quietest])),
         *sampling_sentences(sampling, comparison["rloo"].noise_scale if "rloo" in comparison else None),
         *_stale(comparison, on_policy, sampling),
     ]
@@ -79,40 +81,101 @@ def unit(comparison: Comparison) -> str:
     return "groups" if comparison.grouped else "rollouts"
 
 
-def _comparisons(comparison: Comparison) -> list[str]:
+def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
+    """Say why a ratio of variances is not that of the rollouts needed, even where theory knows one mean."""
+    ratios = next((row.importance for row in comparison if row.importance is not None), None)
+    weighed = ratios is not None and ratios.importance != "none"
+    doubts = []
+    if ratios is not None and not weighed and not ratios.close:
+        doubts.append("another policy sampled these rollouts, so the means are biased")
+    elif on_policy.on_policy is False and not weighed:
+        doubts.append("the scores may not be those of the policy that sampled, and then the means are biased")
+    if weighed and ratios is not None:
+        if ratios.misses:
+            doubts.append("the importance ratios do not average to 1")
+        if ratios.effective_size < _FEW:
+            doubts.append("the importance ratios leave too few rollouts")
+    if sampling.filtered:
+        doubts.append("the groups were kept by their outcome")
+    if sampling.copied:
+        doubts.append("some rollouts are copies")
+    elif sampling.grouped:
+        doubts.append("rollouts seem to share prompts")
+    return doubts
+
+
+def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
+    """Say which estimator needs fewer rollouts; only how the variances compare where there are `doubts`."""
     units, reference = unit(comparison), comparison.reference
     others = [row for row in comparison if row.name != reference]
-    sentences = [_ratio_sentence(row, reference, units) for row in others if comparison.same_mean(row)]
-    apart = [long_name(row.name) for row in others if not comparison.same_mean(row)]
-    if apart:
+    known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
+    sentences = [_ratio_sentence(row, reference, None if doubts else units) for row in known]
+    if known and doubts:
         sentences.append(
-            f"The mean gradient of {_list(apart)} is not that of {long_name(reference)}, or not "
-            f"known to be: the ratio of variances says nothing by itself about the {units} needed."
+            f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
+        )
+    denied = [long_name(row.name) for row in others if row.unbiased and row.differs]
+    if denied and comparison.reference_unbiased:
+        sentences.append(
+            f"On these rollouts {_list([*denied, long_name(reference)])} have different mean gradients, "
+            "though in theory all are unbiased: look for rewards that depend on later actions, a discount, "
+            "another policy, or a filter."
+        )
+    apart = [long_name(row.name) for row in others if row not in known]
+    if apart:
+        one = len(apart) == 1
+        does = "its variance ratio alone does" if one else "their variance ratios alone do"
+        sentences.append(
+            f"{_start(_list(apart))} may estimate a different mean gradient than {long_name(reference)}, so "
+            f"{does} not say how many {units} {'it needs' if one else 'they need'}."
         )
     return sentences
 
 
-def _ratio_sentence(row: ComparisonRow, reference: str, units: str) -> str:
-    """Say how many times as many rollouts the noisier of two estimators with one mean needs."""
-    ratio, this, that = row.ratio, long_name(row.name), long_name(reference)
-    if math.isnan(ratio.value):
+def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> str:
+    """Say how many times as many units the noisier of two estimators needs; without units, its variance."""
+    this, that, factor = long_name(row.name), long_name(reference), row.factor
+    if math.isnan(row.ratio.value):
         return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
-    if math.isinf(ratio.value):
-        return f"{_start(that)} does not vary over these rollouts; {this} does."
     if row.identical:
         return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
-    if ratio.value == 0.0:
+    if math.isinf(row.ratio.value):
+        return f"{_start(that)} does not vary over these rollouts; {this} does."
+    if row.ratio.value == 0.0:
         return f"{_start(this)} does not vary over these rollouts; {that} does."
+    scaled = units is not None and factor is not None and factor != 1.0
+    ratio = row.noise_scale_ratio if scaled else row.ratio
+    length = f"The mean gradient of {this} is {_number(factor or 1.0)} times that of {that}" if scaled else ""
+    if scaled and ratio.low == ratio.high:  # the same gradient, longer
+        return f"{length}, and so is its noise: both need as many {units} for the same precision."
     if ratio.value < 1.0:
         this, that = that, this
         most = 1 / ratio.low if ratio.low else math.inf
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
-    claim = f"{this} needs {_number(ratio.value)} times as many {units} as {that} for the same precision"
-    if math.isnan(ratio.low):
-        return f"These rollouts do not settle it: {claim}, but that has no interval."
-    if ratio.low <= 1.0:
-        return f"These rollouts do not settle it: {claim}, but the interval holds 1 ({_interval(ratio)})."
-    return f"{_start(claim)} ({_interval(ratio)})."
+    interval = _interval(ratio)
+    if 0.99 <= ratio.low <= ratio.high <= 1.01:
+        tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
+        claim = f"{this} and {that} {tie}, to within 1%"
+    else:
+        noun, verb, seems = (this, "needs", "appears to need")
+        times = f"{_number(ratio.value)} times as many {units} as {that} for the same precision"
+        if units is None:
+            noun, verb, seems = f"the variance of {this}", "is", "appears to be"
+            times = f"{_number(ratio.value)} times that of {that}"
+        claim = f"{noun} {verb} {times}"
+        if not ratio.low > 1.0:
+            but = "that has no interval" if math.isnan(ratio.low) else f"the interval includes 1 ({interval})"
+            claim, interval = f"inconclusive: {noun} {seems} {times}, but {but}", ""
+    start = f"{length}; that divided out, {claim}" if scaled else _start(claim)
+    return f"{start} ({interval})." if interval else f"{start}."
+
+
+def _batches(row: ComparisonRow) -> list[str]:
+    """Say what two batches differ by through chance alone, where the signal tells."""
+    if not (row.signal.resolved and row.batch_noise.angle.resolved):
+        return []
+    noise = str(row.batch_noise)
+    return [f"With {long_name(row.name)}, {noise[0].lower()}{noise[1:]}"]
 
 
 def _headroom_sentence(room: Headroom, grouped: bool) -> str:
@@ -202,7 +265,7 @@ def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
     """Say how much of the variance is covariance between steps, or that it cannot be told from none."""
     name, covariance, total = long_name(name), parts.covariance_terms, parts.variance.value
     if not (covariance.resolved or math.isnan(covariance.low)):
-        claim = f"Covariance between steps in {name} cannot be told from none"
+        claim = f"The covariance between steps of {name} is not distinguishable from zero"
     elif covariance.value >= 0:
         claim = f"{parts.covariance_share:.0%} of the variance of {name} is covariance between steps"
     else:
@@ -222,14 +285,12 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     if not faint:
         return []
     names = _list([long_name(row.name) for row in faint])
-    if len(faint) == 1:
-        subject, reach, scales = f"signal of {names} is", "its interval reaches", "noise scale has"
-    else:
-        subject, reach, scales = f"signals of {names} are", "their intervals reach", "noise scales have"
-    sentence = (
-        f"The {subject} not resolved with these {comparison.units:,} {units}: {reach} zero, and the {scales} "
-        "no upper end."
+    what = (
+        f"signal of {names}: its interval includes zero, so its noise scale has no upper bound"
+        if len(faint) == 1
+        else f"signals of {names}: their intervals include zero, so their noise scales have no upper bound"
     )
+    sentence = f"{comparison.units:,} {units} are too few to resolve the {what}."
     needed: dict[Estimate, str] = {}
     for row in faint:
         signal, resolved = row.signal, row.units_to_resolve
@@ -259,22 +320,20 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
     rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
         return [
-            "Another policy sampled these rollouts, as behavior_logp says, and no ratios weigh them: the "
-            "means are biased. Sequence ratios would leave an effective sample size of "
+            "behavior_logp shows that another policy sampled these rollouts; without importance ratios the "
+            "mean gradients are biased. Sequence ratios would leave an effective sample size of "
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
     if size < 0.75 * rollouts:  # `studies/stale_coverage.py`
-        trust = "no number or interval can be trusted" if size < _FEW else "intervals may be far too narrow"
-        others = ", the others hardly count" if size < rollouts / 2 else ""
+        trust = "Do not trust any number here" if size < _FEW else "Intervals may be far too narrow"
         sentences.append(
-            f"The {kind} ratios leave an effective sample size of {size:.1f} of {rollouts:,} rollouts"
-            f"{others}: {trust}."
+            f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
     if ratios.misses:
         sentences.append(
-            f"The mean of the {kind} ratios is {ratios.mean} and should be 1: the rollouts lack what the new "
-            "policy favours, or the log-probabilities are not those of these policies."
+            f"The mean of the {kind} ratios is {ratios.mean} and should be 1: either the rollouts miss "
+            "actions that the new policy prefers, or the log-probabilities belong to other policies."
         )
     return sentences
 

@@ -57,6 +57,7 @@ class Inference(NamedTuple):
     variances: Moment
     dimension: float  # effective one of the noise
     along: float  # share of the noise that lies along the mean
+    differs: bool = False  # whether the data deny that its mean is that of the reference
 
 
 @quiet
@@ -192,12 +193,31 @@ def infer(
         _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
         for own, beside in products
     ]
-    means = _means(pairs, [None] * len(pairs) if classes is None else classes, reference)
+    classes = [None] * len(pairs) if classes is None else list(classes)
+    apart = [i != reference and _apart(each, pairs[reference]) for i, each in enumerate(pairs)]
+    # What the data deny is taken from theory, of the reference too: which of the two it errs in is not known.
+    denied = {each for each, differs in zip(classes, apart, strict=True) if differs}
+    means = _means(pairs, [None if each in denied else each for each in classes], reference)
     if bootstrap is None:
         found = _jackknifed(pairs, means, reference, confidence)
     else:
         found = _bootstrapped(pairs, means, reference, confidence, bootstrap, threads)
+    found = [each._replace(differs=differs) for each, differs in zip(found, apart, strict=True)]
     return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
+
+
+def _apart(pair: _Pair, base: _Pair) -> bool:
+    """Whether two means differ beyond doubt: the signal of the difference a - b of the units' gradients.
+
+    By Box's F test at 1 in 1000, of one direction of noise: of more it errs less often.
+    """
+    signal = pair.signal.value + base.signal.value - 2 * pair.cross.value
+    both = moments.covariance(pair.beside)
+    variance = pair.variance.value + base.variance.value - 2 * both.value
+    left_out = pair.variance.left_out + base.variance.left_out - 2 * both.left_out
+    if not variance > 1e-9 * (pair.variance.value + base.variance.value):  # else it is rounding
+        return False
+    return bool(signal > null_limit(Moment(variance, left_out), 1.0, 0.998))
 
 
 def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:

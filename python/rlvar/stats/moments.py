@@ -299,7 +299,7 @@ def products(
 
 
 @quiet
-def _covariance(p: Products) -> Moment:
+def covariance(p: Products) -> Moment:
     """Return sum y_a . y_b / (U - 1)."""
     u, total = len(p.diagonal), float(p.diagonal.sum())
     if u < 3:
@@ -315,7 +315,7 @@ def _covariance(p: Products) -> Moment:
 @quiet
 def variance(p: Products) -> Moment:
     """Trace of the covariance of one unit's part in the mean; what rounding leaves of it is none."""
-    value, left_out = _covariance(p)
+    value, left_out = covariance(p)
     if len(left_out):
         left_out = left_out + p.refitted
     return Moment(value, np.where(left_out < 1e-12 * value, 0.0, left_out))
@@ -325,7 +325,7 @@ def variance(p: Products) -> Moment:
 def signal(p: Products) -> Moment:
     """Estimate E m_a . E m_b, |E m|^2 of one sample, without the bias of a plug-in; it can be negative."""
     u = len(p.diagonal)
-    value, left_out = _covariance(p)
+    value, left_out = covariance(p)
     if u < 3:
         return Moment(p.means - value / u, np.empty(0))
     room = p.sizes.room

@@ -469,7 +469,10 @@ def test_a_known_factor_between_two_means_is_said_and_divided_out(rng):
 
 def test_two_batches_are_compared_where_the_signal_is_resolved(rng):
     text = " ".join(rlvar.report(rlvar.datasets.cartpole()).verdict)
-    assert "With multi-step, two batches of 256 rollouts differ by about 24% in gradient norm and" in text
+    assert (
+        "With multi-step, two batches of 256 independent rollouts differ by about 24% in gradient norm and"
+        in text
+    )
     noise = rlvar.Rollouts(rng.standard_normal((40, 3, 2)), rng.standard_normal((40, 3)))
     assert "two batches" not in " ".join(rlvar.report(noise).verdict)
 
@@ -478,3 +481,17 @@ def test_a_report_shows_one_signal_of_an_estimator():
     report = rlvar.report(rlvar.datasets.cartpole())
     assert str(report).count("signal") == 1  # the head of the table
     assert all("signal" not in parts for parts in report.to_dict()["decompositions"].values())
+
+
+def test_advantages_given_as_rewards_are_one_gradient_of_two_lengths(rng):
+    # Centred within groups of 4: RLOO is then 4/3 of single-step, whatever theory says of their means.
+    rewards = rng.integers(0, 2, (30, 4)).astype(float)
+    advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
+    groups = np.repeat(np.arange(30), 4)
+    rollouts = rlvar.Rollouts(rng.standard_normal((120, 1, 3)), advantages, groups=groups)
+    report = rlvar.report(rollouts, ["single", "rloo"])
+    row = report.comparison["rloo"]
+    assert row.factor == pytest.approx(4 / 3)
+    assert row.ratio.value == pytest.approx(16 / 9)
+    assert row.signal.value == pytest.approx(16 / 9 * report.comparison["single"].signal.value)
+    assert report.verdict[0].startswith("The mean gradient of RLOO is 1.33 times that of single-step, and so")

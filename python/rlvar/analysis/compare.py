@@ -6,7 +6,6 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from rlvar.stats import moments
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import Inference, infer
+from rlvar.stats.intervals import Null
 from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
@@ -126,21 +126,21 @@ class ComparisonRow(Result):
     blocks: dict[str | int, BlockRow]
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
-    _faintest: float = field(repr=False, compare=False)
-    _units: int = field(repr=False, compare=False)
+    _null: Null = field(repr=False, compare=False)
 
     @property
     def units_to_resolve(self) -> Estimate:
         """Return the number of units that would just resolve a signal of this size.
 
-        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S
-        units bring it down to the signal S. Half of the batches of that size would resolve it. The interval
-        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high``
-        is infinite if it is not resolved. So is the value if the estimate is not positive.
+        An estimate that excludes 0 must pass a margin that goes as 1/U, and a little faster where units are
+        few. Half of the batches of that size would resolve it. The interval comes from that of the signal: if
+        it is as large as its upper end, ``low`` units would, and ``high`` is infinite if it is not resolved.
+        So is the value if the estimate is not positive.
         """
-        at_signal = functools.partial(_over, self._units * self._faintest)
         signal = self.signal
-        value, low, high = map(at_signal, (signal.value, signal.high, signal.low))
+        value, low, high = (
+            self._null.units_for(size, signal.confidence) for size in (signal.value, signal.high, signal.low)
+        )
         return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
 
 
@@ -428,7 +428,7 @@ def compare_batches(
         of_row = found[row]._asdict()
         each, kind = rows[row]
         scaled = None
-        if unbiased[label] and not unbiased[row]:
+        if unbiased[label] and not unbiased[row] and of_row["factor"] is None:
             variances = of_row["variances"], found[label].variances
             scaled = reward_scaled(batches[kind], each, of_row["ratio"], *variances)
         made.append(
@@ -444,8 +444,7 @@ def compare_batches(
                 reward_scaled_ratio=None if scaled is None else scaled.ratio,
                 reward_scaled_bracket=None if scaled is None else scaled.bracket,
                 _variances=of_row.pop("variances"),
-                _faintest=of_row.pop("faintest"),
-                _units=len(units),
+                _null=of_row.pop("null"),
                 **of_row,
             )
         )
@@ -495,11 +494,6 @@ def _decided(variance_units: float, ratio_units: float, units: int) -> str:
     """Say how many of the units decide a variance and, of another estimator, its ratio."""
     known = [f"{each:.3g}" for each in (variance_units, ratio_units) if not math.isnan(each)]
     return f"{', '.join(known)} of {units:,}" if known else ""
-
-
-def _over(above: float, signal: float) -> float:
-    """Divide by a signal; one that is not there is never resolved."""
-    return math.inf if signal <= 0 < above else above / signal if signal else math.nan
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -96,7 +96,7 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
         if ratios.effective_size < _FEW:
             doubts.append("the importance ratios leave too few rollouts")
     if sampling.filtered:
-        doubts.append("the groups were kept by their outcome")
+        doubts.append("the groups look as if they were kept by their outcome")
     if sampling.copied:
         doubts.append("some rollouts are copies")
     elif sampling.grouped:
@@ -145,7 +145,8 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> st
         return f"{_start(this)} does not vary over these rollouts; {that} does."
     scaled = units is not None and factor is not None and factor != 1.0
     ratio = row.noise_scale_ratio if scaled else row.ratio
-    length = f"The mean gradient of {this} is {_number(factor or 1.0)} times that of {that}" if scaled else ""
+    times = "that" if factor is None or _number(factor) == "1" else f"{_number(factor)} times that"
+    length = f"The mean gradient of {this} is {times} of {that}" if scaled else ""
     if scaled and ratio.low == ratio.high:  # the same gradient, longer
         return f"{length}, and so is its noise: both need as many {units} for the same precision."
     if ratio.value < 1.0:
@@ -153,9 +154,10 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> st
         most = 1 / ratio.low if ratio.low else math.inf
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
     interval = _interval(ratio)
-    if 0.99 <= ratio.low <= ratio.high <= 1.01:
+    if _within(ratio, 1.0):
         tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
         claim = f"{this} and {that} {tie}, to within 1%"
+        interval = f"{ratio.confidence:.0%} interval {ratio.low:.4f} to {ratio.high:.4f}"
     else:
         noun, verb, seems = (this, "needs", "appears to need")
         times = f"{_number(ratio.value)} times as many {units} as {that} for the same precision"
@@ -183,7 +185,8 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
-    with_to_go, on_top = (not math.isnan(each.value) for each in (room.reward_to_go, room.on_top))
+    on_top = not math.isnan(room.on_top.value)
+    with_to_go = not (math.isnan(room.reward_to_go.value) or _within(room.reward_to_go, 0.0))
     base, of = (name.partition(":")[0] for name in (room.best, room.reference))
     if base in OVER_TO_GO and of not in ("single", "multi"):
         best += " over returns-to-go"  # to which some of it may be due
@@ -357,6 +360,11 @@ def _start(sentence: str) -> str:
 def _number(value: float) -> str:
     """Three significant digits, without an exponent where that is readable."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _within(estimate: Estimate, value: float) -> bool:
+    """Whether an interval lies within 1 % of 1 on either side of a value."""
+    return value - 0.01 <= estimate.low <= estimate.high <= value + 0.01
 
 
 def _power(exponent: float) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -187,21 +188,59 @@ def _power(*values: float) -> float:
     return math.ldexp(1.0, min(-math.frexp(max(map(abs, values)))[1], 1000))
 
 
-@quiet
-def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
-    r"""Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2.
+class Null(NamedTuple):
+    r"""What the estimate of a signal of 0 passes by chance.
 
-    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the
-    quantile of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by
-    the jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`,
-    which for D = 1 is the t-test.
+    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it passes :math:`V (F - 1) / U` with
+    probability (1 - confidence) / 2, F the quantile of F with :math:`\nu` and `error_dof` degrees of freedom:
+    Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`, which for D = 1 is the t-test.
+    """
+
+    variance: float
+    dimension: float
+    error_dof: float
+    units: int
+
+    def limit(self, confidence: float, units: float | None = None) -> float:
+        """Return what it passes, of these units or of another number of such."""
+        if not self.variance > 0:
+            return math.nan
+        n = self.units if units is None else units
+        dof = max(1.0, self.error_dof * n / self.units)
+        return self.variance / n * (f_quantile(0.5 + 0.5 * confidence, self.dimension, dof) - 1)
+
+    def units_for(self, signal: float, confidence: float) -> float:
+        """Return how many units would have a signal of this size as their limit."""
+        if math.isnan(self.limit(confidence)) or math.isnan(signal):
+            return math.nan
+        if signal <= 0:
+            return math.inf
+        n = float(self.units)
+        for _ in range(40):  # what falls a little faster than 1 / n; half of a step, on the log scale
+            following = n * math.sqrt(self.limit(confidence, n) / signal)
+            if abs(following - n) <= 1e-6 * n:
+                break
+            n = following
+        return n
+
+
+@quiet
+def null_of(variance: Moment, dimension: float) -> Null:
+    r"""Return the null of units of this variance.
+
+    Its error has :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, by the jackknife, and at most
+    `dimension` (U - 1).
     """
     v, left_out = variance
     if not (_defined(v, left_out) and v > 0):
-        return math.nan
+        return Null(math.nan, dimension, math.nan, len(left_out))
     u, spread = len(left_out), _stderr(left_out) / v
-    error_dof = min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf)
-    return v / u * (f_quantile(0.5 + 0.5 * confidence, dimension, max(1.0, error_dof)) - 1)
+    return Null(v, dimension, min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf), u)
+
+
+def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
+    """Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2."""
+    return null_of(variance, dimension).limit(confidence)
 
 
 @quiet

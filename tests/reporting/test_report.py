@@ -431,7 +431,7 @@ def test_the_same_precision_is_said_of_distinct_unfiltered_rollouts_on_policy_al
     for rollouts, doubt in [
         (off, "the scores may not be those of the policy that sampled"),
         (stale, "another policy sampled these rollouts"),
-        (twice, "some rollouts are copies"),
+        (twice, "some rollouts look like copies"),
     ]:
         text = " ".join(rlvar.report(rollouts).verdict)
         assert "times as many rollouts as" not in text

@@ -98,9 +98,9 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     if sampling.filtered:
         doubts.append("the groups look as if they were kept by their outcome")
     if sampling.copied:
-        doubts.append("some rollouts are copies")
+        doubts.append("some rollouts look like copies")
     elif sampling.grouped:
-        doubts.append("rollouts seem to share prompts")
+        doubts.append("rollouts may share prompts")
     return doubts
 
 

@@ -64,7 +64,7 @@ class Report(Result):
             f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
             indent(str(comparison), "  "),
         ]
-        if self.rollouts.groups is not None:
+        if comparison.units < len(self.rollouts):
             table.append(
                 f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
                 "dependent;\n  the sections below use single rollouts."

@@ -74,8 +74,9 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
         return [f"{sentence}."]
     kept = kept_noise_scale(rloo, sampling.mixed)
     return [
-        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, of "
-        f"{kept.value / sampling.mixed:.3g} drawn, instead of {rloo.value:.3g} groups."
+        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, which takes "
+        f"{kept.value / sampling.mixed:.3g} drawn; that of all groups is {rloo.value:.3g}, more by what the "
+        "number of dead ones adds to the length of the gradient."
     ]
 
 

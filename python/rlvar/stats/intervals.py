@@ -160,6 +160,8 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
     )
     psi, both = -_deviations(logs)[1], -(a + b)  # a unit changes the other way when it is left out
     skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
+    if not spread > 1e-12 * math.sqrt(float(np.square(both).mean())):  # proportional, but for rounding
+        return plain
     q = skewness / (6 * math.sqrt(m))
     p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)
 
@@ -397,9 +399,9 @@ def alignment(
 ) -> Estimate:
     """Cosine of two mean gradients, X / sqrt(S S_0) with the three U-statistics: debiased.
 
-    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from resampled
-    values (B,), ends at -1 and 1. Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a
-    signal's estimate is not positive.
+    What passes 1 by chance is 1. The interval is the jackknife's, or by `bca` from resampled values (B,).
+    Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a signal's estimate is not
+    positive.
     """
     value, left_out = (
         np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
@@ -409,8 +411,8 @@ def alignment(
     plain = _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled)
     if math.isnan(plain.stderr):
         return plain
-    low, high = (max(-1.0, min(1.0, end)) for end in plain.interval)
-    return replace(plain, low=low, high=high, resolved=True)
+    value, low, high = (max(-1.0, min(1.0, each)) for each in (plain.value, *plain.interval))
+    return replace(plain, value=value, low=low, high=high, resolved=True)
 
 
 def _over_signals(

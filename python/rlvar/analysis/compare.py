@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
+from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.reward_scale import reward_scaled
 from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
@@ -66,10 +67,10 @@ class ComparisonRow(Result):
         negative. Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not.
         From -1 to 1 where a signal is not resolved.
     variance_units, ratio_units : float
-        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2`
-        over the units' shares q of the variance, and over the squares of what each unit changes in the
-        ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
-        has shown leaves no trace. NaN where nothing varies, as in the ratio of the reference to itself.
+        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum c)^2 / \sum c^2`
+        over the squares c of what each unit changes in it. With few of them an interval may cover far too
+        rarely, and the `notes` say so; with many it may still miss: a tail that no rollout has shown leaves
+        no trace. NaN where nothing changes, as in the ratio of the reference to itself.
     factor : float or None
         Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
         the same importance ratios and for the same gradients; for gradients that are proportional to
@@ -161,7 +162,7 @@ class Comparison(Result):
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
-        What limits all numbers: that the units are few.
+        What limits the numbers: that the units are few, or that few of them decide some variances or ratios.
     scaled : bool
         Whether coordinates are scaled.
     """
@@ -181,6 +182,12 @@ class Comparison(Result):
     @property
     def notes(self) -> tuple[str, ...]:
         few = _check.few(self.units, grouped=self.grouped)
+        if few is None:
+            # What does not vary at all is decided by none.
+            behind = (
+                (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
+            )
+            few = few_decide(behind, self.units, grouped=self.grouped)
         return () if few is None else (few,)
 
     def __getitem__(self, name: str) -> ComparisonRow:
@@ -225,7 +232,7 @@ class Comparison(Result):
                 str(row.ratio),
                 str(row.signal),
                 bounded(row.noise_scale),
-                _decided(row.variance_units, row.ratio_units, self.units),
+                decided(row.variance_units, row.ratio_units, self.units),
             )
             for row in self
         ]
@@ -489,12 +496,6 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
-
-
-def _decided(variance_units: float, ratio_units: float, units: int) -> str:
-    """Say how many of the units decide a variance and, of another estimator, its ratio."""
-    known = [f"{each:.3g}" for each in (variance_units, ratio_units) if not math.isnan(each)]
-    return f"{', '.join(known)} of {units:,}" if known else ""
 
 
 def _over(above: float, signal: float) -> float:

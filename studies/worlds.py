@@ -124,7 +124,7 @@ class Enumerated:
 
     def truth(self, name, units):
         whole, p = self.whole, self.probabilities
-        live = np.arange(whole.scores.shape[1]) < whole.live_steps[:, None]
+        live = whole.live
         rewards = np.where(live, whole.rewards, 0.0) if whole.rewards.ndim == 2 else whole.rewards[:, None]
         to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
         weights = {"single": to_go[:, :1], "single-mean": to_go[:, :1], "multi": to_go, "now": rewards}

@@ -400,3 +400,10 @@ def test_a_bootstrap_has_no_end_where_resamples_without_variance_reach_the_tail(
     # A variance of 0 does say something: it was too low.
     estimate = bootstrap_t(moment, 2.0, np.nan_to_num(ratios), np.full(100, np.nan), 0.95)
     assert estimate.high == math.inf
+
+
+def test_changes_of_a_ratio_that_its_logarithm_cannot_hold_are_none():
+    left_out = np.r_[np.full(9, 10.0), np.nextafter(10.0, 11.0)]
+    assert len(set(np.log(left_out))) == 1
+    ratio = ratio_of_variances(Moment(10.0, left_out), Moment(1.0, np.ones(10)), 0.95)
+    assert ratio.low == ratio.high == ratio.value == 10.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -258,7 +259,9 @@ class Comparison(Result):
         units = "groups" if self.grouped else "rollouts"
         legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
         legend += "many are no proof of light tails"
-        notes = [note[:1].upper() + note[1:] for note in self.notes]
+        notes = [
+            textwrap.fill(note[:1].upper() + note[1:], 110, subsequent_indent="  ") for note in self.notes
+        ]
         return "\n".join([text, legend, *ratios, *shares, *notes])
 
 

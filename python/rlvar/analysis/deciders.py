@@ -41,8 +41,8 @@ def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, groupe
     if not whose:
         return None
     return (
-        f"few of {units:,} {'groups' if grouped else 'rollouts'} decide {_list(whose)}: in simulations 95% "
-        "intervals that rest on so few cover the truth in half to all of the data sets, depending on the tail"
+        f"few of {units:,} {'groups' if grouped else 'rollouts'} decide {_list(whose)}: in simulations such "
+        "95% intervals hold the truth in half to all of the data sets"
     )
 
 

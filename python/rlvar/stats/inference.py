@@ -27,7 +27,6 @@ from rlvar.stats.intervals import (
     bootstrap_t,
     correlation,
     deciding_units,
-    effective_units,
     fieller,
     jackknife,
     log_stderrs_below,
@@ -289,7 +288,7 @@ def _with_means(
     return {
         "dimension": pair.dimension,
         "along": share_along(pair.own, pair.variance.value, pair.signal.value, pair.dimension),
-        "variance_units": effective_units(pair.own.diagonal),
+        "variance_units": deciding_units(pair.variance.left_out),
         "ratio_units": deciding_units(ratios) if np.isfinite(ratios).all() else math.nan,
         "noise_scale_ratio": noise_scale_ratio(
             pair.variance, signal, base.variance, base_signal, resampled=drawn[0], **options

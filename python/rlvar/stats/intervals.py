@@ -159,6 +159,8 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
         len(left_out),
     )
     psi, both = -_deviations(logs)[1], -(a + b)  # a unit changes the other way when it is left out
+    if not psi.any():  # no change is left in the digits of a logarithm
+        return plain
     skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
     if not spread > 1e-12 * math.sqrt(float(np.square(both).mean())):  # proportional, but for rounding
         return plain

@@ -608,7 +608,7 @@ def test_so_many_units_resolve_a_signal_in_half_of_the_data_sets():
 def test_few_units_are_in_the_result_itself(rng):
     with pytest.warns(UserWarning, match="only 6 groups"):
         result = rlvar.compare(make_rollouts(rng, groups=GROUPS))
-    assert result.notes == ("only 6 groups: intervals may be far too narrow",)
+    assert result.notes == ("Only 6 groups: intervals may be far too narrow.",)
     assert result.to_dict()["notes"] == list(result.notes)
     assert str(result).endswith("Only 6 groups: intervals may be far too narrow")
 

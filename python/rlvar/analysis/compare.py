@@ -189,7 +189,7 @@ class Comparison(Result):
                 (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
             )
             few = few_decide(behind, self.units, grouped=self.grouped)
-        return () if few is None else (few,)
+        return () if few is None else (f"{few[0].upper()}{few[1:]}.",)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -215,54 +215,58 @@ class Comparison(Result):
         return replace(self, rows=tuple(self[name] for name in names))
 
     def __repr__(self) -> str:
-        unit = "a group's mean" if self.grouped else "one rollout"
-        tokens = "a group's tokens" if self.grouped else "one rollout's tokens"
-        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
-        head = (
-            "estimator",
-            f"variance of {what[self.aggregation]}{', scaled' if self.scaled else ''}",
-            f"ratio to {self.reference}",
-            "signal |E g|^2",
-            "noise scale",
-            "decided by",
+        return "\n".join([side_by_side(self), *(textwrap.fill(each, 110) for each in self.notes)])
+
+
+def side_by_side(comparison: Comparison) -> str:
+    """Return the tables, without notes."""
+    unit = "a group's mean" if comparison.grouped else "one rollout"
+    tokens = "a group's tokens" if comparison.grouped else "one rollout's tokens"
+    what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
+    head = (
+        "estimator",
+        f"variance of {what[comparison.aggregation]}{', scaled' if comparison.scaled else ''}",
+        f"ratio to {comparison.reference}",
+        "signal |E g|^2",
+        "noise scale",
+        "decided by",
+    )
+    rows = [
+        (
+            row.name,
+            str(row.variance),
+            str(row.ratio),
+            str(row.signal),
+            bounded(row.noise_scale),
+            decided(row.variance_units, row.ratio_units, comparison.units),
         )
-        rows = [
-            (
-                row.name,
-                str(row.variance),
-                str(row.ratio),
-                str(row.signal),
-                bounded(row.noise_scale),
-                decided(row.variance_units, row.ratio_units, self.units),
-            )
-            for row in self
-        ]
-        text = _table([head, *rows])
-        if not all(self.same_mean(row) for row in self):
-            # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-            # One that is negative or undefined, for want of a signal, comes last.
-            scales = {row.name: row.noise_scale.value for row in self}
-            ranked = sorted(self, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
-            columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
-            lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
-            text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
-                [columns, *lines]
-            )
-        if blocks := {row.name: row.blocks for row in self if row.blocks}:
-            text += "\nBlocks of coordinates, the noisiest first\n"
-            text += _table(table_of_blocks(blocks, self.reference))
-        ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
-        clipped = [f"{row.name} {row.clipped:.1%}" for row in self if row.clipped is not None]
-        shares = (
-            [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+        for row in comparison
+    ]
+    text = _table([head, *rows])
+    if not all(comparison.same_mean(row) for row in comparison):
+        # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
+        # One that is negative or undefined, for want of a signal, comes last.
+        scales = {row.name: row.noise_scale.value for row in comparison}
+        ranked = sorted(comparison, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
+        columns = (
+            "by noise scale",
+            f"its ratio to {comparison.reference}",
+            f"alignment with {comparison.reference}",
         )
-        units = "groups" if self.grouped else "rollouts"
-        legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
-        legend += "many are no proof of light tails"
-        notes = [
-            textwrap.fill(note[:1].upper() + note[1:], 110, subsequent_indent="  ") for note in self.notes
-        ]
-        return "\n".join([text, legend, *ratios, *shares, *notes])
+        lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
+        text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
+            [columns, *lines]
+        )
+    if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
+        text += "\nBlocks of coordinates, the noisiest first\n"
+        text += _table(table_of_blocks(blocks, comparison.reference))
+    ratios = dict.fromkeys(str(row.importance) for row in comparison if row.importance is not None)
+    clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
+    shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+    units = "groups" if comparison.grouped else "rollouts"
+    legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
+    legend += "many are no proof of light tails"
+    return "\n".join([text, legend, *ratios, *shares])
 
 
 def compare(

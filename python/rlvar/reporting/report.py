@@ -11,7 +11,7 @@ import numpy as np
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
-from rlvar.analysis.compare import Comparison, compare_batches
+from rlvar.analysis.compare import Comparison, compare_batches, side_by_side
 from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
@@ -62,7 +62,7 @@ class Report(Result):
         intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
         table = [
             f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
-            indent(str(comparison), "  "),
+            indent(side_by_side(comparison), "  "),
         ]
         if comparison.units < len(self.rollouts):
             table.append(

@@ -65,6 +65,7 @@ def verdict(
         *([] if doubts else reward_scaled_sentences(comparison, long_name)),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
+        *comparison.notes,
         *_faint_signals(comparison),
         *([] if doubts or decompositions[quietest].mean.shape[1] < 2 else _batches(comparison[quietest])),
         *([] if doubts else on_sampling),

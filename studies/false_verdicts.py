@@ -242,7 +242,7 @@ def attempts():
                 {"needs": {("single", "rloo"): 1.0}, "factor": {"rloo": 4 / 3}}, "RLOO", rloo),
         Attempt("rewards ranked within pairs", "not filtered", changed(draw(few, 40, 2), pairs), honest,
                 "dead", rloo),
-        Attempt("rollouts in the order of their return", "independent", changed(draw(coins(3), 100), ordered),
+        Attempt("rollouts in the order of their return", "independent", changed(draw(coins(1), 100), ordered),
                 honest, "equal"),
         Attempt("copies whose scores were computed anew", "signal 0", changed(white, copies(1e-6)),
                 {"signal": nothing["signal"], "cause": "repeated|copies"}, "copies"),
@@ -259,7 +259,7 @@ def attempts():
         Attempt("D = 1", "by enumeration", draw(quiet, 60), quiet.truth(60)),
         Attempt("stale, sequence ratios", "by enumeration", *stale(mild, chain(sharp=0.9)),
                 options={"importance": "sequence"}),
-        Attempt("two batches, strong signal", "by enumeration", draw(iid, 60), iid.truth(60), "batches"),
+        Attempt("two batches, strong signal", "by enumeration", draw(mild, 300), mild.truth(300), "batches"),
         Attempt("two batches, weak signal", "by enumeration", draw(mild, 60), mild.truth(60), "batches"),
         Attempt("15 rollouts", "by enumeration", draw(mild, 15), mild.truth(15), "ovariance"),
         Attempt("dead groups", "m (N + 1) - 1 groups", draw(groups, 40, 4), groups.truth(

@@ -42,7 +42,7 @@ def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, groupe
         return None
     return (
         f"few of {units:,} {'groups' if grouped else 'rollouts'} decide {_list(whose)}: in simulations such "
-        "95% intervals hold the truth in half to all of the data sets"
+        "95% intervals hold the truth in 45 to 100% of the data sets"
     )
 
 

@@ -581,3 +581,12 @@ def test_a_variance_below_the_range_is_told_and_none_is_none(rng, verb):
             verb(factor * scores)
     for equal in (0.1, 1e-250, 0.0):
         verb(np.full((20, 4, 3), equal))
+
+
+def test_the_interval_of_covariance_terms_is_one_that_a_covariance_matrix_allows():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        actions = rng.integers(0, 3, (15, 4))
+        parts = rlvar.decompose(rlvar.Rollouts(np.eye(3)[actions] - 1 / 3, (actions == 2) * 1.0), "multi")
+        most, terms = parts.variance_terms.high, parts.covariance_terms
+        assert -most <= terms.low <= terms.value <= terms.high <= 3 * most

@@ -48,16 +48,18 @@ def test_it_is_the_ratio_over_the_square_of_the_rewards_scale(rng):
     assert found.reward_scaled_ratio.value == pytest.approx(found.ratio.value / c**2, rel=1e-12)
 
 
-@pytest.mark.parametrize("reference", ["single", "rloo"])
 @pytest.mark.parametrize("name", ["dr-grpo", "reinforce++"])
-def test_what_is_a_number_times_rloo_is_so_at_any_scale(rng, reference, name):
+def test_what_is_a_number_times_rloo_is_so_at_any_scale(rng, name):
     rollouts = bandits(rng, 30, 5)
-    found = row(rollouts, name, reference)
-    expected = row(rollouts, "rloo", reference).ratio.value
+    found = row(rollouts, name, "single")
+    expected = row(rollouts, "rloo", "single").ratio.value
     assert found.reward_scaled_ratio.value == pytest.approx(expected, rel=1e-9)
     low, high = found.reward_scaled_bracket
     assert low < found.reward_scaled_ratio.value * (1 + 1e-9)
     assert found.reward_scaled_ratio.value < high * (1 + 1e-9)
+    known = row(rollouts, name, "rloo")  # no model is needed where the factor is known
+    assert known.factor is not None
+    assert known.reward_scaled_ratio is None
 
 
 def test_the_bracket_holds_where_the_model_is_wrong():
@@ -69,7 +71,7 @@ def test_the_bracket_holds_where_the_model_is_wrong():
     assert low < truth.value < high
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("size", [4, 8])
 def test_the_bracket_is_by_the_least_and_largest_length_of_any_prompt(size):
     rollouts = bandits(np.random.default_rng(3), 60, size)
     found = row(rollouts, "grpo")

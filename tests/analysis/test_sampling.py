@@ -38,6 +38,51 @@ def test_copies_of_rollouts_are_counted_and_told(rng, order, times):
     assert "earlier one" not in verdict(scores, rewards)
 
 
+@pytest.mark.parametrize("rounding", [1e-7, 1e-3])
+def test_copies_whose_scores_were_computed_anew_are_copies(rounding):
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(np.tile(np.arange(25), 3))
+        scores, rewards = rng.standard_normal((25, 4, 3))[rows], rng.integers(0, 2, 25)[rows].astype(float)
+        scores *= 1 + rounding * rng.standard_normal(scores.shape)
+        found.append(sampling(scores, rewards).repeated)
+    assert found == [50] * 20
+
+
+def test_scores_that_are_close_by_chance_are_no_copies():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        found = sampling(rng.standard_normal((400, 1, 1)), rng.integers(0, 2, 400).astype(float))
+        assert found.repeated == 0
+
+
+@pytest.mark.parametrize("by", ["returns", "gradients"])
+def test_prompts_in_a_row_that_share_no_start_are_asked_for(by):
+    asked = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scores, prompts = rng.standard_normal((256, 1, 5)), rng.standard_normal((16, 6)).repeat(16, axis=0)
+        of_scores = (prompts[:, :5] * scores[:, 0]).sum(axis=1)
+        rewards = of_scores if by == "gradients" else prompts[:, 5] + rng.standard_normal(256)
+        found = sampling(scores, rewards)
+        assert not sampling(scores, rewards, groups=np.arange(256) // 16).grouped
+        shuffled = rng.permutation(256)
+        assert not sampling(scores[shuffled], rewards[shuffled]).grouped
+        asked.append(found.neighbours and found.grouped)
+    assert np.mean(asked) >= 0.75
+    assert "share prompts? In the order given, neighbours resemble each other" in verdict(scores, rewards)
+
+
+@pytest.mark.parametrize("tail", ["normal", "lognormal", "rare"])
+def test_independent_rollouts_do_not_resemble_their_neighbours(tail):
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        normal = rng.standard_normal(60)
+        rewards = {"normal": normal, "lognormal": np.exp(2 * normal), "rare": (normal > 1.8) * 1.0}[tail]
+        assert not sampling(rng.standard_normal((60, 1, 3)), rewards).neighbours
+
+
 def short_answers(rng, prompts, size, answers, certain):
     """Completions of prompts, most of them the prompt's first answer."""
     labels = np.arange(prompts).repeat(size)

@@ -46,5 +46,5 @@ def test_the_noise_scale_of_kept_groups_is_said_only_where_it_is_resolved(sampli
         assert "10 of 40 groups are dead" in sentence
         assert "noise scale" not in sentence
     (sentence,) = sampling_sentences(dead, known)
-    assert "the noise scale of RLOO is then 59 groups that are kept, of 78.7 drawn, instead of 79" in sentence
+    assert "the noise scale of RLOO is then 59 groups that are kept, which takes 78.7 drawn;" in sentence
     assert sampling_sentences(replace(dead, dead_groups=0, filtered=None), known) == []

@@ -123,7 +123,8 @@ def test_it_is_said_in_one_sentence(rng):
     noise = result["multi"].batch_noise
     angle = noise.angle
     assert str(noise) == (
-        f"Two batches of 256 rollouts differ by about {noise.norm_change:.0%} in gradient norm and "
+        "Two batches of 256 independent rollouts differ by about "
+        f"{noise.norm_change:.0%} in gradient norm and "
         f"{angle.value:.0f} degrees in direction (95% interval {angle.low:.0f} to {angle.high:.0f}), "
         "by chance alone."
     )
@@ -132,7 +133,7 @@ def test_it_is_said_in_one_sentence(rng):
     groups = np.arange(40) // 4
     noisy = rlvar.Rollouts(rng.standard_normal((40, 1, 50)), rng.standard_normal(40), groups=groups)
     text = str(rlvar.compare(noisy, ["single"])["single"].batch_noise)
-    assert text.startswith("Two batches of 10 groups differ by about")
+    assert text.startswith("Two batches of 10 independent groups differ by about")
     assert text.endswith("degrees or more in direction, by chance alone: their signal is not resolved.")
     still = rlvar.Rollouts(np.zeros((10, 1, 2)), np.ones(10))
     assert str(rlvar.compare(still)["multi"].batch_noise) == "The gradient of every batch is 0."

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import rlvar
 from rlvar.stats import moments as units
 from rlvar.stats import resampling
 from rlvar.stats.estimate import Estimate, Moment, bounded
@@ -400,6 +401,14 @@ def test_a_bootstrap_has_no_end_where_resamples_without_variance_reach_the_tail(
     # A variance of 0 does say something: it was too low.
     estimate = bootstrap_t(moment, 2.0, np.nan_to_num(ratios), np.full(100, np.nan), 0.95)
     assert estimate.high == math.inf
+
+
+def test_the_ratio_of_a_variance_to_a_number_times_it_is_that_number():
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        scores, rewards = draw.standard_normal((30, 5, 3)), draw.standard_normal(30)
+        row = rlvar.compare(rlvar.Rollouts(scores, rewards), ["single", ("mine", 0.1 * rewards)])["mine"]
+        assert row.ratio.interval == pytest.approx((0.01, 0.01))
 
 
 def test_changes_of_a_ratio_that_its_logarithm_cannot_hold_are_none():

@@ -6,7 +6,6 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
-import functools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from rlvar.stats import moments
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import Inference, infer
+from rlvar.stats.intervals import Null
 from rlvar.stats.resampling import Bootstrap
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
@@ -65,8 +65,8 @@ class ComparisonRow(Result):
         Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
         Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
-        negative. Otherwise without the bias of a plug-in: it can pass 1 by chance, its interval does not.
-        From -1 to 1 where a signal is not resolved.
+        negative. Otherwise without the bias of a plug-in, and 1 where that passes 1 by chance. From -1 to 1
+        where a signal is not resolved.
     variance_units, ratio_units : float
         How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum c)^2 / \sum c^2`
         over the squares c of what each unit changes in it. With few of them an interval may cover far too
@@ -128,21 +128,21 @@ class ComparisonRow(Result):
     blocks: dict[str | int, BlockRow]
     # Variance with each unit left out, for what compares it with other rows.
     _variances: Moment = field(repr=False, compare=False)
-    _faintest: float = field(repr=False, compare=False)
-    _units: int = field(repr=False, compare=False)
+    _null: Null = field(repr=False, compare=False)
 
     @property
     def units_to_resolve(self) -> Estimate:
         """Return the number of units that would just resolve a signal of this size.
 
-        An estimate that excludes 0 must pass a margin that goes as 1/U: with U units it is m, and U m / S
-        units bring it down to the signal S. Half of the batches of that size would resolve it. The interval
-        comes from that of the signal: if it is as large as its upper end, ``low`` units would, and ``high``
-        is infinite if it is not resolved. So is the value if the estimate is not positive.
+        An estimate that excludes 0 must pass a margin that goes as 1/U, and a little faster where units are
+        few. Half of the batches of that size would resolve it. The interval comes from that of the signal: if
+        it is as large as its upper end, ``low`` units would, and ``high`` is infinite if it is not resolved.
+        So is the value if the estimate is not positive.
         """
-        at_signal = functools.partial(_over, self._units * self._faintest)
         signal = self.signal
-        value, low, high = map(at_signal, (signal.value, signal.high, signal.low))
+        value, low, high = (
+            self._null.units_for(size, signal.confidence) for size in (signal.value, signal.high, signal.low)
+        )
         return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
 
 
@@ -189,7 +189,7 @@ class Comparison(Result):
                 (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
             )
             few = few_decide(behind, self.units, grouped=self.grouped)
-        return () if few is None else (few,)
+        return () if few is None else (f"{few[0].upper()}{few[1:]}.",)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -215,54 +215,58 @@ class Comparison(Result):
         return replace(self, rows=tuple(self[name] for name in names))
 
     def __repr__(self) -> str:
-        unit = "a group's mean" if self.grouped else "one rollout"
-        tokens = "a group's tokens" if self.grouped else "one rollout's tokens"
-        what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
-        head = (
-            "estimator",
-            f"variance of {what[self.aggregation]}{', scaled' if self.scaled else ''}",
-            f"ratio to {self.reference}",
-            "signal |E g|^2",
-            "noise scale",
-            "decided by",
+        return "\n".join([side_by_side(self), *(textwrap.fill(each, 110) for each in self.notes)])
+
+
+def side_by_side(comparison: Comparison) -> str:
+    """Return the tables, without notes."""
+    unit = "a group's mean" if comparison.grouped else "one rollout"
+    tokens = "a group's tokens" if comparison.grouped else "one rollout's tokens"
+    what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
+    head = (
+        "estimator",
+        f"variance of {what[comparison.aggregation]}{', scaled' if comparison.scaled else ''}",
+        f"ratio to {comparison.reference}",
+        "signal |E g|^2",
+        "noise scale",
+        "decided by",
+    )
+    rows = [
+        (
+            row.name,
+            str(row.variance),
+            str(row.ratio),
+            str(row.signal),
+            bounded(row.noise_scale),
+            decided(row.variance_units, row.ratio_units, comparison.units),
         )
-        rows = [
-            (
-                row.name,
-                str(row.variance),
-                str(row.ratio),
-                str(row.signal),
-                bounded(row.noise_scale),
-                decided(row.variance_units, row.ratio_units, self.units),
-            )
-            for row in self
-        ]
-        text = _table([head, *rows])
-        if not all(self.same_mean(row) for row in self):
-            # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-            # One that is negative or undefined, for want of a signal, comes last.
-            scales = {row.name: row.noise_scale.value for row in self}
-            ranked = sorted(self, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
-            columns = ("by noise scale", f"its ratio to {self.reference}", f"alignment with {self.reference}")
-            lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
-            text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
-                [columns, *lines]
-            )
-        if blocks := {row.name: row.blocks for row in self if row.blocks}:
-            text += "\nBlocks of coordinates, the noisiest first\n"
-            text += _table(table_of_blocks(blocks, self.reference))
-        ratios = dict.fromkeys(str(row.importance) for row in self if row.importance is not None)
-        clipped = [f"{row.name} {row.clipped:.1%}" for row in self if row.clipped is not None]
-        shares = (
-            [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+        for row in comparison
+    ]
+    text = _table([head, *rows])
+    if not all(comparison.same_mean(row) for row in comparison):
+        # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
+        # One that is negative or undefined, for want of a signal, comes last.
+        scales = {row.name: row.noise_scale.value for row in comparison}
+        ranked = sorted(comparison, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
+        columns = (
+            "by noise scale",
+            f"its ratio to {comparison.reference}",
+            f"alignment with {comparison.reference}",
         )
-        units = "groups" if self.grouped else "rollouts"
-        legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
-        legend += "many are no proof of light tails"
-        notes = [
-            textwrap.fill(note[:1].upper() + note[1:], 110, subsequent_indent="  ") for note in self.notes
-        ]
-        return "\n".join([text, legend, *ratios, *shares, *notes])
+        lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
+        text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
+            [columns, *lines]
+        )
+    if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
+        text += "\nBlocks of coordinates, the noisiest first\n"
+        text += _table(table_of_blocks(blocks, comparison.reference))
+    ratios = dict.fromkeys(str(row.importance) for row in comparison if row.importance is not None)
+    clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
+    shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
+    units = "groups" if comparison.grouped else "rollouts"
+    legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
+    legend += "many are no proof of light tails"
+    return "\n".join([text, legend, *ratios, *shares])
 
 
 def compare(
@@ -438,7 +442,7 @@ def compare_batches(
         of_row = found[row]._asdict()
         each, kind = rows[row]
         scaled = None
-        if unbiased[label] and not unbiased[row]:
+        if unbiased[label] and not unbiased[row] and of_row["factor"] is None:
             variances = of_row["variances"], found[label].variances
             scaled = reward_scaled(batches[kind], each, of_row["ratio"], *variances)
         made.append(
@@ -454,8 +458,7 @@ def compare_batches(
                 reward_scaled_ratio=None if scaled is None else scaled.ratio,
                 reward_scaled_bracket=None if scaled is None else scaled.bracket,
                 _variances=of_row.pop("variances"),
-                _faintest=of_row.pop("faintest"),
-                _units=len(units),
+                _null=of_row.pop("null"),
                 **of_row,
             )
         )
@@ -499,11 +502,6 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
-
-
-def _over(above: float, signal: float) -> float:
-    """Divide by a signal; one that is not there is never resolved."""
-    return math.inf if signal <= 0 < above else above / signal if signal else math.nan
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -40,9 +40,10 @@ def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, groupe
     ]
     if not whose:
         return None
+    what = "groups" if grouped else "rollouts"
     return (
-        f"few of {units:,} {'groups' if grouped else 'rollouts'} decide {_list(whose)}: in simulations such "
-        "95% intervals hold the truth in 45 to 100% of the data sets"
+        f"few of {units:,} {what} decide {_list(whose)}: these intervals may be far too narrow; in "
+        "simulations, 95% intervals of such data cover in as few as 45% of the cases"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -237,6 +237,14 @@ class Decomposition(Result):
         return "\n".join(lines)
 
 
+def _possible(covariance: Estimate, most: float, steps: int) -> Estimate:
+    """Cut an interval to what a covariance matrix allows: from -v to (T - 1) v of variance terms v."""
+    ends = max(covariance.low, -most), min(covariance.high, (steps - 1) * most)
+    if math.isnan(covariance.low) or not ends[0] <= covariance.value <= ends[1]:
+        return covariance
+    return replace(covariance, low=ends[0], high=ends[1])
+
+
 def sources(parts: Decomposition) -> str:
     """Return the lines on where the variance comes from and how it grows."""
     share = parts.covariance_share
@@ -387,7 +395,11 @@ def decompose_terms(
     return Decomposition(
         variance=jackknife(*found.variance, level, positive=True),
         variance_terms=jackknife(*found.variance_terms, level, positive=True),
-        covariance_terms=difference(found.covariance_terms, found.above, found.below, level),
+        covariance_terms=_possible(
+            difference(found.covariance_terms, found.above, found.below, level),
+            jackknife(*found.variance_terms, level, positive=True).high,
+            terms.scores.shape[1],
+        ),
         growth_exponent=jackknife(*found.growth_exponent, level),
         step_variance=step_squares / normaliser,
         growth=growth_squares / normaliser,

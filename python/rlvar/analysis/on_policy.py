@@ -91,8 +91,8 @@ class OnPolicyTest(Result):
             None: "no interval, hence no verdict",
         }[self.on_policy]
         lines = [
-            f"ratio         {self.ratio}  above 0 off policy",
-            f"mean score    {self.mean_score}  above 0 off policy",
+            f"ratio         {self.ratio}  (0 on policy)",
+            f"mean score    {self.mean_score}  (0 on policy)",
             f"off-diagonal  {self.off_diagonal}",
             f"trace         {self.trace}",
             verdict,

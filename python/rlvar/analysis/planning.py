@@ -47,8 +47,9 @@ class Plan(Result):
     def __repr__(self) -> str:
         parts, most = self.components, self.components._curve.most
         lines = [
-            f"{self.prompts} prompts x {self.completions} completions, cost {self.cost:.6g}",
-            f"variance {self.variance}, target {self.target:.4g}",
+            f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}, "
+            f"cost {self.cost:.6g}",
+            f"variance {_positive(self.variance)}, target {self.target:.4g}",
         ]
         if self.completions != parts.completions:
             lines.append(
@@ -62,6 +63,15 @@ class Plan(Result):
         elif self.completions == self.max_completions:
             lines.append(f"More completions than max_completions = {self.max_completions} may be cheaper.")
         return "\n".join(lines)
+
+
+def _positive(variance: Estimate) -> str:
+    """Show a variance; of an estimate that is not positive, how large it may be."""
+    return str(variance) if variance.value > 0 else f"at most {variance.high:.4g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @_check.quiet

@@ -52,7 +52,8 @@ def reward_scaled(
     """Scale the ratio of variances of an estimator and an unbiased reference by the rewards.
 
     None where that is not defined: without groups, with ratios of importance or other factors, for weights
-    that differ from step to step or do not sum to 0 in each group, where rewards do not differ.
+    that differ from step to step or do not sum to 0 in each group, where rewards do not differ or sum to 0 in
+    each group, as advantages do: they are no longer rewards of one rollout each.
     """
     labels = batch.rollouts.groups
     if labels is None or batch.factors is not None or batch.several.any():
@@ -65,7 +66,10 @@ def reward_scaled(
     sums, sizes = units.sums(first), units.sizes
     if (np.abs(sums) > _ROUNDING * np.abs(first).max() * sizes).any() or sizes.min() < 2:
         return None
-    centred = r - (units.sums(r) / sizes)[labels]
+    means = units.sums(r) / sizes
+    if not (np.abs(means) > _ROUNDING * np.abs(r).max()).any():
+        return None
+    centred = r - means[labels]
     products = units.sums(first * centred)
     squares = units.sums(np.square(centred)) * sizes / (sizes - 1)
     if not (products.sum() > 0 and squares.sum() > 0):

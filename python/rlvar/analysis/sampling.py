@@ -10,9 +10,19 @@ hardly ever have, whatever their distribution, in groups if they are given:
   with equal labels has the moments of random orders (Barton & David 1957), E A = sum n (n - 1) / N, and by
   Cantelli's inequality it is ten standard deviations above with a probability of at most 1 / 101.
 
+Scores that were computed anew differ by rounding: where rollouts show no such pattern to the bit, but do if
+scores that are equal to a hundredth count as equal, those do.
+
 Without groups such a pattern may also come from prompts whose completions agree.
 The same two tests of the first scores, or of the values of the first states, of different rollouts say
-whether they come in groups, the prompts (or were sorted).
+whether they come in groups, the prompts (or were sorted). Rollouts of one prompt in a row also show without
+a common start: they resemble each other. With x the returns, or the returns times the summed scores, minus
+their mean,
+
+    z = sum_n y_n / sqrt(sum_n y_n^2),    y_n = x_n . (x_{n-1} + x_{n-2} + x_{n-3}),
+
+is a sum of martingale differences over the root of its squares: of independent rollouts in random order
+about standard normal, or below, whatever the tails (de la Pena 1999), and above 4 hardly ever.
 
 Filtered groups: no group is dead, its returns all equal, though the groups' own success rates make that
 improbable. For returns of two values group u has x_u successes of K_u, and with success rates p ~ G
@@ -42,7 +52,8 @@ from rlvar.weights.batch import Batch
 
 #: Estimators whose mean a filter by outcome only multiplies: their baselines are those of each group.
 FILTER_PROOF = ("rloo",)
-_FREE, _DEVIATIONS = 9, 10.0
+_FREE, _DEVIATIONS, _STANDARD_ERRORS, _ROUNDING = 9, 10.0, 4.0, 0.01
+_CHUNK = 1 << 21  # numbers at a time
 _IMPROBABLE = 0.01
 
 
@@ -55,7 +66,7 @@ class Sampling(Result):
     rollouts : int
         Their number.
     repeated : int
-        Rollouts that equal an earlier one in scores and rewards, to the bit.
+        Rollouts that equal an earlier one in rewards, and in scores but for rounding.
     copied : bool
         Whether that is no chance: the repetitions have a pattern that independent rollouts do not have, given
         their groups. Without groups they may also be completions of one prompt that agree.
@@ -64,8 +75,10 @@ class Sampling(Result):
         is no copy. 0 with groups.
     shared : str
         What they share, "first value" or "first score".
+    neighbours : bool
+        Without groups: whether rollouts in a row resemble each other in returns or gradients, beyond chance.
     grouped : bool
-        Whether that is no chance: these rollouts come in groups, which were not given.
+        Whether either is no chance: these rollouts come in groups, which were not given.
     groups, dead_groups : int or None
         Groups of two rollouts or more, and those of them whose returns are all equal. None without groups.
     filtered : bool or None
@@ -80,6 +93,7 @@ class Sampling(Result):
     copied: bool
     sharing: int
     shared: str
+    neighbours: bool
     grouped: bool
     groups: int | None
     dead_groups: int | None
@@ -105,11 +119,11 @@ def sampling_of(batch: Batch) -> Sampling:
     O(N (T + D)), and a pass over the scores of those that look equal.
     """
     rollouts = batch.rollouts
-    labels = _equal_rollouts(rollouts)
+    labels = _equal_rollouts(batch)
     first = np.unique(labels, return_index=True)[1]
     repeated = len(labels) - len(first)
     copied = repeated > 0 and _copied(labels, rollouts.groups)
-    sharing, shared, grouped = 0, "first score", False
+    sharing, shared, neighbours, grouped = 0, "first score", False, False
     if rollouts.groups is None:
         # Without copies. Rollouts that repeat by chance stay: those that differ are not exchangeable, as the
         # likely ones come first.
@@ -118,6 +132,7 @@ def sampling_of(batch: Batch) -> Sampling:
         sharing = int(counts[counts > 1].sum())
         # One start for all is a state that an environment always starts in.
         grouped = len(counts) > 1 and _no_chance(starts)
+        neighbours = not (copied or grouped or batch.several.any()) and _resemble_neighbours(batch)
     groups = dead = None
     if rollouts.groups is not None and not batch.several.any():
         units = _check.units(rollouts.groups, len(rollouts))
@@ -130,7 +145,8 @@ def sampling_of(batch: Batch) -> Sampling:
         copied=copied,
         sharing=sharing,
         shared=shared,
-        grouped=grouped,
+        neighbours=neighbours,
+        grouped=grouped or neighbours,
         groups=groups,
         dead_groups=dead,
         filtered=filtered_groups(batch),
@@ -225,30 +241,97 @@ def _copied(labels: NDArray[np.int64], groups: NDArray[np.int64] | None) -> bool
     return _no_chance(labels, groups) or _no_chance(whole)
 
 
+def _resemble_neighbours(batch: Batch) -> bool:
+    """Whether returns, or gradients of the whole returns, of rollouts in a row are alike beyond chance."""
+    r, s = batch.returns, batch.summed_scores()
+    step = max(1, _CHUNK // len(r))
+    of_gradients = np.zeros(len(r))
+    for start in range(0, s.shape[1], step):
+        of_gradients += _with_neighbours(r[:, None] * s[:, start : start + step])
+    return any(
+        bool(y.sum() > _STANDARD_ERRORS * math.sqrt(np.square(y).sum()) > 0)
+        for y in (_with_neighbours(r[:, None]), of_gradients)
+    )
+
+
+def _with_neighbours(x: Double) -> Double:
+    """Products (N,) of deviations x (N, D) from their mean with the sum of the three before."""
+    x = x - x.mean(axis=0)
+    before = np.zeros_like(x)
+    for lag in range(1, 4):
+        before[lag:] += x[:-lag]
+    return np.asarray((x * before).sum(axis=1))
+
+
 def _numbered(keys: Iterable[Hashable]) -> NDArray[np.int64]:
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
 
 
-def _equal_rollouts(rollouts: Rollouts) -> NDArray[np.int64]:
+def _equal_rollouts(batch: Batch) -> NDArray[np.int64]:
     """Number rollouts (N,) so that equal ones have one number; those without a live step equal none.
 
-    Rewards, lengths and a few first and last scores single out those that may be equal; of these all are
-    compared.
+    To the bit or, if that shows no pattern of copies and this does, but for rounding.
     """
-    scores, live, rewards = rollouts.scores, rollouts.live, rollouts.rewards
-    rewards = np.ascontiguousarray(rewards if rewards.ndim == 1 else np.where(live, rewards, 0.0))
+    rollouts, rewards = batch.rollouts, batch.rollouts.rewards
+    rewards = np.ascontiguousarray(rewards if rewards.ndim == 1 else np.where(batch.live, rewards, 0.0))
+    alike = _numbered(
+        (length, reward.tobytes()) if length else n
+        for n, (length, reward) in enumerate(zip(rollouts.live_steps.tolist(), rewards, strict=True))
+    )
+    exact = _equal_to_the_bit(rollouts, alike)
+    # A few numbers are close by chance.
+    few = math.prod(rollouts.shape[1:]) < 8
+    if few or (exact.max() + 1 < len(exact) and _copied(exact, rollouts.groups)):
+        return exact
+    near = _equal_but_for_rounding(batch, alike, exact)
+    return near if near.max() < exact.max() and _copied(near, rollouts.groups) else exact
+
+
+def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number rollouts (N,) that are `alike` in lengths and rewards by their scores.
+
+    A few first and last ones single out those that may be equal; of these all are compared.
+    """
+    scores, live = rollouts.scores, rollouts.live
     ends = np.argmax(live, axis=1), live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
     some = [np.ascontiguousarray(scores[np.arange(len(scores)), steps, :8]) for steps in ends]
-    lengths = rollouts.live_steps.tolist()
-    quick = _numbered(
-        (length, reward.tobytes(), a.tobytes(), b.tobytes()) if length else n
-        for n, (length, reward, a, b) in enumerate(zip(lengths, rewards, *some, strict=True))
-    )
+    quick = _numbered((kind, a.tobytes(), b.tobytes()) for kind, a, b in zip(alike, *some, strict=True))
     whole = [0] * len(quick)
     for n in np.flatnonzero(np.bincount(quick)[quick] > 1).tolist():
         whole[n] = _hash(scores[n], live[n])
     return _numbered(zip(quick.tolist(), whole, strict=True))
+
+
+def _equal_but_for_rounding(
+    batch: Batch, alike: NDArray[np.int64], exact: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Number rollouts (N,) so that those that are `alike`, with scores equal to a hundredth, have one number.
+
+    In the order of their summed scores along each of two directions each is compared with the three before.
+    """
+    scores, live, labels = batch.rollouts.scores, batch.live, exact.copy()
+    ends = np.argmax(live, axis=1), live.shape[1] - 1 - np.argmax(live[:, ::-1], axis=1)
+    some = [scores[np.arange(len(scores)), steps, :8] for steps in ends]
+    summed = batch.plain.summed_scores()
+    for direction in np.random.default_rng(0).standard_normal((2, summed.shape[1])):
+        order = np.lexsort((exact, summed @ direction, alike))
+        for lag in range(1, 4):
+            a, b = order[:-lag], order[lag:]
+            near = (alike[a] == alike[b]) & (labels[a] != labels[b]) & (live[a] == live[b]).all(axis=1)
+            for each in some:
+                near &= _close(each[a], each[b])
+            for one, other in zip(a[near].tolist(), b[near].tolist(), strict=True):
+                if _close(scores[one][live[one]], scores[other][live[one]]).all():
+                    labels[labels == labels[other]] = labels[one]
+    return _numbered(labels.tolist())
+
+
+def _close(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which rows (M, D) are equal, to a hundredth of the largest."""
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    squares = np.square(a).sum(axis=1)
+    return np.asarray(np.square(a - b).sum(axis=1) <= _ROUNDING**2 * squares.max(initial=0.0))
 
 
 def _hash(scores: NDArray[np.floating], live: NDArray[np.bool_]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
-from rlvar.analysis.compare import Comparison, compare_batches
+from rlvar.analysis.compare import Comparison, compare_batches, side_by_side
 from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
@@ -62,9 +62,9 @@ class Report(Result):
         intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
         table = [
             f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
-            indent(str(comparison), "  "),
+            indent(side_by_side(comparison), "  "),
         ]
-        if self.rollouts.groups is not None:
+        if comparison.units < len(self.rollouts):
             table.append(
                 f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
                 "dependent;\n  the sections below use single rollouts."

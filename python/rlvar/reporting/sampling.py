@@ -42,11 +42,16 @@ def _repeated(sampling: Sampling) -> list[str]:
 def _ungrouped(sampling: Sampling) -> list[str]:
     if not sampling.grouped:
         return []
+    others = "independent rollouts in random order do not"
+    why = f"In the order given, neighbours resemble each other in returns or gradients as {others}"
+    if not sampling.neighbours:
+        why = (
+            f"{sampling.sharing:,} of {sampling.rollouts:,} share their {sampling.shared} with another one, "
+        )
+        why += f"in a pattern that {others} have"
     return [
-        f"Do these rollouts share prompts? {sampling.sharing:,} of {sampling.rollouts:,} share their "
-        f"{sampling.shared} with another one, in a pattern that independent rollouts in random order do not "
-        "have. If they do, pass groups=: else rollouts of one prompt count as independent, and intervals are "
-        "too narrow."
+        f"Do these rollouts share prompts? {why}. If they do, pass groups=: else rollouts of one prompt "
+        "count as independent, and intervals are too narrow."
     ]
 
 
@@ -69,8 +74,9 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
         return [f"{sentence}."]
     kept = kept_noise_scale(rloo, sampling.mixed)
     return [
-        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, of "
-        f"{kept.value / sampling.mixed:.3g} drawn, instead of {rloo.value:.3g} groups."
+        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, which takes "
+        f"{kept.value / sampling.mixed:.3g} drawn; that of all groups is {rloo.value:.3g}, more by what the "
+        "number of dead ones adds to the length of the gradient."
     ]
 
 

@@ -50,20 +50,24 @@ def verdict(
     """
     units = unit(comparison)
     if all(row.variance.value == row.signal.value == 0 for row in comparison):
-        return ["All gradient estimates are 0: no step is live, or all scores or all weights are 0."]
+        zero = "All gradient estimates are 0: no step is live, or all scores or all weights are 0."
+        return [zero, *sampling_sentences(sampling, None)]
     if comparison.units < 3:
         return [f"{comparison.units} {units} are too few to tell anything: there are no intervals."]
     quietest = quietest_of(comparison)
     doubts = _doubts(comparison, on_policy, sampling)
+    rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
+    on_sampling = [*sampling_sentences(sampling, rloo), *_stale(comparison, on_policy, sampling)]
     return [
+        *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
         *([] if doubts else reward_scaled_sentences(comparison, long_name)),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
+        *comparison.notes,
         *_faint_signals(comparison),
         *([] if doubts or decompositions[quietest].mean.shape[1] < 2 else _batches(comparison[quietest])),
-        *sampling_sentences(sampling, comparison["rloo"].noise_scale if "rloo" in comparison else None),
-        *_stale(comparison, on_policy, sampling),
+        *([] if doubts else on_sampling),
     ]
 
 
@@ -96,11 +100,11 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
         if ratios.effective_size < _FEW:
             doubts.append("the importance ratios leave too few rollouts")
     if sampling.filtered:
-        doubts.append("the groups were kept by their outcome")
+        doubts.append("the groups look as if they were kept by their outcome")
     if sampling.copied:
-        doubts.append("some rollouts are copies")
+        doubts.append("some rollouts look like copies")
     elif sampling.grouped:
-        doubts.append("rollouts seem to share prompts")
+        doubts.append("rollouts may share prompts")
     return doubts
 
 
@@ -145,7 +149,8 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> st
         return f"{_start(this)} does not vary over these rollouts; {that} does."
     scaled = units is not None and factor is not None and factor != 1.0
     ratio = row.noise_scale_ratio if scaled else row.ratio
-    length = f"The mean gradient of {this} is {_number(factor or 1.0)} times that of {that}" if scaled else ""
+    times = "that" if factor is None or _number(factor) == "1" else f"{_number(factor)} times that"
+    length = f"The mean gradient of {this} is {times} of {that} here" if scaled else ""
     if scaled and ratio.low == ratio.high:  # the same gradient, longer
         return f"{length}, and so is its noise: both need as many {units} for the same precision."
     if ratio.value < 1.0:
@@ -153,9 +158,10 @@ def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> st
         most = 1 / ratio.low if ratio.low else math.inf
         ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
     interval = _interval(ratio)
-    if 0.99 <= ratio.low <= ratio.high <= 1.01:
+    if _within(ratio, 1.0):
         tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
         claim = f"{this} and {that} {tie}, to within 1%"
+        interval = f"{ratio.confidence:.0%} interval {ratio.low:.4f} to {ratio.high:.4f}"
     else:
         noun, verb, seems = (this, "needs", "appears to need")
         times = f"{_number(ratio.value)} times as many {units} as {that} for the same precision"
@@ -183,7 +189,8 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
-    with_to_go, on_top = (not math.isnan(each.value) for each in (room.reward_to_go, room.on_top))
+    on_top = not math.isnan(room.on_top.value)
+    with_to_go = not (math.isnan(room.reward_to_go.value) or _within(room.reward_to_go, 0.0))
     base, of = (name.partition(":")[0] for name in (room.best, room.reference))
     if base in OVER_TO_GO and of not in ("single", "multi"):
         best += " over returns-to-go"  # to which some of it may be due
@@ -198,13 +205,16 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     if share.low > 0:
         claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
     else:
-        would = f"{best} would remove {_percent(share.value)} of it ({interval})"
+        does = "remove" if share.value >= 0 else "add"
+        would = f"{best} would {does} {_percent(abs(share.value))} {'of' if share.value >= 0 else 'to'} it"
+        would += f" ({interval} removed)" if share.value < 0 else f" ({interval})"
         claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
         f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
         for name, part in room.removed.items()
         if name.partition(":")[0] not in (*BASELINES, *["multi"] * with_to_go)
         and 0 < part.high - part.low < 2  # 0: the reference itself
+        and part.value > 0
     ]
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
@@ -298,7 +308,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
             # Rows with one signal need as many.
             needed[resolved] = (
                 f"about {_round(resolved.value)} {units} would resolve it in half of the cases; a smaller "
-                "one takes more"
+                "signal takes more"
             )
     if len(needed) == 1:
         (claim,) = needed.values()
@@ -311,7 +321,9 @@ def _stale(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) 
     known = [row.importance for row in comparison if row.importance is not None]
     stale = [ratios for ratios in known[:1] if not ratios.close]
     sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios)]
-    if on_policy.on_policy is False or (on_policy.on_policy and not sentences):
+    # Rollouts that ratios weigh need not be those of the policy that scores them.
+    weighed = any(ratios.importance != "none" for ratios in stale)
+    if not weighed and (on_policy.on_policy is False or (on_policy.on_policy and not sentences)):
         sentences.append(on_policy_sentence(on_policy, sampling, stale=bool(stale)))
     return sentences
 
@@ -357,6 +369,11 @@ def _start(sentence: str) -> str:
 def _number(value: float) -> str:
     """Three significant digits, without an exponent where that is readable."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _within(estimate: Estimate, value: float) -> bool:
+    """Whether an interval lies within 1 % of 1 on either side of a value."""
+    return value - 0.01 <= estimate.low <= estimate.high <= value + 0.01
 
 
 def _power(exponent: float) -> str:

@@ -61,7 +61,9 @@ class BatchNoise(Result):
     def __repr__(self) -> str:
         if math.isnan(self.angle.value):
             return "The gradient of every batch is 0."
-        what = f"Two batches of {self.units:,} {'groups' if self.grouped else 'rollouts'} differ by"
+        what = (
+            f"Two batches of {self.units:,} independent {'groups' if self.grouped else 'rollouts'} differ by"
+        )
         angle, norm = self.angle, f"about {self.norm_change:.0%} in gradient norm"
         if math.isnan(angle.low):
             return f"{what} {norm} and {angle.value:.0f} degrees in direction, by chance alone."

@@ -21,6 +21,7 @@ from rlvar.stats import moments
 from rlvar.stats.batch_noise import share_along
 from rlvar.stats.estimate import Estimate, Moment
 from rlvar.stats.intervals import (
+    Null,
     alignment,
     bca,
     bootstrap_t,
@@ -30,13 +31,15 @@ from rlvar.stats.intervals import (
     jackknife,
     log_stderrs_below,
     noise_scale_ratio,
-    null_limit,
+    null_of,
     ratio_of_variances,
     reciprocal,
     signal_interval,
 )
 from rlvar.stats.moments import Products, Sample
 from rlvar.stats.resampling import Bootstrap, Resampled, draws, log_stderr
+
+_SURE = 0.998  # two-sided, so that theory is denied once in 1000 by chance
 
 
 class Inference(NamedTuple):
@@ -51,7 +54,7 @@ class Inference(NamedTuple):
     variance_units: float  # how many units decide it
     ratio_units: float
     factor: float | None  # of its mean by that of the reference, where it is known
-    faintest: float  # signal that so many units would just resolve
+    null: Null  # what a signal of 0 would pass
     identical: bool
     variances: Moment
     dimension: float  # effective one of the noise
@@ -109,8 +112,9 @@ class _Pair:
     def dimension(self) -> float:
         return moments.dimension(self.own)
 
-    def null_limit(self, confidence: float) -> float:
-        return null_limit(self.variance, self.dimension, confidence)
+    @property
+    def null(self) -> Null:
+        return null_of(self.variance, self.dimension)
 
 
 class _Mean(NamedTuple):
@@ -129,6 +133,11 @@ def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None], reference
     """
     likes = [pair.own.like for pair in pairs]
     labels: list[tuple[Hashable, float]] = []  # a class, and the mean as a number times that of the class
+    # Theory errs on members of a class that are another number times each other.
+    classes = [
+        None if own is not None and own == classes[root] and abs(factor - 1) > 1e-6 else own
+        for (root, factor), own in zip(likes, classes, strict=True)
+    ]
     for (root, factor), own in zip(likes, classes, strict=True):
         kin = [k for k, (other, _) in enumerate(likes) if other == root and classes[k] is not None]
         if own is not None:
@@ -193,7 +202,10 @@ def infer(
         for own, beside in products
     ]
     classes = [None] * len(pairs) if classes is None else list(classes)
-    apart = [i != reference and _apart(each, pairs[reference]) for i, each in enumerate(pairs)]
+    apart = [
+        i != reference and _differ(each, pairs[reference], (samples[i], samples[reference]), threads)
+        for i, each in enumerate(pairs)
+    ]
     # What the data deny is taken from theory, of the reference too: which of the two it errs in is not known.
     denied = {each for each, differs in zip(classes, apart, strict=True) if differs}
     means = _means(pairs, [None if each in denied else each for each in classes], reference)
@@ -205,10 +217,25 @@ def infer(
     return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
 
 
-def _apart(pair: _Pair, base: _Pair) -> bool:
+class _Difference(NamedTuple):
+    """Gradients of the same units, one sample's minus another's; none of them is kept."""
+
+    left: Sample
+    right: Sample
+    units: int
+
+    @property
+    def base(self) -> Double:
+        return np.broadcast_to(np.float64(0.0), (self.units, self.left.dimension))
+
+    def whole(self, coordinates: slice = slice(None)) -> Double:
+        return self.left.columns(coordinates) - self.right.columns(coordinates)
+
+
+def _differ(pair: _Pair, base: _Pair, samples: tuple[Sample, Sample], threads: int | None) -> bool:
     """Whether two means differ beyond doubt: the signal of the difference a - b of the units' gradients.
 
-    By Box's F test at 1 in 1000, of one direction of noise: of more it errs less often.
+    By Box's F test at 1 in 1000. Its dimension is looked for where it would decide.
     """
     signal = pair.signal.value + base.signal.value - 2 * pair.cross.value
     both = moments.covariance(pair.beside)
@@ -216,7 +243,12 @@ def _apart(pair: _Pair, base: _Pair) -> bool:
     left_out = pair.variance.left_out + base.variance.left_out - 2 * both.left_out
     if not variance > 1e-9 * (pair.variance.value + base.variance.value):  # else it is rounding
         return False
-    return bool(signal > null_limit(Moment(variance, left_out), 1.0, 0.998))
+    least, most = (null_of(Moment(variance, left_out), d).limit(_SURE) for d in (samples[0].dimension, 1.0))
+    if signal > least and not signal > most:
+        difference = Sample(_Difference(*samples, len(left_out)), samples[0].given)
+        ((own, _),) = moments.products([difference], threads=threads)
+        most = null_of(Moment(variance, left_out), moments.dimension(own)).limit(_SURE)
+    return bool(signal > most)
 
 
 def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:
@@ -252,10 +284,10 @@ def _with_means(
     signal, base_signal = (_times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
     same = mean.quietest == of_base.quietest
     ratios = quotient(pair.variance, base.variance).left_out
-    dimension = moments.dimension(pair.own)
+    null = pairs[mean.quietest].null
     return {
-        "dimension": dimension,
-        "along": share_along(pair.own, pair.variance.value, pair.signal.value, dimension),
+        "dimension": pair.dimension,
+        "along": share_along(pair.own, pair.variance.value, pair.signal.value, pair.dimension),
         "variance_units": deciding_units(pair.variance.left_out),
         "ratio_units": deciding_units(ratios) if np.isfinite(ratios).all() else math.nan,
         "noise_scale_ratio": noise_scale_ratio(
@@ -263,7 +295,7 @@ def _with_means(
         ),
         "alignment": alignment(pair.cross, signal, base_signal, resampled=drawn[1], **options),
         "factor": 1.0 if pair.beside.identical else mean.scale / of_base.scale if same else None,
-        "faintest": pairs[mean.quietest].null_limit(signals[i].confidence) * mean.scale**2,
+        "null": null._replace(variance=null.variance * mean.scale**2),
         "identical": pair.beside.identical,
         "variances": pair.variance,
     }

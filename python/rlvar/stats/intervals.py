@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -161,6 +162,8 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
     if not psi.any():  # no change is left in the digits of a logarithm
         return plain
     skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
+    if not spread > 1e-12 * math.sqrt(float(np.square(both).mean())):  # proportional, but for rounding
+        return plain
     q = skewness / (6 * math.sqrt(m))
     p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)
 
@@ -189,21 +192,59 @@ def _power(*values: float) -> float:
     return math.ldexp(1.0, min(-math.frexp(max(map(abs, values)))[1], 1000))
 
 
-@quiet
-def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
-    r"""Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2.
+class Null(NamedTuple):
+    r"""What the estimate of a signal of 0 passes by chance.
 
-    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it is :math:`V (F - 1) / U`, F the
-    quantile of F with :math:`\nu` and :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, the latter by
-    the jackknife and at most :math:`\nu (U - 1)`: Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`,
-    which for D = 1 is the t-test.
+    With :math:`\nu = V^2 / \operatorname{tr} \Sigma^2` = `dimension` it passes :math:`V (F - 1) / U` with
+    probability (1 - confidence) / 2, F the quantile of F with :math:`\nu` and `error_dof` degrees of freedom:
+    Box's (1954) test of a mean by :math:`U |\bar g|^2 / V`, which for D = 1 is the t-test.
+    """
+
+    variance: float
+    dimension: float
+    error_dof: float
+    units: int
+
+    def limit(self, confidence: float, units: float | None = None) -> float:
+        """Return what it passes, of these units or of another number of such."""
+        if not self.variance > 0:
+            return math.nan
+        n = self.units if units is None else units
+        dof = max(1.0, self.error_dof * n / self.units)
+        return self.variance / n * (f_quantile(0.5 + 0.5 * confidence, self.dimension, dof) - 1)
+
+    def units_for(self, signal: float, confidence: float) -> float:
+        """Return how many units would have a signal of this size as their limit."""
+        if math.isnan(self.limit(confidence)) or math.isnan(signal):
+            return math.nan
+        if signal <= 0:
+            return math.inf
+        n = float(self.units)
+        for _ in range(40):  # what falls a little faster than 1 / n; half of a step, on the log scale
+            following = n * math.sqrt(self.limit(confidence, n) / signal)
+            if abs(following - n) <= 1e-6 * n:
+                break
+            n = following
+        return n
+
+
+@quiet
+def null_of(variance: Moment, dimension: float) -> Null:
+    r"""Return the null of units of this variance.
+
+    Its error has :math:`2 V^2 / \operatorname{Var} V` degrees of freedom, by the jackknife, and at most
+    `dimension` (U - 1).
     """
     v, left_out = variance
     if not (_defined(v, left_out) and v > 0):
-        return math.nan
+        return Null(math.nan, dimension, math.nan, len(left_out))
     u, spread = len(left_out), _stderr(left_out) / v
-    error_dof = min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf)
-    return v / u * (f_quantile(0.5 + 0.5 * confidence, dimension, max(1.0, error_dof)) - 1)
+    return Null(v, dimension, min(dimension * (u - 1.0), 2 / spread**2 if spread > 0 else math.inf), u)
+
+
+def null_limit(variance: Moment, dimension: float, confidence: float) -> float:
+    """Return what the estimate of a signal of 0 passes with probability (1 - `confidence`) / 2."""
+    return null_of(variance, dimension).limit(confidence)
 
 
 @quiet
@@ -360,9 +401,9 @@ def alignment(
 ) -> Estimate:
     """Cosine of two mean gradients, X / sqrt(S S_0) with the three U-statistics: debiased.
 
-    The value can pass 1 by chance and is left so; the interval, by the jackknife or by `bca` from resampled
-    values (B,), ends at -1 and 1. Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a
-    signal's estimate is not positive.
+    What passes 1 by chance is 1. The interval is the jackknife's, or by `bca` from resampled values (B,).
+    Unless both signals are `resolved` it is [-1, 1], and the value is NaN if a signal's estimate is not
+    positive.
     """
     value, left_out = (
         np.asarray(x) / s0 / np.sqrt(np.asarray(s) / s0)
@@ -372,8 +413,8 @@ def alignment(
     plain = _over_signals(moment, (signal, base_signal), ends, resolved, confidence, resampled)
     if math.isnan(plain.stderr):
         return plain
-    low, high = (max(-1.0, min(1.0, end)) for end in plain.interval)
-    return replace(plain, low=low, high=high, resolved=True)
+    value, low, high = (max(-1.0, min(1.0, each)) for each in (plain.value, *plain.interval))
+    return replace(plain, value=value, low=low, high=high, resolved=True)
 
 
 def _over_signals(

@@ -140,7 +140,7 @@ class Prompts:
         return found | more
 
 
-def uneven(seed, prompts=24, low=0.05, high=0.95):
+def uneven(seed, low=0.05, high=0.95, prompts=24):
     rng = np.random.default_rng(seed)
     return Prompts(
         np.clip(rng.uniform(low, high, (prompts, 1)) + rng.uniform(-0.3, 0.3, (prompts, 6)), 0.02, 0.98)

@@ -10,6 +10,7 @@ import rlvar
 import worlds
 
 calibration = importlib.import_module("calibration")
+false_verdicts = importlib.import_module("false_verdicts")
 TAILS = {
     "a tail that both share": worlds.Linear(factor=0.3),
     "a tail in one alone": worlds.Linear(bonus=0.5),
@@ -69,3 +70,21 @@ def test_the_calibration_fails_where_intervals_miss_without_a_note_and_only_ther
     monkeypatch.setattr(calibration, "truth", lambda *given: 2 * right(*given))
     assert calibration.main(["--data-sets", "10"]) == 1
     assert "light, 160 units: variance 0.0%" in capsys.readouterr().out
+
+
+def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
+    (known,) = (each for each in false_verdicts.attempts() if each.title == "two batches, weak signal")
+    wrong = {
+        "precision": {"needs": {("single", "multi"): np.nan}},
+        "reward-to-go": {"variance": {"single": 1.0, "multi": 2.0}},
+        "growth, horizon": {"horizon": {"multi": 0.2, "single": 0.2}},
+        "angle": {"angle": 80.0, "norm": 0.2},
+        "signal, table": {"signal": {"single": 50.0}},
+    }
+    for kind, truth in wrong.items():
+        false = known._replace(truth=truth)
+        monkeypatch.setattr(false_verdicts, "attempts", lambda each=false: [each])
+        assert false_verdicts.main(["--data-sets", "5"]) == 1
+        assert f"1 ({kind}): " in capsys.readouterr().out
+    monkeypatch.setattr(false_verdicts, "attempts", lambda: [known])
+    assert false_verdicts.main(["--data-sets", "5"]) == 0

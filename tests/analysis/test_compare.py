@@ -585,6 +585,13 @@ def test_the_units_that_would_resolve_a_signal_follow_from_the_margin_of_none(me
     assert strong.units_to_resolve.resolved
 
 
+@pytest.mark.parametrize("signal", [1e-6, 1e-12, 1e-18])
+def test_units_that_resolve_a_signal_go_as_its_inverse_however_small_it_is(rng, signal):
+    null = rlvar.compare(rlvar.Rollouts(rng.standard_normal((60, 1, 4)), rng.random(60)))["single"]._null
+    needed = [null.units_for(each, 0.95) for each in (1e-5, signal)]
+    assert needed[1] / needed[0] == pytest.approx(1e-5 / signal, rel=1e-2)
+
+
 def test_so_many_units_resolve_a_signal_in_half_of_the_data_sets():
     rng, truth = np.random.default_rng(0), 0.04
 
@@ -603,7 +610,7 @@ def test_few_units_are_in_the_result_itself(rng):
         result = rlvar.compare(make_rollouts(rng, groups=GROUPS))
     assert result.notes == ("Only 6 groups: intervals may be far too narrow.",)
     assert result.to_dict()["notes"] == list(result.notes)
-    assert str(result).endswith("Only 6 groups: intervals may be far too narrow")
+    assert str(result).endswith("Only 6 groups: intervals may be far too narrow.")
 
 
 def test_a_hundred_thousand_units_finish(rng):

@@ -48,3 +48,19 @@ def test_the_noise_scale_of_kept_groups_is_said_only_where_it_is_resolved(sampli
     (sentence,) = sampling_sentences(dead, known)
     assert "the noise scale of RLOO is then 59 groups that are kept, which takes 78.7 drawn;" in sentence
     assert sampling_sentences(replace(dead, dead_groups=0, filtered=None), known) == []
+
+
+def test_what_rests_on_unfiltered_groups_says_so_where_none_of_them_is_dead():
+    rng, condition = np.random.default_rng(1), "This holds if no groups were dropped for their outcome"
+    scores, groups = rng.standard_normal((96, 1, 3)), np.arange(96) // 8
+    right = np.tile([1.0, 0.0], 48)
+    spoken = [
+        " ".join(rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups), names).verdict)
+        for rewards, names in (
+            (right, ["single", "rloo"]),
+            (np.where(groups == 1, 1.0, right), ["single", "rloo"]),  # one is dead
+            (rng.standard_normal(96), ["single", "rloo"]),
+            (right, ["single"]),
+        )
+    ]
+    assert [condition in text for text in spoken] == [True, False, False, False]

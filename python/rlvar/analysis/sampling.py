@@ -81,6 +81,8 @@ class Sampling(Result):
         Whether either is no chance: these rollouts come in groups, which were not given.
     groups, dead_groups : int or None
         Groups of two rollouts or more, and those of them whose returns are all equal. None without groups.
+    binary : bool
+        Whether the returns of rollouts in groups take two values, and so tell of a filter.
     filtered : bool or None
         True if groups were kept by their outcome: none is dead, which has a probability below 1 %; False if
         some are. None where that cannot be told: without groups, with returns of more than two values, or
@@ -97,6 +99,7 @@ class Sampling(Result):
     grouped: bool
     groups: int | None
     dead_groups: int | None
+    binary: bool
     filtered: bool | None
 
     @property
@@ -134,11 +137,13 @@ def sampling_of(batch: Batch) -> Sampling:
         grouped = len(counts) > 1 and _no_chance(starts)
         neighbours = not (copied or grouped or batch.several.any()) and _resemble_neighbours(batch)
     groups = dead = None
+    binary = False
     if rollouts.groups is not None and not batch.several.any():
         units = _check.units(rollouts.groups, len(rollouts))
         several = units.sizes > 1
         groups = int(several.sum())
         dead = int((dead_groups(batch.returns, rollouts.groups, units) & several).sum())
+        binary = _two_values(batch.returns)
     return Sampling(
         rollouts=len(rollouts),
         repeated=repeated,
@@ -149,6 +154,7 @@ def sampling_of(batch: Batch) -> Sampling:
         grouped=grouped or neighbours,
         groups=groups,
         dead_groups=dead,
+        binary=binary,
         filtered=filtered_groups(batch),
     )
 
@@ -176,15 +182,19 @@ def filtered_groups(batch: Batch) -> bool | None:
     if labels is None or batch.several.any():
         return None
     units, returns = _check.units(labels, len(labels)), batch.returns
-    low, high = returns.min(), returns.max()
-    success = returns == high
+    success = returns == returns.max()
     sizes, wins = units.sizes, units.sums(success.astype(np.int64))
     several = sizes > 1
-    if not several.any() or low == high or not (success | (returns == low)).all():
+    if not several.any() or not _two_values(returns):
         return None
     if (several & ((wins == 0) | (wins == sizes))).any():
         return False
     return chance_of_no_dead_group(wins[several], sizes[several]) < _IMPROBABLE or None
+
+
+def _two_values(returns: Double) -> bool:
+    low, high = returns.min(), returns.max()
+    return bool(low < high and ((returns == low) | (returns == high)).all())
 
 
 def chance_of_no_dead_group(wins: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
@@ -315,7 +325,7 @@ def _equal_but_for_rounding(
     some = [scores[np.arange(len(scores)), steps, :8] for steps in ends]
     summed = batch.plain.summed_scores()
     for direction in np.random.default_rng(0).standard_normal((2, summed.shape[1])):
-        order = np.lexsort((exact, summed @ direction, alike))
+        order = np.lexsort((exact, np.einsum("nd,d->n", summed, direction), alike))
         for lag in range(1, 4):
             a, b = order[:-lag], order[lag:]
             near = (alike[a] == alike[b]) & (labels[a] != labels[b]) & (live[a] == live[b]).all(axis=1)

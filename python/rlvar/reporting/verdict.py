@@ -61,6 +61,7 @@ def verdict(
     return [
         *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
+        *_unless_filtered(comparison, doubts, sampling),
         *([] if doubts else reward_scaled_sentences(comparison, long_name)),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
@@ -106,6 +107,17 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     elif sampling.grouped:
         doubts.append("rollouts may share prompts")
     return doubts
+
+
+def _unless_filtered(comparison: Comparison, doubts: Sequence[str], sampling: Sampling) -> list[str]:
+    """Say what one mean of estimators rests on, where groups do not show whether they were filtered."""
+    known = [row for row in comparison if row.name != comparison.reference and comparison.same_mean(row)]
+    if doubts or not known or not sampling.binary or sampling.dead_groups:
+        return []
+    return [
+        f"This holds if no groups were dropped for their outcome: none of these {sampling.groups:,} is dead, "
+        "which may be chance."
+    ]
 
 
 def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:

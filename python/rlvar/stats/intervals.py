@@ -210,7 +210,7 @@ class Null(NamedTuple):
         if not self.variance > 0:
             return math.nan
         n = self.units if units is None else units
-        dof = max(1.0, self.error_dof * n / self.units)
+        dof = min(max(1.0, self.error_dof * n / self.units), 1e9)  # from there on rounding is larger
         return self.variance / n * (f_quantile(0.5 + 0.5 * confidence, self.dimension, dof) - 1)
 
     def units_for(self, signal: float, confidence: float) -> float:

@@ -22,7 +22,7 @@ def test_a_variance_that_few_rollouts_decide_is_in_notes_table_json_and_report(r
     result = rlvar.compare(rollouts)
     (note,) = result.notes
     assert note.startswith("Few of 200 rollouts decide the variances of single (1) and multi (1)")
-    assert note.endswith("95% intervals of such data cover in as few as half of the cases.")
+    assert note.endswith("95% intervals of such data cover in as few as 45% of the cases.")
     text = str(result)
     assert " ".join(text.split()).endswith(note)
     assert max(map(len, text[text.index("Few of") :].splitlines())) <= 110

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import rlvar
+from rlvar.analysis.deciders import few_decide
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -103,3 +104,21 @@ def test_the_coverage_table_has_all_settings_of_the_calibration(statistics):
     assert [row[:2] for row in rows] == tried
     head = "| setting | units | " + " | ".join(calibration.QUANTITIES) + " |"
     assert head in statistics
+
+
+def test_what_is_said_of_rows_that_cover_too_rarely_is_what_the_coverage_table_has(statistics):
+    rows = [[float(cell.rstrip("%") or "nan") for cell in row[1:10]] for row in table(statistics, "setting")]
+    poor = [row for row in rows if min(row[1:5]) < 92]
+    assert len(poor) < len(rows) * 0.6
+    assert f"note in {min(row[7] for row in poor):.0f} to {max(row[7] for row in poor):.0f} %" in statistics
+    others = sorted(row[7] for row in rows if row[0] == 160 and row not in poor)
+    assert (
+        f"others have it in {others[0]:.0f} to {others[-2]:.0f} %, but for\nsequence means "
+        f"({others[-1]:.0f} %)" in statistics
+    )
+    assert f"up to {max(row[8] for row in rows):.0f} % of a row" in statistics
+
+
+def test_the_note_on_few_deciders_has_the_coverage_that_the_statistics_have(statistics):
+    (least,) = re.findall(r"variances are covered in (\d+) to 100 %", statistics)
+    assert f"in as few as {least}% of the cases" in few_decide([("single", 1.0, np.nan)], 40, grouped=False)

@@ -610,7 +610,7 @@ def test_few_units_are_in_the_result_itself(rng):
         result = rlvar.compare(make_rollouts(rng, groups=GROUPS))
     assert result.notes == ("Only 6 groups: intervals may be far too narrow.",)
     assert result.to_dict()["notes"] == list(result.notes)
-    assert str(result).endswith("Only 6 groups: intervals may be far too narrow")
+    assert str(result).endswith("Only 6 groups: intervals may be far too narrow.")
 
 
 def test_a_hundred_thousand_units_finish(rng):

@@ -42,8 +42,8 @@ def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, groupe
         return None
     what = "groups" if grouped else "rollouts"
     return (
-        f"few of {units:,} {what} decide {_list(whose)}: these intervals may be far too narrow; in simulations, "
-        "95% intervals of such data cover in as few as half of the cases"
+        f"few of {units:,} {what} decide {_list(whose)}: these intervals may be far too narrow; in "
+        "simulations, 95% intervals of such data cover in as few as 45% of the cases"
     )
 
 

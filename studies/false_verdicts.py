@@ -242,7 +242,7 @@ def attempts():
                 {"needs": {("single", "rloo"): 1.0}, "factor": {"rloo": 4 / 3}}, "RLOO", rloo),
         Attempt("rewards ranked within pairs", "not filtered", changed(draw(few, 40, 2), pairs), honest,
                 "dead", rloo),
-        Attempt("rollouts in the order of their return", "independent", changed(draw(coins(1), 100), ordered),
+        Attempt("rollouts in the order of their return", "independent", changed(draw(coins(1), 200), ordered),
                 honest, "equal"),
         Attempt("copies whose scores were computed anew", "signal 0", changed(white, copies(1e-6)),
                 {"signal": nothing["signal"], "cause": "repeated|copies"}, "copies"),

@@ -131,7 +131,8 @@ def judgements(sentence, truth, report):
     if "resolve" in truth and (claim := re.search(rf"about {NUMBER} \w+ would", sentence)):
         right = truth["resolve"](report.comparison.rows[0].signal.value)
         yield "resolve", not 0.5 < number(claim[1]) / right < 2
-    if "angle" in truth and "wo batches of" in sentence and "independent" not in sentence:
+    dependent = "dependent" in truth and "independent rollouts" in sentence  # of others than these
+    if "angle" in truth and "wo batches of" in sentence and not dependent:
         angle, norm = re.search(rf"about {NUMBER}% in gradient norm and {NUMBER} degrees", sentence).groups()[
             ::-1
         ]
@@ -248,7 +249,7 @@ def attempts():
         Attempt("prompts without groups, summed scores", "dependent", unlabelled, {"signal": {"single": 0.2}},
                 "share", ("single",)),
         Attempt("antithetic pairs", "dependent", changed(draw(mild, 30), antithetic),
-                {"angle": 0.0, "norm": 0.0}, "batches"),
+                {"angle": 0.0, "norm": 0.0, "dependent": 1}, "batches"),
         Attempt("a mean as large as goes unseen", "is seen", normal(1, 1, noise, n=100), {"unseen": 100},
                 "unseen|excluded"),
         Attempt("prompts against the mean gradient", "outside of the bracket", draw(against, 60, 8), bracket,

@@ -79,7 +79,6 @@ def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
         "reward-to-go": {"variance": {"single": 1.0, "multi": 2.0}},
         "growth, horizon": {"horizon": {"multi": 0.2, "single": 0.2}},
         "angle": {"angle": 80.0, "norm": 0.2},
-        "signal, table": {"signal": {"single": 50.0}},
     }
     for kind, truth in wrong.items():
         false = known._replace(truth=truth)

@@ -205,6 +205,7 @@ class Null(NamedTuple):
     error_dof: float
     units: int
 
+    @quiet
     def limit(self, confidence: float, units: float | None = None) -> float:
         """Return what it passes, of these units or of another number of such."""
         if not self.variance > 0:
@@ -213,6 +214,7 @@ class Null(NamedTuple):
         dof = min(max(1.0, self.error_dof * n / self.units), 1e9)  # from there on rounding is larger
         return self.variance / n * (f_quantile(0.5 + 0.5 * confidence, self.dimension, dof) - 1)
 
+    @quiet
     def units_for(self, signal: float, confidence: float) -> float:
         """Return how many units would have a signal of this size as their limit."""
         if math.isnan(self.limit(confidence)) or math.isnan(signal):

@@ -201,8 +201,8 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
-    on_top = not math.isnan(room.on_top.value)
     with_to_go = not (math.isnan(room.reward_to_go.value) or _within(room.reward_to_go, 0.0))
+    on_top = with_to_go and not math.isnan(room.on_top.value)
     base, of = (name.partition(":")[0] for name in (room.best, room.reference))
     if base in OVER_TO_GO and of not in ("single", "multi"):
         best += " over returns-to-go"  # to which some of it may be due

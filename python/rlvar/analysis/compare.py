@@ -449,8 +449,8 @@ def compare_batches(
             ComparisonRow(
                 name=row,
                 unbiased=unbiased[row],
-                importance=batches[rows[row][1]].importance,
-                clipped=batches[rows[row][1]].clipped(rows[row][0]),
+                importance=batches[kind].importance,
+                clipped=batches[kind].clipped(each),
                 batch_noise=batch_noise(
                     found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped
                 ),

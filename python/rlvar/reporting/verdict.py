@@ -217,9 +217,8 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     if share.low > 0:
         claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
     else:
-        does = "remove" if share.value >= 0 else "add"
-        would = f"{best} would {does} {_percent(abs(share.value))} {'of' if share.value >= 0 else 'to'} it"
-        would += f" ({interval} removed)" if share.value < 0 else f" ({interval})"
+        does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
+        would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
         claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
         f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
@@ -233,10 +232,14 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     return f"{_start(before + claim)}.{achieved}"
 
 
+def _negative(x: Estimate) -> Estimate:
+    return Estimate(-x.value, x.stderr, -x.high, -x.low, x.confidence)
+
+
 def _reward_to_go(share: Estimate, whole: str) -> str:
     """Say how much of the variance of single-step reward-to-go removes, or adds."""
     if share.high < 0:
-        added = Estimate(-share.value, share.stderr, -share.high, -share.low, share.confidence)
+        added = _negative(share)
         return f"reward-to-go adds {added.value:.1%} to {whole} ({_interval(added, percent=True)})"
     interval = _interval(share, percent=True)
     if share.low > 0:

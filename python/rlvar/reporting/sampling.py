@@ -16,7 +16,18 @@ def sampling_sentences(sampling: Sampling, rloo: Estimate | None) -> list[str]:
 
     `rloo` is the noise scale of RLOO in groups, if it was compared.
     """
-    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo)]
+    return [*_impossible(sampling), *_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo)]
+
+
+def _impossible(sampling: Sampling) -> list[str]:
+    if not (k := sampling.impossible):
+        return []
+    return [
+        f"{k:,} {'step has' if k == 1 else 'steps have'} a logp of minus infinity: the policy that scores "
+        f"them never takes {'this action' if k == 1 else 'these actions'}, so another one sampled, perhaps "
+        "with another top-p, top-k or min-p. Without behavior_logp nothing weighs these rollouts, and the "
+        "mean gradients are biased."
+    ]
 
 
 def _repeated(sampling: Sampling) -> list[str]:

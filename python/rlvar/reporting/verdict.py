@@ -93,6 +93,8 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     doubts = []
     if ratios is not None and not weighed and not ratios.close:
         doubts.append("another policy sampled these rollouts, so the means are biased")
+    elif sampling.impossible:
+        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
     elif on_policy.on_policy is False and not weighed:
         doubts.append("the scores may not be those of the policy that sampled, and then the means are biased")
     if weighed and ratios is not None:
@@ -357,7 +359,15 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
-    if ratios.misses:
+    if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
+        missed = f"about {_percent(1 - ratios.mean.value)} of the policy's probability"
+        sentences.append(
+            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
+            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities belong "
+            "to other policies. No estimator is then unbiased."
+        )
+    elif ratios.misses:
         sentences.append(
             f"The mean of the {kind} ratios is {ratios.mean} and should be 1: either the rollouts miss "
             "actions that the new policy prefers, or the log-probabilities belong to other policies."

@@ -19,6 +19,15 @@ from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
 from rlvar.analysis.deciders import decided, few_decide
+from rlvar.analysis.ratio_bias import (
+    NEGLIGIBLE,
+    bias_of_ratios,
+    lacking,
+    lacking_weights,
+    measurable,
+    small,
+    surplus_of,
+)
 from rlvar.analysis.reward_scale import reward_scaled
 from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
@@ -82,6 +91,11 @@ class ComparisonRow(Result):
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+    bias : Estimate or None
+        Where ratios are not those of whole sequences, or there are none, though another policy sampled: the
+        squared bias of the mean gradient over V / U, the squared standard error, by the rollouts themselves.
+        One that is surely below 0.1 counts as none. None where the mean is unbiased as it is, or biased by
+        more than its ratios, or where these rollouts do not tell (see `rlvar.analysis.ratio_bias`).
     clipped : float or None
         Share of the live steps that `clip` leaves without gradient; None without it.
     reward_scaled_ratio : Estimate or None
@@ -119,6 +133,7 @@ class ComparisonRow(Result):
     factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None
+    bias: Estimate | None
     clipped: float | None
     reward_scaled_ratio: Estimate | None
     reward_scaled_bracket: tuple[float, float] | None
@@ -210,6 +225,18 @@ class Comparison(Result):
         """Whether an estimator has the mean of the reference by theory, and the data do not deny it."""
         return row.identical or bool(row.unbiased and self.reference_unbiased and not row.differs)
 
+    @property
+    def policies_agree(self) -> bool:
+        """Whether it does not matter here that another policy sampled: to no row, by its `bias`."""
+        ratios = [row.importance for row in self if row.importance is not None]
+        return all(each.close for each in ratios) or all(small(row.bias) for row in self)
+
+    @property
+    def bias_share(self) -> float:
+        """How much of the standard error the bias of any row is at most; NaN where it is not known."""
+        most = [math.nan if row.bias is None else max(row.bias.high, 0.0) for row in self]
+        return float(np.sqrt(np.max(most)))
+
     def only(self, names: Sequence[str]) -> Comparison:
         """Return some of the rows, in the order of `names`."""
         return replace(self, rows=tuple(self[name] for name in names))
@@ -260,13 +287,22 @@ def side_by_side(comparison: Comparison) -> str:
     if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
         text += "\nBlocks of coordinates, the noisiest first\n"
         text += _table(table_of_blocks(blocks, comparison.reference))
-    ratios = dict.fromkeys(str(row.importance) for row in comparison if row.importance is not None)
+    ratios = dict.fromkeys(_of_ratios(row) for row in comparison if row.importance is not None)
     clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
     shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
     units = "groups" if comparison.grouped else "rollouts"
     legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
     legend += "many are no proof of light tails"
     return "\n".join([text, legend, *ratios, *shares])
+
+
+def _of_ratios(row: ComparisonRow) -> str:
+    if row.importance is None or not small(row.bias):
+        return str(row.importance)
+    return (
+        f"{row.importance.importance} importance ratios: the policies are so close that the bias is below "
+        f"{math.sqrt(NEGLIGIBLE):.0%} of the standard error"
+    )
 
 
 def compare(
@@ -402,10 +438,19 @@ def compare_batches(
     first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
     asked, label, rows = _rows(resolve(estimators), kinds, reference, first)
     gradients: dict[str, Gradients] = {}
+    lacks: dict[str, Gradients] = {}  # what the ratios of whole sequences would add
     for kind, batch in batches.items():
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
-        gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
+        # With a ratio for each step, what the ratios of whole sequences would add takes gradients of its own.
+        by_step = measurable(batch) and kind == "token"
+        more = {f"{name} lacks": lacking_weights(batch, w) for name, w in weights.items() if by_step}
+        found_gradients = batch.gradients({**weights, **more})
+        gradients.update(zip(of_kind, found_gradients, strict=False))
+        if by_step:
+            lacks.update(zip(of_kind, found_gradients[len(weights) :], strict=True))
+        elif measurable(batch):
+            lacks.update({row: lacking(batch, gradients[row]) for row in of_kind})
     # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
     sizes = units.sizes.astype(np.float64)
     if aggregation == "token-mean":
@@ -415,13 +460,21 @@ def compare_batches(
     summed = units if len(units) < len(rollouts) else None
     metric = Metric() if metric is None else metric
     samples = []
+    counts = rollouts.token_counts if aggregation == "token-mean" else np.ones(len(rollouts))
+    biases: dict[str, Estimate] = {}
     for row, g in gradients.items():
         each, kind = rows[row]
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
         samples.append(metric.sample(g, sizes, summed, refit))
+        if row in lacks:
+            surplus = units.sums(surplus_of(batches[kind]) * counts)
+            lacking_sample = metric.sample(lacks[row], sizes, summed)
+            biases[row] = bias_of_ratios(lacking_sample, samples[-1], surplus, level, any_batch.threads)
     number = list(gradients).index(label)
     unbiased = {
-        row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
+        row: None
+        if each.unbiased is None
+        else each.unbiased and (batches[kind].unbiased or small(biases.get(row)))
         for row, (each, kind) in rows.items()
     }
     if filtered_groups(any_batch):  # what is common to groups is then in the mean
@@ -450,6 +503,7 @@ def compare_batches(
                 name=row,
                 unbiased=unbiased[row],
                 importance=batches[kind].importance,
+                bias=biases.get(row),
                 clipped=batches[kind].clipped(each),
                 batch_noise=batch_noise(
                     found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped

@@ -35,6 +35,7 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    unbiased_but_for_ratios: bool = True
     aggregation: Aggregation = "sum"
     # Live steps (N, T) whose ratio PPO's clip finds too large, and those too small.
     outside: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
@@ -64,7 +65,7 @@ class Batch:
         _check.choice("importance", importance, Importance)
         _check.choice("aggregation", aggregation, Aggregation)
         threads = _check.threads(threads)
-        ratios, factors, unbiased = None, None, True
+        ratios, factors, unbiased = None, None, True  # by all but the ratios
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
             ratios = importance_ratios(
                 rollouts.logp,
@@ -74,7 +75,6 @@ class Batch:
                 lengths=rollouts.lengths,
                 mask=rollouts.mask,
             )
-            unbiased = ratios.unbiased
             factors = None if importance == "none" else ratios.factors
         elif importance != "none" or truncate is not None:
             given = f"importance={importance!r}" if truncate is None else "truncate"
@@ -87,14 +87,15 @@ class Batch:
             large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
             outside = large, small
             # What is clipped depends on actions and on rewards, unless nothing ever is.
-            unbiased = unbiased and ratios.close and not (large.any() or small.any())
+            unbiased = ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
             lengths = rollouts.live_steps[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
+        of_ratios = ratios is None or ratios.unbiased
+        return cls(rollouts, factors, threads, ratios, unbiased and of_ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
         """Return what the batch would be had the rollouts been cut after so many steps.

@@ -45,7 +45,9 @@ class Tokens:
         if attention_mask is not None:
             attended = _marks("attention_mask", attention_mask)
             if attended.shape != ids.shape:
-                raise ValueError(f"attention_mask must have the shape of input_ids {ids.shape}, got {attended.shape}")
+                raise ValueError(
+                    f"attention_mask must have the shape of input_ids {ids.shape}, got {attended.shape}"
+                )
         given = _marks("response_mask", response_mask)
         if len(given) != n or given.shape[1] > length:
             wanted = f"({n}, {length}), or ({n}, Tc) for the last Tc columns of input_ids"
@@ -125,7 +127,9 @@ class Chunk:
 
     def to(self, device: torch.device) -> Chunk:
         """Move it to a device."""
-        return Chunk(self.rows, *(each.to(device) for each in (self.ids, self.attended, self.places, self.live)))
+        return Chunk(
+            self.rows, *(each.to(device) for each in (self.ids, self.attended, self.places, self.live))
+        )
 
 
 def _integers(name: str, value: ArrayLike) -> NDArray[np.int64]:
@@ -229,7 +233,9 @@ class Network:
         self.module = unwrapped(model)
         config = getattr(self.module, "config", None)
         if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(f"{name_of(self.module)} is an encoder-decoder; a causal language model is needed")
+            raise ValueError(
+                f"{name_of(self.module)} is an encoder-decoder; a causal language model is needed"
+            )
         inner = self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module
         known = inspect.signature(inner.forward).parameters
         anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
@@ -258,7 +264,9 @@ class Network:
         size = getattr(embedding, "num_embeddings", None)
         if tokens.ids.min() < 0 or (size is not None and tokens.ids.max() >= size):
             bad = tokens.ids.min() if tokens.ids.min() < 0 else tokens.ids.max()
-            raise ValueError(f"input_ids holds {bad}; the model's tokens are 0 to {'V - 1' if size is None else size - 1}")
+            raise ValueError(
+                f"input_ids holds {bad}; the model's tokens are 0 to {'V - 1' if size is None else size - 1}"
+            )
 
     def logits(self, chunk: Chunk, parameters: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits (n, t, V) of each response token, from those before it; with other parameters if given."""

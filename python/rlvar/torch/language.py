@@ -58,7 +58,12 @@ class TokenScores:
     _tokens: Tokens = field(repr=False)
 
     def rollouts(
-        self, rewards: ArrayLike, *, behavior_logp: ArrayLike | None = None, values: ArrayLike | None = None, **others: Any
+        self,
+        rewards: ArrayLike,
+        *,
+        behavior_logp: ArrayLike | None = None,
+        values: ArrayLike | None = None,
+        **others: Any,
     ) -> Rollouts:
         """Return them as `Rollouts`, with their log-probabilities and the scores' squares in logit space.
 
@@ -189,7 +194,9 @@ def token_scores(
         logp, squares = _log_probs(network, tokens, policy, memory)
         total = len(tokens.counts) * sketch.k
         report = _check.reporter(progress, total, " passes", stack)
-        scores = sketched(network, tokens, chosen, sketch, policy, scales, memory, lambda done: report(done, total))
+        scores = sketched(
+            network, tokens, chosen, sketch, policy, scales, memory, lambda done: report(done, total)
+        )
     if precondition is not None:
         scores_of += ", preconditioned"
     return TokenScores(scores, tokens.counts, logp, squares, scores_of, sketch, tokens)

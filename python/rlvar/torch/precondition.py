@@ -1,6 +1,7 @@
 """Gradients as Adam sees them: each coordinate over sqrt(v) + eps, v its running mean of squares.
 
-What an optimiser steps along is not g but about g / (sqrt(v) + eps): variances of that are in the units of a step.
+What an optimiser steps along is not g but about g / (sqrt(v) + eps): variances of that are in the units of a
+step.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def scales_of(optimizer: Any, chosen: dict[str, torch.nn.Parameter]) -> dict[str
         group, state = groups.get(parameter), optimizer.state.get(parameter, {})
         squares = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
         if group is None or squares is None or "betas" not in group:
-            why = "does not train it" if group is None else "has no running squares of it: it must be an Adam that has stepped"
+            why = (
+                "does not train it"
+                if group is None
+                else "has no running squares of it: it must be an Adam that has stepped"
+            )
             raise ValueError(f"precondition: the optimizer {why} ({name})")
         unbiased = squares / (1 - group["betas"][1] ** float(state["step"]))
         scales[name] = (unbiased.sqrt() + group["eps"]).detach()

@@ -196,7 +196,7 @@ def test_what_the_estimators_in_use_achieve_is_said_of_both_together(rng):
 
 def test_a_constant_that_beats_reward_to_go_is_told_beside_it():
     share, none = rlvar.Estimate(0.4, 0.05, 0.3, 0.5), rlvar.Estimate(np.nan)
-    room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {})
+    room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {}, {})
     assert _headroom_sentence(room, grouped=False) == (
         "Whether reward-to-go reduces the variance of single-step is not resolved: by 2% (95% interval "
         "-2.0% to 6.0%); without it the best constant baseline (single-optimal), cross-fitted, "

@@ -465,7 +465,11 @@ def compare_batches(
     for row, g in gradients.items():
         each, kind = rows[row]
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
-        samples.append(metric.sample(g, sizes, summed, refit))
+        spread = batches[kind].spread(each)
+        if spread is not None and metric.scale is not None:
+            raise ValueError(f"scale: of {each.name!r}, fitted to batches, only the plain metric is known")
+        sample = metric.sample(g, sizes, summed, refit)
+        samples.append(sample if spread is None else replace(sample, added=units.sums(spread)))
         if row in lacks:
             surplus = units.sums(surplus_of(batches[kind]) * counts)
             lacking_sample = metric.sample(lacks[row], sizes, summed)

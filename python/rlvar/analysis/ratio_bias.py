@@ -104,7 +104,7 @@ class _Lacking:
 def bias_of_ratios(
     lacking: Sample, own: Sample, surplus: Double, confidence: float, threads: int | None
 ) -> Estimate:
-    """Return |bias|^2 over V / U from samples of h and of the gradients in use; `surplus` (U,) is of units."""
+    """Return |bias|^2 over V / U from samples of h and of the gradients in use, with the `surplus` (U,)."""
     x = Sample(_Lacking(lacking, own, surplus), own.given)
     (p, _), (of_own, _) = (moments.products([each], threads=threads)[0] for each in (x, own))
     variance = moments.variance(of_own).value

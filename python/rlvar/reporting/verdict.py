@@ -220,6 +220,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     interval = _interval(share, percent=True)
     if share.low > 0:
         claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+        claim += "".join(_in_batches(*each) for each in room.in_batches.items())
     else:
         does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
         would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
@@ -234,6 +235,15 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
     return f"{_start(before + claim)}.{achieved}"
+
+
+def _in_batches(size: int, share: Estimate) -> str:
+    """Say what is left of a baseline's gain where it is fitted to few rollouts."""
+    does, part = ("remove", share) if share.value >= 0 else ("add", _negative(share))
+    return (
+        f"; fitted to batches of {size} rollouts it would {does} {part.value:.1%} "
+        f"({_interval(part, percent=True)})"
+    )
 
 
 def _negative(x: Estimate) -> Estimate:

@@ -44,6 +44,10 @@ class Batch:
     _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
     _clipped: dict[str, float] = field(default_factory=dict, repr=False)
     _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
+    _projections: dict[float, Double] = field(default_factory=dict, repr=False)
+    # What chance in the fit of a baseline to few rollouts adds to |g|^2 of each rollout (N,), by name, gamma
+    # and size of the batches it is fitted to.
+    spreads: dict[tuple[str, float, int | None], Double] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -222,6 +226,13 @@ class Batch:
             self._weights[estimator.name] = weights
         return self._weights[estimator.name]
 
+    def spread(self, estimator: Estimator) -> Double | None:
+        """Return the `spreads` of an estimator."""
+        parameters = estimator.parameters
+        self.weights(estimator)
+        size = parameters.get("batch_size")
+        return self.spreads[estimator.base, parameters.get("gamma", 1.0), size] if size else None
+
     def clipped(self, estimator: Estimator) -> float | None:
         """Return the share of the live steps whose weight the clip has made 0; None without one."""
         self.weights(estimator)
@@ -286,6 +297,14 @@ class Batch:
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         return self._finite(self._terms(self._ones).projections(vectors))
+
+    def own_projections(self, gamma: float = 1.0) -> Double:
+        """Return a[n,t] S[n,t] . g[n] (N, T), g the gradients of returns-to-go."""
+        if gamma not in self._projections:
+            name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
+            g = self.gradients({name: self.to_go(gamma)})[0].whole()
+            self._projections[gamma] = self.projections(g)
+        return self._projections[gamma]
 
     @property
     def step_squares(self) -> Double:

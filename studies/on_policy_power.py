@@ -6,7 +6,8 @@ Prints three Markdown tables. Rows of the first are on policy: the share of data
 of the ratio or of the mean score lies above 0, and either. Exits with status 1 if either does more
 often than 1 - confidence, by more than three standard errors of the simulation. Rows of the second
 are sampled from another policy than the one that scores them, in a tenth as many data sets. The column
-"ratio, both sides" is what a test of the off-diagonal sum alone would say: its interval excludes 0. The third
+"ratio, both sides" is what a test of the off-diagonal sum alone would say: its interval excludes 0;
+"rows of positions" is how often scores are taken for rows of one backward pass. The third
 is on policy where one rare action has most of the trace: how often the verdict is wrong, how often the action
 was then unseen, and how often `unseen_share` is at most the share that it has.
 
@@ -23,7 +24,7 @@ import numpy as np
 import rlvar
 
 TOKENS, STEPS = 6, 12
-COLUMNS = ("ratio", "mean score", "either", "ratio, both sides")
+COLUMNS = ("ratio", "mean score", "either", "ratio, both sides", "rows of positions")
 
 
 def softmax(logits):
@@ -113,6 +114,7 @@ def rejections(draw, data_sets, confidence):
             "mean_score" in result.against,
             result.on_policy is False,
             result.ratio.low > 0 or result.ratio.high < 0,
+            result.positions,
         ]
     return counts / data_sets
 
@@ -142,14 +144,14 @@ def main():
     error = 1 - args.confidence
     allowed = error + 3 * np.sqrt(error * (1 - error) / args.data_sets)
     missed = []
-    print("| on policy | units | " + " | ".join(COLUMNS) + " |\n" + "|---" * 6 + "|")
+    print("| on policy | units | " + " | ".join(COLUMNS) + " |\n" + "|---" * 7 + "|")
     for name, draw in ON_POLICY.items():
         for count in (30, 300):
             shares = rejections(lambda rng: draw(rng, count), args.data_sets, args.confidence)  # noqa: B023
             show(name, count, shares)
             if shares[COLUMNS.index("either")] > allowed:
                 missed.append(f"{name}, {count} units")
-    print("\n| another policy | rollouts | " + " | ".join(COLUMNS) + " |\n" + "|---" * 6 + "|")
+    print("\n| another policy | rollouts | " + " | ".join(COLUMNS) + " |\n" + "|---" * 7 + "|")
     for name, behavior in MISMATCHED.items():
         for count in (64, 256, 1024):
             draw = lambda rng: sample(rng, count, PI, behavior)  # noqa: B023, E731

@@ -301,3 +301,41 @@ class EnumeratedPolicy:
             result.append(previous @ (1 - np.square(self.pi).sum(axis=1)))
             previous = np.append(previous @ self.pi, 0.0)
         return np.array(result)
+
+
+class MixingNetwork:
+    """Two causal layers over V tokens, all V^T sequences, and what each position's weights do to each token.
+
+    Layer l: x_t + tanh(mean over s <= t of x_s A_l); logits are x_t W. With a copy of A_l for each position,
+    `shares` c (M, j, t, D) are the gradients of log p(y_t) by the copies of position j, by complex steps:
+    token scores are their sums over j, rows of one backward pass those over t.
+    """
+
+    def __init__(self, seed, vocabulary=3, steps=3, width=2):
+        rng = np.random.default_rng(seed)
+        self.embedding = rng.standard_normal((vocabulary + 1, width))
+        layers = rng.standard_normal((2, width, width))
+        self.output = rng.standard_normal((width, vocabulary))
+        self.sequences = np.array(list(itertools.product(range(vocabulary), repeat=steps)))
+        copies = np.repeat(layers[:, None], steps, axis=1).astype(complex)
+        self.probabilities = np.exp(self._logp(copies).real.sum(axis=1))
+        self.shares = np.zeros((len(self.sequences), steps, steps, layers.size))
+        for d, (layer, i, k) in enumerate(np.ndindex(layers.shape)):
+            for j in range(steps):
+                moved = copies.copy()
+                moved[layer, j, i, k] += 1e-30j
+                self.shares[:, j, :, d] = self._logp(moved).imag / 1e-30
+        self.rewards = np.empty(self.sequences.shape)  # a number for each prefix
+        for t in range(steps):
+            prefix = np.unique(self.sequences[:, : t + 1], axis=0, return_inverse=True)[1].ravel()
+            self.rewards[:, t] = rng.standard_normal(prefix.max() + 1)[prefix]
+
+    def _logp(self, copies):
+        steps, vocabulary = self.sequences.shape[1], self.output.shape[1]
+        x = self.embedding[np.insert(self.sequences[:, :-1], 0, vocabulary, axis=1)].astype(complex)
+        mean = np.tril(np.ones((steps, steps))) / np.arange(1, steps + 1)[:, None]
+        for layer in copies:
+            x = x + np.tanh(np.einsum("ts,msh,shk->mtk", mean, x, layer))
+        logits = x @ self.output
+        logits = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+        return np.take_along_axis(logits, self.sequences[:, :, None], axis=2)[:, :, 0]

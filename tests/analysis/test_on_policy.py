@@ -136,12 +136,14 @@ def test_units_that_differ_in_a_mismatch_without_mean_are_found_by_the_ratio():
     assert rlvar.on_policy_test(rng.standard_normal((400, 8, 1)) + shift).against == ("ratio",)
 
 
-def test_steps_that_correlate_negatively_are_no_verdict():
+def test_steps_that_correlate_negatively_are_no_verdict_against_the_policy():
     # What the docstring says: such an interval comes too easily on policy.
     noise = np.random.default_rng(0).standard_normal((300, 9, 1))
+    slightly = rlvar.on_policy_test(noise[:, 1:] - 0.1 * noise[:, :-1])
+    assert slightly.ratio.high < 0
+    assert slightly.on_policy is True
     result = rlvar.on_policy_test(np.diff(noise, axis=1))
-    assert result.ratio.high < 0
-    assert result.on_policy is True
+    assert (result.against, result.on_policy, result.positions) == ((), None, True)
 
 
 def test_rows_of_one_backward_pass_have_the_same_sum_and_fail():
@@ -168,7 +170,53 @@ def test_rows_of_one_backward_pass_have_the_same_sum_and_fail():
     assert by_row.covariance_terms.value > 0.01 * by_row.variance.value
     drawn = rng.choice(len(sequences), size=2000, p=probabilities)
     assert rlvar.on_policy_test(scores[drawn]).on_policy is True
-    assert rlvar.on_policy_test(rows[drawn]).on_policy is False
+    result = rlvar.on_policy_test(rows[drawn])
+    assert (result.positions, result.on_policy, result.against) == (True, None, ("ratio",))
+
+
+def test_rows_of_positions_have_no_mean_and_the_covariance_of_their_shares():
+    net = closed_forms.MixingNetwork(seed=0)
+    p, c = net.probabilities, net.shares
+    scores, rows = c.sum(axis=1), c.sum(axis=2)
+    np.testing.assert_allclose(np.einsum("m,mjd->jd", p, rows), 0, atol=1e-14)
+    by_score, by_row = (rlvar.covariance(x, sample_weight=p, ddof=0) for x in (scores, rows))
+    assert by_row.sum() == pytest.approx(by_score.sum(), rel=1e-12)
+    np.testing.assert_allclose(by_score, np.diag(np.diag(by_score)), atol=1e-14)
+    # One token's shares alone correlate.
+    np.testing.assert_allclose(by_row, np.einsum("m,mitd,mjtd->ij", p, c, c), atol=1e-14)
+    assert by_row.sum() / np.trace(by_row) == pytest.approx(0.877, abs=1e-3)  # less than 1: the other sign
+    # Reward-to-go keeps its mean, as rows know nothing of past rewards, but has another variance.
+    to_go = reference.reward_to_go(net.rewards)
+    of_scores, of_rows = (rlvar.decompose(x, to_go, sample_weight=p, ddof=0) for x in (scores, rows))
+    np.testing.assert_allclose(of_rows.mean.sum(axis=0), of_scores.mean.sum(axis=0), atol=1e-12)
+    assert abs(of_rows.variance.value / of_scores.variance.value - 1) > 0.01
+    total = net.rewards.sum(axis=1)
+    whole = [rlvar.decompose(x, total, sample_weight=p, ddof=0).variance.value for x in (scores, rows)]
+    assert whole[0] == pytest.approx(whole[1], rel=1e-12)
+
+
+def test_rows_of_positions_are_told_from_token_scores_and_from_another_policy(policy):
+    net = closed_forms.MixingNetwork(seed=0)
+    for seed in range(8):
+        drawn = np.random.default_rng(seed).choice(len(net.probabilities), 1000, p=net.probabilities)
+        assert rlvar.on_policy_test(net.shares.sum(axis=2)[drawn]).positions
+        assert not rlvar.on_policy_test(net.shares.sum(axis=1)[drawn]).positions
+        for other in (
+            lambda pi: tempered(pi, 0.7),
+            lambda pi: tempered(pi, 1.1),
+            lambda pi: top_k(pi, 2),
+            stale,
+        ):
+            for n in (30, 300):
+                assert not rlvar.on_policy_test(sample(policy, other(policy.pi), n, seed)).positions
+
+
+@pytest.mark.parametrize("n", [30, 100])
+def test_token_scores_are_hardly_ever_taken_for_rows_of_positions(policy, n):
+    wrong = 0
+    for seed in range(400):
+        wrong += rlvar.on_policy_test(sample(policy, policy.pi, n, seed)).positions
+    assert wrong <= 4
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -187,7 +235,7 @@ def test_on_policy_the_verdict_is_wrong_no_more_often_than_it_says(policy, draw,
     for seed in range(data_sets):
         scores, groups = draw(policy, seed)
         result = rlvar.on_policy_test(scores, groups=groups, confidence=confidence)
-        assert result.on_policy is not None
+        assert result.on_policy is not None or result.positions
         wrong += [not result.on_policy, "mean_score" in result.against]
     error = 1 - confidence
     within = 3 * np.sqrt(error * (1 - error) / data_sets)

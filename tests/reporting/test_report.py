@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import closed_forms
 import rlvar
 from rlvar.analysis.headroom import Headroom
 from rlvar.cli import main
@@ -368,6 +369,22 @@ def test_a_logp_of_minus_infinity_says_that_another_policy_sampled(rng):
     text = " ".join(rlvar.report(rollouts).verdict)
     assert "1 step has a logp of minus infinity: the policy that scores them never takes this action" in text
     assert "times as many rollouts as" not in text
+
+
+def test_rows_of_positions_are_told_and_nobody_is_accused():
+    net, rng = closed_forms.MixingNetwork(seed=0), np.random.default_rng(0)
+    drawn = rng.choice(len(net.probabilities), 1000, p=net.probabilities)
+    rows, groups = net.shares.sum(axis=2)[drawn], np.arange(1000) // 2
+    text = " ".join(rlvar.report(rlvar.Rollouts(rows, net.rewards[drawn])).verdict)
+    assert "look like rows of one backward pass (contributions of positions), not token scores" in text
+    assert "each needs for the same precision: these look like rows of positions" in text
+    assert "do not average to 0" not in text
+    # With one number a rollout it does not matter what a step is.
+    total = rlvar.Rollouts(rows, net.rewards[drawn].sum(axis=1), groups=groups)
+    text = " ".join(rlvar.report(total, ["single", "rloo"]).verdict)
+    assert "look like rows" in text
+    assert "groups as" in text
+    assert "each needs for the same precision" not in text
 
 
 def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):

@@ -25,9 +25,15 @@ def test_an_alarm_names_the_causes_that_fit_and_no_others(rng, sampling):
     correlated = rlvar.on_policy_test(np.repeat(rng.standard_normal((200, 1, 2)), 4, axis=1))
     copies = replace(sampling, repeated=7, filtered=True)
     text = on_policy_sentence(correlated, copies, stale=False)
+    for said in ("These look like rows of one backward pass", "one number a rollout, hold"):
+        assert said in text
+    for cause in ("repeated rollouts (7 here)", "one score given to several steps", "filtering by outcome"):
+        assert cause in text
+    both = rlvar.on_policy_test(0.4 + np.repeat(rng.standard_normal((200, 1, 2)), 4, axis=1))
+    text = on_policy_sentence(both, copies, stale=False)
     for cause in ("repeated rollouts (7 here)", "rows of one backward pass", "as the groups show"):
         assert cause in text
-    assert "Possible causes" not in on_policy_sentence(correlated, copies, stale=True)
+    assert "Possible causes" not in on_policy_sentence(both, copies, stale=True)
 
 
 def test_what_is_found_consistent_says_what_it_does_not_exclude(rng, sampling):

@@ -7,12 +7,21 @@ So E[S_i . S_j] = 0 for i != j, and
 
 of the second moments of the scores nothing but the trace is left, and their sum has mean 0. What is
 left beside the trace, and a mean, come from rollouts of another policy.
+
+Or from rows of one backward pass through a causal network. Position j takes part in all tokens from j on,
+in log p(y_t) by c_jt: the score is S_t = sum_j c_jt, the row is P_j = sum_t c_jt, and both have one sum. Each
+c_jt has mean 0 given the past of t, so E P_j = 0 too, and E[c_is . c_jt] = 0 for s != t; but
+
+    E[P_i . P_j] = sum_{t >= i, j} E[c_it . c_jt],    E |sum_j P_j|^2 = sum_t E |S_t|^2 :
+
+steps without a mean that correlate, to either sign. Another policy gives scores a mean first, which is seen
+far sooner than correlations are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,9 +32,11 @@ from rlvar._types import Double
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Moment, Result
-from rlvar.stats.intervals import jackknife, signal_interval
+from rlvar.stats.intervals import jackknife, ratio_of_variances, signal_interval
 from rlvar.weights.batch import Batch
 from rlvar.weights.source import batch_of, groups_of
+
+_SURE = 0.9998
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,12 +58,24 @@ class OnPolicyTest(Result):
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
 
-    _also = ("against", "on_policy", "unseen_share")
+    _also = ("against", "on_policy", "unseen_share", "positions")
     ratio: Estimate
     mean_score: Estimate
     off_diagonal: Estimate
     trace: Estimate
     units: int
+    # E |sum_t S_t|^2 over E sum_t |S_t|^2, 1 on policy, as a ratio of two variances, surer than the rest.
+    _sum_ratio: Estimate = field(repr=False, compare=False)
+
+    @property
+    def positions(self) -> bool:
+        """Whether these look like rows of one backward pass, contributions of positions, and no scores.
+
+        Steps correlate, to either sign and beyond doubt (a confidence of 0.9998), while their sum is
+        consistent with a mean of 0, and what mean it may have accounts for at most half of `ratio`.
+        """
+        apart = self._sum_ratio.low > 1 or self._sum_ratio.high < 1
+        return apart and not self.mean_score.low > 0 and self.mean_score.high < abs(self.ratio.value) / 2
 
     @property
     def against(self) -> tuple[str, ...]:
@@ -63,9 +86,10 @@ class OnPolicyTest(Result):
     def on_policy(self) -> bool | None:
         """False if anything speaks `against` it, True if not, at this number of units.
 
-        None if one of the two has no interval.
+        None if one of the two has no interval, or if these look like rows of `positions`, of which it says
+        nothing.
         """
-        if np.isnan(self.ratio.low) or np.isnan(self.mean_score.low):
+        if np.isnan(self.ratio.low) or np.isnan(self.mean_score.low) or self.positions:
             return None
         return not self.against
 
@@ -90,6 +114,8 @@ class OnPolicyTest(Result):
             False: "the scores do not average to 0 given the past, as those of the sampling policy do",
             None: "no interval, hence no verdict",
         }[self.on_policy]
+        if self.positions:
+            verdict = "these look like rows of one backward pass, not token scores: their sum has mean 0"
         lines = [
             f"ratio         {self.ratio}  (0 on policy)",
             f"mean score    {self.mean_score}  (0 on policy)",
@@ -160,6 +186,8 @@ def on_policy_test(
     seen, and such an interval comes too easily on policy (in 5 to 20 % of the data sets of ``python
     studies/on_policy_power.py``).
 
+    Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
+
     ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
     wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
     speaks.
@@ -206,7 +234,9 @@ def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
     pairs = ((off, squares), (off, sizes), (squares, sizes))
     ratio, off_diagonal, trace = (_ratio_of_sums(above, below, level) for above, below in pairs)
     mean_score = _mean_score(units.sums(batch.summed_scores()), squares, sizes, level)
-    return OnPolicyTest(ratio, mean_score, off_diagonal, trace, len(units))
+    whole, parts = (Moment(float(x.sum()), moments.without_each(x)) for x in (off + squares, squares))
+    sum_ratio = ratio_of_variances(whole, parts, _SURE)
+    return OnPolicyTest(ratio, mean_score, off_diagonal, trace, len(units), sum_ratio)
 
 
 def _ratio_of_sums(above: Double, below: Double, confidence: float) -> Estimate:

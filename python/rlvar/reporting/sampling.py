@@ -93,6 +93,8 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
 
 def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -> str:
     """Say whether the scores are those of the policy that sampled; `stale` if behavior_logp denies it."""
+    if test.positions:
+        return _positions(test, sampling)
     if not test.against:
         fine = "The scores are consistent with on-policy sampling"
         if not test.mean_score.high > 0:
@@ -118,6 +120,20 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
     rare = "an action too rare to appear here often enough, which would have "
     rare += f"{_share(test.unseen_share)} or more of the variance"
     return f"{start}. Possible causes: {', '.join(causes)}, or {rare}."
+
+
+def _positions(test: OnPolicyTest, sampling: Sampling) -> str:
+    others = ["one score given to several steps", "rollouts of several policies", "filtering by outcome"]
+    if sampling.repeated:
+        others.append(f"repeated rollouts ({sampling.repeated:,} here)")
+    return (
+        "These look like rows of one backward pass (contributions of positions), not token scores: steps "
+        f"correlate, {test.ratio} of their variance, while their sum over a rollout is consistent with a "
+        "mean of 0. Totals, and ratios of estimators with one number a rollout, hold. What is said of steps, "
+        "as of reward-to-go, token baselines, covariance and growth, is true of these rows, not of token "
+        "scores: see rlvar.torch.token_scores. "
+        f"Other possible causes: {', '.join(others)}."
+    )
 
 
 def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str]) -> list[str]:

@@ -32,6 +32,9 @@ _LONG_NAMES = {
 }
 # Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
 _SPREAD = 1.5
+# Estimators with one number a rollout.
+_BY_ROLLOUT = {"single", "single-mean", "single-optimal", "rloo", "grpo", "dr-grpo", "reinforce++", "opo"}
+_BY_ROLLOUT |= {"james-stein", "vl-norm"}
 # So few rollouts say little.
 _FEW = 10
 
@@ -97,6 +100,8 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
         doubts.append("another policy sampled these rollouts, so the means are biased")
     elif sampling.impossible:
         doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
+    elif on_policy.positions and any(_of_steps(row) for row in comparison):
+        doubts.append("these look like rows of positions, whose steps are not those of token scores")
     elif on_policy.on_policy is False and not weighed:
         doubts.append("the scores may not be those of the policy that sampled, and then the means are biased")
     if weighed and ratios is not None:
@@ -111,6 +116,11 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     elif sampling.grouped:
         doubts.append("rollouts may share prompts")
     return doubts
+
+
+def _of_steps(row: ComparisonRow) -> bool:
+    """Whether an estimator may have more than one number a rollout, so that it matters what a step is."""
+    return not row.identical and row.name.partition(":")[0].partition("(")[0] not in _BY_ROLLOUT
 
 
 def _unless_filtered(comparison: Comparison, doubts: Sequence[str], sampling: Sampling) -> list[str]:
@@ -352,7 +362,8 @@ def _stale(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) 
     sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios, share=comparison.bias_share)]
     # Rollouts that ratios weigh need not be those of the policy that scores them.
     weighed = any(ratios.importance != "none" for ratios in stale)
-    if not weighed and (on_policy.on_policy is False or (on_policy.on_policy and not sentences)):
+    spoken = on_policy.on_policy is False or on_policy.positions
+    if not weighed and (spoken or (on_policy.on_policy and not sentences)):
         sentences.append(on_policy_sentence(on_policy, sampling, stale=bool(stale)))
     if known and comparison.policies_agree and not known[0].close:
         sentences.append(_agree(known[0], comparison.bias_share))

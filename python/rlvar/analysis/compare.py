@@ -94,7 +94,7 @@ class ComparisonRow(Result):
     bias : Estimate or None
         Where ratios are not those of whole sequences, or there are none, though another policy sampled: the
         squared bias of the mean gradient over V / U, the squared standard error, by the rollouts themselves.
-        One that is surely below 0.1 counts as none. None where the mean is unbiased as it is, or biased by
+        One that is surely below 0.05 counts as none. None where the mean is unbiased as it is, or biased by
         more than its ratios, or where these rollouts do not tell (see `rlvar.analysis.ratio_bias`).
     clipped : float or None
         Share of the live steps that `clip` leaves without gradient; None without it.

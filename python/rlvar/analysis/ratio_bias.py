@@ -35,7 +35,7 @@ from rlvar.weights.batch import Batch
 from rlvar.weights.importance import ImportanceRatios
 
 #: A squared bias of at most this share of the squared standard error counts as none.
-NEGLIGIBLE = 0.1
+NEGLIGIBLE = 0.05
 _NEAR = 0.25
 
 

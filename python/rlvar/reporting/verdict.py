@@ -249,11 +249,8 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
 
 def _in_batches(size: int, share: Estimate) -> str:
     """Say what is left of a baseline's gain where it is fitted to few rollouts."""
-    does, part = ("remove", share) if share.value >= 0 else ("add", _negative(share))
-    return (
-        f"; fitted to batches of {size} rollouts it would {does} {part.value:.1%} "
-        f"({_interval(part, percent=True)})"
-    )
+    of_share = f"{round(share.value, 3) + 0.0:.1%} ({_interval(share, percent=True)})"
+    return f"; fitted to batches of {size} rollouts, {of_share}"
 
 
 def _negative(x: Estimate) -> Estimate:

@@ -3,7 +3,8 @@
 from rlvar import datasets
 from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
 from rlvar.analysis.blocks import BlockRow
-from rlvar.analysis.compare import Comparison, ComparisonRow, compare
+from rlvar.analysis.compare import compare
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
 from rlvar.analysis.headroom import Headroom, headroom

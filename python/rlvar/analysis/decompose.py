@@ -358,7 +358,7 @@ def decompose(
         terms = terms_of(rollouts, estimator, **options)
     result = decompose_terms(terms, labels, sample_weight, ddof, confidence, weighed)
     if sample_weight is None:
-        _check.warn_few(len(result._source.units), grouped=labels is not None)
+        _check.warn_few(len(result._source.units), "rollout" if labels is None else "group")
     return result
 
 

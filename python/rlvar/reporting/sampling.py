@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rlvar.analysis.compare import Comparison
+from rlvar.analysis.comparison import Comparison
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling, kept_noise_scale
 from rlvar.stats.estimate import Estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rlvar.analysis.compare import Comparison, ComparisonRow
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.on_policy import OnPolicyTest
@@ -83,7 +83,7 @@ def long_name(name: str) -> str:
 
 
 def unit(comparison: Comparison) -> str:
-    return "groups" if comparison.grouped else "rollouts"
+    return f"{comparison.unit}s"
 
 
 def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:

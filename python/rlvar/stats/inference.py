@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from rlvar.stats.intervals import (
 )
 from rlvar.stats.moments import Products, Sample
 from rlvar.stats.resampling import Bootstrap, Resampled, draws, log_stderr
+from rlvar.stats.sketch_noise import SketchNoise, of_the_whole, sketch_noise
 
 _SURE = 0.998  # two-sided, so that theory is denied once in 1000 by chance
 
@@ -60,6 +61,7 @@ class Inference(NamedTuple):
     dimension: float  # effective one of the noise
     along: float  # share of the noise that lies along the mean
     differs: bool = False  # whether the data deny that its mean is that of the reference
+    sketch: SketchNoise | None = None  # of coordinates that are a sketch
 
 
 @quiet
@@ -188,6 +190,7 @@ def infer(
     bootstrap: Bootstrap | None = None,
     threads: int | None = None,
     classes: Sequence[Hashable | None] | None = None,
+    sketched: bool = False,
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`.
 
@@ -195,6 +198,8 @@ def infer(
     quietest beyond doubt, and so do those that are proportional to one of them, times the square of their
     factor. Where the factor b between two means is known, their noise scales have the ratio
     (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
+
+    Where the coordinates are `sketched`, what that leaves uncertain is told too.
     """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
     pairs = [
@@ -214,6 +219,9 @@ def infer(
     else:
         found = _bootstrapped(pairs, means, reference, confidence, bootstrap, threads)
     found = [each._replace(differs=differs) for each, differs in zip(found, apart, strict=True)]
+    if sketched:
+        noise = sketch_noise(samples, means, reference)
+        found = [_sketched(each, of_row) for each, of_row in zip(found, noise, strict=True)]
     return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
 
 
@@ -249,6 +257,14 @@ def _differ(pair: _Pair, base: _Pair, samples: tuple[Sample, Sample], threads: i
         ((own, _),) = moments.products([difference], threads=threads)
         most = null_of(Moment(variance, left_out), moments.dimension(own)).limit(_SURE)
     return bool(signal > most)
+
+
+def _sketched(found: Inference, noise: SketchNoise) -> Inference:
+    """Put in what a sketch leaves uncertain, and take off what it adds to what batches differ by."""
+    if not found.noise_scale.resolved:
+        noise = replace(noise, noise_scale=math.nan)
+    dimension, along = of_the_whole(found.dimension, found.along, noise.coordinates)
+    return found._replace(dimension=dimension, along=along, sketch=noise)
 
 
 def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:

@@ -24,7 +24,7 @@ pairs; only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -46,6 +46,12 @@ def without_each(x: Double) -> Double:
     before = np.concatenate([zero, np.cumsum(x[:-1])])
     after = np.concatenate([np.cumsum(x[:0:-1])[::-1], zero])
     return np.asarray(before + after)
+
+
+def column_parts(units: int, columns: int) -> Iterator[slice]:
+    """Yield a few columns at a time, so that no bit depends on more than the shape."""
+    step = max(8, min(64, 2 * _CHUNK // units), _CHUNK // units)
+    return (slice(start, min(start + step, columns)) for start in range(0, columns, step))
 
 
 class Rows(Protocol):
@@ -271,8 +277,7 @@ def products(
             p.gram = (kept[i], kept[j].T)
     some = np.zeros(len(samples), bool)
     slopes = [np.zeros(len(each._base)) for each in samples]
-    step = max(8, min(64, 2 * _CHUNK // u), _CHUNK // u)  # so that no bit depends on more than the shape
-    for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
+    for part in column_parts(u, d):
         columns = [each.columns(part) for each in samples]
         some |= [bool(x.any()) for x in columns]
         proportions.add(columns)

@@ -221,6 +221,7 @@ def compare_batches(
         interval="jackknife" if bootstrap is None else "bootstrap",
         scaled=metric.scale is not None,
         scores_of=rollouts.scores_of,
+        crossed=True,
     )
 
 

@@ -19,6 +19,11 @@ from rlvar.stats.intervals import Null
 from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.importance import ImportanceRatios
 
+_NOT_CROSSED = (
+    "Without inner products of the gradients of two estimators no alignment is known, nor whether the data "
+    "deny that their means are the same."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow(Result):
@@ -160,6 +165,8 @@ class Comparison(Result):
         Whether coordinates are scaled.
     scores_of : str or None
         What the scores are gradients with respect to.
+    crossed : bool
+        Whether inner products of the gradients of two estimators are known: without them no alignment is.
     """
 
     _also = ("grouped", "notes")
@@ -173,6 +180,7 @@ class Comparison(Result):
     reference_unbiased: bool | None
     scaled: bool
     scores_of: str | None
+    crossed: bool
     _reference_variances: Moment = field(repr=False, compare=False)
 
     @classmethod
@@ -232,6 +240,7 @@ class Comparison(Result):
         found = (
             None if few is None else f"{few[0].upper()}{few[1:]}.",
             None if part is None else part_note(part),
+            None if self.crossed else _NOT_CROSSED,
             sketch_note((row.name, _sketched(row)) for row in self if row.sketch is not None),
         )
         return tuple(each for each in found if each is not None)
@@ -300,7 +309,10 @@ def side_by_side(comparison: Comparison) -> str:
             f"its ratio to {comparison.reference}",
             f"alignment with {comparison.reference}",
         )
-        lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
+        aligned = {row.name: bounded(row.alignment) for row in ranked}
+        if not comparison.crossed:
+            aligned.update((row.name, "not known") for row in ranked if row.factor is None)
+        lines = [(row.name, bounded(row.noise_scale_ratio), aligned[row.name]) for row in ranked]
         text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
             [columns, *lines]
         )

@@ -191,6 +191,7 @@ def infer(
     threads: int | None = None,
     classes: Sequence[Hashable | None] | None = None,
     sketched: bool = False,
+    crossed: bool = True,
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`.
 
@@ -199,9 +200,13 @@ def infer(
     factor. Where the factor b between two means is known, their noise scales have the ratio
     (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
 
-    Where the coordinates are `sketched`, what that leaves uncertain is told too.
+    Where the coordinates are `sketched`, what that leaves uncertain is told too. Unless they are `crossed`,
+    products of different samples are not known: no alignment is, and no mean is denied.
     """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
+    if not crossed:
+        base = products[reference][0]
+        products = [(own, own if own is base else moments.unknown(own)) for own, _ in products]
     pairs = [
         _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
         for own, beside in products
@@ -222,7 +227,11 @@ def infer(
     if sketched:
         noise = sketch_noise(samples, means, reference)
         found = [_sketched(each, of_row) for each, of_row in zip(found, noise, strict=True)]
-    return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
+    found = [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
+    if not crossed:
+        none = Estimate(math.nan, confidence=confidence)
+        found = [each if each.factor is not None else each._replace(alignment=none) for each in found]
+    return found
 
 
 class _Difference(NamedTuple):
@@ -234,7 +243,7 @@ class _Difference(NamedTuple):
 
     @property
     def base(self) -> Double:
-        return np.broadcast_to(np.float64(0.0), (self.units, self.left.dimension))
+        return np.broadcast_to(np.float64(0.0), (self.units, self.left.width))
 
     def whole(self, coordinates: slice = slice(None)) -> Double:
         return self.left.columns(coordinates) - self.right.columns(coordinates)
@@ -253,7 +262,7 @@ def _differ(pair: _Pair, base: _Pair, samples: tuple[Sample, Sample], threads: i
         return False
     least, most = (null_of(Moment(variance, left_out), d).limit(_SURE) for d in (samples[0].dimension, 1.0))
     if signal > least and not signal > most:
-        difference = Sample(_Difference(*samples, len(left_out)), samples[0].given)
+        difference = Sample(_Difference(*samples, len(left_out)), samples[0].given, spans=samples[0].spans)
         ((own, _),) = moments.products([difference], threads=threads)
         most = null_of(Moment(variance, left_out), moments.dimension(own)).limit(_SURE)
     return bool(signal > most)

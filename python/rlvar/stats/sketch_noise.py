@@ -1,8 +1,8 @@
 r"""What a sketch of the scores leaves uncertain, beside what sampling does.
 
 Given the rollouts, the k coordinates of a sketch are independent random directions, equally distributed.
-Variances and signals are sums over them, V = sum_d V_d, of which each part is an unbiased k-th. So the jackknife
-over coordinates gives the standard error that the directions alone make,
+Variances and signals are sums over them, V = sum_d V_d, of which each part is an unbiased k-th. So the
+jackknife over coordinates gives the standard error that the directions alone make,
 
     stderr(V)^2 = k / (k - 1) sum_d (V_d - V / k)^2 ,
 

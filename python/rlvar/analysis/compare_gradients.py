@@ -190,7 +190,5 @@ def _grams(
         grams[pair], grams[pair[::-1]], eps = k, k.T, max(eps, eps_of)
     if len(names) < len(grams) < len(names) ** 2:
         missing = next((a, b) for a in names for b in names if (a, b) not in grams)
-        raise ValueError(
-            f"gradients must hold products of all pairs of estimators or of none, got no {missing!r}"
-        )
+        raise ValueError(f"gradients must hold products of all pairs of names or of none, got no {missing!r}")
     return grams, eps

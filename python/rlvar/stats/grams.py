@@ -35,7 +35,7 @@ def rows_of(
     roots = [name for name, found in like.items() if found is None]
     u = len(grams[names[0], names[0]])
     # In units in which the longest gradient of each name is 1.
-    units = {name: math.sqrt(float(np.diagonal(grams[name, name]).max())) or 1.0 for name in roots}
+    units = {name: math.sqrt(float(np.abs(grams[name, name]).max())) or 1.0 for name in roots}
     blocks = np.zeros((len(roots), u, len(roots), u))
     for i, a in enumerate(roots):
         for j, b in enumerate(roots):
@@ -46,8 +46,8 @@ def rows_of(
     _core.add_matmul(factor, np.ascontiguousarray(-factor.T), joint, threads)
     missed = np.abs(joint)
     if not missed.max() <= 32 * len(joint) * eps:
-        i, j = (roots[int(k) // u] for k in np.unravel_index(int(missed.argmax()), missed.shape))
-        what = repr(i if i == j else (i, j))
+        row, column = (roots[int(k) // u] for k in np.unravel_index(int(missed.argmax()), missed.shape))
+        what = repr(row if row == column else (row, column))
         raise ValueError(
             f"gradients[{what}] must hold inner products, a positive semi-definite matrix with the others; "
             f"{missed.max():.2g} of a squared length is wrong (products made in float32 must come as float32)"

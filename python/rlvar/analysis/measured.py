@@ -7,7 +7,6 @@ are not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from rlvar.stats.estimate import Estimate
@@ -36,22 +35,20 @@ def part_note(part: str) -> str:
     return (
         f"The scores are those of {part}, not of the whole policy. So are signals, noise scales and what "
         "follows from them, as the number of rollouts that resolves a signal: in trials on small language "
-        "models, noise scales from the final norm were 4 to 20 times too small. Ratios of variances were "
-        "within 4% of the whole model's with one reward at the end, and up to 60% off with a reward for each "
-        "token."
+        "models, noise scales from the final norm were about 5 to 20 times too small. Ratios of variances "
+        "were within 4% of the whole model's with one reward at the end, and up to 60% off with a reward for "
+        "each token."
     )
 
 
 def sketch_line(rows: Iterable[tuple[str, Estimate, Estimate, SketchNoise]]) -> str:
     """Return the sketch's standard errors of variances and ratios, which the intervals leave out."""
     found = list(rows)
-    parts = []
-    for name, variance, ratio, noise in found:
-        share = noise.variance / variance.value if variance.value else math.nan
-        beside = f", its ratio {noise.ratio:.2g}" if ratio.stderr > 0 else ""
-        parts.append(f"{name} {share:.2g}{beside}")
+    shares = [f"{noise.variance / v.value:.1%} ({name})" for name, v, _, noise in found if v.value > 0]
+    ratios = [f"{noise.ratio:.2g} ({name})" for name, _, ratio, noise in found if ratio.stderr > 0]
+    of_ratios = f"; of ratios {', '.join(ratios)}" if ratios else ""
     k = found[0][3].coordinates
-    return f"sketch: standard errors of {k:,} random directions, of variances relative: {'; '.join(parts)}"
+    return f"sketch of {k:,} directions: standard errors of variances {', '.join(shares)}{of_ratios}"
 
 
 def sketch_note(rows: Iterable[tuple[str, dict[str, tuple[Estimate, float]]]]) -> str | None:

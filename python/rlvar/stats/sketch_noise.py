@@ -36,8 +36,8 @@ from rlvar.stats.moments import Sample, column_parts, without_each
 class SketchNoise(Result):
     """What the random directions of a sketch add to the uncertainty of a `ComparisonRow`.
 
-    Standard errors beside those of sampling, which intervals are made of: the squares of the two add up. Four
-    times as many directions halve them.
+    Standard errors beside those of sampling, which intervals are made of: the squares of the two add up, to
+    that of both or a little more. Four times as many directions halve them.
 
     Attributes
     ----------

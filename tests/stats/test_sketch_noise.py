@@ -55,6 +55,20 @@ def test_the_standard_errors_are_those_of_many_sketches(whole, sketches, name, w
     assert values.mean() == pytest.approx(truth, abs=3 * values.std() / math.sqrt(SKETCHES) + 0.02 * truth)
 
 
+def test_of_a_count_sketch_the_standard_errors_are_upper_bounds(gradients):
+    rng, values, told = np.random.default_rng(7), [], []
+    names = ("variance", "ratio", "signal", "noise_scale")
+    for _ in range(SKETCHES):
+        buckets = np.zeros((PARAMETERS, DIRECTIONS))
+        where = np.arange(PARAMETERS), rng.integers(0, DIRECTIONS, PARAMETERS)
+        buckets[where] = rng.choice([-1.0, 1.0], PARAMETERS)
+        some = {name: g @ buckets for name, g in gradients.items()}
+        row = rlvar.compare_gradients(some, unbiased=BOTH, sketched=True)["multi"]
+        values.append([getattr(row, name).value for name in names])
+        told.append([getattr(row.sketch, name) for name in names])
+    assert (np.sqrt(np.square(told).mean(axis=0)) > np.std(values, axis=0)).all()
+
+
 def test_what_two_batches_differ_by_is_that_of_all_parameters(whole, sketches):
     # Else the 40 directions would count for all that there are: norms would change by half as much again.
     for name in BOTH:

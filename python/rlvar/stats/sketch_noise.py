@@ -7,7 +7,8 @@ jackknife over coordinates gives the standard error that the directions alone ma
     stderr(V)^2 = k / (k - 1) sum_d (V_d - V / k)^2 ,
 
 and, with one coordinate left out of both sums, that of a ratio of variances or of a noise scale. All fall as
-1 / sqrt(k). Weights that are fitted to the scores are taken as they are.
+1 / sqrt(k). Weights that are fitted to the scores are taken as they are. The buckets of a count sketch share
+out the coordinates: of those the jackknife is an upper bound.
 
 Directions that are not orthogonal mix what lies along others into each:
 

@@ -5,7 +5,7 @@ of rank r is that of n rows in r coordinates, by Cholesky's factorisation with p
 
     l_j = (K[:, p] - L[:, :j] L[p, :j]') / sqrt(K[p, p] - |L[p, :j]|^2) ,
 
-p the row of which most is left. It ends where only rounding is: O(n^2 r).
+p the row of which most is left. It ends where only rounding is, O(n^2 r), or where K is no Gram matrix.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rlvar import _core
 from rlvar._check import quiet
 from rlvar._types import Double
 
+_PANEL = 64  # rows of L that are taken off K together
 _SAME = 2.0**-20  # relative: as in `moments`
 
 
@@ -42,8 +43,7 @@ def rows_of(
             if (a, b) in grams:
                 blocks[i, :, j] = grams[a, b] / units[a] / units[b]
     joint = blocks.reshape(len(roots) * u, -1)
-    factor = _factor(joint, 4 * len(joint) * eps)
-    _core.add_matmul(factor, np.ascontiguousarray(-factor.T), joint, threads)
+    factor = _factor(joint, 4 * len(joint) * eps, threads)
     missed = np.abs(joint)
     if not missed.max() <= 32 * len(joint) * eps:
         row, column = (roots[int(k) // u] for k in np.unravel_index(int(missed.argmax()), missed.shape))
@@ -75,14 +75,19 @@ def _proportional(
     return None
 
 
-def _factor(k: Double, rounding: float) -> Double:
-    """Return L (n, r) with L L' = K, a matrix whose diagonal is at most 1, if there is one."""
-    left, found = np.diagonal(k).copy(), np.zeros(k.shape)
-    for j in range(len(k)):
-        p = int(left.argmax())
-        if left[p] <= rounding:
-            return found[:, :j]
-        found[:, j] = (k[:, p] - np.einsum("nj,j->n", found[:, :j], found[p, :j])) / math.sqrt(left[p])
-        left -= np.square(found[:, j])
-        left[p] = 0.0
-    return found
+def _factor(rest: Double, rounding: float, threads: int | None) -> Double:
+    """Return L (n, r) with L L' = K, whose diagonal is at most 1; what is left of K takes its place."""
+    left, found = np.diagonal(rest).copy(), np.empty((0, len(rest)))
+    while left.max() > rounding:
+        panel = np.empty((_PANEL, len(rest)))
+        for j, row in enumerate(panel):
+            p = int(left.argmax())
+            if left[p] <= rounding:
+                panel = panel[:j]
+                break
+            row[:] = (rest[p] - np.einsum("jn,j->n", panel[:j], panel[:j, p])) / math.sqrt(left[p])
+            left -= np.square(row)
+            left[p] = 0.0
+        _core.add_matmul(np.ascontiguousarray(-panel.T), panel, rest, threads)
+        found = np.concatenate([found, panel])
+    return np.ascontiguousarray(found.T)

@@ -158,8 +158,8 @@ def unwrapped(model: Module) -> Module:
         kind = type(model).__name__
         if kind == "FullyShardedDataParallel" or any(_sharded(p) for p in model.parameters()):
             raise ValueError(
-                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so that no process holds them "
-                "all; load a checkpoint of it into one process"
+                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so that no process holds "
+                "them all; load a checkpoint of it into one process"
             )
         if kind in ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine"):
             model = model.module  # type: ignore[assignment]

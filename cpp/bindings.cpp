@@ -100,9 +100,9 @@ rlvar::Steps steps_of(const std::optional<Int64s>& lengths, const std::optional<
 /// Terms in Python: scores, weights, lengths, mask, sample_weight; and, where scores (M, D) are
 /// packed, which row each rollout starts at, and T.
 template <class T>
-using TermsTuple = std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>,
-                              std::optional<Bytes>, std::optional<Doubles>,
-                              std::optional<std::tuple<Int64s, index_t>>>;
+using TermsTuple =
+    std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>, std::optional<Bytes>,
+               std::optional<Doubles>, std::optional<std::tuple<Int64s, index_t>>>;
 
 template <class T>
 rlvar::Scores<T> scores_of(const py::array_t<T>& scores) {

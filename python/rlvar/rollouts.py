@@ -337,8 +337,7 @@ truncated, next_values, bootstrap_value, tokens
 
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
         """Return some of the rollouts, by a slice or an array of indices or booleans."""
-        if not isinstance(rows, slice) and np.ndim(rows) == 0:
-            raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(rows).__name__}")
+        rows = _check.rows(rows)
         state = self.__getstate__()
         scores = state.pop("_stored")
         some: dict[str, Any] = {

@@ -82,11 +82,19 @@ def _readable(value: Any) -> Any:
 
 def _untorched(tensor: Any) -> NDArray[Any]:
     """Return a torch tensor of any layout, dtype and device as an array, without a copy where possible."""
+    if tensor.is_meta:
+        raise TypeError("it is a meta tensor, which holds no numbers")
+    if tensor.is_nested:
+        raise TypeError("it is a nested tensor; pad it, or give its values() to Rollouts.packed")
+    if hasattr(tensor, "full_tensor"):
+        raise TypeError("it is a distributed tensor; pass its full_tensor()")
     tensor = tensor.detach()
     if str(tensor.layout) != "torch.strided":
         tensor = tensor.to_dense()
-    if tensor.is_quantized or str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
-        tensor = tensor.dequantize().float()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):  # which numpy lacks
+        tensor = tensor.float()
     array: NDArray[Any] = tensor.numpy(force=True)
     return array
 
@@ -136,6 +144,16 @@ def floats(name: str, value: ArrayLike, missing: bool = False) -> Float:
     if array.dtype != target or not array.dtype.isnative or not strided:
         array = array.astype(target)
     return array
+
+
+def rows(value: Any) -> Any:
+    """Return what picks rollouts, a slice or an array of indices or booleans, as numpy takes it."""
+    if isinstance(value, slice):
+        return value
+    array = _plain("rows", value)
+    if array.ndim != 1:
+        raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(value).__name__}")
+    return array if array.size else array.astype(np.intp)
 
 
 def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:

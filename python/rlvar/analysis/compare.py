@@ -167,7 +167,7 @@ def compare_batches(
     # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
     sizes = units.sizes.astype(np.float64)
     if aggregation == "token-mean":
-        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        sizes = units.sums(rollouts.token_counts.astype(np.float64))
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
@@ -221,6 +221,7 @@ def compare_batches(
         interval="jackknife" if bootstrap is None else "bootstrap",
         scaled=metric.scale is not None,
         scores_of=rollouts.scores_of,
+        of_sequences=any_batch.of_sequences,
         crossed=True,
     )
 

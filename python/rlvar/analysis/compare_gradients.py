@@ -142,6 +142,7 @@ def compare_gradients(
         interval="jackknife" if bootstrap is None else "bootstrap",
         scaled=False,
         scores_of=scores_of,
+        of_sequences=False,
         crossed=crossed,
     )
     _check.warn_few(result.units, result.unit)

@@ -24,6 +24,11 @@ _NOT_CROSSED = (
     "deny that their means are the same."
 )
 
+_OF_SEQUENCES = (
+    "One step holds all tokens of a rollout here, so multi-step is single-step: what reward-to-go would do "
+    "token by token takes the scores of tokens."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow(Result):
@@ -72,7 +77,7 @@ class ComparisonRow(Result):
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
     clipped : float or None
-        Share of the live steps that `clip` leaves without gradient; None without it.
+        Share of the live steps, each by its tokens, that `clip` leaves without gradient; None without it.
     reward_scaled_ratio : Estimate or None
         Beside an unbiased reference, of an estimator that scales the advantages of groups and so is not, such
         as "grpo": ``ratio`` over the square of how much longer its mean gradient is by the rewards. It needs
@@ -160,7 +165,10 @@ class Comparison(Result):
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
         What limits the numbers: that the units are few, or that few of them decide some variances or ratios;
-        that the scores are those of a part of the parameters, or a sketch that is small.
+        that "multi" is "single" because one step holds all tokens of a rollout; that the scores are those of a
+        part of the parameters, or a sketch that is small.
+    of_sequences : bool
+        Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
         Whether coordinates are scaled.
     scores_of : str or None
@@ -180,6 +188,7 @@ class Comparison(Result):
     reference_unbiased: bool | None
     scaled: bool
     scores_of: str | None
+    of_sequences: bool
     crossed: bool
     _reference_variances: Moment = field(repr=False, compare=False)
 
@@ -237,8 +246,10 @@ class Comparison(Result):
             )
             few = few_decide(behind, self.units, self.unit)
         part = part_of(self.scores_of)
+        apart = self.of_sequences and any(row.name.partition(":")[0] == "multi" for row in self)
         found = (
             None if few is None else f"{few[0].upper()}{few[1:]}.",
+            _OF_SEQUENCES if apart else None,
             None if part is None else part_note(part),
             None if self.crossed else _NOT_CROSSED,
             sketch_note((row.name, _sketched(row)) for row in self if row.sketch is not None),

@@ -2,8 +2,9 @@
 
 from rlvar.torch.language import TokenScores, token_scores
 from rlvar.torch.sketch import Sketch
+from rlvar.torch.steps import StepScores, per_step_scores
 
-__all__ = ["Sketch", "TokenScores", "token_scores"]
+__all__ = ["Sketch", "StepScores", "TokenScores", "per_step_scores", "token_scores"]
 
 
 def __dir__() -> list[str]:

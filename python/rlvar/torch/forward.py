@@ -1,9 +1,10 @@
 r"""Sketches of token scores with respect to all parameters, by forward mode.
 
-The derivative of all token log-probabilities along one direction v of the parameters is <S[n,t], v> for every token
-of every rollout at once, exact token by token: one forward pass that carries a tangent beside each number (two products
-of matrices where the plain pass has one). k directions are k coordinates of a sketch. Directions that are taken
-together share the plain part, so k of them cost 2 k + 1 passes in products and somewhat more in what lies between.
+The derivative of all token log-probabilities along one direction v of the parameters is <S[n,t], v> for every
+token of every rollout at once, exact token by token: one forward pass that carries a tangent beside each
+number (two products of matrices where the plain pass has one). k directions are k coordinates of a sketch.
+Directions that are taken together share the plain part, so k of them cost 2 k + 1 passes in products and
+somewhat more in what lies between.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch.func import jvp, vmap
 
 from rlvar._types import Float
+from rlvar.torch import inputs
 from rlvar.torch.inputs import Chunk, Network, Tokens
 from rlvar.torch.policy import Policy, of_tokens
 from rlvar.torch.sketch import Sketch
@@ -30,7 +32,7 @@ def sketched(
     memory: int,
     report: Callable[[int], object],
 ) -> Float:
-    """Return <S[n,t], v_j> / sqrt(k) (N, T, k), with tangents of at most `memory` bytes, as far as can be told.
+    """Return <S[n,t], v_j> / sqrt(k) (N, T, k), with tangents of about `memory` bytes at most.
 
     `scales` divide each direction, and so each gradient, by parameter; `report` is told the directions done,
     times rows.
@@ -39,7 +41,7 @@ def sketched(
     plain = {name: each.detach() for name, each in chosen.items()}
     size = sum(each.numel() * each.element_size() for each in plain.values())
     widest = int(tokens.lengths.max()) * network.width(tokens) * 4
-    # One more than the tangents: the plain part. Half of the memory holds directions, half what passes through.
+    # Half of the memory holds directions, half what passes through: tangents and, one more, the plain part.
     together = int(max(1, min(sketch.k, memory // 2 // size, memory // 2 // widest - 1)))
     rows = int(max(1, memory // 2 // (widest * (together + 1))))
     done = 0
@@ -75,10 +77,36 @@ def _along(
         return of_tokens(policy.log_probs(network.logits(chunk, parameters)), targets)
 
     def along(direction: dict[str, torch.Tensor]) -> torch.Tensor:
-        value, slope = jvp(log_probs, (plain,), (direction,))
+        value, slope = jvp(log_probs, (plain,), (direction,))[:2]
         # What warping has removed has no score.
         return torch.where(value.isneginf(), 0.0, slope)
 
-    if len(next(iter(directions.values()))) == 1:  # no need of vmap, which not every operation knows
-        return along({name: each[0] for name, each in directions.items()})[..., None]
-    return vmap(along, out_dims=-1, randomness="error")(directions)
+    return vmap(along, out_dims=-1)(directions)
+
+
+def exact(
+    network: Network,
+    tokens: Tokens,
+    chosen: dict[str, torch.nn.Parameter],
+    policy: Policy,
+    scales: dict[str, torch.Tensor],
+    report: Callable[[int], object],
+) -> Float:
+    """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass a token."""
+    sizes = [each.numel() for each in chosen.values()]
+    result = np.zeros((*tokens.live.shape, sum(sizes)), np.float32)
+    scale = torch.cat([scales[name].flatten() for name in chosen]) if scales else None
+    with inputs.requiring_grad(chosen):
+        for done, chunk in enumerate(tokens.chunks(1)):
+            chunk = chunk.to(network.device)
+            values = of_tokens(policy.log_probs(network.logits(chunk)), network.targets(chunk))[0]
+            for t, value in enumerate(values):
+                if value.isneginf():
+                    continue
+                found = torch.autograd.grad(
+                    value, list(chosen.values()), retain_graph=True, materialize_grads=True
+                )
+                flat = torch.cat([each.flatten() for each in found]).float()
+                result[chunk.rows[0], t] = (flat if scale is None else flat / scale).cpu().numpy()
+            report(done + 1)
+    return result

@@ -1,8 +1,8 @@
 """Tokens and models as they come from a trainer, made plain.
 
-Rows are aligned left and end with their last response token: padding on either side, and what follows, is gone, so a
-row's scores do not depend on how it was padded. Response tokens, those that the policy chose and the loss sees, are
-counted t = 0, 1, ...: gaps, such as a tool's answer, are skipped.
+Rows are aligned left and end with their last response token: padding on either side, and what follows, is
+gone, so a row's scores do not depend on how it was padded. Response tokens, those that the policy chose and
+the loss sees, are counted t = 0, 1, ...: gaps, such as a tool's answer, are skipped.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def unwrapped(model: Module) -> Module:
         kind = type(model).__name__
         if kind == "FullyShardedDataParallel" or any(_sharded(p) for p in model.parameters()):
             raise ValueError(
-                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so no process holds them all; gather "
-                "them first, for example by FullyShardedDataParallel.summon_full_params, or load a checkpoint"
+                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so that no process holds "
+                "them all; load a checkpoint of it into one process"
             )
         if kind in ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine"):
             model = model.module  # type: ignore[assignment]
@@ -189,8 +189,12 @@ def described(model: Module, chosen: dict[str, torch.nn.Parameter]) -> str:
 
 def name_of(model: Module) -> str:
     """Return the name of the architecture, without PEFT's around it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(inner).__name__
+    return type(_base(model)).__name__
+
+
+def _base(model: Module) -> Module:
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else model
 
 
 @contextlib.contextmanager
@@ -221,6 +225,20 @@ def _switched(model: Module, what: str, stack: contextlib.ExitStack) -> None:
             stack.callback(set_to, before)
 
 
+@contextlib.contextmanager
+def requiring_grad(chosen: dict[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to some parameters, whether they are trained or not; restore it afterwards."""
+    before = [(each, each.requires_grad) for each in chosen.values()]
+    try:
+        with torch.enable_grad():
+            for each in chosen.values():
+                each.requires_grad_(True)
+            yield
+    finally:
+        for each, required in before:
+            each.requires_grad_(required)
+
+
 def _restore(training: list[tuple[Module, bool]]) -> None:
     for module, mode in training:
         module.training = mode
@@ -236,8 +254,7 @@ class Network:
             raise ValueError(
                 f"{name_of(self.module)} is an encoder-decoder; a causal language model is needed"
             )
-        inner = self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module
-        known = inspect.signature(inner.forward).parameters
+        known = inspect.signature(_base(self.module).forward).parameters
         anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
         self._windowed = "logits_to_keep" in known
         self._options = {"use_cache": False} if "use_cache" in known else {}

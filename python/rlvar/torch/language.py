@@ -1,4 +1,5 @@
-"""Token scores of a language model: S[n,t] = gradient of log pi(y_t given x, y_<t), for every token of a response.
+"""Token scores of a language model: S[n,t] = gradient of log pi(y_t given x, y_<t), for every token of a
+response.
 
 See `rlvar.torch.forward` for sketches of all parameters, and `rlvar.torch.parts` for parts of them.
 """
@@ -18,7 +19,7 @@ from rlvar import _check
 from rlvar._types import Double, Float
 from rlvar.rollouts import Rollouts
 from rlvar.torch import inputs
-from rlvar.torch.forward import sketched
+from rlvar.torch.forward import exact, sketched
 from rlvar.torch.inputs import Network, Tokens
 from rlvar.torch.policy import Policy, log_sum_squares, of_tokens
 from rlvar.torch.precondition import scales_of
@@ -34,8 +35,8 @@ class TokenScores:
     Attributes
     ----------
     scores : ndarray, shape (N, T, D)
-        Score of each response token, float32: T is the most that any row has, gaps are skipped, and rows are 0
-        behind their end.
+        Score of each response token, float32: T is the most that any row has, gaps are skipped, and rows are
+        0 behind their end.
     lengths : ndarray of int, shape (N,)
         Number of response tokens of each row.
     logp : ndarray, shape (N, T)
@@ -101,7 +102,7 @@ class TokenScores:
             score_squares=squares,
             scores_of=self.scores_of,
             sketched=self.sketch is not None,
-            **by_token,  # type: ignore[arg-type]
+            **by_token,
             **others,
         )
 
@@ -127,28 +128,29 @@ def token_scores(
     Parameters
     ----------
     model : torch.nn.Module
-        A causal language model of transformers, PEFT's and DistributedDataParallel's wrapped around it included, or
-        any module that takes ``(input_ids, attention_mask=...)`` and returns logits (N, L, V), alone or as
-        ``.logits``. It runs on its device and in its precision, in evaluation mode, and is left as it was.
+        A causal language model of transformers, PEFT's and DistributedDataParallel's wrapped around it
+        included, or any module that takes ``(input_ids, attention_mask=...)`` and returns logits (N, L, V),
+        alone or as ``.logits``. It runs on its device and in its precision, in evaluation mode, and is left
+        as it was.
     input_ids : array_like of int, shape (N, L)
         Prompts and responses, padded on either side.
     attention_mask : array_like, shape (N, L), or None
         1 for a token, 0 for padding. None if there is no padding.
     response_mask : array_like, shape (N, L) or (N, Tc)
-        1 for each token that the policy chose and the loss sees, or for the last Tc columns alone, as trainers
-        keep it. With several turns it has gaps.
+        1 for each token that the policy chose and the loss sees, or for the last Tc columns alone, as
+        trainers keep it. With several turns it has gaps.
     of : {"all", "last_block", "final_norm", "head"}, default "all"
-        What the gradients are with respect to. "all": all trainable parameters, a sketch by forward mode; this is
-        what noise scales need. Parts cost a pass or two: good for ratios and for `on_policy_test`, wrong by
-        factors for the noise scale. "final_norm": the gain of the last norm, exact, D its width. "last_block":
-        what of the last block, the final norm and an untied head is exact in one backward pass. "head": the
-        output matrix.
+        What the gradients are with respect to. "all": all trainable parameters, sketched by forward mode;
+        this is what noise scales need. Parts cost a pass or two: good for ratios and for `on_policy_test`,
+        wrong by factors for the noise scale. "final_norm": the gain of the last norm, exact, D its width.
+        "last_block": what of the last block, the final norm and an untied head is exact in one backward pass.
+        "head": the output matrix.
     sketch : Sketch or None, default Sketch(64)
         Coordinates of the sketch; None for the exact coordinates of `of`, as many as it has parameters. The
         gain of the final norm is never sketched.
     temperature, top_k, top_p, min_p
-        As the rollouts were sampled: they are part of the policy. A trainer may divide by the temperature outside of
-        the model, as TRL does.
+        As the rollouts were sampled: they are part of the policy. A trainer may divide by the temperature
+        outside of the model, as TRL does.
     precondition : torch.optim.Optimizer, optional
         An Adam that trains the model: gradients are then divided by its ``sqrt(v) + eps``, before the sketch.
     memory : int, default 2**30
@@ -192,18 +194,23 @@ def token_scores(
     with contextlib.ExitStack() as stack:
         stack.enter_context(inputs.still(network.module, forward_mode=True))
         logp, squares = _log_probs(network, tokens, policy, memory)
-        total = len(tokens.counts) * sketch.k
-        report = _check.reporter(progress, total, " passes", stack)
-        scores = sketched(
-            network, tokens, chosen, sketch, policy, scales, memory, lambda done: report(done, total)
-        )
+        total = int(np.count_nonzero(tokens.counts)) * (1 if sketch is None else sketch.k)
+        shown = _check.reporter(progress, total, " rollouts x directions", stack)
+
+        def report(done: int) -> object:
+            return shown(done, total)
+
+        if sketch is None:
+            scores = exact(network, tokens, chosen, policy, scales, report)
+        else:
+            scores = sketched(network, tokens, chosen, sketch, policy, scales, memory, report)
     if precondition is not None:
         scores_of += ", preconditioned"
     return TokenScores(scores, tokens.counts, logp, squares, scores_of, sketch, tokens)
 
 
 def _log_probs(network: Network, tokens: Tokens, policy: Policy, memory: int) -> tuple[Double, Double]:
-    """Log-probabilities of the response's tokens (N, T) and logs of sums of squared probabilities; 0 where none."""
+    """Log-probabilities of the tokens (N, T) and logs of sums of squared probabilities; 0 where none."""
     logp, squares = np.zeros((2, *tokens.live.shape))
     rows = max(1, memory // (8 * network.width(tokens) * int(tokens.lengths.max())))
     with torch.no_grad():

@@ -1,13 +1,15 @@
-"""The policy that was sampled from: logits, divided by a temperature and warped, to log-probabilities of tokens.
+"""The policy that was sampled from: logits, divided by a temperature and warped, to log-probabilities of
+tokens.
 
-log pi(y) = z_y - log sum_{v in K} exp z_v with z = logits / temperature and K what top-k, top-p and min-p keep, in
-the order in which transformers samples. Inside of K scores are gradients of this; K itself is taken as constant. A
-token outside of K has log-probability minus infinity, and no score.
+log pi(y) = z_y - log sum_{v in K} exp z_v with z = logits / temperature and K what top-k, top-p and min-p
+keep, in the order in which transformers samples. Inside of K scores are gradients of this; K itself is taken
+as constant. A token outside of K has log-probability minus infinity, and no score.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,7 +47,7 @@ class Policy:
         from transformers.generation import logits_process as warpers
 
         kept = z.detach().flatten(0, -2)
-        ids = kept.new_empty(len(kept), 0, dtype=torch.int64)  # which no warper reads
+        ids: Any = kept.new_empty(len(kept), 0, dtype=torch.int64)  # which no warper reads
         if self.top_k is not None:
             kept = warpers.TopKLogitsWarper(self.top_k)(ids, kept)
         if self.top_p is not None and self.top_p < 1:

@@ -1,6 +1,7 @@
 """Gradients as Adam sees them: each coordinate over sqrt(v) + eps, v its running mean of squares.
 
-What an optimiser steps along is not g but about g / (sqrt(v) + eps): variances of that are in the units of a step.
+What an optimiser steps along is not g but about g / (sqrt(v) + eps): variances of that are in the units of a
+step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 r"""Random sketches of gradients: k numbers that keep squared norms and inner products, on average.
 
-Direction v_j has a random sign for each parameter, and coordinate j of a sketch is <g, v_j> / sqrt(k). Signs are
-bits of a hash of (seed, name of the parameter, index), a counter-based generator: no state, the same bits on every
-device and process. One hash gives 64 signs, so the first 32 directions of 64 are those of 32.
+Direction v_j has a random sign for each parameter, and coordinate j of a sketch is <g, v_j> / sqrt(k). Signs
+are bits of a hash of (seed, name of the parameter, index), a counter-based generator: no state, the same bits
+on every device and process. One hash gives 64 signs, so the first 32 directions of 64 are those of 32.
 
-For fixed g, E |sketch(g)|^2 = |g|^2 with a variance of at most 2 |g|^4 / k (Achlioptas 2003): the standard deviation
-of a variance from a sketch is about c / sqrt(k) of it, c = sqrt(2 / effective dimension) and less.
+For fixed g, E |sketch(g)|^2 = |g|^2 with a variance of at most 2 |g|^4 / k (Achlioptas 2003): the standard
+deviation of a variance from a sketch is about c / sqrt(k) of it, c = sqrt(2 / effective dimension) and less.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Sketch:
     ) -> torch.Tensor:
         """Return a word of 64 random bits (int64) for each index in `part` of a parameter.
 
-        The finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a counter that starts at a hash of the rest.
+        The finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a counter that starts at a hash of the
+        rest.
         """
         digest = hashlib.blake2b(f"{self.seed}/{stream}/{name}".encode(), digest_size=8).digest()
         x = torch.arange(part.start, part.stop, dtype=torch.int64, device=device)

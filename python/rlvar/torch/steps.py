@@ -7,9 +7,9 @@ many steps at once, `vmap(grad)`, in chunks that fit a memory budget.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,8 +96,8 @@ def per_step_scores(
     ----------
     log_prob_fn : callable
         ``log_prob_fn(params, observation, action)``: the log-probability of one action given one observation,
-        a tensor with one number. `torch.func.vmap` runs it on many steps at once: no ``.item()``, no ``if`` on
-        what a tensor holds.
+        a tensor with one number. `torch.func.vmap` runs it on many steps at once: no ``.item()``, no ``if``
+        on what a tensor holds.
     params : torch.nn.Module, or mapping of str to torch.Tensor
         A policy: `log_prob_fn` then gets that policy, to be called as ever. D counts its trained parameters
         that the log-probability depends on, in their order; those of a critic beside it are left out. Or the
@@ -123,8 +123,8 @@ def per_step_scores(
     Raises
     ------
     ValueError, TypeError
-        For shapes that do not go together, or a `log_prob_fn` that gives more than one number, does not depend
-        on `params`, or does what vmap cannot.
+        For shapes that do not go together, or a `log_prob_fn` that gives more than one number, does not
+        depend on `params`, or does what vmap cannot.
 
     Notes
     -----
@@ -187,9 +187,7 @@ class _Steps:
         """Check the arrays and make them tensors, floating-point ones of the precision of `like`."""
         counts = None if lengths is None else _counts(lengths)
         given = {"actions": actions, "observations": observations}
-        given = {
-            name: _mapped(name, tree, functools.partial(_tensor, like.dtype)) for name, tree in given.items()
-        }
+        given = {name: _mapped(name, tree, partial(_tensor, like.dtype)) for name, tree in given.items()}
         shape: tuple[int, ...] = ()
 
         def flat(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -233,6 +231,11 @@ def _mapped(name: str, tree: Any, function: Callable[[str, Any], Any]) -> Any:
     return function(name, tree)
 
 
+def tensors(name: str, tree: Any, like: torch.Tensor) -> Any:
+    """Make tensors of arrays, or dicts and tuples of them, where `like` is and, if floating, of its precision."""
+    return _mapped(name, tree, lambda name, value: _tensor(like.dtype, name, value).to(like.device))
+
+
 def _tensor(dtype: torch.dtype, name: str, value: Any) -> torch.Tensor:
     if isinstance(value, list) and value and all(isinstance(each, torch.Tensor) for each in value):
         value = torch.stack(value)
@@ -243,7 +246,7 @@ def _tensor(dtype: torch.dtype, name: str, value: Any) -> torch.Tensor:
             array = np.ascontiguousarray(value)
         except ValueError as error:
             raise ValueError(
-                f"{name} must be an array: pad the rollouts to one length, or pack their steps and give lengths"
+                f"{name} must be an array: pad rollouts to one length, or pack their steps and give lengths"
             ) from error
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
@@ -303,8 +306,8 @@ def _one(value: Any) -> torch.Tensor:
         raise TypeError(f"log_prob_fn must return a tensor, got {type(value).__name__}")
     if value.numel() != 1:
         raise ValueError(
-            f"log_prob_fn must return one log-probability, got shape {tuple(value.shape)}: it gets one observation "
-            "and one action, and adds up independent coordinates of an action"
+            f"log_prob_fn must return one log-probability, got shape {tuple(value.shape)}: it gets one "
+            "observation and one action, and adds up independent coordinates of an action"
         )
     return value.reshape(())
 
@@ -406,9 +409,9 @@ def _vmap_explained() -> Iterator[None]:
         message = str(error)
         if "vmap" in message and (".item()" in message or "control flow" in message):
             raise ValueError(
-                "log_prob_fn looks at what a tensor holds, which torch.vmap cannot: it calls .item(), .tolist() "
-                "or float(), or has an `if` on a tensor. In place of `if`, use torch.where; of one_hot, index "
-                "torch.eye(n); of validate_args=True in a distribution, which names a bad value so, False"
+                "log_prob_fn looks at what a tensor holds, which torch.vmap cannot: it calls .item(), "
+                ".tolist() or float(), or has an `if` on a tensor. In place of `if`, use torch.where; of one_hot, "
+                "index torch.eye(n); of validate_args=True in a distribution, which names a bad value so, False"
             ) from error
         if "vmap" in message and "random" in message:
             raise ValueError(

@@ -193,7 +193,7 @@ class _Steps:
         def flat(name: str, tensor: torch.Tensor) -> torch.Tensor:
             nonlocal shape
             axes = 2 if counts is None else 1
-            wanted = "(N, T, ...)" if counts is None else f"({counts.sum()}, ...), the sum of lengths,"
+            wanted = "(N, T, ...)," if counts is None else f"({counts.sum()}, ...), the sum of lengths,"
             if shape:
                 wanted = f"({', '.join(map(str, shape))}, ...), as actions,"
             leading = tuple(tensor.shape[:axes])
@@ -232,7 +232,7 @@ def _mapped(name: str, tree: Any, function: Callable[[str, Any], Any]) -> Any:
 
 
 def tensors(name: str, tree: Any, like: torch.Tensor) -> Any:
-    """Make tensors of arrays, or dicts and tuples of them, where `like` is and, if floating, of its precision."""
+    """Make tensors of arrays, dicts and tuples of them, where `like` is and of its precision if floating."""
     return _mapped(name, tree, lambda name, value: _tensor(like.dtype, name, value).to(like.device))
 
 
@@ -409,9 +409,9 @@ def _vmap_explained() -> Iterator[None]:
         message = str(error)
         if "vmap" in message and (".item()" in message or "control flow" in message):
             raise ValueError(
-                "log_prob_fn looks at what a tensor holds, which torch.vmap cannot: it calls .item(), "
-                ".tolist() or float(), or has an `if` on a tensor. In place of `if`, use torch.where; of one_hot, "
-                "index torch.eye(n); of validate_args=True in a distribution, which names a bad value so, False"
+                "log_prob_fn looks at what a tensor holds, which torch.vmap cannot: it calls .item(), float() or "
+                "one_hot, or has an `if` on a tensor. In place of `if`, use torch.where; of one_hot, index "
+                "torch.eye(n); of validate_args=True in a distribution, False"
             ) from error
         if "vmap" in message and "random" in message:
             raise ValueError(

@@ -121,6 +121,9 @@ def collect(
             model._last_obs = env.reset()  # type: ignore[assignment]
             model._last_episode_starts = np.ones(env.num_envs, bool)
         model.collect_rollouts(env, recorder, _NoBuffer(), steps)  # type: ignore[arg-type]
+        # Where a callback stops it, it forgets its last step.
+        model._last_obs = recorder.locals["new_obs"]
+        model._last_episode_starts = recorder.locals["dones"]
     return recorder.collected(sketch=sketch, memory=memory)
 
 

@@ -409,7 +409,7 @@ def _vmap_explained() -> Iterator[None]:
         message = str(error)
         if "vmap" in message and (".item()" in message or "control flow" in message):
             raise ValueError(
-                "log_prob_fn looks at what a tensor holds, which torch.vmap cannot: it calls .item(), float() or "
+                "log_prob_fn looks at what a tensor holds, which vmap cannot: it calls .item(), float() or "
                 "one_hot, or has an `if` on a tensor. In place of `if`, use torch.where; of one_hot, index "
                 "torch.eye(n); of validate_args=True in a distribution, False"
             ) from error

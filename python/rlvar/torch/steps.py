@@ -143,7 +143,7 @@ def per_step_scores(
     >>> scored
     StepScores((8, 5, 10), all 10 parameters of Linear)
     >>> scored.rollouts(rewards=torch.ones(8, 5))
-    Rollouts(N=8, T=5, D=10)
+    Rollouts(N=8, T=5, D=10, lengths 5 to 5)
     """
     memory = _check.positive_integer("memory", memory)
     if sketch is not None and not isinstance(sketch, Sketch):

@@ -16,7 +16,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer  # noqa: E402
 import rlvar  # noqa: E402
 from rlvar.torch import Sketch, minari_rollouts  # noqa: E402
 
-LIMIT = 20
+LIMIT = 30
 
 
 def log_prob(policy, observation, action):
@@ -74,10 +74,10 @@ def test_an_episode_is_a_rollout_with_its_ends_apart(dataset, policy):
     episodes = list(dataset)
     assert rollouts.lengths.tolist() == [len(each) for each in episodes]
     fell = [bool(each.terminations[-1]) for each in episodes]
-    assert 2 < sum(fell) < 10
+    assert 0 < sum(fell) < 11
     assert rollouts.terminated.any(axis=1).tolist() == fell
-    # The first carries no mark: it was left half-way.
-    assert not (fell[0] or episodes[0].truncations.any())
+    assert not fell[0]  # it was left half-way, and carries no mark
+    assert not episodes[0].truncations.any()
     assert rollouts.truncated.any(axis=1).tolist() == np.logical_not(fell).tolist()
     for row, episode in zip(range(len(rollouts)), episodes, strict=True):
         steps = len(episode)

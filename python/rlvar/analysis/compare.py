@@ -146,6 +146,13 @@ class ComparisonRow(Result):
         return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
 
 
+# Trainers have a discount of their own, and it decides the variance.
+_GAE = (
+    'The row gae has gamma = 1 and lambda = 0.95. If your trainer has others, compare rlvar.estimator("gae", '
+    "gamma=..., lam=...)."
+)
+
+
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
     """Estimators side by side: iterate over the rows, or index by an estimator's name.
@@ -163,7 +170,8 @@ class Comparison(Result):
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
-        What limits the numbers: that the units are few, or that few of them decide some variances or ratios.
+        What limits the numbers: that the units are few, or that few of them decide some variances or ratios;
+        and what gamma and lambda "gae" has if none were given.
     scaled : bool
         Whether coordinates are scaled.
     """
@@ -189,7 +197,8 @@ class Comparison(Result):
                 (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
             )
             few = few_decide(behind, self.units, grouped=self.grouped)
-        return () if few is None else (f"{few[0].upper()}{few[1:]}.",)
+        limits = () if few is None else (f"{few[0].upper()}{few[1:]}.",)
+        return (*limits, _GAE) if "gae" in self else limits
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:

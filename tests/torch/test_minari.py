@@ -93,6 +93,7 @@ def test_an_episode_is_a_rollout_with_its_ends_apart(dataset, policy):
 def test_scores_are_those_of_one_backward_pass_a_step(dataset, policy):
     rollouts = minari_rollouts(dataset, log_prob, policy)
     assert rollouts.scores_of == "all 10 parameters of Linear"
+    scores = rollouts.padded().scores
     for row, episode in enumerate(dataset):
         for t, (observation, action) in enumerate(
             zip(episode.observations[:-1], episode.actions, strict=True)
@@ -100,7 +101,7 @@ def test_scores_are_those_of_one_backward_pass_a_step(dataset, policy):
             logp = log_prob(policy, torch.as_tensor(observation), torch.as_tensor(action))
             parts = torch.autograd.grad(logp, list(policy.parameters()))
             expected = torch.cat([part.flatten() for part in parts]).numpy()
-            np.testing.assert_allclose(rollouts.scores[row, t], expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(scores[row, t], expected, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(rollouts.logp[row, t], logp.item(), rtol=1e-5)
 
 

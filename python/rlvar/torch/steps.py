@@ -61,17 +61,16 @@ class StepScores:
         rewards : array_like, shape (N, T) or (N,); packed (sum of lengths,) or (N,)
             Reward of each step, or one for each rollout.
         **others
-            What else `Rollouts` takes. Of packed steps, what it takes a step is packed too.
+            What else `Rollouts` takes, or `Rollouts.packed`.
 
         Returns
         -------
         Rollouts
         """
-        named = {"scores": self.scores, "rewards": rewards, "logp": self.logp, **others}
-        if self.lengths is not None:
-            named = {name: unpacked(name, value, self.lengths) for name, value in named.items()}
-            named["lengths"] = self.lengths
-        return Rollouts(**named, scores_of=self.scores_of, sketched=self.sketch is not None)
+        kept: dict[str, Any] = {"logp": self.logp, "scores_of": self.scores_of, "sketched": self.sketch is not None}
+        if self.lengths is None:
+            return Rollouts(self.scores, rewards, **kept, **others)
+        return Rollouts.packed(self.scores, self.lengths, rewards, **kept, **others)
 
     def __repr__(self) -> str:
         sketch = "" if self.sketch is None else f"a {self.sketch.k}-dimensional sketch of "
@@ -419,33 +418,3 @@ def _vmap_explained() -> Iterator[None]:
                 "sampling out of it"
             ) from error
         raise
-
-
-#: What `Rollouts` takes a step.
-_BY_STEP = frozenset(
-    (
-        "scores",
-        "rewards",
-        "values",
-        "logp",
-        "behavior_logp",
-        "score_squares",
-        "terminated",
-        "truncated",
-        "next_values",
-    )
-)
-
-
-def unpacked(name: str, value: Any, lengths: NDArray[np.int64]) -> Any:
-    """Return packed steps (sum of lengths, ...) as (N, T, ...), zeros behind the end of a rollout."""
-    if name not in _BY_STEP or value is None:
-        return value
-    array = value if isinstance(value, np.ndarray) else _check.floats(name, value)
-    if name == "rewards" and array.shape == lengths.shape and len(array) != lengths.sum():
-        return array
-    if len(array) != lengths.sum():
-        raise ValueError(f"{name} must have shape ({lengths.sum()},), the sum of lengths, got {array.shape}")
-    result = np.zeros((len(lengths), lengths.max(), *array.shape[1:]), array.dtype)
-    result[np.arange(lengths.max()) < lengths[:, None]] = array
-    return result

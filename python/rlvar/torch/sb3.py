@@ -66,8 +66,8 @@ def collect(
     model : OnPolicyAlgorithm
         PPO, A2C or another algorithm that collects as they do, with its environments.
     episodes : int, optional
-        So many whole episodes, from a reset on: as many from each environment, for short episodes finish
-        first and would otherwise be too many.
+        So many whole episodes, from a reset on: from each environment as many, to within one, for short
+        episodes finish first and would otherwise be too many.
     steps : int, optional
         So many steps of each environment, from where it stands: whole episodes, and parts of those that the
         first and the last step cut. Without `episodes`, ``model.n_steps``: what one update trains on.

@@ -67,7 +67,11 @@ class StepScores:
         -------
         Rollouts
         """
-        kept: dict[str, Any] = {"logp": self.logp, "scores_of": self.scores_of, "sketched": self.sketch is not None}
+        kept: dict[str, Any] = {
+            "logp": self.logp,
+            "scores_of": self.scores_of,
+            "sketched": self.sketch is not None,
+        }
         if self.lengths is None:
             return Rollouts(self.scores, rewards, **kept, **others)
         return Rollouts.packed(self.scores, self.lengths, rewards, **kept, **others)

@@ -29,6 +29,12 @@ _OF_SEQUENCES = (
     "token by token takes the scores of tokens."
 )
 
+# Trainers have a discount of their own, and it decides the variance.
+_GAE = (
+    'The row gae has gamma = 1 and lambda = 0.95. If your trainer has others, compare rlvar.estimator("gae", '
+    "gamma=..., lam=...)."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow(Result):
@@ -165,8 +171,8 @@ class Comparison(Result):
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
         What limits the numbers: that the units are few, or that few of them decide some variances or ratios;
-        that "multi" is "single" because one step holds all tokens of a rollout; that the scores are those of a
-        part of the parameters, or a sketch that is small.
+        that "multi" is "single" because one step holds all tokens of a rollout; what gamma and lambda "gae" has
+        if none were given; that the scores are those of a part of the parameters, or a sketch that is small.
     of_sequences : bool
         Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
@@ -246,10 +252,11 @@ class Comparison(Result):
             )
             few = few_decide(behind, self.units, self.unit)
         part = part_of(self.scores_of)
-        apart = self.of_sequences and any(row.name.partition(":")[0] == "multi" for row in self)
+        named = {row.name.partition(":")[0] for row in self}
         found = (
             None if few is None else f"{few[0].upper()}{few[1:]}.",
-            _OF_SEQUENCES if apart else None,
+            _OF_SEQUENCES if self.of_sequences and "multi" in named else None,
+            _GAE if "gae" in named else None,
             None if part is None else part_note(part),
             None if self.crossed else _NOT_CROSSED,
             sketch_note((row.name, _sketched(row)) for row in self if row.sketch is not None),

@@ -83,7 +83,8 @@ def quietest_of(comparison: Comparison) -> str:
 
 
 def long_name(name: str) -> str:
-    return _LONG_NAMES.get(name, name)
+    base, bracket, parameters = name.partition("(")
+    return _LONG_NAMES.get(base, base) + bracket + parameters
 
 
 def unit(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@
 
 #include "covariance.hpp"
 #include "cpu.hpp"
+#include "factored.hpp"
 #include "gram.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
@@ -74,6 +75,14 @@ View2<T> result(std::optional<py::array_t<T>>& a, index_t rows, index_t cols) {
   return a ? result(*a, rows, cols) : View2<T>();
 }
 
+/// An (n, t, d) array whose last axis is contiguous.
+template <class T>
+View3<const T> view3(const py::array_t<T>& a, index_t n, index_t t, index_t d) {
+  expect(a, {n, t, d});
+  refuse(d > 1 && stride(a, 2) != 1);
+  return {a.data(), n, t, d, stride(a, 0), stride(a, 1)};
+}
+
 /// A copy of the numbers of a small array (size,), which need not be aligned; empty if absent.
 template <class To, class T>
 std::vector<To> copied(const std::optional<py::array_t<T, py::array::c_style>>& a, index_t size) {
@@ -106,12 +115,8 @@ template <class T>
 rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
   const auto& [scores, weights, lengths, mask, sample_weight] = arrays;
   refuse(scores.ndim() != 3 || scores.size() == 0);
-  const index_t n = scores.shape(0), t = scores.shape(1), d = scores.shape(2);
-  expect(scores, {n, t, d});
-  refuse(d > 1 && stride(scores, 2) != 1);
-  return {{scores.data(), n, t, d, stride(scores, 0), stride(scores, 1)},
-          view(weights, n, t),
-          steps_of(lengths, mask, n, t),
+  const index_t n = scores.shape(0), t = scores.shape(1);
+  return {view3(scores, n, t, scores.shape(2)), view(weights, n, t), steps_of(lengths, mask, n, t),
           copied<double>(sample_weight, n)};
 }
 
@@ -249,6 +254,24 @@ void bind_kernels(py::module_& m) {
                   [&](int team) { rlvar::shared_moments(terms, sets, to, team); });
       },
       "terms", "weights", "sums", "threads");
+  def(
+      m, "covariance_factored",
+      [](const Terms& arrays, const Array& right, index_t block, double divisor, Strided out,
+         Threads threads) {
+        const auto terms = terms_of(arrays);
+        refuse(right.ndim() != 3 || right.size() == 0);
+        const auto b = view3(right, terms.scores.n, terms.scores.t, right.shape(2));
+        block = std::clamp<index_t>(block, 1, terms.scores.t);
+        const index_t blocks = rlvar::ceil_div(terms.scores.t, block);
+        const auto to = result(out, blocks, blocks);
+        const double pass = terms.pass() * (1.0 + static_cast<double>(b.d) / 16.0);
+        const int team = rlvar::threads_for(pass, number_of(threads));
+        without_gil([&] {
+          rlvar::with_team(team,
+                           [&] { rlvar::covariance_factored(terms, b, divisor, block, to, team); });
+        });
+      },
+      "terms", "b", "block", "divisor", "out", "threads");
   def(
       m, "gradients",
       [](const Terms& arrays, const Doubles& weights, Doubles out, Threads threads) {

@@ -6,6 +6,7 @@ from rlvar.analysis.blocks import BlockRow
 from rlvar.analysis.compare import Comparison, ComparisonRow, compare
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
+from rlvar.analysis.factored import covariance_factored
 from rlvar.analysis.headroom import Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.planning import Plan, plan
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "compare",
     "covariance",
+    "covariance_factored",
     "datasets",
     "decompose",
     "estimator",

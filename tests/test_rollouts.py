@@ -49,11 +49,17 @@ FULL = {
     "truncated": REWARDS > 0,
     "next_values": REWARDS.copy(),
     "bootstrap_value": np.ones(4),
+    "tokens": np.array([9, 2, 5, 1]),
+    "scores_of": "the final norm of Llama",
+    "sketched": True,
 }
 
 
+ARRAYS = {name: x for name, x in FULL.items() if isinstance(x, np.ndarray)}
+
+
 def full():
-    return rlvar.Rollouts(SCORES, REWARDS.copy(), **{name: x.copy() for name, x in FULL.items()})
+    return rlvar.Rollouts(SCORES, REWARDS.copy(), **copy.deepcopy(FULL))
 
 
 def equal(one, other):
@@ -61,16 +67,16 @@ def equal(one, other):
 
 
 def test_what_the_caller_does_to_small_arrays_later_changes_nothing():
-    given = {"rewards": REWARDS.copy(), **{name: x.copy() for name, x in FULL.items()}}
+    given = {"rewards": REWARDS.copy(), **copy.deepcopy(FULL)}
     rollouts = rlvar.Rollouts(SCORES, **given)
-    for array in given.values():
-        array[...] = 0
+    for name in ARRAYS:
+        given[name][...] = 0
     assert equal(rollouts, full())
     mask = np.ones((4, 3), bool)
     gaps = rlvar.Rollouts(SCORES, REWARDS, mask=mask)
     mask[:] = False
     assert gaps.live.all()
-    for name in ("rewards", "live", "live_steps", *FULL):
+    for name in ("rewards", "live", "live_steps", "token_counts", *ARRAYS):
         with pytest.raises(ValueError, match="read-only"):
             getattr(rollouts, name)[...] = 0
 
@@ -95,6 +101,8 @@ def test_some_rollouts_are_rollouts(rows):
     some = full()[rows]
     np.testing.assert_array_equal(some.lengths, FULL["lengths"][rows])
     np.testing.assert_array_equal(some.next_values, FULL["next_values"][rows])
+    np.testing.assert_array_equal(some.tokens, FULL["tokens"][rows])
+    assert (some.scores_of, some.sketched) == ("the final norm of Llama", True)
     assert len(full()[1:]) == 3
     with pytest.raises(TypeError, match="indexed by a slice or an array, got int"):
         full()[0]
@@ -111,3 +119,40 @@ def test_what_is_not_read_of_the_ends_of_episodes_may_be_anything():
 
 def test_a_rollout_without_live_steps_may_have_any_reward():
     assert len(rlvar.Rollouts(SCORES, [np.nan, 1, 1, 1], lengths=[0, 3, 3, 3])) == 4
+
+
+def test_tokens_are_counted_apart_from_steps_where_they_are_given():
+    counts = np.array([7, 0, 3, 1], np.uint8)
+    rollouts = rlvar.Rollouts(SCORES, REWARDS, lengths=[3, 0, 2, 1], tokens=counts)
+    np.testing.assert_array_equal(rollouts.token_counts, [7, 0, 3, 1])
+    assert rollouts.tokens.dtype == np.int64
+    assert repr(rollouts) == "Rollouts(N=4, T=3, D=2, lengths 0 to 3, tokens 0 to 7)"
+    assert rollouts.to_dict()["tokens"] == [7, 0, 3, 1]
+    steps = rlvar.Rollouts(SCORES, REWARDS, lengths=[3, 0, 2, 1])
+    assert steps.tokens is None
+    assert steps.token_counts is steps.live_steps
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "match"),
+    [
+        ([3, 0, 2, 0], ValueError, r"tokens must be at least the live steps.* got tokens\[3\] = 0"),
+        ([3, 1, 2, 1], ValueError, r"tokens must be 0 where no step is live, got tokens\[1\] = 1"),
+        ([3, -1, 2, 1], ValueError, r"tokens must not be negative, got tokens\[1\] = -1"),
+        ([3.0, 0, 2, 1], TypeError, "tokens must be integers, got dtype float64"),
+        ([3, 0, 2], ValueError, r"tokens must have shape \(N,\) = \(4,\), got \(3,\)"),
+    ],
+)
+def test_counts_of_tokens_that_cannot_be_are_refused(tokens, error, match):
+    with pytest.raises(error, match=match):
+        rlvar.Rollouts(SCORES, REWARDS, lengths=[3, 0, 2, 1], tokens=tokens)
+
+
+def test_what_the_scores_are_is_a_sentence_and_yes_or_no():
+    assert rlvar.Rollouts(SCORES, REWARDS).to_dict().items() >= {"scores_of": None, "sketched": False}.items()
+    with pytest.raises(TypeError, match="scores_of must be a string, got int"):
+        rlvar.Rollouts(SCORES, REWARDS, scores_of=3)
+    with pytest.raises(ValueError, match="scores_of must not be empty"):
+        rlvar.Rollouts(SCORES, REWARDS, scores_of=" ")
+    with pytest.raises(TypeError, match="sketched must be True or False, got 'no'"):
+        rlvar.Rollouts(SCORES, REWARDS, sketched="no")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from rlvar.rollouts import Rollouts
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
+_SCALARS = ("scores_of", "sketched")
 
 _HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
 _CHUNK = 1 << 22
@@ -80,9 +81,15 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
         missing = [key for key in KEYS[:2] if f"{key}.npy" not in names]
         if missing:
             raise ValueError(f"it holds no array named {' or '.join(missing)}, but {_listed(names)}")
-        result = Rollouts(**{key: read(key) for key in KEYS if f"{key}.npy" in names})
-    arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
-    ignored = [name for name in arrays if name not in KEYS]
+        arrays = {key: read(key) for key in KEYS if f"{key}.npy" in names}
+        # What is no array comes as one of no dimension.
+        given = {
+            key: array.item() if key in _SCALARS and array.ndim == 0 else array
+            for key, array in arrays.items()
+        }
+        result = Rollouts(**given)  # type: ignore[arg-type]
+    held = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+    ignored = [name for name in held if name not in KEYS]
     if ignored:
         where = printable(os.fsdecode(path))
         warnings.warn(f"{where}: ignored arrays named {_listed(ignored)}", UserWarning, stacklevel=2)
@@ -116,7 +123,8 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
     arrays = {key: getattr(rollouts, key) for key in KEYS}
-    write_arrays(path, {key: array for key, array in arrays.items() if array is not None})
+    # What was not given is absent.
+    write_arrays(path, {key: x for key, x in arrays.items() if x is not None and x is not False})
 
 
 @contextmanager

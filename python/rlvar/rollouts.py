@@ -51,24 +51,37 @@ class Rollouts:
     bootstrap_value : array_like, shape (N,), optional
         Value of the state after the last live step of each rollout, unless that step is terminated or
         truncated; 0 by default.
+    tokens : array_like of int, shape (N,), optional
+        Number of tokens of each rollout, where a step is not one token: the scores of a whole sequence, added
+        up, are (N, 1, D). It is what means over tokens and baselines and weights by length go by. At least
+        one for each live step, and 0 where there is none.
+    scores_of : str, optional
+        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+    sketched : bool, default False
+        Whether the D coordinates are a random sketch of that: independent random directions, equally
+        distributed, so that each gives an unbiased 1/D of every squared norm and inner product.
 
     Attributes
     ----------
     scores, rewards, lengths, mask, values, groups, logp, behavior_logp, score_squares, terminated, \
-truncated, next_values, bootstrap_value
+truncated, next_values, bootstrap_value, tokens
         As given, as arrays; None where not given. `groups` are numbered by first appearance. All but
         `scores` are read-only copies.
+    scores_of, sketched
+        As given.
     live : ndarray of bool, shape (N, T)
         Which steps are live.
     live_steps : ndarray, shape (N,)
         Number of live steps of each rollout.
+    token_counts : ndarray, shape (N,)
+        Number of tokens of each rollout: `tokens`, or else `live_steps`.
 
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, `truncated` without
-        `next_values` or the reverse, or a number of a live step that is read but not finite. Scores are
-        searched for NaN when they are used.
+        For wrong shapes or dtypes, fewer than 2 rollouts, lengths outside 0..T, fewer tokens than live steps,
+        `truncated` without `next_values` or the reverse, or a number of a live step that is read but not
+        finite. Scores are searched for NaN when they are used.
 
     Notes
     -----
@@ -94,6 +107,9 @@ truncated, next_values, bootstrap_value
     truncated: NDArray[np.bool_] | None
     next_values: Double | None
     bootstrap_value: Double | None
+    tokens: NDArray[np.int64] | None
+    scores_of: str | None
+    sketched: bool
     _stored: NDArray[Any]  # the scores, not converted if they are mapped
 
     def __init__(
@@ -112,6 +128,9 @@ truncated, next_values, bootstrap_value
         truncated: ArrayLike | None = None,
         next_values: ArrayLike | None = None,
         bootstrap_value: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        scores_of: str | None = None,
+        sketched: bool = False,
     ) -> None:
         first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
         if first is not None and not np.may_share_memory(_check.scores(first), first):
@@ -147,15 +166,20 @@ truncated, next_values, bootstrap_value
                 "truncated": _marks(scan.truncated),
                 "next_values": scan.next_values,
                 "bootstrap_value": scan.bootstrap,
+                "tokens": None
+                if tokens is None
+                else _check.token_counts(tokens, steps.live(shape).sum(axis=1)),
+                "scores_of": None if scores_of is None else _check.text("scores_of", scores_of),
+                "sketched": _check.boolean("sketched", sketched),
             }
         )
 
-    def __getstate__(self) -> dict[str, NDArray[Any] | None]:
+    def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def __setstate__(self, state: dict[str, NDArray[Any] | None]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            if value is not None and name != "_stored":
+            if isinstance(value, np.ndarray) and name != "_stored":
                 value = _locked(value.copy())
             object.__setattr__(self, name, value)
 
@@ -185,9 +209,20 @@ truncated, next_values, bootstrap_value
         """Number of live steps of each rollout, shape (N,)."""
         return _locked(np.count_nonzero(self.live, axis=1))
 
+    @property
+    def token_counts(self) -> NDArray[np.int64]:
+        """Number of tokens of each rollout, shape (N,)."""
+        return self.live_steps if self.tokens is None else self.tokens
+
     def to_dict(self) -> dict[str, Any]:
-        """Return their shape and lengths, as JSON-ready values."""
-        return {**dict(zip("NTD", self.shape, strict=True)), "lengths": self.live_steps.tolist()}
+        """Return their shape and lengths, and what their scores are, as JSON-ready values."""
+        return {
+            **dict(zip("NTD", self.shape, strict=True)),
+            "lengths": self.live_steps.tolist(),
+            "tokens": self.token_counts.tolist(),
+            "scores_of": self.scores_of,
+            "sketched": self.sketched,
+        }
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -197,16 +232,17 @@ truncated, next_values, bootstrap_value
         if not isinstance(rows, slice) and np.ndim(rows) == 0:
             raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(rows).__name__}")
         state = self.__getstate__()
-        return Rollouts(
-            state.pop("_stored")[rows],  # type: ignore[index]
-            **{name: None if array is None else array[rows] for name, array in state.items()},  # type: ignore[arg-type]
-        )
+        some: dict[str, Any] = {
+            name: x[rows] if isinstance(x, np.ndarray) else x for name, x in state.items()
+        }
+        return Rollouts(some.pop("_stored"), **some)
 
     def __repr__(self) -> str:
         n, t, d = self.shape
-        counts = self.live_steps
+        measures = {"lengths": self.live_steps, "tokens": self.tokens}
+        counts = [f", {name} {x.min()} to {x.max()}" for name, x in measures.items() if x is not None]
         groups = "" if self.groups is None else f", {len(np.unique(self.groups))} groups"
-        return f"Rollouts(N={n}, T={t}, D={d}, lengths {counts.min()} to {counts.max()}{groups})"
+        return f"Rollouts(N={n}, T={t}, D={d}{''.join(counts)}{groups})"
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

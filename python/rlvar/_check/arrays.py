@@ -200,6 +200,30 @@ def weight_sets(value: ArrayLike, shape: tuple[int, int], live: Steps) -> Double
     return array
 
 
+def _integers(name: str, value: ArrayLike, n: int) -> NDArray[np.integer[Any]]:
+    """Return a copy of an array (N,) of integers: the caller's can change after the check."""
+    counts = np.array(_plain(name, value))
+    if counts.dtype.kind not in "iu" and counts.size:
+        raise TypeError(f"{name} must be integers, got dtype {counts.dtype}")
+    if counts.shape != (n,):
+        raise _shape_error(name, f"(N,) = ({n},)", counts.shape)
+    return counts
+
+
+def token_counts(value: ArrayLike, live_steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of tokens (N,) of rollouts: at least one a live step, none where there is none."""
+    counts = _integers("tokens", value, len(live_steps))
+    refuse("tokens", counts, counts < 0, "not be negative")
+    refuse(
+        "tokens",
+        counts,
+        counts < live_steps,
+        "be at least the live steps; a rollout of 0 tokens has lengths 0",
+    )
+    refuse("tokens", counts, (counts > 0) & (live_steps == 0), "be 0 where no step is live")
+    return counts.astype(np.int64)
+
+
 def steps(
     shape: tuple[int, int], *, lengths: ArrayLike | None = None, mask: ArrayLike | None = None
 ) -> Steps:
@@ -208,11 +232,7 @@ def steps(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        counts = np.array(_plain("lengths", lengths))  # a copy: the caller's can change after the check
-        if counts.dtype.kind not in "iu" and counts.size:
-            raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
-        if counts.shape != (n,):
-            raise _shape_error("lengths", f"(N,) = ({n},)", counts.shape)
+        counts = _integers("lengths", lengths, n)
         refuse("lengths", counts, (counts < 0) | (counts > t), f"lie in 0..T = 0..{t}")
         return Steps(counts.astype(np.int64, copy=False), None)
     if mask is not None:

@@ -93,6 +93,15 @@ def boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def text(name: str, value: Any) -> str:
+    """Return a string that is not empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{name} must not be empty")
+    return str(value)
+
+
 def names(name: str, value: Any) -> list[str]:
     """Return one name, or a sequence of them without repetition, as a list; at least one."""
     given = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]

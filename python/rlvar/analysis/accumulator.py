@@ -211,7 +211,7 @@ class CovarianceAccumulator:
             size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
         state: _State | None = None
         with ExitStack() as stack:
-            report = _reporter(progress, n, stack)
+            report = _check.reporter(progress, n, " rollouts", stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
                 block = _check.scores(scores[part], rollouts=0)
@@ -415,19 +415,3 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():
         raise ValueError("its sums are damaged: they are those of no covariance")
     return _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)
-
-
-def _reporter(
-    progress: bool | Callable[[int, int], object], total: int, stack: ExitStack
-) -> Callable[[int, int], object]:
-    """Return what to call with the rollouts done and their number."""
-    if callable(progress):
-        return progress
-    if not progress:
-        return lambda done, total: None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("a progress bar needs tqdm: pip install 'rlvar[progress]'") from None
-    bar = stack.enter_context(tqdm(total=total, unit=" rollouts"))
-    return lambda done, total: bar.update(done - bar.n)

@@ -102,6 +102,9 @@ class Batch:
         Rewards, ratios and lengths end there too; no value stands for what is cut off.
         """
         state = self.rollouts.__getstate__()
+        if state["tokens"] is not None and self.aggregation == "sequence-mean":
+            raise ValueError("the tokens of a part of the steps are not known")
+        state["tokens"] = None
         scores, (n, t) = state.pop("_stored"), self.live.shape
         before = np.arange(t) < steps
         if state["mask"] is not None:
@@ -113,7 +116,7 @@ class Batch:
             state["bootstrap_value"] = np.where(self.live[:, steps:].any(axis=1), 0, state["bootstrap_value"])
         ratios = self.importance
         return Batch.of(
-            Rollouts(scores, **state),  # type: ignore[arg-type]
+            Rollouts(scores, **state),
             importance="none" if ratios is None else ratios.importance,
             truncate=None if ratios is None else ratios.truncate,
             aggregation=self.aggregation,

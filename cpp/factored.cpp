@@ -39,7 +39,7 @@ namespace rlvar {
 namespace {
 
 constexpr double kTolerated = 4.0;  // second moment of a step, over what centring would leave of it
-constexpr index_t kSide = 16;       // coordinates of a, and of b, in a panel of means
+constexpr index_t kSide = 32;       // coordinates of a, and of b, whose means are formed together
 
 template <class A, class B>
 double dot(const A* a, const B* b, index_t count) {
@@ -330,6 +330,17 @@ void add_rollouts(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, Ti
       });
 }
 
+/// `form` in groups of W coordinates, kPanel W numbers apart, the last one filled with zeros.
+template <class T>
+void form_lanes(const Side<T>& side, double times, index_t first, index_t count, T* out) {
+  constexpr index_t lanes = Panel<T>::lanes;
+  for (index_t k = 0; k < count; k += lanes, out += lanes * kPanel) {
+    const index_t some = std::min(lanes, count - k);
+    form(side, times, first + k, some, out);
+    std::fill(out + some, out + lanes, T(0));
+  }
+}
+
 /// sums (down W, over W), rows kTile apart, += sum_k a[k] (x) b[k], both packed in groups of W
 /// rows.
 template <class T>
@@ -356,12 +367,13 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
   constexpr index_t lanes = Panel<T>::lanes;
   const index_t rows = atoms.rows(), samples = b.n;
   const double total = a.total_probability();
-  // Coordinates of a and of b in a panel, and how many panels they make.
+  // Coordinates of a and of b that are formed together: tall times wide, in a few panels.
   const auto even = [](index_t all, index_t most) { return ceil_div(all, ceil_div(all, most)); };
   const index_t p = a.scores.d, q = b.d;
-  const index_t tall = even(p, std::min(q < kSide ? kPanel / q : kSide, kTile)),
-                wide = even(q, std::min(p < kSide ? kPanel / p : kSide, kTile));
+  const index_t tall = even(p, std::clamp(kSide * kSide / q, kSide, kTile)),
+                wide = even(q, std::clamp(kSide * kSide / p, kSide, kTile));
   const index_t across = ceil_div(q, wide), items = ceil_div(p, tall) * across;
+  const index_t each = ceil_div(tall * wide, kPanel), size = Panel<T>::size(rows);
   std::vector<double> bound = zeros(rows);  // of the means: sides of atoms are at most 8
   for (index_t n = 0; n < samples; ++n) {
     for (index_t row = atoms.extra(); row < rows; ++row) {
@@ -371,64 +383,55 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
   }
   const double peak = *std::max_element(bound.begin(), bound.end());
   const double scale = scale_of<T>(peak), factor = -total / scale / scale;
-  const auto panel = [&](index_t i, T* data) {
-    const index_t r0 = i / across * tall, c0 = i % across * wide;
-    return Panel<T>{data, std::min(tall, p - r0) * std::min(wide, q - c0)};
+  const auto panel = [&](index_t i, index_t k, T* data) {
+    const index_t left =
+        std::min(tall, p - i / across * tall) * std::min(wide, q - i % across * wide) - k * kPanel;
+    return Panel<T>{data + k * size, std::clamp<index_t>(left, 0, kPanel)};
   };
   multiply_in_batches<T>(
-      rows, items, 1, sums.accumulators(), threads, [&](index_t) { return rows; },
+      rows, items, each, sums.accumulators(), threads, [&](index_t) { return rows; },
       [](index_t, index_t) {},
       [&](index_t i, index_t g, T* data) {
         const index_t r0 = i / across * tall, c0 = i % across * wide;
         const index_t height = std::min(tall, p - r0), width = std::min(wide, q - c0);
         const index_t down = ceil_div(height, lanes), over = ceil_div(width, lanes);
-        alignas(64) Rows<T> packed = {};
         const index_t bytes = (down + over) * lanes * kPanel * static_cast<index_t>(sizeof(T));
         const std::unique_ptr<CacheLine[]> memory(
             new CacheLine[static_cast<std::size_t>(bytes / 64)]);
         T* left = reinterpret_cast<T*>(memory.get());
         T* right = left + down * lanes * kPanel;
-        std::vector<double> mean(static_cast<std::size_t>(down * lanes * kTile));
+        alignas(64) Rows<T> packed[kSide * kSide / kPanel];
+        double mean[kTile * kTile];
         for (index_t r = 0; r < lanes; ++r) {
           const index_t row = g * lanes + r;
           const double largest = row < rows ? bound[static_cast<std::size_t>(row)] : 0.0;
-          if (largest == 0.0) continue;
           const double unit = std::ldexp(1.0, std::max(std::ilogb(largest), -1000));
-          std::fill(mean.begin(), mean.end(), 0.0);
-          for (index_t n = 0; n < samples;) {
+          std::fill_n(mean, down * lanes * kTile, 0.0);
+          for (index_t n = 0; n < samples && largest != 0.0;) {
             index_t count = 0;
             for (; n < samples && count < kPanel; ++n) {
               const Atom<T> atom = atoms.atom(n, row);
               if (!atom.a.data && !atom.a.centre) continue;
               const double share = a.probability(n) / total * (atom.weight / unit);
-              T side[2][kTile + lanes];
-              form(atom.a, share, r0, height, side[0]);
-              form(atom.b, 1.0, c0, width, side[1]);
-              std::fill_n(side[0] + height, lanes, T(0));
-              std::fill_n(side[1] + width, lanes, T(0));
-              for (index_t k = 0; k < down; ++k) {
-                std::copy_n(side[0] + k * lanes, lanes, left + (k * kPanel + count) * lanes);
-              }
-              for (index_t k = 0; k < over; ++k) {
-                std::copy_n(side[1] + k * lanes, lanes, right + (k * kPanel + count) * lanes);
-              }
+              form_lanes(atom.a, share, r0, height, left + count * lanes);
+              form_lanes(atom.b, 1.0, c0, width, right + count * lanes);
               ++count;
             }
-            add_outer(left, right, down, over, count, mean.data());
+            add_outer(left, right, down, over, count, mean);
           }
-          for (index_t k = 0; k < height; ++k) {
-            for (index_t c = 0; c < width; ++c) {
-              packed[r][k * width + c] =
-                  static_cast<T>(mean[static_cast<std::size_t>(k * kTile + c)] * unit * scale);
-            }
+          for (index_t k = 0; k < height * width; ++k) {
+            packed[k / kPanel][r][k % kPanel] =
+                static_cast<T>(mean[k / width * kTile + k % width] * unit * scale);
           }
         }
-        store_group(packed, g, panel(i, data));
+        for (index_t k = 0; k < each; ++k) store_group(packed[k], g, panel(i, k, data));
       },
       [&] {
         return [&](index_t i, T* data, index_t pair, index_t accumulator) {
           const auto [i0, j0] = Tiles::corner(pair);
-          tile_product(panel(i, data), i0, j0, rows, factor, sums.tile(accumulator, pair));
+          for (index_t k = 0; k < each; ++k) {
+            tile_product(panel(i, k, data), i0, j0, rows, factor, sums.tile(accumulator, pair));
+          }
         };
       });
 }

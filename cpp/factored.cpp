@@ -40,6 +40,7 @@ namespace {
 
 constexpr double kTolerated = 4.0;  // second moment of a step, over what centring would leave of it
 constexpr index_t kSide = 32;       // coordinates of a, and of b, whose means are formed together
+constexpr index_t kAhead = 12;      // rollouts
 
 template <class A, class B>
 double dot(const A* a, const B* b, index_t count) {
@@ -53,6 +54,15 @@ double dot(const A* a, const B* b, index_t count) {
   double rest = 0.0;
   for (; k < count; ++k) rest += static_cast<double>(a[k]) * static_cast<double>(b[k]);
   return sum_of(even + odd) + rest;
+}
+
+/// Asks for a row that is needed soon, where the hardware cannot see it come; of a long one, for
+/// its first numbers.
+template <class T>
+void prefetch(const T* row, index_t count) {
+  for (index_t k = 0; k < std::min(count, 64 * kLine<T>); k += kLine<T>)
+    __builtin_prefetch(row + k);
+  __builtin_prefetch(row + count - 1);
 }
 
 /// The exponent of the norm of a row, given its square; of its largest number, where that is out of
@@ -187,6 +197,10 @@ class Atoms {
     std::vector<double> factor(static_cast<std::size_t>(samples), 1.0);
     std::vector<int> a_exponents(factor.size()), b_exponents(factor.size());
     for (index_t n = 0; n < samples; ++n) {
+      if (n + kAhead < samples) {
+        prefetch(a_.scores.row(n + kAhead, t), p);
+        prefetch(b_.row(n + kAhead, t), q);
+      }
       if (!a_.live(n, t)) continue;
       const auto i = static_cast<std::size_t>(n);
       const T *a = a_.scores.row(n, t), *b = b_.row(n, t);
@@ -410,6 +424,10 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
           for (index_t n = 0; n < samples && largest != 0.0;) {
             index_t count = 0;
             for (; n < samples && count < kPanel; ++n) {
+              if (n + kAhead < samples) {
+                prefetch(a.scores.row(n + kAhead, atoms.step(row)) + r0, height);
+                prefetch(b.row(n + kAhead, atoms.step(row)) + c0, width);
+              }
               const Atom<T> atom = atoms.atom(n, row);
               if (!atom.a.data && !atom.a.centre) continue;
               const double share = a.probability(n) / total * (atom.weight / unit);
@@ -419,9 +437,14 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
             }
             add_outer(left, right, down, over, count, mean);
           }
-          for (index_t k = 0; k < height * width; ++k) {
-            packed[k / kPanel][r][k % kPanel] =
-                static_cast<T>(mean[k / width * kTile + k % width] * unit * scale);
+          T line[kSide * kSide];
+          for (index_t k = 0; k < height; ++k) {
+            for (index_t c = 0; c < width; ++c) {
+              line[k * width + c] = static_cast<T>(mean[k * kTile + c] * (unit * scale));
+            }
+          }
+          for (index_t k = 0; k < each; ++k) {
+            std::copy_n(line + k * kPanel, panel(i, k, data).columns, packed[k][r]);
           }
         }
         for (index_t k = 0; k < each; ++k) store_group(packed[k], g, panel(i, k, data));
@@ -429,6 +452,7 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
       [&] {
         return [&](index_t i, T* data, index_t pair, index_t accumulator) {
           const auto [i0, j0] = Tiles::corner(pair);
+          if (j0 + kTile <= atoms.extra()) return;  // zeros
           for (index_t k = 0; k < each; ++k) {
             tile_product(panel(i, k, data), i0, j0, rows, factor, sums.tile(accumulator, pair));
           }

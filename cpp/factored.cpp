@@ -107,23 +107,25 @@ struct Atom {
 };
 
 /// out[k] = coordinate first + k of one side, times `times`.
-template <class T, class P>
-void form(const Side<T>& side, double times, index_t first, index_t count, P* out) {
-  const double factor = side.factor * times, scale = side.scale * times;
+template <class T>
+void form(const Side<T>& side, double times, index_t first, index_t count, T* out) {
   const T* x = side.data ? side.data + first : nullptr;
   const double* c = side.centre ? side.centre + first : nullptr;
   if (x && c) {
     for (index_t k = 0; k < count; ++k) {
-      out[k] = static_cast<P>(factor * static_cast<double>(x[k]) - scale * c[k]);
+      out[k] =
+          static_cast<T>((side.factor * static_cast<double>(x[k]) - side.scale * c[k]) * times);
     }
   } else if (x) {
+    const double factor = side.factor * times;
     for (index_t k = 0; k < count; ++k) {
-      out[k] = static_cast<P>(factor * static_cast<double>(x[k]));
+      out[k] = static_cast<T>(factor * static_cast<double>(x[k]));
     }
   } else if (c) {
-    for (index_t k = 0; k < count; ++k) out[k] = static_cast<P>(-scale * c[k]);
+    const double factor = -side.scale * times;
+    for (index_t k = 0; k < count; ++k) out[k] = static_cast<T>(factor * c[k]);
   } else {
-    std::fill_n(out, count, P(0));
+    std::fill_n(out, count, T(0));
   }
 }
 

@@ -175,7 +175,9 @@ def scores(value: ArrayLike, rollouts: int = 2, name: str = "scores", width: str
     if n < rollouts:
         raise ValueError(f"{name} must have at least N = {rollouts} rollouts, got shape {array.shape}")
     if t < 1 or d < 1:
-        raise ValueError(f"{name} must have T >= 1 steps and {width} >= 1 coordinates, got shape {array.shape}")
+        raise ValueError(
+            f"{name} must have T >= 1 steps and {width} >= 1 coordinates, got shape {array.shape}"
+        )
     if d > 1 and array.strides[2] != array.itemsize:
         array = np.ascontiguousarray(array)
     return array
@@ -309,7 +311,10 @@ class NotFiniteError(ValueError):
 
 
 def finite_scores(array: Float, live: Steps, first: int = 0, name: str = "scores") -> None:
-    """Raise where scores (N, T, D) are not finite in live steps; name the first. Rollouts count from `first`."""
+    """Raise where scores (N, T, D) are not finite in live steps; name the first.
+
+    Rollouts count from `first`.
+    """
     alive = live.live(array.shape[:2])
     for n, rollout in enumerate(array):
         good = np.isfinite(rollout) | ~alive[n][:, None]

@@ -390,15 +390,17 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
                 wide = even(q, std::clamp(kSide * kSide / p, kSide, kTile));
   const index_t across = ceil_div(q, wide), items = ceil_div(p, tall) * across;
   const index_t each = ceil_div(tall * wide, kPanel), size = Panel<T>::size(rows);
-  std::vector<double> bound = zeros(rows);  // of the means: sides of atoms are at most 8
+  // Powers of two near the largest that the means can be, 0 where they are.
+  std::vector<double> unit = zeros(rows);
   for (index_t n = 0; n < samples; ++n) {
     for (index_t row = atoms.extra(); row < rows; ++row) {
-      bound[static_cast<std::size_t>(row)] +=
-          64.0 * a.probability(n) / total * std::abs(atoms.weight(n, row));
+      unit[static_cast<std::size_t>(row)] +=
+          a.probability(n) / total * std::abs(atoms.weight(n, row));
     }
   }
-  const double peak = *std::max_element(bound.begin(), bound.end());
-  const double scale = scale_of<T>(peak), factor = -total / scale / scale;
+  for (double& u : unit) {
+    if (u > 0.0) u = std::ldexp(1.0, std::max(std::ilogb(u), -1000));
+  }
   const auto panel = [&](index_t i, index_t k, T* data) {
     const index_t left =
         std::min(tall, p - i / across * tall) * std::min(wide, q - i % across * wide) - k * kPanel;
@@ -420,10 +422,9 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
         double mean[kTile * kTile];
         for (index_t r = 0; r < lanes; ++r) {
           const index_t row = g * lanes + r;
-          const double largest = row < rows ? bound[static_cast<std::size_t>(row)] : 0.0;
-          const double unit = std::ldexp(1.0, std::max(std::ilogb(largest), -1000));
+          const double scale = row < rows ? unit[static_cast<std::size_t>(row)] : 0.0;
           std::fill_n(mean, down * lanes * kTile, 0.0);
-          for (index_t n = 0; n < samples && largest != 0.0;) {
+          for (index_t n = 0; n < samples && scale != 0.0;) {
             index_t count = 0;
             for (; n < samples && count < kPanel; ++n) {
               if (n + kAhead < samples) {
@@ -432,7 +433,7 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
               }
               const Atom<T> atom = atoms.atom(n, row);
               if (!atom.a.data && !atom.a.centre) continue;
-              const double share = a.probability(n) / total * (atom.weight / unit);
+              const double share = a.probability(n) / total * (atom.weight / scale);
               form_lanes(atom.a, share, r0, height, left + count * lanes);
               form_lanes(atom.b, 1.0, c0, width, right + count * lanes);
               ++count;
@@ -442,7 +443,7 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
           T line[kSide * kSide];
           for (index_t k = 0; k < height; ++k) {
             for (index_t c = 0; c < width; ++c) {
-              line[k * width + c] = static_cast<T>(mean[k * kTile + c] * (unit * scale));
+              line[k * width + c] = static_cast<T>(mean[k * kTile + c]);
             }
           }
           for (index_t k = 0; k < each; ++k) {
@@ -452,11 +453,20 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
         for (index_t k = 0; k < each; ++k) store_group(packed[k], g, panel(i, k, data));
       },
       [&] {
-        return [&](index_t i, T* data, index_t pair, index_t accumulator) {
+        return [&, tile = zeros(TileSums::size)](index_t i, T* data, index_t pair,
+                                                 index_t accumulator) mutable {
           const auto [i0, j0] = Tiles::corner(pair);
           if (j0 + kTile <= atoms.extra()) return;  // zeros
+          std::fill(tile.begin(), tile.end(), 0.0);
           for (index_t k = 0; k < each; ++k) {
-            tile_product(panel(i, k, data), i0, j0, rows, factor, sums.tile(accumulator, pair));
+            tile_product(panel(i, k, data), i0, j0, rows, 1.0, tile.data());
+          }
+          double* to = sums.tile(accumulator, pair);
+          for (index_t r = 0; r < std::min(kTile, rows - i0); ++r) {
+            const double factor = -total * unit[static_cast<std::size_t>(i0 + r)];
+            const index_t count = std::min({kTile, rows - j0, i0 + r - j0 + 1});
+            const double *x = tile.data() + r * kTile, *units = unit.data() + j0;
+            for (index_t c = 0; c < count; ++c) to[r * kTile + c] += factor * x[c] * units[c];
           }
         };
       });

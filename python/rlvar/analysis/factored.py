@@ -86,10 +86,10 @@ def covariance_factored(
     >>> a = np.array([[[1.0, -1.0]], [[-2.0, 2.0]], [[1.0, -1.0]]])
     >>> b = np.array([[[3.0, 4.0]], [[3.0, 4.0]], [[0.0, 5.0]]])
     >>> rlvar.covariance_factored(a, b)
-    array([[144.33333333]])
+    array([[146.66666667]])
     >>> scores = (a[..., :, None] * b[..., None, :]).reshape(3, 1, 4)
     >>> rlvar.covariance(scores)
-    array([[144.33333333]])
+    array([[146.66666667]])
     """
     left, right = _check.scores(a, name="a", width="p"), _check.scores(b, name="b", width="q")
     if right.shape[:2] != left.shape[:2]:
@@ -136,4 +136,4 @@ def _rescaled(weights: Double, a: Float, b: Float, live: _check.Steps) -> Double
     w = np.where(alive, weights, 0.0)
     largest = (np.where(alive, np.abs(x).max(axis=2), 0.0) for x in (a, b))
     exponents = sum(np.frexp(x.astype(np.float64))[1] for x in (w, *largest))
-    return np.ldexp(w, -exponents[w != 0].max(initial=-2000))
+    return np.asarray(np.ldexp(w, -exponents[w != 0].max(initial=-2000)))

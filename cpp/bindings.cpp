@@ -264,8 +264,11 @@ void bind_kernels(py::module_& m) {
         block = std::clamp<index_t>(block, 1, terms.scores.t);
         const index_t blocks = rlvar::ceil_div(terms.scores.t, block);
         const auto to = result(out, blocks, blocks);
-        const double pass = terms.pass() * (1.0 + static_cast<double>(b.d) / 16.0);
-        const int team = rlvar::threads_for(pass, number_of(threads));
+        // Gram matrices of T rows, of both factors, and means of p q coordinates.
+        const double p = static_cast<double>(terms.scores.d), q = static_cast<double>(b.d);
+        const double rows = static_cast<double>(terms.scores.t);
+        const double work = terms.pass() * (2.0 + (1.0 + q / p) * (1.0 + rows / 16.0) + q / 8.0);
+        const int team = rlvar::threads_for(work, number_of(threads));
         without_gil([&] {
           rlvar::with_team(team,
                            [&] { rlvar::covariance_factored(terms, b, divisor, block, to, team); });

@@ -11,10 +11,10 @@
 // rollouts or less, where a variance says little; and it needs all rollouts' panels at once.
 //
 // Bytes: a and b are read once for their norms and once to be packed; for the means, a once for
-// every 16 coordinates of b and b once for every 16 of a, 64 bytes at a time. The means (T, p, q)
-// are formed as they are packed, panels of at most 256 of the p q coordinates: they never exist.
-// Memory: the panels of a few rollouts, tiles of the result, 24 bytes for each step of each
-// rollout; and the T x T matrix, where its entries are to be added up.
+// every 32 coordinates of b and b once for every 32 of a, 128 bytes of float32 at a time. The means
+// (T, p, q) are formed as they are packed, at most 1024 of the p q coordinates at a time: they
+// never exist. Memory: the packed factors of a few rollouts, tiles of the result, 24 bytes for each
+// step of each rollout; and a T x T matrix, where its entries are to be added up.
 //
 // Digits: u_i . u_j and b_i . b_j of float32 run in float32 over at most 256 columns and are added
 // in float64, and so are the means over at most 256 rollouts. Every row is scaled by powers of two,

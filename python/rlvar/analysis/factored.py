@@ -71,10 +71,12 @@ def covariance_factored(
     -----
     Costs (p + q) L (L + 1) floating-point operations for a rollout of length L, and p q (T (T + 1) + 2 N T)
     for the mean, in place of p q L (L + 1) a rollout. Products of float32 factors run in float32 over short
-    panels and are summed in float64, with an error of a few 1e-7 of the diagonal entries of the row and the
-    column. A mean far above the spread costs no digits: steps that have one are centred before anything is
-    squared, which makes their part of the work up to four times as large. Rollouts of weight 0 are not read.
-    Ctrl-C stops the computation within a fraction of a second.
+    panels and are summed in float64, with an error of some 1e-7, at most 3e-6, of the diagonal entries of the
+    row and the column. A mean far above the spread costs no digits: steps that have one are centred before
+    anything is squared, which makes their part of the work up to four times as large. Memory beside the
+    result holds the factors of a few rollouts and 24 bytes for each step of each rollout; with `block_size`
+    or centred steps, a matrix of T x T, or at most 2 T x 2 T, too. Rollouts of weight 0 are not read. Ctrl-C
+    stops the computation within a fraction of a second.
 
     See Also
     --------
@@ -130,6 +132,7 @@ def covariance_factored(
     return out
 
 
+@_check.quiet
 def _rescaled(weights: Double, a: Float, b: Float, live: _check.Steps) -> Double:
     """Return the weights times a power of two that takes the largest term to the order of 1."""
     alive = live.live(weights.shape)

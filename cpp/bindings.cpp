@@ -75,14 +75,6 @@ View2<T> result(std::optional<py::array_t<T>>& a, index_t rows, index_t cols) {
   return a ? result(*a, rows, cols) : View2<T>();
 }
 
-/// An (n, t, d) array whose last axis is contiguous.
-template <class T>
-View3<const T> view3(const py::array_t<T>& a, index_t n, index_t t, index_t d) {
-  expect(a, {n, t, d});
-  refuse(d > 1 && stride(a, 2) != 1);
-  return {a.data(), n, t, d, stride(a, 0), stride(a, 1)};
-}
-
 /// A copy of the numbers of a small array (size,), which need not be aligned; empty if absent.
 template <class To, class T>
 std::vector<To> copied(const std::optional<py::array_t<T, py::array::c_style>>& a, index_t size) {
@@ -106,18 +98,56 @@ rlvar::Steps steps_of(const std::optional<Int64s>& lengths, const std::optional<
   return {indices(lengths, n, 0, t), view(mask, n, t)};
 }
 
-/// Terms in Python: scores, weights, lengths, mask, sample_weight.
+/// Terms in Python: scores, weights, lengths, mask, sample_weight; and, where scores (M, D) are
+/// packed, which row each rollout starts at, and T.
 template <class T>
-using TermsTuple = std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>,
-                              std::optional<Bytes>, std::optional<Doubles>>;
+using TermsTuple =
+    std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>, std::optional<Bytes>,
+               std::optional<Doubles>, std::optional<std::tuple<Int64s, index_t>>>;
+
+template <class T>
+rlvar::Scores<T> scores_of(const py::array_t<T>& scores) {
+  refuse(scores.ndim() != 3 || scores.size() == 0);
+  const index_t n = scores.shape(0), t = scores.shape(1), d = scores.shape(2);
+  expect(scores, {n, t, d});
+  refuse(d > 1 && stride(scores, 2) != 1);
+  return rlvar::padded(scores.data(), n, t, d, stride(scores, 0), stride(scores, 1));
+}
+/// The same of packed scores, whose rows of live steps all exist.
+template <class T>
+rlvar::Scores<T> scores_of(const py::array_t<T>& scores, const Int64s& starts, index_t t,
+                           const rlvar::Indices& lengths) {
+  refuse(scores.ndim() != 2 || scores.shape(1) < 1 || t < 1 || starts.size() < 1);
+  const index_t m = scores.shape(0), d = scores.shape(1), n = starts.size();
+  expect(scores, {m, d});
+  refuse(m > 0 && d > 1 && stride(scores, 1) != 1);
+  rlvar::Indices at = indices(starts, n, 0, m);
+  refuse(lengths.size() != at.size());
+  for (std::size_t i = 0; i < at.size(); ++i) {
+    refuse(lengths[i] > m - at[i]);
+    at[i] *= stride(scores, 0);
+  }
+  return {scores.data(), n, t, d, std::move(at), stride(scores, 0)};
+}
 
 template <class T>
 rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
-  const auto& [scores, weights, lengths, mask, sample_weight] = arrays;
-  refuse(scores.ndim() != 3 || scores.size() == 0);
-  const index_t n = scores.shape(0), t = scores.shape(1);
-  return {view3(scores, n, t, scores.shape(2)), view(weights, n, t), steps_of(lengths, mask, n, t),
-          copied<double>(sample_weight, n)};
+  const auto& [scores, weights, lengths, mask, sample_weight, packed] = arrays;
+  rlvar::Terms<T> terms;
+  index_t n = 0, t = 0;
+  if (packed) {
+    n = std::get<0>(*packed).size(), t = std::get<1>(*packed);
+    refuse(mask.has_value());
+    terms.steps = steps_of(lengths, mask, n, t);
+    terms.scores = scores_of(scores, std::get<0>(*packed), t, terms.steps.lengths);
+  } else {
+    terms.scores = scores_of(scores);
+    n = terms.scores.n, t = terms.scores.t;
+    terms.steps = steps_of(lengths, mask, n, t);
+  }
+  terms.weights = view(weights, n, t);
+  terms.sample_weight = copied<double>(sample_weight, n);
+  return terms;
 }
 
 /// Weights (E, N, T), C-contiguous, of E estimators.
@@ -259,8 +289,8 @@ void bind_kernels(py::module_& m) {
       [](const Terms& arrays, const Array& right, index_t block, double divisor, Strided out,
          Threads threads) {
         const auto terms = terms_of(arrays);
-        refuse(right.ndim() != 3 || right.size() == 0);
-        const auto b = view3(right, terms.scores.n, terms.scores.t, right.shape(2));
+        const auto b = scores_of(right);
+        refuse(b.n != terms.scores.n || b.t != terms.scores.t);
         block = std::clamp<index_t>(block, 1, terms.scores.t);
         const index_t blocks = rlvar::ceil_div(terms.scores.t, block);
         const auto to = result(out, blocks, blocks);

@@ -133,14 +133,14 @@ void form(const Side<T>& side, double times, index_t first, index_t count, T* ou
 template <class T>
 class Atoms {
   const Terms<T>& a_;
-  View3<const T> b_;
+  const Scores<T>& b_;
   std::vector<Scales> scales_;                    // (N, T) of the first atoms
   std::vector<std::unique_ptr<Centre>> centres_;  // (T,), null where there is none
   std::vector<index_t> centred_;                  // their steps
   index_t padded_ = 0;                            // one past the last of them
 
  public:
-  Atoms(const Terms<T>& a, View3<const T> b, int threads)
+  Atoms(const Terms<T>& a, const Scores<T>& b, int threads)
       : a_(a),
         b_(b),
         scales_(static_cast<std::size_t>(b.n * b.t)),
@@ -219,7 +219,7 @@ class Atoms {
       if (2.0 * with * with > bb * origin_square) factor[i] = origin_square / with;
     }
     if (origin < 0 || !std::isfinite(moment)) return;
-    const auto mean = [&](View3<const T> rows, bool weighted, index_t count) {
+    const auto mean = [&](const Scores<T>& rows, bool weighted, index_t count) {
       std::vector<double> from(static_cast<std::size_t>(count)), sum = from;
       const auto number = [&](index_t n) {
         const double g = factor[static_cast<std::size_t>(n)];
@@ -287,7 +287,7 @@ inline Part part_of(index_t panel, index_t first, index_t last) {
 
 /// sums += products of the atoms of each rollout.
 template <class T>
-void add_rollouts(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, TileSums& sums,
+void add_rollouts(const Terms<T>& a, const Scores<T>& b, const Atoms<T>& atoms, TileSums& sums,
                   int threads) {
   constexpr index_t lanes = Panel<T>::lanes;
   const index_t rows = atoms.rows(), p = a.scores.d, all = p + b.d;
@@ -378,7 +378,7 @@ void add_outer(const T* a, const T* b, index_t down, index_t over, index_t count
 
 /// sums -= P M M^T, M (T, p q) the means of the first atoms; those of the second are 0.
 template <class T>
-void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, TileSums& sums,
+void subtract_means(const Terms<T>& a, const Scores<T>& b, const Atoms<T>& atoms, TileSums& sums,
                     int threads) {
   constexpr index_t lanes = Panel<T>::lanes;
   const index_t rows = atoms.rows(), samples = b.n;
@@ -475,7 +475,7 @@ void subtract_means(const Terms<T>& a, View3<const T> b, const Atoms<T>& atoms, 
 }  // namespace
 
 template <class T>
-void covariance_factored(const Terms<T>& a, View3<const T> b, double divisor, index_t block,
+void covariance_factored(const Terms<T>& a, const Scores<T>& b, double divisor, index_t block,
                          View2<double> out, int threads) {
   const Atoms<T> atoms(a, b, threads);
   const index_t rows = atoms.rows();
@@ -494,9 +494,9 @@ void covariance_factored(const Terms<T>& a, View3<const T> b, double divisor, in
   }
 }
 
-template void covariance_factored(const Terms<float>&, View3<const float>, double, index_t,
+template void covariance_factored(const Terms<float>&, const Scores<float>&, double, index_t,
                                   View2<double>, int);
-template void covariance_factored(const Terms<double>&, View3<const double>, double, index_t,
+template void covariance_factored(const Terms<double>&, const Scores<double>&, double, index_t,
                                   View2<double>, int);
 
 }  // namespace rlvar

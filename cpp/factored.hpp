@@ -13,7 +13,7 @@ namespace rlvar {
 /// (ceil(T / block), the same), C-contiguous, is overwritten. A live step with a number that is not
 /// finite makes its row not finite.
 template <class T>
-void covariance_factored(const Terms<T>& a, View3<const T> b, double divisor, index_t block,
+void covariance_factored(const Terms<T>& a, const Scores<T>& b, double divisor, index_t block,
                          View2<double> out, int threads);
 
 }  // namespace rlvar

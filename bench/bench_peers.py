@@ -12,12 +12,14 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 SCAN = {"gamma": peers.GAMMA}
 OURS = {
     "covariance": rlvar.covariance,
+    "covariance_factored": rlvar.covariance_factored,
     "decompose": lambda *arrays: rlvar.decompose(*arrays).growth,
     "reward_to_go": lambda rewards: rlvar.reward_to_go(rewards, **SCAN),
     "gae": lambda *arrays: rlvar.gae(*arrays, lam=peers.LAMBDA, **SCAN),
 }
 SHAPES = {
     "covariance": peers.COVARIANCE_SHAPES,
+    "covariance_factored": peers.FACTORED_SHAPES,
     "decompose": peers.COVARIANCE_SHAPES,
     "reward_to_go": peers.SCAN_SHAPES,
     "gae": peers.SCAN_SHAPES,
@@ -29,12 +31,16 @@ each_dtype = pytest.mark.parametrize("dtype", peers.DTYPES)
 def inputs(operation, shape, dtype):
     if operation in ("covariance", "decompose"):
         return peers.covariance_inputs(shape, dtype)
+    if operation == "covariance_factored":
+        return peers.factored_inputs(shape, dtype)
     return peers.scan_inputs(shape, dtype)[: 1 if operation == "reward_to_go" else 2]
 
 
 @functools.cache
 def expected(operation, shape, dtype):
     arrays = inputs(operation, shape, dtype)
+    if operation == "covariance_factored":
+        return (peers.numpy_factored(*(array.astype(np.float64) for array in arrays)),)
     if operation in ("covariance", "decompose"):
         function = peers.numpy_covariance if operation == "covariance" else peers.numpy_growth
         return (function(arrays[0].astype(np.float64), arrays[1]),)

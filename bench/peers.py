@@ -10,6 +10,7 @@ import importlib.util
 import numpy as np
 
 COVARIANCE_SHAPES = [(256, 512, 64), (64, 1024, 128), (1024, 128, 256)]
+FACTORED_SHAPES = [(64, 512, 64, 64)]
 SCAN_SHAPES = [(4096, 128), (256, 4096), (64, 32768)]
 DTYPES = [np.float32, np.float64]
 GAMMA, LAMBDA = 0.99, 0.95
@@ -211,6 +212,33 @@ def numpy_growth(scores, weights):
     return np.cumsum(x, axis=1).var(axis=0, ddof=1).sum(axis=1)
 
 
+# ---- The same of scores that are outer products, S = a (x) b. ----
+
+
+def factored_inputs(shape, dtype):
+    """Factors a (N, T, p) and b (N, T, q), weights (N, T)."""
+    n, t, p, q = shape
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((n, t, p), dtype), rng.standard_normal((n, t, q), dtype)
+    return a, b, rng.standard_normal((n, t))
+
+
+def formed_covariance(a, b, weights):
+    """All p q coordinates, and their covariance by rlvar."""
+    import rlvar
+
+    scores = (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:2], -1)
+    return rlvar.covariance(scores, weights).astype(a.dtype)
+
+
+def numpy_factored(a, b, weights):
+    """Two Gram matrices a rollout, then the product of the means. Nothing is centred."""
+    x = a * weights.astype(a.dtype)[:, :, None]
+    sums = sum((left @ left.T) * (right @ right.T) for left, right in zip(x, b, strict=True))
+    mean = np.matmul(x.transpose(1, 2, 0), b.transpose(1, 0, 2)).reshape(a.shape[1], -1)
+    return (sums - mean @ mean.T / len(a)) / (len(a) - 1)
+
+
 # ---- The scans: rewards and values (N, T). ----
 
 
@@ -355,6 +383,10 @@ PEERS = {
         "torch: einsum": torch_einsum,
         "sklearn: empirical_covariance": sklearn_covariance,
         "numba: tiles": numba_covariance,
+    },
+    "covariance_factored": {
+        "rlvar: covariance of a (x) b": formed_covariance,
+        "numpy: Gram matrices": numpy_factored,
     },
     "decompose": {"numpy: growth curve alone": numpy_growth},
     "reward_to_go": {

@@ -37,6 +37,7 @@ SLOW, SLOW_ROUNDS = 5, min(3, args.rounds)
 TURNS = {"warm": True, "pause": 0.05} if args.threads > 1 else {}  # OpenBLAS's idle threads spin for 30 ms
 SMALL = args.shapes == "small"
 COVARIANCE = [(16, 32, 8), (9, 70, 5)] if SMALL else peers.COVARIANCE_SHAPES
+FACTORED = [(8, 40, 5, 7)] if SMALL else peers.FACTORED_SHAPES
 DECOMPOSE = [(8, 128, 8)] if SMALL else [(256, 512, 64), (64, 4096, 128)]
 IN_CACHE = [(9, 40)] if SMALL else peers.SCAN_SHAPES
 OUT_OF_CACHE = (64, 300) if SMALL else (1024, 16384)
@@ -71,6 +72,8 @@ PROMISES = [
     Promise("covariance", COVARIANCE, "ragged lengths", OURS, "at most", 0.4, True),
     Promise("covariance", COVARIANCE[1:2], OURS, f"block_size={BLOCK}", "at least", 20),
     Promise("covariance", COVARIANCE[:1], f"{SEVERAL} one by one", f"{SEVERAL} at once", "at least", 2, True),
+    Promise("covariance_factored", FACTORED, "rlvar: covariance of a (x) b", OURS, "at least", 10),
+    Promise("covariance_factored", FACTORED, "A @ B of as many operations", OURS, "at least", 0.4, True),
     Promise("decompose", DECOMPOSE, OURS, "scores.sum()", "at most", 4),
     Promise("reward_to_go", IN_CACHE, "numpy: loop over steps", OURS, "at least", 10),
     Promise("reward_to_go", IN_CACHE, OURS, "np.copyto", "at most", 3),
@@ -145,6 +148,31 @@ def covariance(shape, dtype):
     # N D T (T + 1) operations are one triangle, 2 n^3 are A @ B.
     share = n * d * t * (t + 1) / (2 * peers.GEMM**3)
     return seconds | {"A @ B of as many operations": seconds.pop("A @ B alone") * share}
+
+
+def covariance_factored(shape, dtype):
+    """Peers, among them all p q coordinates formed; the floor; a mean far above the spread; ragged."""
+    n, t, p, q = shape
+    ours, theirs = (1e-6, 1e-5) if dtype == np.float32 else (1e-12, 1e-12)
+    a, b, weights = peers.factored_inputs(shape, dtype)
+    lengths = np.random.default_rng(1).integers(1, t + 1, n)
+    expected = peers.numpy_factored(a.astype(np.float64), b.astype(np.float64), weights)
+    x, y = peers.gemm_inputs(dtype)
+    functions = {
+        OURS: lambda: rlvar.covariance_factored(a, b, weights),
+        "ragged lengths": lambda: rlvar.covariance_factored(a, b, weights, lengths=lengths),
+        "centred, a + 5 and b + 5": lambda: rlvar.covariance_factored(a + 5, b + 5),
+        "A @ B alone": lambda: x @ y,
+    }
+    peers.check(functions[OURS](), expected, ours)
+    for name, peer in peers.installed("covariance_factored").items():
+        peers.check(peer(a, b, weights), expected, theirs)
+        functions[name] = lambda peer=peer: peer(a, b, weights)
+    seconds = time(functions)
+    operations = (p + q) * n * t * (t + 1) + p * q * t * (t + 1 + 2 * n)
+    return seconds | {
+        "A @ B of as many operations": seconds.pop("A @ B alone") * operations / (2 * peers.GEMM**3)
+    }
 
 
 def decompose(shape, dtype):
@@ -243,6 +271,9 @@ def cases():
     for shape in COVARIANCE:
         for dtype in peers.DTYPES:
             yield "covariance", shape, dtype, covariance
+    for shape in FACTORED:
+        for dtype in peers.DTYPES:
+            yield "covariance_factored", shape, dtype, covariance_factored
     for shape in DECOMPOSE:
         yield "decompose", shape, np.float32, decompose
     for operation in ("reward_to_go", "gae"):
@@ -278,7 +309,7 @@ def milliseconds(seconds):
 def main():
     versions = [f"rlvar {rlvar.__version__}, {_core.isa}, numpy {np.__version__}"]
     everyone = {peers.module(peer) for operation in peers.PEERS for peer in peers.installed(operation)}
-    for name in sorted(everyone - {"numpy"}):
+    for name in sorted(everyone - {"numpy", "rlvar"}):
         module = importlib.import_module(name)
         versions.append(f"{name} {module.__version__}")
         if name == "torch":

@@ -14,6 +14,7 @@
 
 #include "covariance.hpp"
 #include "cpu.hpp"
+#include "factored.hpp"
 #include "gram.hpp"
 #include "means.hpp"
 #include "parallel.hpp"
@@ -283,6 +284,27 @@ void bind_kernels(py::module_& m) {
                   [&](int team) { rlvar::shared_moments(terms, sets, to, team); });
       },
       "terms", "weights", "sums", "threads");
+  def(
+      m, "covariance_factored",
+      [](const Terms& arrays, const Array& right, index_t block, double divisor, Strided out,
+         Threads threads) {
+        const auto terms = terms_of(arrays);
+        const auto b = scores_of(right);
+        refuse(b.n != terms.scores.n || b.t != terms.scores.t);
+        block = std::clamp<index_t>(block, 1, terms.scores.t);
+        const index_t blocks = rlvar::ceil_div(terms.scores.t, block);
+        const auto to = result(out, blocks, blocks);
+        // Gram matrices of T rows, of both factors, and means of p q coordinates.
+        const double p = static_cast<double>(terms.scores.d), q = static_cast<double>(b.d);
+        const double rows = static_cast<double>(terms.scores.t);
+        const double work = terms.pass() * (2.0 + (1.0 + q / p) * (1.0 + rows / 16.0) + q / 8.0);
+        const int team = rlvar::threads_for(work, number_of(threads));
+        without_gil([&] {
+          rlvar::with_team(team,
+                           [&] { rlvar::covariance_factored(terms, b, divisor, block, to, team); });
+        });
+      },
+      "terms", "b", "block", "divisor", "out", "threads");
   def(
       m, "gradients",
       [](const Terms& arrays, const Doubles& weights, Doubles out, Threads threads) {

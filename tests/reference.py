@@ -161,6 +161,24 @@ def covariance(scores, weights=None, mask=None, lengths=None, sample_weight=None
     return result / normaliser(n, sample_weight, ddof)
 
 
+def outer_products(a, b):
+    """S[n,t,k q + l] = a[n,t,k] b[n,t,l], q numbers in each b[n,t]."""
+    n, t, p = a.shape
+    q = b.shape[2]
+    result = np.zeros((n, t, p * q))
+    for i in range(n):
+        for j in range(t):
+            for k in range(p):
+                for m in range(q):
+                    result[i, j, k * q + m] = float(a[i, j, k]) * float(b[i, j, m])
+    return result
+
+
+def covariance_factored(a, b, weights=None, **options):
+    """C[i,j] of scores that are outer products of a[n,t] and b[n,t]."""
+    return covariance(outer_products(a, b), weights, **options)
+
+
 def blocks(matrix, size):
     """Entries of a (T, T) matrix summed over blocks of `size` rows and columns."""
     count = -(-len(matrix) // size)

@@ -209,6 +209,9 @@ def kernel_calls(scores, lengths, members, offsets):
     units = max(len(offsets) - 1, 0)
     return {
         "covariance": lambda: _core.covariance(terms, 1, 1.0, np.empty((T, T)), None, None, 2),
+        "covariance_factored": lambda: _core.covariance_factored(
+            terms, np.ones((N, T, 2)), 1, 1.0, np.empty((T, T)), 2
+        ),
         "shared_moments": lambda: _core.shared_moments(terms, sets, np.empty((2, T, T)), 2),
         "gradients": lambda: _core.gradients(terms, sets, np.empty((2, n, D)), 2),
         "projections": lambda: _core.projections(terms, np.ones((n, D)), np.empty((n, T)), 2),
@@ -283,6 +286,8 @@ calls = [
     lambda: rlvar.covariance(scores, lengths=lengths, num_threads=4),
     lambda: rlvar.covariance(scores, mask=mask, num_threads=4),
     lambda: rlvar.covariance(scores, np.stack([rewards, -rewards, 2 * rewards]), mask=mask, num_threads=4),
+    lambda: rlvar.covariance_factored(scores, scores + 5, lengths=lengths, num_threads=4),
+    lambda: rlvar.covariance_factored(scores + 5, scores + 5, mask=mask, num_threads=4),
     lambda: rlvar.decompose(scores, rewards, mask=mask, num_threads=4),
     lambda: rlvar.decompose(scores, rewards, lengths=lengths, num_threads=4),
     lambda: rlvar.gae(rewards, rewards, gamma=0.9, lam=0.9, mask=mask, terminated=done),

@@ -8,6 +8,7 @@ from rlvar.analysis.compare_gradients import compare_gradients
 from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
+from rlvar.analysis.factored import covariance_factored
 from rlvar.analysis.headroom import Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.planning import Plan, plan
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "compare_gradients",
     "covariance",
+    "covariance_factored",
     "datasets",
     "decompose",
     "estimator",

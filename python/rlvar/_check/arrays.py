@@ -186,16 +186,18 @@ def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
     return array, scored
 
 
-def scores(value: ArrayLike, rollouts: int = 2) -> Float:
+def scores(value: ArrayLike, rollouts: int = 2, name: str = "scores", width: str = "D") -> Float:
     """Return scores (N, T, D) with a contiguous last axis, N >= `rollouts`, T >= 1, D >= 1."""
-    array = floats("scores", value)
+    array = floats(name, value)
     if array.ndim != 3:
-        raise _shape_error("scores", "(N, T, D)", array.shape)
+        raise _shape_error(name, f"(N, T, {width})", array.shape)
     n, t, d = array.shape
     if n < rollouts:
-        raise ValueError(f"scores must have at least N = {rollouts} rollouts, got shape {array.shape}")
+        raise ValueError(f"{name} must have at least N = {rollouts} rollouts, got shape {array.shape}")
     if t < 1 or d < 1:
-        raise ValueError(f"scores must have T >= 1 steps and D >= 1 coordinates, got shape {array.shape}")
+        raise ValueError(
+            f"{name} must have T >= 1 steps and {width} >= 1 coordinates, got shape {array.shape}"
+        )
     if d > 1 and array.strides[2] != array.itemsize:
         array = np.ascontiguousarray(array)
     return array
@@ -406,11 +408,10 @@ class NotFiniteError(ValueError):
     """Scores that are not finite, or give what is not: the fault of no estimator."""
 
 
-def raise_not_finite(array: Scores, live: Steps, first: int = 0) -> NoReturn:
-    """Explain a result that is not finite: name the first bad live score, or else the overflow.
+def finite_scores(array: Scores, live: Steps, first: int = 0, name: str = "scores") -> None:
+    """Raise where scores (N, T, D) are not finite in live steps; name the first.
 
-    Kernels do not look for NaN; it shows in what they return. This slow search runs only then. Rollouts count
-    from `first`.
+    Rollouts count from `first`.
     """
     alive = live.live(array.shape[:2])
     for n, rollout in enumerate(array):
@@ -421,8 +422,16 @@ def raise_not_finite(array: Scores, live: Steps, first: int = 0) -> NoReturn:
             if isinstance(array, Packed):
                 at = f"{array.before + array.starts[n] + t}"
             raise NotFiniteError(
-                f"scores must be finite in live steps, got scores[{at}, {d}] = {rollout[t, d]}"
+                f"{name} must be finite in live steps, got {name}[{at}, {d}] = {rollout[t, d]}"
             )
+
+
+def raise_not_finite(array: Scores, live: Steps, first: int = 0, name: str = "scores") -> NoReturn:
+    """Explain a result that is not finite: name the first bad live score, or else the overflow.
+
+    Kernels do not look for NaN; it shows in what they return. This slow search runs only then.
+    """
+    finite_scores(array, live, first, name)
     raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
 
 

@@ -49,6 +49,19 @@ def files(rng):
         {"scores": np.asfortranarray(scores, ">f8"), "rewards": rng.random(n), "groups": groups},
         {"scores": scores, "rewards": rng.random(n), "score_squares": logp**2},
         {"scores": scores.astype(np.float16), "rewards": rng.integers(0, 2, (n, t)), **steps},
+        {
+            "scores": scores[:, 0],
+            "rewards": rng.random(12),
+            "lengths": np.ones(n, int),
+            "tokens": np.full(n, 7),
+        },
+        {"scores": scores.reshape(-1, d), "rewards": rng.random(n * t), "lengths": np.full(n, t)},
+        {
+            "scores": scores,
+            "rewards": rng.random(n),
+            "scores_of": np.array("all"),
+            "sketched": np.array(True),
+        },
     ]
     for p in (None, rng.random(n)):
         with tempfile.NamedTemporaryFile() as place:

@@ -345,3 +345,16 @@ def test_a_packed_array_is_indexed_as_the_padded_one(rng):
     n, t = np.array([2, 0]), np.array([3, 1])
     np.testing.assert_array_equal(packed[n, t], padded[n, t])
     np.testing.assert_array_equal(packed[n, t, :2], padded[n, t, :2])
+
+
+def test_weights_of_your_own_may_be_packed_too(rng):
+    packed, padded = pair(rng)
+    weights = rng.standard_normal(padded.values.shape)
+    flat = weights[padded.live]
+    for own in (flat, weights, lambda rollouts: flat):
+        same(rlvar.covariance(packed, ("mine", own)), rlvar.covariance(padded, ("mine", weights)))
+    same(rlvar.covariance(packed, ("mine", weights[:, 0])), rlvar.covariance(padded, ("mine", weights[:, 0])))
+    with pytest.raises(ValueError, match=r"estimator 'mine': weights must have shape \(N,\) = \(37,\) or"):
+        rlvar.covariance(packed, ("mine", flat[1:]))
+    with pytest.raises(ValueError, match=r"weights must be finite, got weights\[7\] = nan"):
+        rlvar.covariance(packed, ("mine", np.where(np.arange(len(flat)) == 7, np.nan, flat)))

@@ -56,7 +56,8 @@ class Rollouts:
         up, are (N, 1, D). It is what means over tokens and baselines and weights by length go by. At least
         one for each live step, and 0 where there is none.
     scores_of : str, optional
-        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM". A name
+        that does not start with "all" is that of a part: reports say so with noise scales.
     sketched : bool, default False
         Whether the D coordinates are a random sketch of that: independent random directions, equally
         distributed, so that each gives an unbiased 1/D of every squared norm and inner product.

@@ -51,15 +51,14 @@ def test_a_sketch_is_that_of_one_backward_pass_a_token(name):
     model, batch = tiny_models.make(name), tiny_models.batch()
     scored = token_scores(model, *batch, sketch=SKETCH)
     close(scored.scores, expected(model, *batch))
-    with torch.no_grad():
-        logp = tiny_models.log_probs(model, *batch[:2])
-    wanted = [logp[row][batch[2][row, 1:] == 1] for row in range(len(logp))]
-    for row, each in enumerate(wanted):
-        np.testing.assert_allclose(scored.logp[row, : len(each)], each, atol=1e-6)
-    assert (
-        scored.scores_of
-        == f"all {sum(p.numel() for p in model.parameters()):,} parameters of {type(model).__name__}"
-    )
+    for row, (ids, attended, response) in enumerate(zip(*batch, strict=True)):
+        kept = attended == 1
+        with torch.no_grad():
+            logp = tiny_models.log_probs(model, ids[None, kept], attended[None, kept])[0]
+        wanted = logp[response[kept][1:] == 1]
+        np.testing.assert_allclose(scored.logp[row, : len(wanted)], wanted, atol=1e-6)
+    count = sum(each.numel() for each in model.parameters())
+    assert scored.scores_of == f"all {count:,} parameters of {type(model).__name__}"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -28,6 +28,7 @@ from rlvar.analysis.growth import (
     horizon_growth,
     length_growth,
 )
+from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
@@ -230,14 +231,20 @@ class Decomposition(Result):
         return self.covariance_terms.value / total if total else float("nan")
 
     def __repr__(self) -> str:
-        lines = [sources(self), f"signal            {self.signal}"]
+        scores_of, sketch = None, None
+        if self._source.weighed is not None:
+            rollouts = self._source.weighed[0].rollouts
+            scores_of, sketch = rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
+        measured, part = scores_line(scores_of, sketch), part_of(scores_of)
+        lines = [*filter(None, [measured]), sources(self), f"signal            {self.signal}"]
         scale = bounded(self.noise_scale)
         size = len(self._source.units.members) / len(self._source.units)
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
-        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved"))
+        alone = "" if part is None else f", for {part} alone"
+        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved") + alone)
         if self._source.weighted:
-            rollouts = len(self._source.terms.weights)
-            lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")
+            n = len(self._source.terms.weights)
+            lines.append(f"effective size    {self.effective_size:.4g} of {n} rollouts")
         return "\n".join(lines)
 
 
@@ -367,7 +374,7 @@ def decompose(
         terms = terms_of(rollouts, estimator, **options)
     result = decompose_terms(terms, labels, sample_weight, ddof, confidence, weighed)
     if sample_weight is None:
-        _check.warn_few(len(result._source.units), grouped=labels is not None)
+        _check.warn_few(len(result._source.units), "rollout" if labels is None else "group")
     return result
 
 

@@ -185,7 +185,7 @@ def on_policy_test(
         own = Rollouts(array, np.zeros(len(array)), lengths=lengths, mask=mask, groups=groups)
         batch = Batch.of(own, threads=num_threads)
     result = test_scores(batch, confidence)
-    _check.warn_few(result.units, grouped=groups is not None)
+    _check.warn_few(result.units, "rollout" if groups is None else "group")
     return result
 
 

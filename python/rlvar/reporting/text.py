@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 from numpy.typing import NDArray
 
+from rlvar.analysis.measured import scores_line
 from rlvar.reporting.verdict import long_name
 from rlvar.rollouts import Rollouts
 
@@ -37,11 +38,12 @@ def rollouts_line(source: str, rollouts: Rollouts) -> str:
     note = f"\n  {ignored} non-zero rewards lie on steps that are not live and are ignored" if ignored else ""
     rewards = "one terminal reward each" if terminal else "a reward for each step"
     groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
+    of = scores_line(rollouts.scores_of, d if rollouts.sketched else None)
     return (
         f"Rollouts: {source}\n"
         f"  N = {n} rollouts{groups}, T = {t} steps, D = {d} coordinates, {rewards}\n"
         f"  {measure} {counts.min()} to {counts.max()}, median {np.median(counts):g}, "
-        f"mean {counts.mean():.1f}{note}"
+        f"mean {counts.mean():.1f}{note}" + ("" if of is None else f"\n{wrapped(of)}")
     )
 
 

@@ -182,8 +182,9 @@ def fuzz(count, seed=0, processes=0):
     ends, known = collections.Counter(), files(np.random.default_rng(seed))
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        members, folder = known[number % 5], number % 5 < 3 and rng.random() < 0.3
-        what = "accumulator" if number % 5 > 2 else "folder" if folder else "rollouts"
+        members = known[number % len(known)]
+        folder = "scores" in members and rng.random() < 0.3
+        what = "folder" if folder else "rollouts" if "scores" in members else "accumulator"
         command = "report" if number % 20 == 0 else "covariance"
         try:
             with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():

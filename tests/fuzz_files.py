@@ -49,6 +49,19 @@ def files(rng):
         {"scores": np.asfortranarray(scores, ">f8"), "rewards": rng.random(n), "groups": groups},
         {"scores": scores, "rewards": rng.random(n), "score_squares": logp**2},
         {"scores": scores.astype(np.float16), "rewards": rng.integers(0, 2, (n, t)), **steps},
+        {
+            "scores": scores[:, 0],
+            "rewards": rng.random(12),
+            "lengths": np.ones(n, int),
+            "tokens": np.full(n, 7),
+        },
+        {"scores": scores.reshape(-1, d), "rewards": rng.random(n * t), "lengths": np.full(n, t)},
+        {
+            "scores": scores,
+            "rewards": rng.random(n),
+            "scores_of": np.array("all"),
+            "sketched": np.array(True),
+        },
     ]
     for p in (None, rng.random(n)):
         with tempfile.NamedTemporaryFile() as place:
@@ -169,8 +182,9 @@ def fuzz(count, seed=0, processes=0):
     ends, known = collections.Counter(), files(np.random.default_rng(seed))
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        members, folder = known[number % 5], number % 5 < 3 and rng.random() < 0.3
-        what = "accumulator" if number % 5 > 2 else "folder" if folder else "rollouts"
+        members = known[number % len(known)]
+        folder = "scores" in members and rng.random() < 0.3
+        what = "folder" if folder else "rollouts" if "scores" in members else "accumulator"
         command = "report" if number % 20 == 0 else "covariance"
         try:
             with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():

@@ -242,13 +242,13 @@ truncated, next_values, bootstrap_value, tokens
             "next_values": next_values,
         }
         padded: dict[str, Any] = {
-            name: _check.unpacked(name, value, counts, finite_=name != "next_values")
+            name: _check.unpacked(name, value, counts, anything=name == "next_values")
             for name, value in by_step.items()
             if value is not None
         }
         return cls(
             _check.Packed.of(rows, counts),  # type: ignore[arg-type]
-            _check.packed_rewards(rewards, counts),
+            _check.unpacked_or_whole("rewards", rewards, counts),
             lengths=counts,
             groups=groups,
             bootstrap_value=bootstrap_value,

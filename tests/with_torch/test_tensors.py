@@ -6,7 +6,7 @@ import pytest
 import rlvar
 from rlvar import _check
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="needs torch")
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 PLAIN = torch.tensor([[1.0, -2.0], [0.0, 3.0]])

@@ -1,4 +1,4 @@
-"""All validation and array preparation: one door, five rooms.
+"""All validation and array preparation: one door, six rooms.
 
 Each function takes what the user passed and returns what the kernels expect, or raises an error
 that names the argument, what was wanted and what came. Nothing is allocated for results before

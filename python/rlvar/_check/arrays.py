@@ -7,14 +7,15 @@ import numbers
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.packed import Packed, Scores
 from rlvar._types import Double, Float
+
+if TYPE_CHECKING:
+    from rlvar._check.packed import Scores
 
 
 class Steps(NamedTuple):
@@ -203,72 +204,6 @@ def scores(value: ArrayLike, rollouts: int = 2, name: str = "scores", width: str
     return array
 
 
-def kernel_scores(value: Scores | NDArray[Any]) -> Scores:
-    """Return scores of any number of rollouts, packed ones too, as the kernels take them."""
-    if isinstance(value, Packed):
-        return replace(value, rows=packed_scores(value.rows))
-    return scores(value, rollouts=0)
-
-
-def packed_scores(value: ArrayLike) -> Float:
-    """Return scores (M, D) of packed rollouts with a contiguous last axis, D >= 1."""
-    array = floats("scores", value)
-    if array.ndim != 2:
-        raise _shape_error("scores", "(sum of lengths, D)", array.shape)
-    if array.shape[1] < 1:
-        raise ValueError(f"scores must have D >= 1 coordinates, got shape {array.shape}")
-    if array.shape[1] > 1 and array.strides[1] != array.itemsize:
-        array = np.ascontiguousarray(array)
-    return array
-
-
-def packed_lengths(value: ArrayLike, rows: int) -> NDArray[np.int64]:
-    """Return the lengths (N,), N >= 2, of packed rollouts, which add up to the number of rows."""
-    shape = _plain("lengths", value).shape
-    if len(shape) != 1:
-        raise _shape_error("lengths", "(N,)", shape)
-    if shape[0] < 2:
-        raise ValueError(f"lengths must have at least N = 2 rollouts, got {shape[0]}")
-    counts = _integers("lengths", value, shape[0])
-    refuse("lengths", counts, counts < 0, "not be negative")
-    total = sum(counts.tolist())
-    if total != rows:
-        raise ValueError(f"lengths must add up to the number of rows of scores, {rows}, got {total}")
-    return counts.astype(np.int64)
-
-
-def unpacked(
-    name: str, value: ArrayLike, lengths: NDArray[np.int64], *, finite_: bool = True
-) -> NDArray[Any]:
-    """Return an array of steps as (N, T), from one that is packed (M,); 0 elsewhere."""
-    array = _plain(name, value)
-    if array.ndim != 1:
-        return array
-    rows, shape = int(lengths.sum()), (len(lengths), max(1, int(lengths.max())))
-    if array.shape != (rows,):
-        raise _shape_error(name, f"(sum of lengths,) = ({rows},) or (N, T) = {shape}", array.shape)
-    if array.dtype.kind != "b":
-        array = floats(name, array)
-    if finite_ and array.dtype.kind == "f":
-        finite(name, array)
-    result = np.zeros(shape, array.dtype)
-    result[np.arange(shape[1]) < lengths[:, None]] = array
-    return result
-
-
-def packed_rewards(value: ArrayLike, lengths: NDArray[np.int64]) -> NDArray[Any]:
-    """Return rewards (N, T), or (N,), from packed ones (M,) or from these."""
-    array, n, rows = _plain("rewards", value), len(lengths), int(lengths.sum())
-    if array.shape == (n,) and n == rows and (lengths != 1).any():
-        raise ValueError(
-            f"rewards of shape ({n},) may be one a rollout or one a step, as there are as many rollouts as "
-            "steps; pass rewards of steps as (N, T)"
-        )
-    if array.shape != (n,) and array.ndim == 1 and array.shape != (rows,):
-        raise _shape_error("rewards", f"(N,) = ({n},) or (sum of lengths,) = ({rows},)", array.shape)
-    return array if array.shape == (n,) else unpacked("rewards", array, lengths)
-
-
 def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: str = "weights") -> Double:
     """Return weights as a float64 (N, T) array, a broadcast view where they came as (N,)."""
     if value is None:
@@ -419,8 +354,8 @@ def finite_scores(array: Scores, live: Steps, first: int = 0, name: str = "score
         if not good.all():
             t, d = (int(i) for i in np.argwhere(~good)[0])
             at = f"{first + n}, {t}"
-            if isinstance(array, Packed):
-                at = f"{array.before + array.starts[n] + t}"
+            if not isinstance(array, np.ndarray):
+                at = f"{array.row(n, t)}"
             raise NotFiniteError(
                 f"{name} must be finite in live steps, got {name}[{at}, {d}] = {rollout[t, d]}"
             )

@@ -126,7 +126,10 @@ class Estimator:
 
 @dataclass(frozen=True)
 class OwnEstimator(Estimator):
-    """Weights of the caller's own under a name: an array (N,) or (N, T), or a function of rollouts to one."""
+    """Weights of the caller's own under a name: an array (N,) or (N, T), or a function of rollouts to one.
+
+    Of packed rollouts those of steps may be packed too.
+    """
 
     given: ArrayLike | Callable[[Rollouts], ArrayLike] = 1.0
 
@@ -146,6 +149,8 @@ class OwnEstimator(Estimator):
 
     def _given(self, batch: Batch) -> ArrayLike:
         given = self.given(batch.rollouts) if callable(self.given) else self.given
+        if isinstance(packed := batch.rollouts.stored_scores, _check.Packed):
+            given = _check.unpacked_or_whole("weights", given, packed.lengths)
         return _check.floats("weights", given)
 
 

@@ -35,6 +35,11 @@ from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.refit import refit_of
 from rlvar.weights.source import estimator_of
 
+_OF_SEQUENCES = (
+    "One step holds all tokens of a rollout here, so multi-step is single-step: what reward-to-go would do "
+    "token by token takes the scores of tokens."
+)
+
 
 @dataclass(frozen=True)
 class ComparisonRow(Result):
@@ -83,7 +88,7 @@ class ComparisonRow(Result):
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
     clipped : float or None
-        Share of the live steps that `clip` leaves without gradient; None without it.
+        Share of the live steps, each by its tokens, that `clip` leaves without gradient; None without it.
     reward_scaled_ratio : Estimate or None
         Beside an unbiased reference, of an estimator that scales the advantages of groups and so is not, such
         as "grpo": ``ratio`` over the square of how much longer its mean gradient is by the rewards. It needs
@@ -163,7 +168,10 @@ class Comparison(Result):
     reference_unbiased : bool or None
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
-        What limits the numbers: that the units are few, or that few of them decide some variances or ratios.
+        What limits the numbers: that the units are few, that few of them decide some variances or ratios, or
+        that "multi" is "single" because one step holds all tokens of a rollout.
+    of_sequences : bool
+        Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
         Whether coordinates are scaled.
     """
@@ -178,6 +186,7 @@ class Comparison(Result):
     interval: str
     reference_unbiased: bool | None
     scaled: bool
+    of_sequences: bool
     _reference_variances: Moment = field(repr=False, compare=False)
 
     @property
@@ -189,7 +198,9 @@ class Comparison(Result):
                 (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
             )
             few = few_decide(behind, self.units, grouped=self.grouped)
-        return () if few is None else (f"{few[0].upper()}{few[1:]}.",)
+        notes = () if few is None else (f"{few[0].upper()}{few[1:]}.",)
+        apart = self.of_sequences and any(row.name.partition(":")[0] == "multi" for row in self)
+        return (*notes, _OF_SEQUENCES) if apart else notes
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -409,7 +420,7 @@ def compare_batches(
     # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
     sizes = units.sizes.astype(np.float64)
     if aggregation == "token-mean":
-        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        sizes = units.sums(rollouts.token_counts.astype(np.float64))
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
@@ -472,6 +483,7 @@ def compare_batches(
         interval="jackknife" if bootstrap is None else "bootstrap",
         reference_unbiased=unbiased[label],
         scaled=metric.scale is not None,
+        of_sequences=any_batch.of_sequences,
         _reference_variances=found[label].variances,
     )
 

@@ -79,9 +79,9 @@ class Decomposition(Result):
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
         estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
-        How the variance grows with the length of rollouts, over quartiles of length (number of live steps),
-        whatever else long and short rollouts differ in. NaN if all lengths are equal, and with
-        `sample_weight`.
+        How the variance grows with the length of rollouts, over quartiles of length (number of live steps, or
+        of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
+        if all lengths are equal, and with `sample_weight`.
     signal : Estimate
         |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
@@ -217,7 +217,11 @@ class Decomposition(Result):
         source = self._source
         if source.weighted:
             return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
-        return length_growth(source.terms.gradients, source.terms.alive.sum(axis=1), source.units)
+        lengths, tokens = source.terms.alive.sum(axis=1), None
+        if source.weighed is not None and (tokens := source.weighed[0].rollouts.tokens) is not None:
+            lengths = tokens
+        found = length_growth(source.terms.gradients, lengths, source.units)
+        return found if tokens is None else found._replace(measure="tokens")
 
     @property
     def covariance_share(self) -> float:
@@ -255,15 +259,20 @@ def sources(parts: Decomposition) -> str:
         f"covariance terms  {parts.covariance_terms}{shares[1]}",
     ]
     first, last = parts.growth_range
-    _, shortest, longest = parts.length_growth
+    _, shortest, longest, measure = parts.length_growth
     for name, of in {
         "growth": f"of the sum of the first k terms, k = {first} to {last}",
         "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
-        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}",
+        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}" + " tokens" * (measure == "tokens"),
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):
             lines.append(f"{name} exponent".ljust(18) + f"{exponent}  {of}")
+    weighed = parts._source.weighed
+    if weighed is not None and weighed[0].of_sequences:
+        lines.append(
+            "one step holds all tokens of a rollout: covariance between tokens is in its variance term"
+        )
     return "\n".join(lines)
 
 

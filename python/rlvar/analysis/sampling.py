@@ -287,7 +287,7 @@ def _equal_rollouts(batch: Batch) -> NDArray[np.int64]:
     rewards = np.ascontiguousarray(rewards if rewards.ndim == 1 else np.where(batch.live, rewards, 0.0))
     alike = _numbered(
         (length, reward.tobytes()) if length else n
-        for n, (length, reward) in enumerate(zip(rollouts.live_steps.tolist(), rewards, strict=True))
+        for n, (length, reward) in enumerate(zip(rollouts.token_counts.tolist(), rewards, strict=True))
     )
     exact = _equal_to_the_bit(rollouts, alike)
     # A few numbers are close by chance.

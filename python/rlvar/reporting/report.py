@@ -142,8 +142,9 @@ def report(
     asked = resolve(estimators)
     names = [each.name for each in asked]
     progress(f"comparing {len(asked)} estimators")
-    # One constant for the rollout takes one return for it.
+    # One constant for the rollout takes one return for it, and one for each step takes the steps.
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
+    known = ["single-optimal"] if batch.of_sequences else known
     # What a baseline over returns-to-go removes is due to those first.
     beside = [name for name in ("multi", *known) if name not in names]
     everything = compare_batches(

@@ -28,8 +28,10 @@ def wrapped(sentence: str) -> str:
 
 def rollouts_line(source: str, rollouts: Rollouts) -> str:
     n, t, d = rollouts.shape
-    counts = rollouts.live_steps
-    measure = "lengths" if rollouts.mask is None else "live steps"
+    counts = rollouts.token_counts
+    measure = (
+        "tokens" if rollouts.tokens is not None else "lengths" if rollouts.mask is None else "live steps"
+    )
     terminal = rollouts.rewards.ndim == 1
     ignored = 0 if terminal else np.count_nonzero(np.nan_to_num(rollouts.rewards[~rollouts.live]))
     note = f"\n  {ignored} non-zero rewards lie on steps that are not live and are ignored" if ignored else ""

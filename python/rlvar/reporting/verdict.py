@@ -263,10 +263,10 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
         return [_power_law(grows, "k", parts.horizon_exponent, reached)]
-    _, shortest, longest = parts.length_growth
+    _, shortest, longest, measure = parts.length_growth
     if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
         grows = (
-            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} steps, the "
+            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} {measure}, the "
             f"variance of {name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"

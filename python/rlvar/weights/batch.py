@@ -55,7 +55,7 @@ class Batch:
         aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
-        """Make the factors: importance ratios, and one over the length for a mean over each sequence.
+        """Make the factors: importance ratios, and one over the tokens for a mean over each sequence.
 
         A token mean divides the sum over the batch, no single score.
         """
@@ -73,6 +73,7 @@ class Batch:
                 truncate=truncate,
                 lengths=rollouts.lengths,
                 mask=rollouts.mask,
+                tokens=rollouts.tokens,
             )
             unbiased = ratios.unbiased
             factors = None if importance == "none" else ratios.factors
@@ -89,7 +90,7 @@ class Batch:
             # What is clipped depends on actions and on rewards, unless nothing ever is.
             unbiased = unbiased and ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
-            lengths = rollouts.live_steps[:, None]
+            lengths = rollouts.token_counts[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
@@ -122,6 +123,12 @@ class Batch:
             aggregation=self.aggregation,
             threads=self.threads,
         )
+
+    @cached_property
+    def of_sequences(self) -> bool:
+        """Whether one step holds all tokens of each rollout, so that nothing tells them apart."""
+        steps, tokens = self.rollouts.live_steps, self.rollouts.token_counts
+        return bool(steps.max() <= 1 < tokens.max())
 
     @cached_property
     def rewarded_at_the_end(self) -> bool:
@@ -216,13 +223,15 @@ class Batch:
                 # PPO maximises min(rho A, clip(rho) A), which is constant where A pushes rho further out.
                 large, small = self.outside
                 cut = np.where(weights > 0, large, (weights < 0) & small)
-                self._clipped[estimator.name] = float(np.count_nonzero(cut) / max(self.live.sum(), 1))
+                tokens, steps = self.rollouts.token_counts, np.maximum(self.rollouts.live_steps, 1)
+                share = (np.count_nonzero(cut, axis=1) * (tokens / steps)).sum() / max(tokens.sum(), 1)
+                self._clipped[estimator.name] = float(share)
                 weights = np.where(cut, 0.0, weights)
             self._weights[estimator.name] = weights
         return self._weights[estimator.name]
 
     def clipped(self, estimator: Estimator) -> float | None:
-        """Return the share of the live steps whose weight the clip has made 0; None without one."""
+        """Return the share of the tokens whose weight the clip has made 0; None without one."""
         self.weights(estimator)
         return self._clipped.get(estimator.name)
 

@@ -1,25 +1,26 @@
 r"""Count sketches of gradients that arrive parameter by parameter, with one add for each number.
 
-Number i of a parameter goes to place b(i) of k, with a random sign: places[b(i)] += s(i) g(i). Signs are bits of
-the counter-based hash of a `Sketch`. For number c of row r of a matrix
+Number i of a parameter goes to place b(i) of k, with a random sign: places[b(i)] += s(i) g(i). Signs are bits
+of the counter-based hash of a `Sketch`. For number c of row r of a matrix
 
     b = (c + m r + b_0) mod k ,
 
-with b_0 random, and m random and coprime to k, both anew after each k rows. So rows, each turned by m places more
-than the last, are added up: a few passes over memory, no scattered additions, the same in every run. Columns,
-where single inputs of a layer may be large, are spread over all places, and numbers in different rows meet with
-a probability of about 1/k.
+with b_0 random, and m random and coprime to k, both anew after k rows at the latest. So rows, each turned by
+m places more than the last, are added up: a few passes over memory, no scattered additions, the same in every
+run. Columns, where single inputs of a layer may be large, are spread over all places, and numbers in
+different rows meet with a probability of about 1/k.
 
 For any g and h, E <places(g), places(h)> = <g, h>, however numbers meet, because their signs are independent.
 With M the covariance of gradients, or the difference of two,
 
     Var tr = 2 sum_{i != j} M_ij^2 P(i and j meet) ,
 
-about 2/k times the squares off the diagonal, as for a dense sketch of k directions, which costs k adds. Places
-that few large numbers fill are unlike each other, though. So at the end they are mixed by random signs and a
-Hartley transform, H_ij = (cos + sin)(2 pi i j / k) / sqrt(k): orthogonal, so nothing changes in squares and
-inner products, but each coordinate is then a random direction like all the others, and the jackknife over
-coordinates expects the variance above, with 1/(2 k) of the squares on the diagonal in addition.
+about 2/k times the squares off the diagonal, as for a dense sketch of k directions, which costs k adds.
+Places that a few large numbers fill are unlike each other, though. So at the end they are mixed by random
+signs and a Hartley transform, H_ij = (cos + sin)(2 pi i j / k) / sqrt(k): orthogonal, so nothing changes in
+squares and inner products, but each coordinate is then a random direction like all the others, and the
+jackknife over coordinates expects the variance above, with 1/(2 k) of the squares on the diagonal in
+addition.
 """
 
 from __future__ import annotations

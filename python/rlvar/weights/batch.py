@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlvar import _check, _core
 from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Gradients, Terms
+from rlvar.terms.passes import Gradients, Terms, for_kernels
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
@@ -98,7 +98,7 @@ class Batch:
         return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
-        """Return what the batch would be had the rollouts been cut after so many steps.
+        """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
 
         Rewards, ratios and lengths end there too; no value stands for what is cut off.
         """
@@ -106,8 +106,9 @@ class Batch:
         if state["tokens"] is not None and self.aggregation == "sequence-mean":
             raise ValueError("the tokens of a part of the steps are not known")
         state["tokens"] = None
-        scores, (n, t) = state.pop("_stored"), self.live.shape
-        before = np.arange(t) < steps
+        del state["_stored"]
+        n, t = self.live.shape
+        scores, before = np.broadcast_to(np.float32(0.0), (n, t, 1)), np.arange(t) < steps
         if state["mask"] is not None:
             state["mask"] = state["mask"] & before
         else:
@@ -243,7 +244,7 @@ class Batch:
             return weights * self.factors
 
     def _terms(self, weights: Double, known: Gradients | None = None) -> Terms:
-        return Terms(self.rollouts.scores, self.weighed(weights), self.steps, self.threads, known)
+        return Terms(self.rollouts.kernel_scores, self.weighed(weights), self.steps, self.threads, known)
 
     def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
@@ -275,7 +276,8 @@ class Batch:
                 row[...] = self.weighed(new[name])
             if shared:
                 sets[-1], base = self.weighed(self._ones), found[-1]
-            _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
+            terms = for_kernels(self.rollouts.kernel_scores, None, self.steps)
+            _core.gradients(terms, sets, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
             own_base = next(own) if constant is None else base
@@ -286,7 +288,7 @@ class Batch:
                 largest = max(g.base.max(), -g.base.min())
                 small, square = largest * max(scale, 1.0) < 1e150, np.square(largest * scale)
             if not small:
-                _check.raise_not_finite(self.rollouts.scores, self.steps)
+                _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
             _check.refuse_underflow(square, self._terms(new[name]).moves)
             known[name] = new[name], g
         return [known[name][1] for name in named]
@@ -314,7 +316,7 @@ class Batch:
 
     def _finite(self, result: Double) -> Double:
         if not np.isfinite(result).all():
-            _check.raise_not_finite(self.rollouts.scores, self.steps)
+            _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
         return result
 
 

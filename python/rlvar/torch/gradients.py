@@ -38,6 +38,8 @@ from rlvar.weights.estimators import EstimatorLike
 class UnitGradients(Mapping[str, Double]):
     """Gradients of units by estimator: what `unit_gradients` returns, a dict for `rlvar.compare_gradients`.
 
+    ``rlvar.compare_gradients(found, **found.known)`` compares them.
+
     Attributes
     ----------
     sizes : ndarray of int, shape (U,)
@@ -67,6 +69,12 @@ class UnitGradients(Mapping[str, Double]):
 
     def __len__(self) -> int:
         return len(self._gradients)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What `rlvar.compare_gradients` should know of them."""
+        sketched = self.sketch is not None
+        return {"unbiased": self.unbiased, "scores_of": self.scores_of, "sketched": sketched}
 
     def __repr__(self) -> str:
         d = next(iter(self.values())).shape[1]

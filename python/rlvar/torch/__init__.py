@@ -1,11 +1,24 @@
 """Scores and gradients of torch policies. It needs torch: ``pip install 'rlvar[torch]'``."""
 
+from rlvar.torch.gradients import UnitGradients, unit_gradients
 from rlvar.torch.language import TokenScores, token_scores
 from rlvar.torch.minari import minari_rollouts
+from rlvar.torch.sequences import SequenceScores, sequence_scores
 from rlvar.torch.sketch import Sketch
 from rlvar.torch.steps import StepScores, per_step_scores
 
-__all__ = ["Sketch", "StepScores", "TokenScores", "minari_rollouts", "per_step_scores", "token_scores"]
+__all__ = [
+    "SequenceScores",
+    "Sketch",
+    "StepScores",
+    "TokenScores",
+    "UnitGradients",
+    "minari_rollouts",
+    "per_step_scores",
+    "sequence_scores",
+    "token_scores",
+    "unit_gradients",
+]
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ somewhat more in what lies between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def sketched(
     chosen: dict[str, torch.nn.Parameter],
     sketch: Sketch,
     policy: Policy,
-    scales: dict[str, torch.Tensor],
+    scales: Mapping[str, torch.Tensor],
     memory: int,
     report: Callable[[int], object],
 ) -> Float:
@@ -89,7 +89,7 @@ def exact(
     tokens: Tokens,
     chosen: dict[str, torch.nn.Parameter],
     policy: Policy,
-    scales: dict[str, torch.Tensor],
+    scales: Mapping[str, torch.Tensor],
     report: Callable[[int], object],
 ) -> Float:
     """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass a token."""

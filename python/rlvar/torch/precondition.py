@@ -6,34 +6,54 @@ step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-def scales_of(optimizer: Any, chosen: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Scales(Mapping[str, torch.Tensor]):
+    """sqrt(v) + eps of parameters by their names, made when asked for: all of them would fill a gradient."""
+
+    _parts: dict[str, tuple[torch.Tensor, torch.Tensor, float, float]]  # parameter, v, its bias, eps
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        parameter, squares, bias, eps = self._parts[name]
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return squares.to(parameter.device, dtype).div(bias).sqrt_().add_(eps).view(parameter.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def scales_of(optimizer: Any, chosen: Mapping[str, torch.nn.Parameter]) -> Scales:
     """Return sqrt(v) + eps of each parameter, v without the bias of its start at 0; nothing for no optimiser.
 
     Raises ValueError unless `optimizer` is an Adam (AdamW, ...) that has stepped with all of them.
     """
     if optimizer is None:
-        return {}
+        return Scales({})
     while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer  # accelerate's and DeepSpeed's
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"precondition must be a torch optimizer, got {type(optimizer).__name__}")
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    scales = {}
+    parts: dict[str, tuple[torch.Tensor, torch.Tensor, float, float]] = {}
     for name, parameter in chosen.items():
         group, state = groups.get(parameter), optimizer.state.get(parameter, {})
-        squares = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
-        if group is None or squares is None or "betas" not in group:
+        squares, steps = state.get("max_exp_avg_sq", state.get("exp_avg_sq")), float(state.get("step", 0))
+        if group is None or squares is None or "betas" not in group or not steps:
             why = (
                 "does not train it"
                 if group is None
                 else "has no running squares of it: it must be an Adam that has stepped"
             )
             raise ValueError(f"precondition: the optimizer {why} ({name})")
-        unbiased = squares / (1 - group["betas"][1] ** float(state["step"]))
-        scales[name] = (unbiased.sqrt() + group["eps"]).detach()
-    return scales
+        bias = 1.0 - float(group["betas"][1]) ** steps
+        parts[name] = parameter, squares.detach(), bias, float(group["eps"])
+    return Scales(parts)

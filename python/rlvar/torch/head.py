@@ -206,10 +206,10 @@ def errors(
     logp = of_tokens(error, targets)
     error.exp_()
     log_sum_squares = 2 * error.norm(dim=-1).log()
-    error.neg_()
-    error[torch.arange(len(targets), device=targets.device), targets] += 1
-    error /= policy.temperature
-    error[logp.isneginf()] = 0.0  # what warping has removed has no score
+    error.mul_(-1 / policy.temperature)
+    error[torch.arange(len(targets), device=targets.device), targets] += 1 / policy.temperature
+    if (removed := logp.isneginf()).any():
+        error[removed] = 0.0  # they have no score
     return logp, log_sum_squares, error
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rlvar.analysis.compare import Comparison, ComparisonRow
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
+from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling
 from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
@@ -57,7 +58,10 @@ def verdict(
     quietest = quietest_of(comparison)
     doubts = _doubts(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
-    on_sampling = [*sampling_sentences(sampling, rloo), *_stale(comparison, on_policy, sampling)]
+    alone = part_of(comparison.scores_of)
+    on_sampling = [*sampling_sentences(sampling, rloo, alone), *_stale(comparison, on_policy, sampling)]
+    one_coordinate = decompositions[quietest].mean.shape[1] < 2
+    batches = [] if doubts or one_coordinate else _batches(comparison[quietest])
     return [
         *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
@@ -66,8 +70,8 @@ def verdict(
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *comparison.notes,
-        *_faint_signals(comparison),
-        *([] if doubts or decompositions[quietest].mean.shape[1] < 2 else _batches(comparison[quietest])),
+        *(_of_part(sentence, alone) for sentence in _faint_signals(comparison)),
+        *(_of_part(sentence, alone) for sentence in batches),
         *([] if doubts else on_sampling),
     ]
 
@@ -79,11 +83,12 @@ def quietest_of(comparison: Comparison) -> str:
 
 
 def long_name(name: str) -> str:
-    return _LONG_NAMES.get(name, name)
+    base, bracket, parameters = name.partition("(")
+    return _LONG_NAMES.get(base, base) + bracket + parameters
 
 
 def unit(comparison: Comparison) -> str:
-    return "groups" if comparison.grouped else "rollouts"
+    return f"{comparison.unit}s"
 
 
 def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
@@ -91,8 +96,12 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"
     doubts = []
-    if ratios is not None and not weighed and not ratios.close:
+    if comparison.policies_agree:
+        weighed = False  # so that the scores are those of the policy that sampled
+    if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
+    elif sampling.impossible:
+        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
     elif on_policy.on_policy is False and not weighed:
         doubts.append("the scores may not be those of the policy that sampled, and then the means are biased")
     if weighed and ratios is not None:
@@ -196,6 +205,11 @@ def _batches(row: ComparisonRow) -> list[str]:
     return [f"With {long_name(row.name)}, {noise[0].lower()}{noise[1:]}"]
 
 
+def _of_part(sentence: str, part: str | None) -> str:
+    """Name the part of the parameters that a signal or noise scale is of, if it is not all."""
+    return sentence if part is None else f"For {part} alone: {sentence[:1].lower()}{sentence[1:]}"
+
+
 def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     """Say what reward-to-go removes, what a baseline adds to that, and how much the estimators in use do."""
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
@@ -216,6 +230,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     interval = _interval(share, percent=True)
     if share.low > 0:
         claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+        claim += "".join(_in_batches(*each) for each in room.in_batches.items())
     else:
         does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
         would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
@@ -230,6 +245,15 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
     return f"{_start(before + claim)}.{achieved}"
+
+
+def _in_batches(size: int, share: Estimate) -> str:
+    """Say what is left of a baseline's gain where it is fitted to few rollouts."""
+    does, part = ("remove", share) if share.value >= 0 else ("add", _negative(share))
+    return (
+        f"; fitted to batches of {size} rollouts it would {does} {part.value:.1%} "
+        f"({_interval(part, percent=True)})"
+    )
 
 
 def _negative(x: Estimate) -> Estimate:
@@ -263,10 +287,10 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
         return [_power_law(grows, "k", parts.horizon_exponent, reached)]
-    _, shortest, longest = parts.length_growth
+    _, shortest, longest, measure = parts.length_growth
     if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
         grows = (
-            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} steps, the "
+            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} {measure}, the "
             f"variance of {name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
@@ -334,21 +358,34 @@ def _faint_signals(comparison: Comparison) -> list[str]:
 def _stale(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say whether the rollouts are those of the policy, and what their ratios leave of them."""
     known = [row.importance for row in comparison if row.importance is not None]
-    stale = [ratios for ratios in known[:1] if not ratios.close]
-    sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios)]
+    stale = [ratios for ratios in known[:1] if not (ratios.close or comparison.policies_agree)]
+    sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios, share=comparison.bias_share)]
     # Rollouts that ratios weigh need not be those of the policy that scores them.
     weighed = any(ratios.importance != "none" for ratios in stale)
     if not weighed and (on_policy.on_policy is False or (on_policy.on_policy and not sentences)):
         sentences.append(on_policy_sentence(on_policy, sampling, stale=bool(stale)))
+    if known and comparison.policies_agree and not known[0].close:
+        sentences.append(_agree(known[0], comparison.bias_share))
     return sentences
 
 
-def _of_ratios(ratios: ImportanceRatios) -> list[str]:
+def _agree(ratios: ImportanceRatios, share: float) -> str:
+    kind = ratios.importance
+    instead = "no ratios" if kind == "none" else f"{kind} ratios instead of those of whole sequences"
+    return (
+        f"The recorded log-probabilities differ from the model's by {ratios.gap:.2g} on average, as those of "
+        f"an inference engine may. With {instead}, the bias this makes is at most {_percent(share)} of the "
+        "standard error of the mean gradients, so these rollouts count as on policy."
+    )
+
+
+def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
+        most = "" if math.isnan(share) else f", by up to {_percent(share)} of their standard error"
         return [
             "behavior_logp shows that another policy sampled these rollouts; without importance ratios the "
-            "mean gradients are biased. Sequence ratios would leave an effective sample size of "
+            f"mean gradients are biased{most}. Sequence ratios would leave an effective sample size of "
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
@@ -357,7 +394,15 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
-    if ratios.misses:
+    if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
+        missed = f"about {_percent(1 - ratios.mean.value)} of the policy's probability"
+        sentences.append(
+            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
+            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
+            "belong to other policies. No estimator is then unbiased."
+        )
+    elif ratios.misses:
         sentences.append(
             f"The mean of the {kind} ratios is {ratios.mean} and should be 1: either the rollouts miss "
             "actions that the new policy prefers, or the log-probabilities belong to other policies."

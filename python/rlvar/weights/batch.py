@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlvar import _check, _core
 from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Gradients, Terms
+from rlvar.terms.passes import Gradients, Terms, for_kernels
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
@@ -35,6 +35,7 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    unbiased_but_for_ratios: bool = True
     aggregation: Aggregation = "sum"
     # Live steps (N, T) whose ratio PPO's clip finds too large, and those too small.
     outside: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
@@ -43,6 +44,10 @@ class Batch:
     _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
     _clipped: dict[str, float] = field(default_factory=dict, repr=False)
     _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
+    _projections: dict[float, Double] = field(default_factory=dict, repr=False)
+    # What chance in the fit of a baseline to few rollouts adds to |g|^2 of each rollout (N,), by name, gamma
+    # and size of the batches it is fitted to.
+    spreads: dict[tuple[str, float, int | None], Double] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -55,7 +60,7 @@ class Batch:
         aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
-        """Make the factors: importance ratios, and one over the length for a mean over each sequence.
+        """Make the factors: importance ratios, and one over the tokens for a mean over each sequence.
 
         A token mean divides the sum over the batch, no single score.
         """
@@ -64,7 +69,7 @@ class Batch:
         _check.choice("importance", importance, Importance)
         _check.choice("aggregation", aggregation, Aggregation)
         threads = _check.threads(threads)
-        ratios, factors, unbiased = None, None, True
+        ratios, factors, unbiased = None, None, True  # by all but the ratios
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
             ratios = importance_ratios(
                 rollouts.logp,
@@ -73,8 +78,8 @@ class Batch:
                 truncate=truncate,
                 lengths=rollouts.lengths,
                 mask=rollouts.mask,
+                tokens=rollouts.tokens,
             )
-            unbiased = ratios.unbiased
             factors = None if importance == "none" else ratios.factors
         elif importance != "none" or truncate is not None:
             given = f"importance={importance!r}" if truncate is None else "truncate"
@@ -87,17 +92,18 @@ class Batch:
             large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
             outside = large, small
             # What is clipped depends on actions and on rewards, unless nothing ever is.
-            unbiased = unbiased and ratios.close and not (large.any() or small.any())
+            unbiased = ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
-            lengths = rollouts.live_steps[:, None]
+            lengths = rollouts.token_counts[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
+        of_ratios = ratios is None or ratios.unbiased
+        return cls(rollouts, factors, threads, ratios, unbiased and of_ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
-        """Return what the batch would be had the rollouts been cut after so many steps.
+        """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
 
         Rewards, ratios and lengths end there too; no value stands for what is cut off.
         """
@@ -105,8 +111,9 @@ class Batch:
         if state["tokens"] is not None and self.aggregation == "sequence-mean":
             raise ValueError("the tokens of a part of the steps are not known")
         state["tokens"] = None
-        scores, (n, t) = state.pop("_stored"), self.live.shape
-        before = np.arange(t) < steps
+        del state["_stored"]
+        n, t = self.live.shape
+        scores, before = np.broadcast_to(np.float32(0.0), (n, t, 1)), np.arange(t) < steps
         if state["mask"] is not None:
             state["mask"] = state["mask"] & before
         else:
@@ -122,6 +129,12 @@ class Batch:
             aggregation=self.aggregation,
             threads=self.threads,
         )
+
+    @cached_property
+    def of_sequences(self) -> bool:
+        """Whether one step holds all tokens of each rollout, so that nothing tells them apart."""
+        steps, tokens = self.rollouts.live_steps, self.rollouts.token_counts
+        return bool(steps.max() <= 1 < tokens.max())
 
     @cached_property
     def rewarded_at_the_end(self) -> bool:
@@ -216,13 +229,22 @@ class Batch:
                 # PPO maximises min(rho A, clip(rho) A), which is constant where A pushes rho further out.
                 large, small = self.outside
                 cut = np.where(weights > 0, large, (weights < 0) & small)
-                self._clipped[estimator.name] = float(np.count_nonzero(cut) / max(self.live.sum(), 1))
+                tokens, steps = self.rollouts.token_counts, np.maximum(self.rollouts.live_steps, 1)
+                share = (np.count_nonzero(cut, axis=1) * (tokens / steps)).sum() / max(tokens.sum(), 1)
+                self._clipped[estimator.name] = float(share)
                 weights = np.where(cut, 0.0, weights)
             self._weights[estimator.name] = weights
         return self._weights[estimator.name]
 
+    def spread(self, estimator: Estimator) -> Double | None:
+        """Return the `spreads` of an estimator."""
+        parameters = estimator.parameters
+        self.weights(estimator)
+        size = parameters.get("batch_size")
+        return self.spreads[estimator.base, parameters.get("gamma", 1.0), size] if size else None
+
     def clipped(self, estimator: Estimator) -> float | None:
-        """Return the share of the live steps whose weight the clip has made 0; None without one."""
+        """Return the share of the tokens whose weight the clip has made 0; None without one."""
         self.weights(estimator)
         return self._clipped.get(estimator.name)
 
@@ -234,7 +256,7 @@ class Batch:
             return weights * self.factors
 
     def _terms(self, weights: Double, known: Gradients | None = None) -> Terms:
-        return Terms(self.rollouts.scores, self.weighed(weights), self.steps, self.threads, known)
+        return Terms(self.rollouts.kernel_scores, self.weighed(weights), self.steps, self.threads, known)
 
     def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
@@ -266,7 +288,8 @@ class Batch:
                 row[...] = self.weighed(new[name])
             if shared:
                 sets[-1], base = self.weighed(self._ones), found[-1]
-            _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
+            terms = for_kernels(self.rollouts.kernel_scores, None, self.steps)
+            _core.gradients(terms, sets, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
             own_base = next(own) if constant is None else base
@@ -277,7 +300,7 @@ class Batch:
                 largest = max(g.base.max(), -g.base.min())
                 small, square = largest * max(scale, 1.0) < 1e150, np.square(largest * scale)
             if not small:
-                _check.raise_not_finite(self.rollouts.scores, self.steps)
+                _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
             _check.refuse_underflow(square, self._terms(new[name]).moves)
             known[name] = new[name], g
         return [known[name][1] for name in named]
@@ -285,6 +308,14 @@ class Batch:
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         return self._finite(self._terms(self._ones).projections(vectors))
+
+    def own_projections(self, gamma: float = 1.0) -> Double:
+        """Return a[n,t] S[n,t] . g[n] (N, T), g the gradients of returns-to-go."""
+        if gamma not in self._projections:
+            name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
+            g = self.gradients({name: self.to_go(gamma)})[0].whole()
+            self._projections[gamma] = self.projections(g)
+        return self._projections[gamma]
 
     @property
     def step_squares(self) -> Double:
@@ -305,7 +336,7 @@ class Batch:
 
     def _finite(self, result: Double) -> Double:
         if not np.isfinite(result).all():
-            _check.raise_not_finite(self.rollouts.scores, self.steps)
+            _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
         return result
 
 

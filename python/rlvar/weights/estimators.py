@@ -99,6 +99,11 @@ class Estimator:
         Errors, such as for what the rollouts lack, name the estimator.
         """
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
+        if batch.of_sequences and (self.base in _OF_STEPS or self.parameters.get("gamma", 1.0) != 1.0):
+            raise ValueError(
+                f"estimator {self.name!r} needs the scores of tokens: one step holds all tokens of a rollout "
+                "here, and it weighs them differently"
+            )
         needed = {name: getattr(batch.rollouts, name) for name in self.needs}
         for name, array in needed.items():
             if array is None:
@@ -194,7 +199,8 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     **parameters
         What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
         `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
-        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`).
+        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of "single-optimal",
+        "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default all.
 
     Returns
     -------
@@ -271,7 +277,7 @@ def _grpo(batch: Batch, groups: NDArray[np.int64], scale: Scale = "group", eps: 
 
 
 def _vl_norm(batch: Batch, groups: NDArray[np.int64], alpha: float = 1.0) -> Double:
-    return _rloo(batch, groups) * length_weights(batch.rollouts.live_steps, alpha)
+    return _rloo(batch, groups) * length_weights(batch.rollouts.token_counts, alpha)
 
 
 class _Entry(NamedTuple):
@@ -300,6 +306,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "scale": lambda name, value: _check.choice(name, value, Scale),
     "eps": _check.non_negative_number,
     "alpha": _check.positive_number,
+    "batch_size": lambda name, value: None if value is None else _check.positive_integer(name, value),
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -323,7 +330,7 @@ _TABLE = {
         unbiased=False,
     ),
     "opo": _Entry(
-        lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
+        lambda batch: advantages.opo(batch.returns, batch.rollouts.token_counts, batch.rollouts.groups),
         "R minus the mean weighted by length of its group, or of the batch, itself included",
         unbiased=False,
     ),
@@ -331,7 +338,8 @@ _TABLE = {
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
     ),
     "multi-optimal": _Entry(
-        baselines.multi_optimal, "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds"
+        baselines.multi_optimal,
+        "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, within the range of G_t, over the other folds",
     ),
     "otb": _Entry(
         baselines.token_baseline,
@@ -357,6 +365,10 @@ _TABLE = {
         _vtrace, "V-trace advantage", ("values", "logp", "behavior_logp"), unbiased=False, per_rollout=True
     ),
 }
+
+
+#: What would be another estimator where one step holds all tokens of a rollout, and "multi" is "single".
+_OF_STEPS = ("multi-mean", "multi-optimal", "otb", "otb-verl", "gae", "n-step", "vtrace")
 
 
 def estimators() -> tuple[Estimator, ...]:

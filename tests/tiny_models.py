@@ -2,6 +2,7 @@
 
 import torch
 import transformers as hf
+from torch.overrides import TorchFunctionMode
 
 VOCABULARY = 23
 _COMMON = {
@@ -89,3 +90,15 @@ def one_backward_a_token(model, ids, attended, response, parameters=None, policy
             filled = [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
             found.append((row, t, dict(zip(every, filled, strict=True))))
     return found
+
+
+class precise(TorchFunctionMode):
+    """Within, what transformers computes in float32 (norms, softmax, rotations) stays in float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def kept(value):
+            return torch.float64 if value is torch.float32 else value
+
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        return function(*map(kept, args), **{name: kept(value) for name, value in (kwargs or {}).items()})

@@ -189,10 +189,11 @@ def described(model: Module, chosen: dict[str, torch.nn.Parameter]) -> str:
 
 def name_of(model: Module) -> str:
     """Return the name of the architecture, without PEFT's around it."""
-    return type(_base(model)).__name__
+    return type(base(model)).__name__
 
 
-def _base(model: Module) -> Module:
+def base(model: Module) -> Module:
+    """Return the model inside of PEFT's."""
     inner: Any = model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else model
 
@@ -254,7 +255,7 @@ class Network:
             raise ValueError(
                 f"{name_of(self.module)} is an encoder-decoder; a causal language model is needed"
             )
-        known = inspect.signature(_base(self.module).forward).parameters
+        known = inspect.signature(base(self.module).forward).parameters
         anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
         self._windowed = "logits_to_keep" in known
         self._options = {"use_cache": False} if "use_cache" in known else {}
@@ -264,8 +265,8 @@ class Network:
             raise ValueError("the model has no parameters")
         self.device = parameter.device
 
-    def width(self, tokens: Tokens) -> int:
-        """Numbers that pass through the widest place of the network for each token, roughly."""
+    def width(self, tokens: Tokens, *, head: bool = True) -> int:
+        """Numbers that pass through the widest place of the network, its head or not, per token, roughly."""
         config = getattr(self.module, "config", None)
         config = getattr(config, "get_text_config", lambda: config)()
         vocabulary, hidden, heads = (
@@ -273,7 +274,7 @@ class Network:
             for name, other in (("vocab_size", 1024), ("hidden_size", 256), ("num_attention_heads", 1))
         )
         inner = getattr(config, "intermediate_size", None) or 4 * hidden
-        return int(max(4 * vocabulary, 3 * inner + 8 * hidden, 3 * heads * int(tokens.lengths.max())))
+        return int(max(4 * vocabulary * head, 3 * inner + 8 * hidden, 3 * heads * int(tokens.lengths.max())))
 
     def check(self, tokens: Tokens) -> None:
         """Raise for token ids that the model's embedding does not have."""
@@ -287,6 +288,14 @@ class Network:
 
     def logits(self, chunk: Chunk, parameters: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits (n, t, V) of each response token, from those before it; with other parameters if given."""
+        every, first = self.every(chunk, parameters)
+        before = (chunk.places - 1 - first).clamp(min=0)
+        return every.gather(1, before[..., None].expand(-1, -1, every.shape[-1]))
+
+    def every(
+        self, chunk: Chunk, parameters: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, int]:
+        """Logits (n, l - first, V) of all tokens from the first that is needed on, and that column `first`."""
         options: dict[str, Any] = dict(self._options)
         first = 0
         if self._masked:
@@ -298,9 +307,7 @@ class Network:
             result = self.module(chunk.ids, **options)
         else:
             result = torch.func.functional_call(self.module, parameters, (chunk.ids,), options)
-        every = result if isinstance(result, torch.Tensor) else result.logits
-        before = (chunk.places - 1 - first).clamp(min=0)
-        return every.gather(1, before[..., None].expand(-1, -1, every.shape[-1]))
+        return (result if isinstance(result, torch.Tensor) else result.logits), first
 
     def targets(self, chunk: Chunk) -> torch.Tensor:
         """Response tokens (n, t)."""

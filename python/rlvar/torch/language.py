@@ -22,6 +22,7 @@ from rlvar.rollouts import Rollouts
 from rlvar.torch import inputs
 from rlvar.torch.forward import exact, sketched
 from rlvar.torch.inputs import Network, Tokens
+from rlvar.torch.parts import part_scores
 from rlvar.torch.policy import Policy, log_sum_squares, of_tokens
 from rlvar.torch.precondition import scales_of
 from rlvar.torch.sketch import Sketch
@@ -190,6 +191,16 @@ def token_scores(
         raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")
     network = Network(model)
     network.check(tokens)
+    if of != "all":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(inputs.still(network.module))
+            rows = int(np.count_nonzero(tokens.counts))
+            shown = _check.reporter(progress, rows, " rollouts", stack)
+            found = part_scores(
+                network, tokens, of, sketch, policy, precondition, memory, lambda done: shown(done, rows)
+            )
+        scores, logp, squares, scores_of, sketch = found
+        return TokenScores(scores, tokens.counts, logp, squares, scores_of, sketch, tokens)
     chosen = inputs.named(network.module)
     scales = scales_of(precondition, chosen)
     scores_of = inputs.described(network.module, chosen)

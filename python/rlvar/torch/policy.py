@@ -36,7 +36,9 @@ class Policy:
 
     def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of all tokens (..., V) from a model's logits, in float32 or more."""
-        z = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.temperature != 1:
+            z = z / self.temperature
         removed = self.removed(z)
         return (z if removed is None else z.masked_fill(removed, -torch.inf)).log_softmax(-1)
 

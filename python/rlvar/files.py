@@ -134,7 +134,8 @@ def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str
     This is a `door`: whatever its body raises of a file's content leaves as one ValueError.
     """
     place, doing, room = Path(os.fsdecode(path)), "", _MEMORY
-    with door(place, lambda: doing, "; in a folder of .npy files the scores are mapped"), ExitStack() as stack:
+    more_room = "; in a folder of .npy files the scores are mapped"
+    with door(place, lambda: doing, more_room), ExitStack() as stack:
         folder = stat.S_ISDIR(os.stat(place).st_mode)
         if folder:
             names = sorted(os.listdir(place))
@@ -165,6 +166,7 @@ def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str
             return array
 
         yield names, read
+
 
 @contextmanager
 def door(place: Path, doing: Callable[[], str] = str, more_room: str = "") -> Iterator[None]:

@@ -44,12 +44,11 @@ def _of_samples(samples: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _of_columns(table: Any, keys: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give rows of columns: tensors padded or nested, or lists; prompts are padded left by zeros of a mask."""
-    columns = {str(name): _rows_of(table[name]) for name in list(table.keys())}
+    """Give rows of columns, which are tensors, padded or nested, or lists."""
+    read = {str(name): _rows_of(table[name]) for name in list(table.keys())}
+    columns = {name: column for name, column in read.items() if column is not None}
     if keys is not None:
-        # uid_session_index
-        columns["uid"] = list(keys)
-    columns = {name: column for name, column in columns.items() if column is not None}
+        columns["uid"] = list(keys)  # uid_session_index
     for name in ("prompts", "responses", "response_mask"):
         if name not in columns:
             raise ValueError(f"its tensordict has no {name}, but {', '.join(sorted(columns))}")
@@ -57,6 +56,7 @@ def _of_columns(table: Any, keys: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     for number in range(n):
         row = {name: column[number] for name, column in columns.items() if len(column) == n}
         attended, prompts = row.get("attention_mask"), row["prompts"]
+        # Padded prompts are so on the left.
         if isinstance(attended, np.ndarray) and len(attended) == len(prompts) + len(row["responses"]):
             row["prompts"] = prompts[attended[: len(prompts)].astype(bool)]
         yield f"rollout {number}", row

@@ -13,6 +13,7 @@ from rlvar.analysis.prompts import PromptComponents, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
+from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.report import Report, report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.batch_noise import BatchNoise
@@ -40,6 +41,7 @@ __all__ = [
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
+    "RecordedRollouts",
     "Report",
     "Rollouts",
     "Totals",
@@ -64,6 +66,7 @@ __all__ = [
     "opo",
     "plan",
     "prompt_components",
+    "read_recorded",
     "reinforce_pp",
     "report",
     "reward_to_go",

@@ -29,6 +29,8 @@ from rlvar.rollouts import Rollouts
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")
+#: What a folder holds as long as `rlvar score` has not finished it.
+UNFINISHED = "scoring.json"
 
 _HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
 _CHUNK = 1 << 22
@@ -78,6 +80,10 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     Rollouts(N=4, T=7, D=2, lengths 7 to 7)
     """
     with opened(path) as (names, read):
+        if UNFINISHED in names:
+            raise ValueError(
+                "its scores are not complete: the rlvar score command that began it continues it"
+            )
         missing = [key for key in KEYS[:2] if f"{key}.npy" not in names]
         if missing:
             raise ValueError(f"it holds no array named {' or '.join(missing)}, but {listed(names)}")

@@ -15,6 +15,7 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
 from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.report import Report, report
+from rlvar.reporting.rewards import RewardReport, report_rewards
 from rlvar.rollouts import Rollouts
 from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
@@ -43,6 +44,7 @@ __all__ = [
     "PromptComponents",
     "RecordedRollouts",
     "Report",
+    "RewardReport",
     "Rollouts",
     "Totals",
     "__version__",
@@ -69,6 +71,7 @@ __all__ = [
     "read_recorded",
     "reinforce_pp",
     "report",
+    "report_rewards",
     "reward_to_go",
     "rloo",
     "save_rollouts",

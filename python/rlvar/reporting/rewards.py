@@ -153,25 +153,25 @@ class RewardReport(Result):
             return []
         if not 0 <= share.low <= share.high <= 1:
             return [
-                "How much of the variance of the rewards lies between prompts, and so what completions buy, is "
-                f"not resolved with these {self.groups} groups."
+                "How much of the variance of the rewards lies between prompts, and so what completions buy, "
+                f"is not resolved with these {self.groups} groups."
             ]
         used, twice = self.completions[-_DOUBLINGS - 1], self.completions[-_DOUBLINGS]
         return [
             f"{share.value:.0%} of the variance of the rewards lies between prompts ({share.confidence:.0%} "
-            f"interval {share.low:.0%} to {share.high:.0%}). A baseline of each prompt, as RLOO's and GRPO's, "
-            "takes that away; the rest is from completion to completion.",
-            f"With {twice.completions} completions in place of {used.completions} a prompt's mean reward would "
-            f"have {twice.variance.value / used.variance.value:.2f} times the variance; twice as many prompts "
-            "halve that of the batch's mean reward.",
+            f"interval {share.low:.0%} to {share.high:.0%}). A baseline of each prompt, as RLOO's and "
+            "GRPO's, takes that away; the rest is from completion to completion.",
+            f"With {twice.completions} completions in place of {used.completions} a prompt's mean reward "
+            f"would have {twice.variance.value / used.variance.value:.2f} times the variance; twice as many "
+            "prompts halve that of the batch's mean reward.",
         ]
 
     def _missing(self) -> str:
         start = "These are rewards alone. How noisy the gradient is takes scores: "
         if not self.scored_from:
             return start + (
-                "they need token ids or text, which the file lacks; name their columns (--prompt, --response), "
-                "or have the trainer record them."
+                "they need token ids or text, which the file lacks; name their columns (--prompt, "
+                "--response), or have the trainer record them."
             )
         return (
             f"{start}rlvar report FILE --model MODEL computes them from the {self.scored_from}, with the "
@@ -203,9 +203,8 @@ class RewardReport(Result):
         if self.completions:
             head = f"  {'K':>5}  {'variance of a prompt':<28}dead groups"
             rows = [
-                f"  {row.completions:>5}  {row.variance!s:<28}"
-                + ("-" if row.dead is None else f"{row.dead:.0%}")
-                for row in self.completions
+                f"  {k:>5}  {variance!s:<28}{'-' if dead is None else f'{dead:.0%}'}"
+                for k, variance, dead in self.completions
             ]
             blocks.append("\n".join(["Mean reward of a prompt with K completions", head, *rows]))
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))

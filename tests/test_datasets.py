@@ -28,6 +28,31 @@ def test_cartpole_ships_under_1_mb():
     assert path.stat().st_size < 1_000_000
 
 
+def test_arithmetic_is_a_language_model_part_way():
+    rollouts = rlvar.datasets.arithmetic()
+    assert rollouts.shape == (512, 7, 64)
+    assert rollouts.sketched
+    assert rollouts.scores_of == "all 125,248 parameters of LlamaForCausalLM"
+    assert (np.bincount(rollouts.groups) == 16).all()
+    assert 1 / 3 < rollouts.rewards.mean() < 2 / 3
+    # Sampled at temperature 1 from the policy that is scored, but for float32.
+    np.testing.assert_allclose(rollouts.behavior_logp, rollouts.logp, atol=1e-4)
+    by_token = rlvar.datasets.arithmetic(rewards="token")
+    np.testing.assert_array_equal(by_token.rewards.sum(axis=1) == by_token.live_steps, rollouts.rewards == 1)
+
+
+def test_with_a_terminal_reward_single_and_multi_agree_to_the_bit_and_with_token_rewards_multi_is_quieter():
+    assert rlvar.compare(rlvar.datasets.arithmetic())["multi"].identical
+    rewarded = rlvar.datasets.arithmetic(rewards="token")
+    assert rlvar.compare(rewarded)["multi"].ratio.high < 1
+
+
+def test_arithmetic_is_on_policy_and_ships_under_2_mb():
+    assert rlvar.on_policy_test(rlvar.datasets.arithmetic()).against == ()
+    path = Path(rlvar.__file__).parent / "data" / "arithmetic.npz"
+    assert path.stat().st_size < 2_000_000
+
+
 @pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("make_cartpole_rollouts", EXAMPLE)

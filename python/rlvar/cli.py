@@ -23,6 +23,11 @@ from rlvar.reporting.report import report as make_report
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.estimators import estimators
 
+_EMBEDDED = {
+    "cartpole": ("CartPole-v1", datasets.cartpole),
+    "arithmetic": ("two-digit sums", datasets.arithmetic),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
@@ -80,7 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_input,
         metavar="FILE",
         help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally "
-        f"{', '.join(KEYS[2:])}; or a folder of .npy files; without it, the embedded CartPole rollouts",
+        f"{', '.join(KEYS[2:])}; or a folder of .npy files; without it, embedded rollouts",
+    )
+    report.add_argument(
+        "--dataset",
+        choices=tuple(_EMBEDDED),
+        help="which embedded rollouts (default: cartpole); arithmetic is a small language model's",
     )
     report.add_argument(
         "--estimators",
@@ -158,7 +168,10 @@ def _report(args: argparse.Namespace) -> Report:
     with _progress() as progress:
         progress("reading rollouts")
         if args.file is None:
-            rollouts, source = datasets.cartpole(), "CartPole-v1, embedded"
+            source, load = _EMBEDDED[args.dataset or "cartpole"]
+            rollouts, source = load(), f"{source}, embedded"
+        elif args.dataset is not None:
+            raise ValueError("give a FILE or --dataset, not both")
         else:
             rollouts, source = load_rollouts(args.file), printable(args.file)
         try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from typing import Literal
 
-from rlvar.files import load_rollouts
+import numpy as np
+
+from rlvar import _check
+from rlvar.files import KEYS, load_rollouts
 from rlvar.rollouts import Rollouts
 
 
@@ -29,3 +33,38 @@ def cartpole() -> Rollouts:
     """
     with as_file(files("rlvar") / "data" / "cartpole.npz") as path:
         return load_rollouts(path)
+
+
+def arithmetic(*, rewards: Literal["completion", "token"] = "completion") -> Rollouts:
+    """512 completions of a small language model that learns two-digit sums, caught half-way.
+
+    A Llama of three layers and 125,248 parameters gets a prompt such as "37+45=" and writes the sum of the
+    ones and the answer, "12 82.", a token each character. 32 prompts with 16 completions each were sampled at
+    temperature 1, when 45% were right; groups are prompts. Scores are a 64-dimensional sketch of the token
+    scores of all parameters. ``examples/make_arithmetic_rollouts.py`` in the repository made the file.
+
+    Parameters
+    ----------
+    rewards : {"completion", "token"}, default "completion"
+        1 for a completion that is all right, 0 otherwise, as its terminal reward; or 1 for each token up to
+        the first wrong one.
+
+    Returns
+    -------
+    Rollouts
+        N = 512 completions of 5 to 7 tokens, D = 64, with groups, `logp`, `behavior_logp` and
+        `score_squares`.
+
+    Examples
+    --------
+    >>> import rlvar
+    >>> rlvar.datasets.arithmetic()
+    Rollouts(N=512, T=7, D=64, lengths 5 to 7, 32 groups)
+    """
+    _check.choice("rewards", rewards, Literal["completion", "token"])
+    with as_file(files("rlvar") / "data" / "arithmetic.npz") as path:
+        rollouts = load_rollouts(path)
+    if rewards == "token":
+        return rollouts
+    right = (rollouts.rewards.sum(axis=1) == rollouts.live_steps).astype(np.float64)
+    return Rollouts(**{key: getattr(rollouts, key) for key in KEYS} | {"rewards": right})

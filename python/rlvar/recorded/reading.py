@@ -28,7 +28,9 @@ _OF_KEY = re.compile(r"(.+)_\d+_\d+")  # verl's keys are uid_session_index
 
 def is_recorded(path: str | PathLike[str]) -> bool:
     """Whether a file holds recorded rollouts, by its content: JSON Lines, Parquet or a pickle."""
-    return kind_of(Path(os.fsdecode(path))) is not None
+    place = Path(os.fsdecode(path))
+    with door(place):
+        return kind_of(place) is not None
 
 
 def read_recorded(

@@ -174,7 +174,7 @@ class RewardReport(Result):
                 "--response), or have the trainer record them."
             )
         return (
-            f"{start}rlvar report FILE --model MODEL computes them from the {self.scored_from}, with the "
+            f"{start}rlvar report {self.source} --model MODEL computes them from the {self.scored_from}, with the "
             "checkpoint that sampled these rollouts."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging as stdlib_logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ _RETOKENISED = (
 
 def load_model(name: str, dtype: Dtype, device: str | None) -> torch.nn.Module:
     """Return a causal language model from a local folder or the hub, with no parameter made up."""
-    transformers: Any = importlib.import_module("transformers")
+    transformers = _transformers()
     with _named("model", name):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             name,
@@ -40,9 +41,18 @@ def load_model(name: str, dtype: Dtype, device: str | None) -> torch.nn.Module:
 
 def load_tokenizer(name: str) -> Any:
     """Return the tokenizer of a model."""
-    transformers: Any = importlib.import_module("transformers")
+    transformers = _transformers()
     with _named("tokenizer of", name):
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError("models by name need transformers: pip install 'rlvar[torch]'") from None
 
 
 @contextmanager
@@ -52,6 +62,9 @@ def _named(what: str, name: str) -> Iterator[None]:
     if name.startswith(("/", ".", "~")) and not os.path.isdir(name):
         raise FileNotFoundError(2, "no such folder", name)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = stdlib_logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(stdlib_logging.CRITICAL)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -62,6 +75,7 @@ def _named(what: str, name: str) -> Iterator[None]:
         raise ValueError(f"{what} {name}: {' '.join(str(error).split())[:300]}") from error
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 

@@ -97,22 +97,56 @@ rlvar::Steps steps_of(const std::optional<Int64s>& lengths, const std::optional<
   return {indices(lengths, n, 0, t), view(mask, n, t)};
 }
 
-/// Terms in Python: scores, weights, lengths, mask, sample_weight.
+/// Terms in Python: scores, weights, lengths, mask, sample_weight; and, where scores (M, D) are
+/// packed, which row each rollout starts at, and T.
 template <class T>
-using TermsTuple = std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>,
-                              std::optional<Bytes>, std::optional<Doubles>>;
+using TermsTuple =
+    std::tuple<py::array_t<T>, std::optional<Strided>, std::optional<Int64s>, std::optional<Bytes>,
+               std::optional<Doubles>, std::optional<std::tuple<Int64s, index_t>>>;
 
 template <class T>
-rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
-  const auto& [scores, weights, lengths, mask, sample_weight] = arrays;
+rlvar::Scores<T> scores_of(const py::array_t<T>& scores) {
   refuse(scores.ndim() != 3 || scores.size() == 0);
   const index_t n = scores.shape(0), t = scores.shape(1), d = scores.shape(2);
   expect(scores, {n, t, d});
   refuse(d > 1 && stride(scores, 2) != 1);
-  return {{scores.data(), n, t, d, stride(scores, 0), stride(scores, 1)},
-          view(weights, n, t),
-          steps_of(lengths, mask, n, t),
-          copied<double>(sample_weight, n)};
+  return rlvar::padded(scores.data(), n, t, d, stride(scores, 0), stride(scores, 1));
+}
+/// The same of packed scores, whose rows of live steps all exist.
+template <class T>
+rlvar::Scores<T> scores_of(const py::array_t<T>& scores, const Int64s& starts, index_t t,
+                           const rlvar::Indices& lengths) {
+  refuse(scores.ndim() != 2 || scores.shape(1) < 1 || t < 1 || starts.size() < 1);
+  const index_t m = scores.shape(0), d = scores.shape(1), n = starts.size();
+  expect(scores, {m, d});
+  refuse(m > 0 && d > 1 && stride(scores, 1) != 1);
+  rlvar::Indices at = indices(starts, n, 0, m);
+  refuse(lengths.size() != at.size());
+  for (std::size_t i = 0; i < at.size(); ++i) {
+    refuse(lengths[i] > m - at[i]);
+    at[i] *= stride(scores, 0);
+  }
+  return {scores.data(), n, t, d, std::move(at), stride(scores, 0)};
+}
+
+template <class T>
+rlvar::Terms<T> terms_of(const TermsTuple<T>& arrays) {
+  const auto& [scores, weights, lengths, mask, sample_weight, packed] = arrays;
+  rlvar::Terms<T> terms;
+  index_t n = 0, t = 0;
+  if (packed) {
+    n = std::get<0>(*packed).size(), t = std::get<1>(*packed);
+    refuse(mask.has_value());
+    terms.steps = steps_of(lengths, mask, n, t);
+    terms.scores = scores_of(scores, std::get<0>(*packed), t, terms.steps.lengths);
+  } else {
+    terms.scores = scores_of(scores);
+    n = terms.scores.n, t = terms.scores.t;
+    terms.steps = steps_of(lengths, mask, n, t);
+  }
+  terms.weights = view(weights, n, t);
+  terms.sample_weight = copied<double>(sample_weight, n);
+  return terms;
 }
 
 /// Weights (E, N, T), C-contiguous, of E estimators.

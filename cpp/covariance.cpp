@@ -201,7 +201,7 @@ void add_block_products(const Terms<T>& terms, index_t d0, index_t width, const 
   });
   const double one = 1.0;
   Terms<double> summed;
-  summed.scores = {blocks.data(), samples, rows, width, rows * width, width};
+  summed.scores = padded<double>(blocks.data(), samples, rows, width, rows * width, width);
   summed.weights = {&one, samples, rows, 0, 0};
   summed.steps.lengths = terms.ends();
   summed.sample_weight = terms.sample_weight;

@@ -3,6 +3,7 @@
 
 #include <numeric>
 #include <type_traits>
+#include <utility>
 
 #include "lanes.hpp"
 
@@ -30,11 +31,34 @@ void prefetch_steps(const T* x, index_t step_stride, index_t count) {
 
 using Indices = std::vector<index_t>;
 
+/// The scores (N, T, D), last axis contiguous: rollout n starts starts[n] numbers from `data`. Of
+/// rollouts that lie one after the other, without padding, only steps below their lengths exist.
+template <class T>
+struct Scores {
+  const T* data = nullptr;
+  index_t n = 0, t = 0, d = 0;
+  Indices starts;  // (N,)
+  index_t t_stride = 0;
+
+  const T* row(index_t i, index_t j) const {
+    return data + starts[static_cast<std::size_t>(i)] + j * t_stride;
+  }
+};
+
+/// Scores at equal distances.
+template <class T>
+Scores<T> padded(const T* data, index_t n, index_t t, index_t d, index_t n_stride,
+                 index_t t_stride) {
+  Indices starts(static_cast<std::size_t>(n));
+  for (index_t i = 0; i < n; ++i) starts[static_cast<std::size_t>(i)] = i * n_stride;
+  return {data, n, t, d, std::move(starts), t_stride};
+}
+
 /// The terms X[n,t,:] = weights[n,t] * scores[n,t,:], zero on steps that are not live. Row q of a
 /// rollout is the sum of `block` consecutive terms; mostly, block = 1 and rows are steps.
 template <class T>
 struct Terms {
-  View3<const T> scores;              // (N, T, D)
+  Scores<T> scores;                   // (N, T, D)
   View2<const double> weights;        // (N, T)
   Steps steps;                        // live steps
   std::vector<double> sample_weight;  // (N,), or empty for ones
@@ -128,10 +152,12 @@ void load_scalars(const Terms<T>& terms, index_t n, index_t q0, index_t q1, inde
     for (index_t q = q0; q < q1; ++q) x[q - q0] = w[q] * static_cast<double>(s[q]);
     return;
   }
-  for (index_t q = q0; q < q1; ++q) {
+  const index_t end = std::clamp(terms.steps.end(n, terms.scores.t), q0, q1);
+  for (index_t q = q0; q < end; ++q) {
     const double term = terms.weights(n, q) * static_cast<double>(s[q * terms.scores.t_stride]);
-    x[q - q0] = terms.live(n, q) ? term : 0.0;
+    x[q - q0] = terms.steps.unmasked(n, q) ? term : 0.0;
   }
+  std::fill(x + (end - q0), x + (q1 - q0), 0.0);
 }
 
 }  // namespace rlvar

@@ -40,7 +40,7 @@ View2<T> contiguous(T* data, index_t rows, index_t cols) {
   return {data, rows, cols, cols, 1};
 }
 
-/// An (N, T, D) array whose last axis is contiguous.
+/// An (E, N, T) array whose last axis is contiguous.
 template <class T>
 struct View3 {
   T* data = nullptr;

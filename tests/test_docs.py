@@ -121,4 +121,4 @@ def test_what_is_said_of_rows_that_cover_too_rarely_is_what_the_coverage_table_h
 
 def test_the_note_on_few_deciders_has_the_coverage_that_the_statistics_have(statistics):
     (least,) = re.findall(r"variances are covered in (\d+) to 100 %", statistics)
-    assert f"in as few as {least}% of the cases" in few_decide([("single", 1.0, np.nan)], 40, grouped=False)
+    assert f"in as few as {least}% of the cases" in few_decide([("single", 1.0, np.nan)], 40, "rollout")

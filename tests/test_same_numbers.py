@@ -38,6 +38,11 @@ sparse = rlvar.Rollouts(scores[:, :, :2], np.where(np.arange(n) == 3, 1.0, 1e-30
 for name, rollouts in (("flat", flat), ("grouped", grouped), ("sparse", sparse)):
     bits(f"report {name}", rlvar.report(rollouts).to_dict())
     bits(f"bootstrap {name}", rlvar.compare(rollouts, interval=rlvar.Bootstrap(200)).to_dict())
+g = {"a": scores.sum(axis=1)[:100], "b": scores[:100, 0]}
+bits("sketched", rlvar.compare_gradients(g, sketched=True).to_dict())
+pairs = {(a, b): np.einsum("ud,vd->uv", g[a], g[b], dtype=float) for a in g for b in g}
+products = {a if a == b else (a, b): k for (a, b), k in pairs.items() if a <= b}
+bits("products", rlvar.compare_gradients(products, gram_of=300).to_dict())
 # Products of this size are where OpenBLAS's bits change with its threads.
 wide = rlvar.Rollouts(rng.standard_normal((300, 2, 2000)).astype(np.float32), rng.standard_normal((300, 2)))
 bits("bootstrap wide", rlvar.compare(wide, interval=rlvar.Bootstrap(300)).to_dict())

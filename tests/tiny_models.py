@@ -79,8 +79,9 @@ def one_backward_a_token(model, ids, attended, response, parameters=None, policy
     every = dict(model.named_parameters()) if parameters is None else parameters
     found = []
     for row in range(len(ids)):
-        values = log_probs(model, ids[row : row + 1], attended[row : row + 1], policy)[0]
-        for t, place in enumerate(response[row].nonzero()[:, 0].tolist()):
+        kept = attended[row] == 1  # without padding
+        values = log_probs(model, ids[row : row + 1, kept], attended[row : row + 1, kept], policy)[0]
+        for t, place in enumerate(response[row, kept].nonzero()[:, 0].tolist()):
             gradients = torch.autograd.grad(
                 values[place - 1], list(every.values()), retain_graph=True, allow_unused=True
             )

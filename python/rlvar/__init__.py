@@ -3,7 +3,9 @@
 from rlvar import datasets
 from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
 from rlvar.analysis.blocks import BlockRow
-from rlvar.analysis.compare import Comparison, ComparisonRow, compare
+from rlvar.analysis.compare import compare
+from rlvar.analysis.compare_gradients import compare_gradients
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
 from rlvar.analysis.headroom import Headroom, headroom
@@ -20,6 +22,7 @@ from rlvar.rollouts import Rollouts
 from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.advantages import grpo, kl_rewards, opo, reinforce_pp, rloo, to_steps, whiten
 from rlvar.weights.estimators import Estimator, estimator, estimators
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
@@ -46,9 +49,11 @@ __all__ = [
     "Report",
     "RewardReport",
     "Rollouts",
+    "SketchNoise",
     "Totals",
     "__version__",
     "compare",
+    "compare_gradients",
     "covariance",
     "datasets",
     "decompose",

@@ -34,6 +34,7 @@ class Terms(NamedTuple):
     lengths: object
     mask: object
     sample_weight: object = None
+    packed: object = None
 
 
 isa = os.environ.get("RLVAR_ISA") or available_isas[-1]

@@ -19,11 +19,12 @@ openmp: int
 eigen_version: str
 
 class Terms(NamedTuple):
-    scores: Float  # (N, T, D)
+    scores: Float  # (N, T, D), or (M, D) if packed
     weights: Double | None  # (N, T)
     lengths: _Lengths
     mask: _Marks
     sample_weight: Double | None = None  # (N,)
+    packed: tuple[NDArray[np.int64], int] | None = None  # which row each rollout starts at (N,); T
 
 def load(isa: str) -> ModuleType: ...
 def default_threads() -> int: ...

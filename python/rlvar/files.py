@@ -45,7 +45,8 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     ----------
     path : path-like
         An .npz file with arrays ``scores`` and ``rewards``, and optionally any other argument of
-        `Rollouts` by its name; or a folder with ``scores.npy``, ``rewards.npy`` and so on.
+        `Rollouts` by its name; or a folder with ``scores.npy``, ``rewards.npy`` and so on. With scores of
+        shape (sum of lengths, D), and ``lengths``, they are the arguments of `Rollouts.packed`.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
             key: array.item() if key in _SCALARS and array.ndim == 0 else array
             for key, array in arrays.items()
         }
-        result = Rollouts(**given)  # type: ignore[arg-type]
+        result = _made(given)
     held = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
     ignored = [name for name in held if name not in KEYS]
     if ignored:
@@ -129,8 +130,25 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
     arrays = {key: getattr(rollouts, key) for key in KEYS}
+    if arrays["scores"].ndim == 2:
+        # As many steps as rollouts: rewards of steps would pass for terminal ones.
+        padded = "rewards" if len(arrays["scores"]) == len(rollouts) else ""
+        of_steps = [key for key, x in arrays.items() if np.ndim(x) == 2 and key not in ("scores", padded)]
+        arrays |= {key: arrays[key][rollouts.live] for key in of_steps}
     # What was not given is absent.
     write_arrays(path, {key: x for key, x in arrays.items() if x is not None and x is not False})
+
+
+def _made(arrays: dict[str, Any]) -> Rollouts:
+    """Make rollouts of the arrays of a file, padded or packed."""
+    if arrays["scores"].ndim != 2:
+        return Rollouts(**arrays)
+    if "lengths" not in arrays or "mask" in arrays:
+        extra = "lengths.npy, and no mask" if "mask" in arrays else "lengths"
+        raise ValueError(
+            f"scores of shape {arrays['scores'].shape} are packed, (sum of lengths, D): they need {extra}"
+        )
+    return Rollouts.packed(**arrays)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
-from rlvar._types import Double
+from rlvar._types import Double, Float
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -56,7 +56,8 @@ class Rollouts:
         up, are (N, 1, D). It is what means over tokens and baselines and weights by length go by. At least
         one for each live step, and 0 where there is none.
     scores_of : str, optional
-        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM". A name
+        that does not start with "all" is that of a part: reports say so with noise scales.
     sketched : bool, default False
         Whether the D coordinates are a random sketch of that: independent random directions, equally
         distributed, so that each gives an unbiased 1/D of every squared norm and inner product.
@@ -132,12 +133,11 @@ truncated, next_values, bootstrap_value, tokens
         scores_of: str | None = None,
         sketched: bool = False,
     ) -> None:
-        first = scores[:2] if isinstance(scores, np.memmap) and scores.ndim == 3 else None
-        if first is not None and not np.may_share_memory(_check.scores(first), first):
-            array = np.asarray(scores)  # to be converted
+        if isinstance(scores, _check.Packed):
+            array, shape = scores.rows, scores.shape[:2]
         else:
-            array = _check.scores(scores)
-        shape = array.shape[:2]
+            array = _kept(scores, _check.scores, 3)
+            shape = array.shape[:2]
         steps = _check.steps(shape, lengths=lengths, mask=mask)
         by_step = {
             "values": values,
@@ -174,6 +174,99 @@ truncated, next_values, bootstrap_value, tokens
             }
         )
 
+    @classmethod
+    def packed(
+        cls,
+        scores: ArrayLike,
+        lengths: ArrayLike,
+        rewards: ArrayLike,
+        *,
+        values: ArrayLike | None = None,
+        groups: Sequence[Hashable] | NDArray[Any] | None = None,
+        logp: ArrayLike | None = None,
+        behavior_logp: ArrayLike | None = None,
+        score_squares: ArrayLike | None = None,
+        terminated: ArrayLike | None = None,
+        truncated: ArrayLike | None = None,
+        next_values: ArrayLike | None = None,
+        bootstrap_value: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        scores_of: str | None = None,
+        sketched: bool = False,
+    ) -> Rollouts:
+        """Make rollouts that lie one after the other, without padding.
+
+        Every result is that of the padded rollouts, to the bit. The scores are never padded, neither on disk
+        nor in memory nor in a kernel. Rewards, weights and the like, one number a step, are padded in memory.
+
+        Parameters
+        ----------
+        scores : array_like, shape (sum of lengths, D)
+            Those of the first rollout's steps, then the second's, and so on; else as in `Rollouts`.
+        lengths : array_like of int, shape (N,)
+            Number of steps of each rollout.
+        rewards : array_like, shape (sum of lengths,) or (N,)
+            Reward of each step, or one terminal reward for each rollout.
+        values, logp, behavior_logp, score_squares, terminated, truncated, next_values
+            As in `Rollouts`, but of shape (sum of lengths,). Arrays (N, T), padded, are taken too.
+        groups, bootstrap_value, tokens, scores_of, sketched
+            As in `Rollouts`.
+
+        Returns
+        -------
+        Rollouts
+            Their `scores` are those given, (sum of lengths, D), and T is the largest length.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `Rollouts`; for lengths that do not add up to the rows of the scores, and for rewards that may
+            be either because there are as many steps as rollouts.
+
+        Examples
+        --------
+        >>> import numpy as np, rlvar
+        >>> lengths = [7, 3, 2, 5]
+        >>> rlvar.Rollouts.packed(np.zeros((17, 2)), lengths, np.ones(17))
+        Rollouts(N=4, T=7, D=2, lengths 2 to 7, packed)
+        """
+        rows = _kept(scores, _check.packed_scores, 2)
+        counts = _check.packed_lengths(lengths, len(rows))
+        by_step = {
+            "values": values,
+            "logp": logp,
+            "behavior_logp": behavior_logp,
+            "score_squares": score_squares,
+            "terminated": terminated,
+            "truncated": truncated,
+            "next_values": next_values,
+        }
+        padded: dict[str, Any] = {
+            name: _check.unpacked(name, value, counts, finite_=name != "next_values")
+            for name, value in by_step.items()
+            if value is not None
+        }
+        return cls(
+            _check.Packed.of(rows, counts),  # type: ignore[arg-type]
+            _check.packed_rewards(rewards, counts),
+            lengths=counts,
+            groups=groups,
+            bootstrap_value=bootstrap_value,
+            tokens=tokens,
+            scores_of=scores_of,
+            sketched=sketched,
+            **padded,
+        )
+
+    def padded(self) -> Rollouts:
+        """Return the same rollouts with scores (N, T, D), 0 where no step is."""
+        state = self.__getstate__()
+        if state.pop("_stored").ndim == 3:
+            return self
+        scores = np.zeros(self.shape, self.scores.dtype)
+        scores[self.live] = self.scores
+        return Rollouts(scores, **state)
+
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -186,13 +279,29 @@ truncated, next_values, bootstrap_value, tokens
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        n, t, d = self._stored.shape
+        n, t, d = self.stored_scores.shape
         return n, t, d
 
     @cached_property
     def scores(self) -> NDArray[Any]:
-        """Scores (N, T, D)."""
-        return _check.scores(self._stored)
+        """Scores (N, T, D); (sum of lengths, D) if packed."""
+        return _check.scores(self._stored) if self._stored.ndim == 3 else _check.packed_scores(self._stored)
+
+    @cached_property
+    def kernel_scores(self) -> _check.Scores:
+        """Scores for the kernels."""
+        return self._laid_out(self.scores)
+
+    @cached_property
+    def stored_scores(self) -> _check.Scores:
+        """The same not converted, if they are mapped."""
+        return self._laid_out(self._stored)
+
+    def _laid_out(self, scores: NDArray[Any]) -> _check.Scores:
+        if scores.ndim == 3:
+            return scores
+        assert self.lengths is not None
+        return _check.Packed.of(scores, self.lengths)
 
     @cached_property
     def steps(self) -> _check.Steps:
@@ -225,24 +334,49 @@ truncated, next_values, bootstrap_value, tokens
         }
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self.rewards)
 
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
         """Return some of the rollouts, by a slice or an array of indices or booleans."""
-        if not isinstance(rows, slice) and np.ndim(rows) == 0:
-            raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(rows).__name__}")
+        rows = _check.rows(rows)
         state = self.__getstate__()
+        scores = state.pop("_stored")
         some: dict[str, Any] = {
             name: x[rows] if isinstance(x, np.ndarray) else x for name, x in state.items()
         }
-        return Rollouts(some.pop("_stored"), **some)
+        if scores.ndim == 3:
+            return Rollouts(scores[rows], **some)
+        lengths = some.pop("lengths")
+        longest = max(1, lengths.max(initial=0))
+        some = {name: x[:, :longest] if np.ndim(x) == 2 else x for name, x in some.items() if name != "mask"}
+        return Rollouts.packed(self._rows(rows), lengths, **some)
+
+    def _rows(self, rollouts: slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """Return the packed scores of some rollouts, without a copy if they lie side by side."""
+        packed, (which,) = self.stored_scores, [np.arange(len(self))[rollouts]]
+        assert isinstance(packed, _check.Packed)
+        if len(which) and (np.diff(which) == 1).all():
+            side_by_side: _check.Packed = packed[which[0] : which[-1] + 1]
+            return side_by_side.rows
+        parts = [packed.rows[packed.starts[n] : packed.starts[n] + packed.lengths[n]] for n in which]
+        return np.concatenate(parts) if parts else packed.rows[:0]
 
     def __repr__(self) -> str:
         n, t, d = self.shape
         measures = {"lengths": self.live_steps, "tokens": self.tokens}
         counts = [f", {name} {x.min()} to {x.max()}" for name, x in measures.items() if x is not None]
         groups = "" if self.groups is None else f", {len(np.unique(self.groups))} groups"
-        return f"Rollouts(N={n}, T={t}, D={d}{''.join(counts)}{groups})"
+        packed = ", packed" * (self._stored.ndim == 2)
+        return f"Rollouts(N={n}, T={t}, D={d}{''.join(counts)}{groups}{packed})"
+
+
+def _kept(scores: ArrayLike, check: Callable[[ArrayLike], Float], axes: int) -> NDArray[Any]:
+    """Return checked scores; those that are mapped and of another dtype as they are, to be converted."""
+    if isinstance(scores, np.memmap) and scores.ndim == axes:
+        first = scores[:2]
+        if not np.may_share_memory(check(first), first):
+            return np.asarray(scores)
+    return check(scores)
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

@@ -29,7 +29,7 @@ def shape(sd, mean):
 def of_moments(sd, mean, units, noise_scale=None):
     v, dimension, along = shape(sd, mean)
     noise_scale = v / (mean @ mean) if noise_scale is None else noise_scale
-    return batch_noise(rlvar.Estimate(noise_scale), dimension, along, units, grouped=False)
+    return batch_noise(rlvar.Estimate(noise_scale), dimension, along, units, unit="rollout")
 
 
 def simulated(rng, sd, mean, units, pairs=20_000):
@@ -54,21 +54,21 @@ def test_without_a_signal_the_change_in_norm_of_equal_directions_is_that_of_the_
     """E|m|^2 = 1 and E|m| = sqrt(2 / D) Gamma((D + 1) / 2) / Gamma(D / 2) for normal m in D directions."""
     for d in (1, 2, 7, 5000):
         mean = math.sqrt(2 / d) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
-        found = batch_noise(rlvar.Estimate(-5.0), d, 1 / d, 10, grouped=False)
+        found = batch_noise(rlvar.Estimate(-5.0), d, 1 / d, 10, unit="rollout")
         assert found.norm_change == pytest.approx(math.sqrt(2 * (1 - mean**2)), rel=1e-6)
         assert found.angle.value == 90
 
 
 def test_in_many_directions_the_cosine_is_the_share_of_the_signal():
     for ratio in (0.01, 1.0, 50.0):
-        found = batch_noise(rlvar.Estimate(100 / ratio), 1e9, 0.0, 100, grouped=False)
+        found = batch_noise(rlvar.Estimate(100 / ratio), 1e9, 0.0, 100, unit="rollout")
         assert math.cos(math.radians(found.angle.value)) == pytest.approx(ratio / (1 + ratio), rel=1e-6)
 
 
 def test_more_units_turn_less_whatever_the_noise():
     for dimension in (1.0, 1.5, 4.0, 100.0):
         for along in np.linspace(0, 1 / math.sqrt(dimension), 5):
-            any_size = batch_noise(rlvar.Estimate(50.0, 1.0, 20.0, 90.0), dimension, along, 1, grouped=False)
+            any_size = batch_noise(rlvar.Estimate(50.0, 1.0, 20.0, 90.0), dimension, along, 1, unit="rollout")
             angles = [any_size.at(u).angle for u in (1, 3, 10, 30, 100, 1000, 100_000)]
             assert all(x.low <= x.value <= x.high <= 90 for x in angles)
             assert [x.value for x in angles] == sorted((x.value for x in angles), reverse=True)

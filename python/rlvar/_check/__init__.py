@@ -7,6 +7,7 @@ every argument has passed.
 
 from rlvar._check.arrays import *  # noqa: F403
 from rlvar._check.options import *  # noqa: F403
+from rlvar._check.packed import *  # noqa: F403
 from rlvar._check.progress import *  # noqa: F403
 from rlvar._check.sample import *  # noqa: F403
 from rlvar._check.scans import *  # noqa: F403

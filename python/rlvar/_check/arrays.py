@@ -7,11 +7,13 @@ import numbers
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlvar._check.packed import Packed, Scores
 from rlvar._types import Double, Float
 
 
@@ -80,11 +82,19 @@ def _readable(value: Any) -> Any:
 
 def _untorched(tensor: Any) -> NDArray[Any]:
     """Return a torch tensor of any layout, dtype and device as an array, without a copy where possible."""
+    if tensor.is_meta:
+        raise TypeError("it is a meta tensor, which holds no numbers")
+    if tensor.is_nested:
+        raise TypeError("it is a nested tensor; pad it, or give its values() to Rollouts.packed")
+    if hasattr(tensor, "full_tensor"):
+        raise TypeError("it is a distributed tensor; pass its full_tensor()")
     tensor = tensor.detach()
     if str(tensor.layout) != "torch.strided":
         tensor = tensor.to_dense()
-    if tensor.is_quantized or str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
-        tensor = tensor.dequantize().float()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):  # which numpy lacks
+        tensor = tensor.float()
     array: NDArray[Any] = tensor.numpy(force=True)
     return array
 
@@ -136,6 +146,16 @@ def floats(name: str, value: ArrayLike, missing: bool = False) -> Float:
     return array
 
 
+def rows(value: Any) -> Any:
+    """Return what picks rollouts, a slice or an array of indices or booleans, as numpy takes it."""
+    if isinstance(value, slice):
+        return value
+    array = _plain("rows", value)
+    if array.ndim != 1:
+        raise TypeError(f"rollouts must be indexed by a slice or an array, got {type(value).__name__}")
+    return array if array.size else array.astype(np.intp)
+
+
 def _shape_error(name: str, wanted: str, got: tuple[int, ...]) -> ValueError:
     return ValueError(f"{name} must have shape {wanted}, got {got}")
 
@@ -179,6 +199,72 @@ def scores(value: ArrayLike, rollouts: int = 2) -> Float:
     if d > 1 and array.strides[2] != array.itemsize:
         array = np.ascontiguousarray(array)
     return array
+
+
+def kernel_scores(value: Scores | NDArray[Any]) -> Scores:
+    """Return scores of any number of rollouts, packed ones too, as the kernels take them."""
+    if isinstance(value, Packed):
+        return replace(value, rows=packed_scores(value.rows))
+    return scores(value, rollouts=0)
+
+
+def packed_scores(value: ArrayLike) -> Float:
+    """Return scores (M, D) of packed rollouts with a contiguous last axis, D >= 1."""
+    array = floats("scores", value)
+    if array.ndim != 2:
+        raise _shape_error("scores", "(sum of lengths, D)", array.shape)
+    if array.shape[1] < 1:
+        raise ValueError(f"scores must have D >= 1 coordinates, got shape {array.shape}")
+    if array.shape[1] > 1 and array.strides[1] != array.itemsize:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def packed_lengths(value: ArrayLike, rows: int) -> NDArray[np.int64]:
+    """Return the lengths (N,), N >= 2, of packed rollouts, which add up to the number of rows."""
+    shape = _plain("lengths", value).shape
+    if len(shape) != 1:
+        raise _shape_error("lengths", "(N,)", shape)
+    if shape[0] < 2:
+        raise ValueError(f"lengths must have at least N = 2 rollouts, got {shape[0]}")
+    counts = _integers("lengths", value, shape[0])
+    refuse("lengths", counts, counts < 0, "not be negative")
+    total = sum(counts.tolist())
+    if total != rows:
+        raise ValueError(f"lengths must add up to the number of rows of scores, {rows}, got {total}")
+    return counts.astype(np.int64)
+
+
+def unpacked(
+    name: str, value: ArrayLike, lengths: NDArray[np.int64], *, finite_: bool = True
+) -> NDArray[Any]:
+    """Return an array of steps as (N, T), from one that is packed (M,); 0 elsewhere."""
+    array = _plain(name, value)
+    if array.ndim != 1:
+        return array
+    rows, shape = int(lengths.sum()), (len(lengths), max(1, int(lengths.max())))
+    if array.shape != (rows,):
+        raise _shape_error(name, f"(sum of lengths,) = ({rows},) or (N, T) = {shape}", array.shape)
+    if array.dtype.kind != "b":
+        array = floats(name, array)
+    if finite_ and array.dtype.kind == "f":
+        finite(name, array)
+    result = np.zeros(shape, array.dtype)
+    result[np.arange(shape[1]) < lengths[:, None]] = array
+    return result
+
+
+def packed_rewards(value: ArrayLike, lengths: NDArray[np.int64]) -> NDArray[Any]:
+    """Return rewards (N, T), or (N,), from packed ones (M,) or from these."""
+    array, n, rows = _plain("rewards", value), len(lengths), int(lengths.sum())
+    if array.shape == (n,) and n == rows and (lengths != 1).any():
+        raise ValueError(
+            f"rewards of shape ({n},) may be one a rollout or one a step, as there are as many rollouts as "
+            "steps; pass rewards of steps as (N, T)"
+        )
+    if array.shape != (n,) and array.ndim == 1 and array.shape != (rows,):
+        raise _shape_error("rewards", f"(N,) = ({n},) or (sum of lengths,) = ({rows},)", array.shape)
+    return array if array.shape == (n,) else unpacked("rewards", array, lengths)
 
 
 def weights(value: ArrayLike | None, shape: tuple[int, int], live: Steps, name: str = "weights") -> Double:
@@ -308,7 +394,7 @@ class NotFiniteError(ValueError):
     """Scores that are not finite, or give what is not: the fault of no estimator."""
 
 
-def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
+def raise_not_finite(array: Scores, live: Steps, first: int = 0) -> NoReturn:
     """Explain a result that is not finite: name the first bad live score, or else the overflow.
 
     Kernels do not look for NaN; it shows in what they return. This slow search runs only then. Rollouts count
@@ -319,8 +405,11 @@ def raise_not_finite(array: Float, live: Steps, first: int = 0) -> NoReturn:
         good = np.isfinite(rollout) | ~alive[n][:, None]
         if not good.all():
             t, d = (int(i) for i in np.argwhere(~good)[0])
+            at = f"{first + n}, {t}"
+            if isinstance(array, Packed):
+                at = f"{array.before + array.starts[n] + t}"
             raise NotFiniteError(
-                f"scores must be finite in live steps, got scores[{first + n}, {t}, {d}] = {rollout[t, d]}"
+                f"scores must be finite in live steps, got scores[{at}, {d}] = {rollout[t, d]}"
             )
     raise NotFiniteError("the result is beyond the range of float64; rescale the scores or the weights")
 

@@ -92,17 +92,16 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     return Units(np.argsort(labels, kind="stable"), offsets)
 
 
-def few(units: int, *, grouped: bool) -> str | None:
-    """Say what fewer than ten units mean."""
+def few(units: int, unit: str) -> str | None:
+    """Say what fewer than ten units mean, each a `unit`."""
     if units >= 10:
         return None
-    name = "groups" if grouped else "rollouts"
-    return f"only {units} {name}: {'no intervals' if units < 3 else 'intervals may be far too narrow'}"
+    return f"only {units} {unit}s: {'no intervals' if units < 3 else 'intervals may be far too narrow'}"
 
 
-def warn_few(units: int, *, grouped: bool) -> None:
+def warn_few(units: int, unit: str) -> None:
     """Warn of fewer than ten units, where the caller's caller is."""
-    note = few(units, grouped=grouped)
+    note = few(units, unit)
     if note is not None:
         warnings.warn(note, UserWarning, stacklevel=3)
 

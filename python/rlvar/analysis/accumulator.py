@@ -193,7 +193,7 @@ class CovarianceAccumulator:
         options = {"lengths": lengths, "mask": mask, "importance": importance, "truncate": truncate}
         if isinstance(rollouts, Rollouts):
             batch = batch_of(rollouts, **options)  # type: ignore[arg-type]
-            scores, live = rollouts._stored, rollouts.steps
+            scores, live = rollouts.stored_scores, rollouts.steps
             w = batch.weighed(batch.weights(estimator_of("multi" if estimator is None else estimator)))
         else:
             scores = rollouts if isinstance(rollouts, np.ndarray) else _check.scores(rollouts, rollouts=0)
@@ -201,12 +201,12 @@ class CovarianceAccumulator:
             none = np.broadcast_to(np.float32(0.0), (*scores.shape[:2], 1)) if scores.ndim == 3 else scores
             terms = terms_of(none, estimator, **options, least=0)  # type: ignore[arg-type]
             live, w = terms.live, terms.weights
-        one = _check.scores(scores[:1], rollouts=0)
+        one = _check.kernel_scores(scores[:1])
         self._refuse_other_coordinates("scores", scores.shape[2])
         n = len(scores)
         p = None if sample_weight is None else _check.non_negative("sample_weight", sample_weight, n)
         if rollouts_per_update is None:
-            size = max(16, _UPDATE_BYTES // max(1, one.nbytes))
+            size = max(16, _UPDATE_BYTES // max(1, math.prod(one.shape) * one.dtype.itemsize))
         else:
             size = _check.positive_integer("rollouts_per_update", rollouts_per_update)
         state: _State | None = None
@@ -214,7 +214,7 @@ class CovarianceAccumulator:
             report = _check.reporter(progress, n, " rollouts", stack)
             for start in range(0, n, size):
                 part = slice(start, start + size)
-                block = _check.scores(scores[part], rollouts=0)
+                block = _check.kernel_scores(scores[part])
                 terms = Terms(block, w[part], live.rows(part), self._threads)
                 new = _moments(terms, None if p is None else p[part], self.block_size, start)
                 state = _merged(state, new, self._threads)

@@ -6,10 +6,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,256 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
-from rlvar.analysis.blocks import BlockRow, Metric, table_of_blocks
-from rlvar.analysis.deciders import decided, few_decide
+from rlvar.analysis.blocks import Metric
+from rlvar.analysis.comparison import Comparison
 from rlvar.analysis.reward_scale import reward_scaled
 from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
-from rlvar.stats.batch_noise import BatchNoise, batch_noise
-from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import Inference, infer
-from rlvar.stats.intervals import Null
-from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.resampling import Bootstrap, drawn
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
-from rlvar.weights.importance import ImportanceRatios
 from rlvar.weights.refit import refit_of
 from rlvar.weights.source import estimator_of
-
-
-@dataclass(frozen=True)
-class ComparisonRow(Result):
-    r"""One estimator in a `Comparison`.
-
-    Attributes
-    ----------
-    name : str
-        Name of the estimator.
-    variance : Estimate
-        U times the variance of the batch's gradient, the mean over its rollouts, summed over
-        coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
-        groups of one size, of the mean of one group's rollouts.
-    ratio : Estimate
-        Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
-        same precision.
-    signal : Estimate
-        Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators
-        with the same importance ratios have one mean, and so one signal for all: that of the quietest of
-        them, by two standard errors. What is a number times one of them has the square of that number times
-        this signal.
-    noise_scale : Estimate
-        Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
-        (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
-    noise_scale_ratio : Estimate
-        Noise scale over that of the reference: what to go by where means differ. With a known `factor` it is
-        ``ratio / factor**2``, and 1 without doubt for gradients that are proportional to the reference's.
-        Otherwise undefined, from 0 to infinity, where a signal is not resolved.
-    alignment : Estimate
-        Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
-        negative. Otherwise without the bias of a plug-in, and 1 where that passes 1 by chance. From -1 to 1
-        where a signal is not resolved.
-    variance_units, ratio_units : float
-        How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum c)^2 / \sum c^2`
-        over the squares c of what each unit changes in it. With few of them an interval may cover far too
-        rarely, and the `notes` say so; with many it may still miss: a tail that no rollout has shown leaves
-        no trace. NaN where nothing changes, as in the ratio of the reference to itself.
-    factor : float or None
-        Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
-        the same importance ratios and for the same gradients; for gradients that are proportional to
-        rounding, or that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for
-        "dr-grpo" beside "rloo" with groups of K.
-    unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
-        `estimators`), ratios and aggregation. None for weights of the caller's own.
-    importance : ImportanceRatios or None
-        The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
-    clipped : float or None
-        Share of the live steps that `clip` leaves without gradient; None without it.
-    reward_scaled_ratio : Estimate or None
-        Beside an unbiased reference, of an estimator that scales the advantages of groups and so is not, such
-        as "grpo": ``ratio`` over the square of how much longer its mean gradient is by the rewards. It needs
-        no resolved signal, but that each prompt's gradient along the whole goes as the variance of its
-        rewards (see `rlvar.analysis.reward_scale`). None where it is not defined.
-    reward_scaled_bracket : tuple of float or None
-        Where the ratio lies whatever the model, if no prompt's gradient opposes the whole; for rewards of two
-        values and groups of one size.
-    differs : bool
-        Whether the data deny that its mean is that of the reference, at 1 in 1000. Where theory says that it
-        is (both are unbiased), its assumptions fail: rewards that depend on later actions, rollouts of
-        another policy or kept by their outcome, discounted returns-to-go.
-    identical : bool
-        Whether its gradients are those of the reference to the bit, as for single-step and multi-step with
-        one terminal reward.
-    batch_noise : BatchNoise
-        What two batches of this size differ by in norm and direction, by chance alone; ``batch_noise.at(64)``
-        for batches of 64 units.
-    blocks : dict of BlockRow
-        Its blocks of coordinates by their labels, if there are any.
-    """
-
-    _also = ("units_to_resolve",)
-    name: str
-    variance: Estimate
-    ratio: Estimate
-    signal: Estimate
-    noise_scale: Estimate
-    noise_scale_ratio: Estimate
-    alignment: Estimate
-    variance_units: float
-    ratio_units: float
-    factor: float | None
-    unbiased: bool | None
-    importance: ImportanceRatios | None
-    clipped: float | None
-    reward_scaled_ratio: Estimate | None
-    reward_scaled_bracket: tuple[float, float] | None
-    differs: bool
-    identical: bool
-    batch_noise: BatchNoise
-    blocks: dict[str | int, BlockRow]
-    # Variance with each unit left out, for what compares it with other rows.
-    _variances: Moment = field(repr=False, compare=False)
-    _null: Null = field(repr=False, compare=False)
-
-    @property
-    def units_to_resolve(self) -> Estimate:
-        """Return the number of units that would just resolve a signal of this size.
-
-        An estimate that excludes 0 must pass a margin that goes as 1/U, and a little faster where units are
-        few. Half of the batches of that size would resolve it. The interval comes from that of the signal: if
-        it is as large as its upper end, ``low`` units would, and ``high`` is infinite if it is not resolved.
-        So is the value if the estimate is not positive.
-        """
-        signal = self.signal
-        value, low, high = (
-            self._null.units_for(size, signal.confidence) for size in (signal.value, signal.high, signal.low)
-        )
-        return Estimate(value, math.nan, low, high, signal.confidence, signal.resolved)
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison(Result):
-    """Estimators side by side: iterate over the rows, or index by an estimator's name.
-
-    Attributes
-    ----------
-    rows : tuple of ComparisonRow
-        One row an estimator, in the order asked for.
-    reference, confidence, aggregation, interval
-        As asked for; the interval as "jackknife" or "bootstrap".
-    units : int
-        Number of independent units (rollouts, or groups if given) behind the intervals.
-    grouped : bool
-        Whether the units are groups.
-    reference_unbiased : bool or None
-        `ComparisonRow.unbiased` of the reference.
-    notes : tuple of str
-        What limits the numbers: that the units are few, or that few of them decide some variances or ratios.
-    scaled : bool
-        Whether coordinates are scaled.
-    """
-
-    _also = ("notes",)
-    rows: tuple[ComparisonRow, ...]
-    reference: str
-    confidence: float
-    units: int
-    grouped: bool
-    aggregation: str
-    interval: str
-    reference_unbiased: bool | None
-    scaled: bool
-    _reference_variances: Moment = field(repr=False, compare=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        few = _check.few(self.units, grouped=self.grouped)
-        if few is None:
-            # What does not vary at all is decided by none.
-            behind = (
-                (row.name, row.variance_units if row.variance.value else 0.0, row.ratio_units) for row in self
-            )
-            few = few_decide(behind, self.units, grouped=self.grouped)
-        return () if few is None else (f"{few[0].upper()}{few[1:]}.",)
-
-    def __getitem__(self, name: str) -> ComparisonRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"{name!r} was not compared; these were: {', '.join(row.name for row in self)}")
-
-    def __iter__(self) -> Iterator[ComparisonRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        return any(row.name == name for row in self.rows)
-
-    def same_mean(self, row: ComparisonRow) -> bool:
-        """Whether an estimator has the mean of the reference by theory, and the data do not deny it."""
-        return row.identical or bool(row.unbiased and self.reference_unbiased and not row.differs)
-
-    def only(self, names: Sequence[str]) -> Comparison:
-        """Return some of the rows, in the order of `names`."""
-        return replace(self, rows=tuple(self[name] for name in names))
-
-    def __repr__(self) -> str:
-        return "\n".join([side_by_side(self), *(textwrap.fill(each, 110) for each in self.notes)])
-
-
-def side_by_side(comparison: Comparison) -> str:
-    """Return the tables, without notes."""
-    unit = "a group's mean" if comparison.grouped else "one rollout"
-    tokens = "a group's tokens" if comparison.grouped else "one rollout's tokens"
-    what = {"sum": unit, "sequence-mean": f"{unit}, over lengths", "token-mean": tokens}
-    head = (
-        "estimator",
-        f"variance of {what[comparison.aggregation]}{', scaled' if comparison.scaled else ''}",
-        f"ratio to {comparison.reference}",
-        "signal |E g|^2",
-        "noise scale",
-        "decided by",
-    )
-    rows = [
-        (
-            row.name,
-            str(row.variance),
-            str(row.ratio),
-            str(row.signal),
-            bounded(row.noise_scale),
-            decided(row.variance_units, row.ratio_units, comparison.units),
-        )
-        for row in comparison
-    ]
-    text = _table([head, *rows])
-    if not all(comparison.same_mean(row) for row in comparison):
-        # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-        # One that is negative or undefined, for want of a signal, comes last.
-        scales = {row.name: row.noise_scale.value for row in comparison}
-        ranked = sorted(comparison, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
-        columns = (
-            "by noise scale",
-            f"its ratio to {comparison.reference}",
-            f"alignment with {comparison.reference}",
-        )
-        lines = [(row.name, bounded(row.noise_scale_ratio), bounded(row.alignment)) for row in ranked]
-        text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
-            [columns, *lines]
-        )
-    if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
-        text += "\nBlocks of coordinates, the noisiest first\n"
-        text += _table(table_of_blocks(blocks, comparison.reference))
-    ratios = dict.fromkeys(str(row.importance) for row in comparison if row.importance is not None)
-    clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
-    shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
-    units = "groups" if comparison.grouped else "rollouts"
-    legend = f"decided by: how many {units} are behind the variance, and behind the ratio; "
-    legend += "many are no proof of light tails"
-    return "\n".join([text, legend, *ratios, *shares])
 
 
 def compare(
@@ -377,7 +137,7 @@ def compare(
     }
     metric = Metric.of(scale, blocks, batches[kinds[0]].rollouts.shape[2])
     result = compare_batches(batches, estimators, reference, aggregation, interval, confidence, metric)
-    _check.warn_few(result.units, grouped=result.grouped)
+    _check.warn_few(result.units, result.unit)
     return result
 
 
@@ -394,9 +154,7 @@ def compare_batches(
     """Compare estimators on batches of the same rollouts, one for each kind of importance ratio."""
     kinds, any_batch = list(batches), next(iter(batches.values()))
     rollouts, level = any_batch.rollouts, _check.confidence(confidence)
-    bootstrap = interval if isinstance(interval, Bootstrap) else None
-    if bootstrap is None and interval != "jackknife":
-        raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
+    bootstrap = drawn(interval)
     units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
     first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
@@ -409,7 +167,7 @@ def compare_batches(
     # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
     sizes = units.sizes.astype(np.float64)
     if aggregation == "token-mean":
-        sizes = units.sums(rollouts.live_steps.astype(np.float64))
+        sizes = units.sums(rollouts.token_counts.astype(np.float64))
         if not sizes.any():
             raise ValueError("aggregation = 'token-mean' must have a live step, got none")
     summed = units if len(units) < len(rollouts) else None
@@ -431,48 +189,40 @@ def compare_batches(
     classes = [rows[row][1] if unbiased[row] else None for row in gradients]
 
     def inferred(samples: list[moments.Sample]) -> list[Inference]:
-        return infer(samples, number, level, bootstrap, any_batch.threads, classes)
+        return infer(samples, number, level, bootstrap, any_batch.threads, classes, rollouts.sketched)
 
     found = dict(zip(gradients, inferred(samples), strict=True))
     if metric.scale is not None and not all(np.isfinite(each.variance.value) for each in found.values()):
         raise ValueError("scale makes squares of the gradients that are beyond the range of float64")
     blocks = metric.by_block(gradients, sizes, summed, inferred)
-    made, grouped = [], rollouts.groups is not None
+    others = {}
     for row in asked:
-        of_row = found[row]._asdict()
         each, kind = rows[row]
         scaled = None
-        if unbiased[label] and not unbiased[row] and of_row["factor"] is None:
-            variances = of_row["variances"], found[label].variances
-            scaled = reward_scaled(batches[kind], each, of_row["ratio"], *variances)
-        made.append(
-            ComparisonRow(
-                name=row,
-                unbiased=unbiased[row],
-                importance=batches[kind].importance,
-                clipped=batches[kind].clipped(each),
-                batch_noise=batch_noise(
-                    found[row].noise_scale, of_row.pop("dimension"), of_row.pop("along"), len(units), grouped
-                ),
-                blocks=blocks[row],
-                reward_scaled_ratio=None if scaled is None else scaled.ratio,
-                reward_scaled_bracket=None if scaled is None else scaled.bracket,
-                _variances=of_row.pop("variances"),
-                _null=of_row.pop("null"),
-                **of_row,
-            )
-        )
-    return Comparison(
-        rows=tuple(made),
+        if unbiased[label] and not unbiased[row] and found[row].factor is None:
+            variances = found[row].variances, found[label].variances
+            scaled = reward_scaled(batches[kind], each, found[row].ratio, *variances)
+        others[row] = {
+            "importance": batches[kind].importance,
+            "clipped": batches[kind].clipped(each),
+            "blocks": blocks[row],
+            "reward_scaled_ratio": None if scaled is None else scaled.ratio,
+            "reward_scaled_bracket": None if scaled is None else scaled.bracket,
+        }
+    return Comparison.of(
+        found,
+        asked,
+        unbiased,
+        others,
         reference=label,
-        confidence=level,
         units=len(units),
-        grouped=grouped,
+        unit="rollout" if rollouts.groups is None else "group",
         aggregation=aggregation,
         interval="jackknife" if bootstrap is None else "bootstrap",
-        reference_unbiased=unbiased[label],
         scaled=metric.scale is not None,
-        _reference_variances=found[label].variances,
+        scores_of=rollouts.scores_of,
+        of_sequences=any_batch.of_sequences,
+        crossed=True,
     )
 
 
@@ -502,11 +252,3 @@ def _rows(
     other = estimator_of(reference, "reference") if other is None else other
     kind = kind if kind in kinds else first
     return list(rows), label(other.name, kind), {**rows, label(other.name, kind): (other, kind)}
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

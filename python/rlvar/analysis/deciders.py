@@ -27,7 +27,7 @@ def decided(variance_units: float, ratio_units: float, units: int) -> str:
     return f"{', '.join(known)} of {units:,}" if known else ""
 
 
-def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, grouped: bool) -> str | None:
+def few_decide(behind: Iterable[tuple[str, float, float]], units: int, unit: str) -> str | None:
     """Say which variances and ratios few units decide, of names with the numbers behind the two."""
     names = list(behind)
     whose = [
@@ -40,9 +40,8 @@ def few_decide(behind: Iterable[tuple[str, float, float]], units: int, *, groupe
     ]
     if not whose:
         return None
-    what = "groups" if grouped else "rollouts"
     return (
-        f"few of {units:,} {what} decide {_list(whose)}: these intervals may be far too narrow; in "
+        f"few of {units:,} {unit}s decide {_list(whose)}: these intervals may be far too narrow; in "
         "simulations, 95% intervals of such data cover in as few as 45% of the cases"
     )
 

@@ -28,6 +28,7 @@ from rlvar.analysis.growth import (
     horizon_growth,
     length_growth,
 )
+from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
@@ -79,9 +80,9 @@ class Decomposition(Result):
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
         estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
-        How the variance grows with the length of rollouts, over quartiles of length (number of live steps),
-        whatever else long and short rollouts differ in. NaN if all lengths are equal, and with
-        `sample_weight`.
+        How the variance grows with the length of rollouts, over quartiles of length (number of live steps, or
+        of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
+        if all lengths are equal, and with `sample_weight`.
     signal : Estimate
         |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
         can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
@@ -217,7 +218,11 @@ class Decomposition(Result):
         source = self._source
         if source.weighted:
             return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
-        return length_growth(source.terms.gradients, source.terms.alive.sum(axis=1), source.units)
+        lengths, tokens = source.terms.alive.sum(axis=1), None
+        if source.weighed is not None and (tokens := source.weighed[0].rollouts.tokens) is not None:
+            lengths = tokens
+        found = length_growth(source.terms.gradients, lengths, source.units)
+        return found if tokens is None else found._replace(measure="tokens")
 
     @property
     def covariance_share(self) -> float:
@@ -226,14 +231,20 @@ class Decomposition(Result):
         return self.covariance_terms.value / total if total else float("nan")
 
     def __repr__(self) -> str:
-        lines = [sources(self), f"signal            {self.signal}"]
+        scores_of, sketch = None, None
+        if self._source.weighed is not None:
+            rollouts = self._source.weighed[0].rollouts
+            scores_of, sketch = rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
+        measured, part = scores_line(scores_of, sketch), part_of(scores_of)
+        lines = [*filter(None, [measured]), sources(self), f"signal            {self.signal}"]
         scale = bounded(self.noise_scale)
         size = len(self._source.units.members) / len(self._source.units)
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
-        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved"))
+        alone = "" if part is None else f", for {part} alone"
+        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved") + alone)
         if self._source.weighted:
-            rollouts = len(self._source.terms.weights)
-            lines.append(f"effective size    {self.effective_size:.4g} of {rollouts} rollouts")
+            n = len(self._source.terms.weights)
+            lines.append(f"effective size    {self.effective_size:.4g} of {n} rollouts")
         return "\n".join(lines)
 
 
@@ -255,15 +266,20 @@ def sources(parts: Decomposition) -> str:
         f"covariance terms  {parts.covariance_terms}{shares[1]}",
     ]
     first, last = parts.growth_range
-    _, shortest, longest = parts.length_growth
+    _, shortest, longest, measure = parts.length_growth
     for name, of in {
         "growth": f"of the sum of the first k terms, k = {first} to {last}",
         "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
-        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}",
+        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}" + " tokens" * (measure == "tokens"),
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):
             lines.append(f"{name} exponent".ljust(18) + f"{exponent}  {of}")
+    weighed = parts._source.weighed
+    if weighed is not None and weighed[0].of_sequences:
+        lines.append(
+            "one step holds all tokens of a rollout: covariance between tokens is in its variance term"
+        )
     return "\n".join(lines)
 
 
@@ -358,7 +374,7 @@ def decompose(
         terms = terms_of(rollouts, estimator, **options)
     result = decompose_terms(terms, labels, sample_weight, ddof, confidence, weighed)
     if sample_weight is None:
-        _check.warn_few(len(result._source.units), grouped=labels is not None)
+        _check.warn_few(len(result._source.units), "rollout" if labels is None else "group")
     return result
 
 

@@ -49,6 +49,7 @@ class LengthGrowth(NamedTuple):
     exponent: Moment
     shortest: float
     longest: float
+    measure: str = "steps"  # or "tokens": what lengths count
 
 
 @_check.quiet

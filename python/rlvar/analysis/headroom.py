@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlvar._check import quiet
-from rlvar.analysis.compare import Comparison
+from rlvar.analysis.comparison import Comparison
 from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
 from rlvar.stats.intervals import jackknife, ratio_of_variances

@@ -185,7 +185,7 @@ def on_policy_test(
         own = Rollouts(array, np.zeros(len(array)), lengths=lengths, mask=mask, groups=groups)
         batch = Batch.of(own, threads=num_threads)
     result = test_scores(batch, confidence)
-    _check.warn_few(result.units, grouped=groups is not None)
+    _check.warn_few(result.units, "rollout" if groups is None else "group")
     return result
 
 
@@ -197,7 +197,7 @@ def test_scores(batch: Batch, confidence: float) -> OnPolicyTest:
     _, t, d = rollouts.shape
     norms, squares = units.sums(batch.squares), units.sums(batch.step_squares.sum(axis=1))
     if not (np.isfinite(norms.sum()) and np.isfinite(squares.sum())):
-        _check.raise_not_finite(rollouts.scores, batch.steps)
+        _check.raise_not_finite(rollouts.kernel_scores, batch.steps)
     off = norms - squares
     # Where no two steps share a coordinate this is 0, and rounding must not pass for a sign.
     off[np.abs(off) <= t * d * np.finfo(np.float64).eps * squares] = 0.0

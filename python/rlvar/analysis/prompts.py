@@ -203,7 +203,7 @@ def prompt_components(
     units, returns = _check.units(labels, len(labels)), batch.returns[kept]
     if len(units) == len(labels):
         raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
-    _check.warn_few(len(units), grouped=True)
+    _check.warn_few(len(units), "group")
     curve = _curve_of(chosen, batch, kept, labels, units, returns)
     between = within = pairs = None
     if isinstance(curve, Components):

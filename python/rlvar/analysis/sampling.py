@@ -287,7 +287,7 @@ def _equal_rollouts(batch: Batch) -> NDArray[np.int64]:
     rewards = np.ascontiguousarray(rewards if rewards.ndim == 1 else np.where(batch.live, rewards, 0.0))
     alike = _numbered(
         (length, reward.tobytes()) if length else n
-        for n, (length, reward) in enumerate(zip(rollouts.live_steps.tolist(), rewards, strict=True))
+        for n, (length, reward) in enumerate(zip(rollouts.token_counts.tolist(), rewards, strict=True))
     )
     exact = _equal_to_the_bit(rollouts, alike)
     # A few numbers are close by chance.
@@ -303,7 +303,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
 
     A few first and last ones single out those that may be equal; of these all are compared.
     """
-    scores, live = rollouts.scores, rollouts.live
+    scores, live = rollouts.kernel_scores, rollouts.live
     some = [np.ascontiguousarray(each) for each in _at_the_ends(rollouts)]
     quick = _numbered((kind, a.tobytes(), b.tobytes()) for kind, a, b in zip(alike, *some, strict=True))
     whole = [0] * len(quick)
@@ -314,7 +314,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
 
 def _at_the_ends(rollouts: Rollouts) -> list[NDArray[np.floating]]:
     """Return a few coordinates of each rollout's first and last live scores."""
-    scores, live = rollouts.scores, rollouts.live
+    scores, live = rollouts.kernel_scores, rollouts.live
     ends = np.argmax(live, axis=1), _check.row_ends(live) - 1
     return [scores[np.arange(len(scores)), steps, :8] for steps in ends]
 
@@ -326,7 +326,7 @@ def _equal_but_for_rounding(
 
     In the order of their summed scores along each of two directions each is compared with the three before.
     """
-    scores, live, labels = batch.rollouts.scores, batch.live, exact.copy()
+    scores, live, labels = batch.rollouts.kernel_scores, batch.live, exact.copy()
     some = _at_the_ends(batch.rollouts)
     summed = batch.plain.summed_scores()
     for direction in np.random.default_rng(0).standard_normal((2, summed.shape[1])):
@@ -361,7 +361,7 @@ def _starts(rollouts: Rollouts, rows: NDArray[np.int64]) -> tuple[NDArray[np.int
     rows, first = rows[live.any(axis=1)], np.argmax(live, axis=1)[live.any(axis=1)]
     if rollouts.values is not None:
         return _numbered(rollouts.values[rows, first].tolist()), "first value"
-    at_first = np.ascontiguousarray(rollouts.scores[rows, first])
+    at_first = np.ascontiguousarray(rollouts.kernel_scores[rows, first])
     # Scores of 0 say nothing of where they came from.
     keys = (each.tobytes() if each.any() else n for n, each in enumerate(at_first))
     return _numbered(keys), "first score"

@@ -11,7 +11,8 @@ import numpy as np
 
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
-from rlvar.analysis.compare import Comparison, compare_batches, side_by_side
+from rlvar.analysis.compare import compare_batches
+from rlvar.analysis.comparison import Comparison, side_by_side
 from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
 from rlvar.analysis.headroom import BASELINES, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
@@ -142,8 +143,9 @@ def report(
     asked = resolve(estimators)
     names = [each.name for each in asked]
     progress(f"comparing {len(asked)} estimators")
-    # One constant for the rollout takes one return for it.
+    # One constant for the rollout takes one return for it, and one for each step takes the steps.
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
+    known = ["single-optimal"] if batch.of_sequences else known
     # What a baseline over returns-to-go removes is due to those first.
     beside = [name for name in ("multi", *known) if name not in names]
     everything = compare_batches(
@@ -171,7 +173,7 @@ def report(
     fair = everything.reference_unbiased and not sampling.filtered
     fair = fair and not any(row.unbiased and row.differs for row in everything)
     room = headroom(everything) if fair else None
-    _check.warn_few(comparison.units, grouped=comparison.grouped)
+    _check.warn_few(comparison.units, comparison.unit)
     return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rlvar.analysis.compare import Comparison
+from rlvar.analysis.comparison import Comparison
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling, kept_noise_scale
 from rlvar.stats.estimate import Estimate
 
 
-def sampling_sentences(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+def sampling_sentences(sampling: Sampling, rloo: Estimate | None, part: str | None = None) -> list[str]:
     """Say what speaks against independent rollouts, and what dead groups mean.
 
-    `rloo` is the noise scale of RLOO in groups, if it was compared.
+    `rloo` is the noise scale of RLOO in groups, if it was compared, maybe of a `part` of the parameters.
     """
-    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo)]
+    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo, part)]
 
 
 def _repeated(sampling: Sampling) -> list[str]:
@@ -55,7 +55,7 @@ def _ungrouped(sampling: Sampling) -> list[str]:
     ]
 
 
-def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
+def _dead(sampling: Sampling, rloo: Estimate | None, part: str | None) -> list[str]:
     groups, dead = sampling.groups, sampling.dead_groups
     if sampling.filtered:
         return [
@@ -73,8 +73,9 @@ def _dead(sampling: Sampling, rloo: Estimate | None) -> list[str]:
     if rloo is None or sampling.mixed is None or not rloo.resolved:
         return [f"{sentence}."]
     kept = kept_noise_scale(rloo, sampling.mixed)
+    sentence += ":" if part is None else f": for {part} alone,"
     return [
-        f"{sentence}: the noise scale of RLOO is then {kept.value:.3g} groups that are kept, which takes "
+        f"{sentence} the noise scale of RLOO is then {kept.value:.3g} groups that are kept, which takes "
         f"{kept.value / sampling.mixed:.3g} drawn; that of all groups is {rloo.value:.3g}, more by what the "
         "number of dead ones adds to the length of the gradient."
     ]

@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 from numpy.typing import NDArray
 
+from rlvar.analysis.measured import scores_line
 from rlvar.reporting.verdict import long_name
 from rlvar.rollouts import Rollouts
 
@@ -28,18 +29,21 @@ def wrapped(sentence: str) -> str:
 
 def rollouts_line(source: str, rollouts: Rollouts) -> str:
     n, t, d = rollouts.shape
-    counts = rollouts.live_steps
-    measure = "lengths" if rollouts.mask is None else "live steps"
+    counts = rollouts.token_counts
+    measure = (
+        "tokens" if rollouts.tokens is not None else "lengths" if rollouts.mask is None else "live steps"
+    )
     terminal = rollouts.rewards.ndim == 1
     ignored = 0 if terminal else np.count_nonzero(np.nan_to_num(rollouts.rewards[~rollouts.live]))
     note = f"\n  {ignored} non-zero rewards lie on steps that are not live and are ignored" if ignored else ""
     rewards = "one terminal reward each" if terminal else "a reward for each step"
     groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
+    of = scores_line(rollouts.scores_of, d if rollouts.sketched else None)
     return (
         f"Rollouts: {source}\n"
         f"  N = {n} rollouts{groups}, T = {t} steps, D = {d} coordinates, {rewards}\n"
         f"  {measure} {counts.min()} to {counts.max()}, median {np.median(counts):g}, "
-        f"mean {counts.mean():.1f}{note}"
+        f"mean {counts.mean():.1f}{note}" + ("" if of is None else f"\n{wrapped(of)}")
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rlvar.analysis.compare import Comparison, ComparisonRow
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
+from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling
 from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
@@ -57,7 +58,10 @@ def verdict(
     quietest = quietest_of(comparison)
     doubts = _doubts(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
-    on_sampling = [*sampling_sentences(sampling, rloo), *_stale(comparison, on_policy, sampling)]
+    alone = part_of(comparison.scores_of)
+    on_sampling = [*sampling_sentences(sampling, rloo, alone), *_stale(comparison, on_policy, sampling)]
+    one_coordinate = decompositions[quietest].mean.shape[1] < 2
+    batches = [] if doubts or one_coordinate else _batches(comparison[quietest])
     return [
         *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
@@ -66,8 +70,8 @@ def verdict(
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *comparison.notes,
-        *_faint_signals(comparison),
-        *([] if doubts or decompositions[quietest].mean.shape[1] < 2 else _batches(comparison[quietest])),
+        *(_of_part(sentence, alone) for sentence in _faint_signals(comparison)),
+        *(_of_part(sentence, alone) for sentence in batches),
         *([] if doubts else on_sampling),
     ]
 
@@ -83,7 +87,7 @@ def long_name(name: str) -> str:
 
 
 def unit(comparison: Comparison) -> str:
-    return "groups" if comparison.grouped else "rollouts"
+    return f"{comparison.unit}s"
 
 
 def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
@@ -196,6 +200,11 @@ def _batches(row: ComparisonRow) -> list[str]:
     return [f"With {long_name(row.name)}, {noise[0].lower()}{noise[1:]}"]
 
 
+def _of_part(sentence: str, part: str | None) -> str:
+    """Name the part of the parameters that a signal or noise scale is of, if it is not all."""
+    return sentence if part is None else f"For {part} alone: {sentence[:1].lower()}{sentence[1:]}"
+
+
 def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     """Say what reward-to-go removes, what a baseline adds to that, and how much the estimators in use do."""
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
@@ -263,10 +272,10 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
         return [_power_law(grows, "k", parts.horizon_exponent, reached)]
-    _, shortest, longest = parts.length_growth
+    _, shortest, longest, measure = parts.length_growth
     if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
         grows = (
-            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} steps, the "
+            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} {measure}, the "
             f"variance of {name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"

@@ -41,14 +41,14 @@ class BatchNoise(Result):
     norm_change : float
         Root mean square of the difference between the two norms, over that of the norm itself. It has no
         interval: moments of the noise are in it that few units tell poorly.
-    grouped : bool
-        Whether the units are groups.
+    unit : str
+        What they are: "rollout", "group" or, of gradients already at hand, "unit".
     """
 
     units: int
     angle: Estimate
     norm_change: float
-    grouped: bool
+    unit: str
     _noise_scale: Estimate = field(repr=False)
     _dimension: float = field(repr=False)
     _along: float = field(repr=False)
@@ -56,14 +56,12 @@ class BatchNoise(Result):
     def at(self, units: int) -> BatchNoise:
         """Return the same for batches of another number of units."""
         units = _check.positive_integer("units", units)
-        return batch_noise(self._noise_scale, self._dimension, self._along, units, self.grouped)
+        return batch_noise(self._noise_scale, self._dimension, self._along, units, self.unit)
 
     def __repr__(self) -> str:
         if math.isnan(self.angle.value):
             return "The gradient of every batch is 0."
-        what = (
-            f"Two batches of {self.units:,} independent {'groups' if self.grouped else 'rollouts'} differ by"
-        )
+        what = f"Two batches of {self.units:,} independent {self.unit}s differ by"
         angle, norm = self.angle, f"about {self.norm_change:.0%} in gradient norm"
         if math.isnan(angle.low):
             return f"{what} {norm} and {angle.value:.0f} degrees in direction, by chance alone."
@@ -91,9 +89,7 @@ def share_along(p: Products, variance: float, signal: float, dimension: float) -
     return min(along / (max(signal / variance, 0.0) + of_noise), 1 / math.sqrt(dimension))
 
 
-def batch_noise(
-    noise_scale: Estimate, dimension: float, along: float, units: int, grouped: bool
-) -> BatchNoise:
+def batch_noise(noise_scale: Estimate, dimension: float, along: float, units: int, unit: str) -> BatchNoise:
     """Return what two batches of so many units differ by.
 
     The angle's interval is that of the noise scale: `dimension` and the share of noise `along` the mean, at
@@ -106,7 +102,7 @@ def batch_noise(
         low, high = _angle(least, dimension, along), _angle(most, dimension, along)
         angle = replace(angle, low=low, high=high, resolved=noise_scale.resolved)
     norm = _norm_change(_spread(value, dimension, along))
-    return BatchNoise(units, angle, norm, grouped, noise_scale, dimension, along)
+    return BatchNoise(units, angle, norm, unit, noise_scale, dimension, along)
 
 
 def _signal_ratio(units: int, noise_scale: float) -> float:

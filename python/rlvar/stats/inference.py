@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from rlvar.stats.intervals import (
 )
 from rlvar.stats.moments import Products, Sample
 from rlvar.stats.resampling import Bootstrap, Resampled, draws, log_stderr
+from rlvar.stats.sketch_noise import SketchNoise, of_the_whole, sketch_noise
 
 _SURE = 0.998  # two-sided, so that theory is denied once in 1000 by chance
 
@@ -60,6 +61,7 @@ class Inference(NamedTuple):
     dimension: float  # effective one of the noise
     along: float  # share of the noise that lies along the mean
     differs: bool = False  # whether the data deny that its mean is that of the reference
+    sketch: SketchNoise | None = None  # of coordinates that are a sketch
 
 
 @quiet
@@ -188,6 +190,8 @@ def infer(
     bootstrap: Bootstrap | None = None,
     threads: int | None = None,
     classes: Sequence[Hashable | None] | None = None,
+    sketched: bool = False,
+    crossed: bool = True,
 ) -> list[Inference]:
     """Compare samples of gradients of the same units with one of them, number `reference`.
 
@@ -195,8 +199,14 @@ def infer(
     quietest beyond doubt, and so do those that are proportional to one of them, times the square of their
     factor. Where the factor b between two means is known, their noise scales have the ratio
     (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
+
+    Where the coordinates are `sketched`, what that leaves uncertain is told too. Unless they are `crossed`,
+    products of different samples are not known: no alignment is, and no mean is denied.
     """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
+    if not crossed:
+        base = products[reference][0]
+        products = [(own, own if own is base else moments.unknown(own)) for own, _ in products]
     pairs = [
         _Pair(own, beside, moments.variance(own), moments.signal(own), moments.signal(beside))
         for own, beside in products
@@ -214,7 +224,14 @@ def infer(
     else:
         found = _bootstrapped(pairs, means, reference, confidence, bootstrap, threads)
     found = [each._replace(differs=differs) for each, differs in zip(found, apart, strict=True)]
-    return [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
+    if sketched:
+        noise = sketch_noise(samples, means, reference)
+        found = [_sketched(each, of_row) for each, of_row in zip(found, noise, strict=True)]
+    found = [_known(each, pair, pairs[reference]) for each, pair in zip(found, pairs, strict=True)]
+    if not crossed:
+        none = Estimate(math.nan, confidence=confidence)
+        found = [each if each.factor is not None else each._replace(alignment=none) for each in found]
+    return found
 
 
 class _Difference(NamedTuple):
@@ -226,7 +243,7 @@ class _Difference(NamedTuple):
 
     @property
     def base(self) -> Double:
-        return np.broadcast_to(np.float64(0.0), (self.units, self.left.dimension))
+        return np.broadcast_to(np.float64(0.0), (self.units, self.left.width))
 
     def whole(self, coordinates: slice = slice(None)) -> Double:
         return self.left.columns(coordinates) - self.right.columns(coordinates)
@@ -245,10 +262,18 @@ def _differ(pair: _Pair, base: _Pair, samples: tuple[Sample, Sample], threads: i
         return False
     least, most = (null_of(Moment(variance, left_out), d).limit(_SURE) for d in (samples[0].dimension, 1.0))
     if signal > least and not signal > most:
-        difference = Sample(_Difference(*samples, len(left_out)), samples[0].given)
+        difference = Sample(_Difference(*samples, len(left_out)), samples[0].given, spans=samples[0].spans)
         ((own, _),) = moments.products([difference], threads=threads)
         most = null_of(Moment(variance, left_out), moments.dimension(own)).limit(_SURE)
     return bool(signal > most)
+
+
+def _sketched(found: Inference, noise: SketchNoise) -> Inference:
+    """Put in what a sketch leaves uncertain, and take off what it adds to what batches differ by."""
+    if not found.noise_scale.resolved:
+        noise = replace(noise, noise_scale=math.nan)
+    dimension, along = of_the_whole(found.dimension, found.along, noise.coordinates)
+    return found._replace(dimension=dimension, along=along, sketch=noise)
 
 
 def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:

@@ -24,7 +24,7 @@ pairs; only the part that pairs make grows, from order 1 / U^2 to 1 / (U b).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -33,7 +33,7 @@ import numpy as np
 
 from rlvar import _check, _core
 from rlvar._check import quiet
-from rlvar._types import Double
+from rlvar._types import Double, Float
 from rlvar.stats.estimate import Moment
 
 _CHUNK = 1 << 16  # numbers of one temporary, or twice as many if a row would be a few columns
@@ -48,11 +48,17 @@ def without_each(x: Double) -> Double:
     return np.asarray(before + after)
 
 
+def column_parts(units: int, columns: int) -> Iterator[slice]:
+    """Yield a few columns at a time, so that no bit depends on more than the shape."""
+    step = max(8, min(64, 2 * _CHUNK // units), _CHUNK // units)
+    return (slice(start, min(start + step, columns)) for start in range(0, columns, step))
+
+
 class Rows(Protocol):
     """Rows (N, D) that are made a few columns at a time, each of them a number times a row of `base`."""
 
     @property
-    def base(self) -> Double: ...
+    def base(self) -> Float: ...
     def whole(self, coordinates: slice = ...) -> Double: ...
 
 
@@ -99,9 +105,10 @@ class Sample:
     # What a change of V by the number of each row (N,) makes without each unit (U,), where those numbers are
     # fitted to the units.
     refit: Callable[[Double], Double] | None = None
+    spans: int | None = None  # how many coordinates the gradients had, if they were turned into fewer
 
     @property
-    def _base(self) -> Double:
+    def _base(self) -> Float:
         return self.rows if isinstance(self.rows, np.ndarray) else self.rows.base
 
     @cached_property
@@ -109,8 +116,12 @@ class Sample:
         return Sizes(np.ones(len(self._base)) if self.given is None else self.given)
 
     @property
-    def dimension(self) -> int:
+    def width(self) -> int:
         return int(self._base.shape[1])
+
+    @property
+    def dimension(self) -> int:
+        return self.width if self.spans is None else self.spans
 
     def columns(self, part: slice) -> Double:
         """Gradients of units, a few columns of them (U, d)."""
@@ -236,7 +247,6 @@ class Products:
         """Add what some columns give."""
         # np.einsum without `optimize` never calls BLAS, whose bits depend on the number of threads.
         self.means += float((mean_a * mean_b).sum())
-        self.columns += len(mean_a)
         self.diagonal += np.einsum("ud,ud->u", y_a, y_b)
         pairs = [(mean_a, y_a, y_b)] + [(mean_b, y_b, y_a)] * (y_a is not y_b)
         twice = 3 - len(pairs)
@@ -256,10 +266,10 @@ def products(
     Raises ValueError for gradients so small that their squares are none in float64.
     """
     sizes, numbers = samples[reference].sizes, range(len(samples))
-    u, d = len(sizes.given), samples[reference].dimension
+    u, d = len(sizes.given), samples[reference].width
     found = {(i, j): Products(sizes, *np.zeros((3, u))) for i in numbers for j in (i, reference)}
     for i in numbers:
-        found[i, i].blocks = Blocks(u)
+        found[i, i].blocks, found[i, i].columns = Blocks(u), samples[i].dimension
     proportions = Proportions(len(samples))
     kept: list[Double] = []
     if gram and u < d:
@@ -271,8 +281,7 @@ def products(
             p.gram = (kept[i], kept[j].T)
     some = np.zeros(len(samples), bool)
     slopes = [np.zeros(len(each._base)) for each in samples]
-    step = max(8, min(64, 2 * _CHUNK // u), _CHUNK // u)  # so that no bit depends on more than the shape
-    for part in (slice(start, min(start + step, d)) for start in range(0, d, step)):
+    for part in column_parts(u, d):
         columns = [each.columns(part) for each in samples]
         some |= [bool(x.any()) for x in columns]
         proportions.add(columns)
@@ -296,6 +305,12 @@ def products(
         _check.refuse_underflow(found[i, i].diagonal.sum() + u * found[i, i].means, some[i].any)
         found[i, i].like = proportions.of(i)
     return [(found[i, i], found[i, reference]) for i in numbers]
+
+
+def unknown(p: Products) -> Products:
+    """Return the products of a sample with another one of which only its own are known."""
+    nothing = np.full(len(p.linear), math.nan)
+    return Products(p.sizes, nothing, nothing, nothing, p.gram, math.nan, identical=False)
 
 
 @quiet

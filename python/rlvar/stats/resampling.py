@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -45,6 +46,15 @@ class Bootstrap:
             raise ValueError(f"resamples must be at least 100, got {number}")
         object.__setattr__(self, "resamples", number)
         object.__setattr__(self, "seed", _check.positive_integer("seed", self.seed, 0))
+
+
+def drawn(interval: Literal["jackknife"] | Bootstrap) -> Bootstrap | None:
+    """Check an interval: the bootstrap asked for, or None for the jackknife."""
+    if isinstance(interval, Bootstrap):
+        return interval
+    if interval != "jackknife":
+        raise ValueError(f"interval must be 'jackknife' or an rlvar.Bootstrap, got {interval!r}")
+    return None
 
 
 def resample_counts(units: int, resamples: int, seed: int | np.random.Generator) -> Double:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check, _core
-from rlvar._types import Double, Float
+from rlvar._types import Double
 
 
 class Gradients(NamedTuple):
@@ -41,12 +41,12 @@ class Squares(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """Checked scores (N, T, D) and weights (N, T), and which of them are live.
+    """Checked scores (N, T, D), padded or packed, and weights (N, T), and which of them are live.
 
     Everywhere p (N,) are weights of rollouts, ones by default.
     """
 
-    scores: Float
+    scores: _check.Scores
     weights: Double
     live: _check.Steps
     threads: int | None
@@ -69,7 +69,7 @@ class Terms:
         return cls(array, _check.weights(weights, shape, live), live, _check.threads(threads))
 
     def _of(self, p: Double | None) -> _core.Terms:
-        return _core.Terms(self.scores, self.weights, *self.live, p)
+        return for_kernels(self.scores, self.weights, self.live, p)
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
@@ -106,7 +106,7 @@ class Terms:
         """Some coordinates of the gradients (E, N, d) of E sets of weights (E, N, T) in place of its own."""
         scores = self.scores[:, :, coordinates]
         result = np.empty((len(weights), len(scores), scores.shape[2]))
-        _core.gradients(_core.Terms(scores, None, *self.live, None), weights, result, self.threads)
+        _core.gradients(for_kernels(scores, None, self.live), weights, result, self.threads)
         return result
 
     def covariance(
@@ -196,12 +196,21 @@ class Terms:
         t, d = self.scores.shape[1:]
         chunk = max(1, (1 << 18) // t)  # coordinates at a time: at most 16 MiB of spectra
         power: Any = 0.0
-        for i, live in enumerate(self.alive[:, :, None]):
+        for i, (scores, live) in enumerate(zip(self.scores, self.alive[:, :, None], strict=True)):
             w = np.where(live, self.weights[i, :, None], 0.0)
             for part in (slice(start, start + chunk) for start in range(0, d, chunk)):
-                y = np.where(live, self.scores[i, :, part], 0.0) * w - mean[:, part]
+                y = np.where(live, scores[:, part], 0.0) * w - mean[:, part]
                 power = power + (1.0 if p is None else p[i]) * _power(y)
         return _lagged(power, t)
+
+
+def for_kernels(
+    scores: _check.Scores, weights: Double | None, live: _check.Steps, p: Double | None = None
+) -> _core.Terms:
+    """Return what the kernels take: scores of rollouts, padded or packed, and weights (N, T) of steps."""
+    if isinstance(scores, _check.Packed):
+        return _core.Terms(scores.rows, weights, *live, p, (scores.starts, scores.steps))
+    return _core.Terms(scores, weights, *live, p)
 
 
 def autocorrelation(x: Double) -> Double:

@@ -7,6 +7,7 @@ See `rlvar.torch.forward` for sketches of all parameters, and `rlvar.torch.parts
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -186,6 +187,7 @@ def token_scores(
     ((4, 4, 64), 'all 808 parameters of LlamaForCausalLM')
     """
     _check.choice("of", of, Of)
+    memory = _check.positive_integer("memory", memory)
     policy = Policy(temperature, top_k, top_p, min_p)
     tokens = Tokens.of(input_ids, attention_mask, response_mask)
     if sketch is not None and not isinstance(sketch, Sketch):
@@ -197,9 +199,12 @@ def token_scores(
     scores_of = inputs.described(network.module, chosen)
     with contextlib.ExitStack() as stack:
         stack.enter_context(inputs.still(network.module, forward_mode=True))
+        began = time.perf_counter()
         logp, squares = _log_probs(network, tokens, policy, memory)
+        each = 2.2 * (time.perf_counter() - began)  # of a forward-mode pass, as measured on two processors
         total = int(np.count_nonzero(tokens.counts)) * (1 if sketch is None else sketch.k)
-        shown = _check.reporter(progress, total, " rollouts x directions", stack)
+        seconds = None if sketch is None else each * sketch.k
+        shown = _check.reporter(progress, total, " rollouts x directions", stack, seconds)
 
         def report(done: int) -> object:
             return shown(done, total)

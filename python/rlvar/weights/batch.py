@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlvar import _check, _core
 from rlvar._types import Aggregation, Double, Importance
 from rlvar.rollouts import Rollouts
-from rlvar.terms.passes import Gradients, Terms
+from rlvar.terms.passes import Gradients, Terms, for_kernels
 from rlvar.weights.importance import ImportanceRatios, importance_ratios
 from rlvar.weights.returns import reward_to_go
 
@@ -55,7 +55,7 @@ class Batch:
         aggregation: Aggregation = "sum",
         threads: int | None = None,
     ) -> Batch:
-        """Make the factors: importance ratios, and one over the length for a mean over each sequence.
+        """Make the factors: importance ratios, and one over the tokens for a mean over each sequence.
 
         A token mean divides the sum over the batch, no single score.
         """
@@ -73,6 +73,7 @@ class Batch:
                 truncate=truncate,
                 lengths=rollouts.lengths,
                 mask=rollouts.mask,
+                tokens=rollouts.tokens,
             )
             unbiased = ratios.unbiased
             factors = None if importance == "none" else ratios.factors
@@ -89,7 +90,7 @@ class Batch:
             # What is clipped depends on actions and on rewards, unless nothing ever is.
             unbiased = unbiased and ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
-            lengths = rollouts.live_steps[:, None]
+            lengths = rollouts.token_counts[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
@@ -97,7 +98,7 @@ class Batch:
         return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
-        """Return what the batch would be had the rollouts been cut after so many steps.
+        """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
 
         Rewards, ratios and lengths end there too; no value stands for what is cut off.
         """
@@ -105,8 +106,9 @@ class Batch:
         if state["tokens"] is not None and self.aggregation == "sequence-mean":
             raise ValueError("the tokens of a part of the steps are not known")
         state["tokens"] = None
-        scores, (n, t) = state.pop("_stored"), self.live.shape
-        before = np.arange(t) < steps
+        del state["_stored"]
+        n, t = self.live.shape
+        scores, before = np.broadcast_to(np.float32(0.0), (n, t, 1)), np.arange(t) < steps
         if state["mask"] is not None:
             state["mask"] = state["mask"] & before
         else:
@@ -122,6 +124,12 @@ class Batch:
             aggregation=self.aggregation,
             threads=self.threads,
         )
+
+    @cached_property
+    def of_sequences(self) -> bool:
+        """Whether one step holds all tokens of each rollout, so that nothing tells them apart."""
+        steps, tokens = self.rollouts.live_steps, self.rollouts.token_counts
+        return bool(steps.max() <= 1 < tokens.max())
 
     @cached_property
     def rewarded_at_the_end(self) -> bool:
@@ -216,13 +224,15 @@ class Batch:
                 # PPO maximises min(rho A, clip(rho) A), which is constant where A pushes rho further out.
                 large, small = self.outside
                 cut = np.where(weights > 0, large, (weights < 0) & small)
-                self._clipped[estimator.name] = float(np.count_nonzero(cut) / max(self.live.sum(), 1))
+                tokens, steps = self.rollouts.token_counts, np.maximum(self.rollouts.live_steps, 1)
+                share = (np.count_nonzero(cut, axis=1) * (tokens / steps)).sum() / max(tokens.sum(), 1)
+                self._clipped[estimator.name] = float(share)
                 weights = np.where(cut, 0.0, weights)
             self._weights[estimator.name] = weights
         return self._weights[estimator.name]
 
     def clipped(self, estimator: Estimator) -> float | None:
-        """Return the share of the live steps whose weight the clip has made 0; None without one."""
+        """Return the share of the tokens whose weight the clip has made 0; None without one."""
         self.weights(estimator)
         return self._clipped.get(estimator.name)
 
@@ -234,7 +244,7 @@ class Batch:
             return weights * self.factors
 
     def _terms(self, weights: Double, known: Gradients | None = None) -> Terms:
-        return Terms(self.rollouts.scores, self.weighed(weights), self.steps, self.threads, known)
+        return Terms(self.rollouts.kernel_scores, self.weighed(weights), self.steps, self.threads, known)
 
     def terms(self, estimator: Estimator) -> Terms:
         """Return the terms of one estimator, factors in their weights."""
@@ -266,7 +276,8 @@ class Batch:
                 row[...] = self.weighed(new[name])
             if shared:
                 sets[-1], base = self.weighed(self._ones), found[-1]
-            _core.gradients(_core.Terms(self.rollouts.scores, None, *self.steps), sets, found, self.threads)
+            terms = for_kernels(self.rollouts.kernel_scores, None, self.steps)
+            _core.gradients(terms, sets, found, self.threads)
             own = iter(found)
         for name, constant in constants.items():
             own_base = next(own) if constant is None else base
@@ -277,7 +288,7 @@ class Batch:
                 largest = max(g.base.max(), -g.base.min())
                 small, square = largest * max(scale, 1.0) < 1e150, np.square(largest * scale)
             if not small:
-                _check.raise_not_finite(self.rollouts.scores, self.steps)
+                _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
             _check.refuse_underflow(square, self._terms(new[name]).moves)
             known[name] = new[name], g
         return [known[name][1] for name in named]
@@ -305,7 +316,7 @@ class Batch:
 
     def _finite(self, result: Double) -> Double:
         if not np.isfinite(result).all():
-            _check.raise_not_finite(self.rollouts.scores, self.steps)
+            _check.raise_not_finite(self.rollouts.kernel_scores, self.steps)
         return result
 
 

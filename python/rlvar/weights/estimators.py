@@ -99,6 +99,11 @@ class Estimator:
         Errors, such as for what the rollouts lack, name the estimator.
         """
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
+        if batch.of_sequences and (self.base in _OF_STEPS or self.parameters.get("gamma", 1.0) != 1.0):
+            raise ValueError(
+                f"estimator {self.name!r} needs the scores of tokens: one step holds all tokens of a rollout "
+                "here, and it weighs them differently"
+            )
         needed = {name: getattr(batch.rollouts, name) for name in self.needs}
         for name, array in needed.items():
             if array is None:
@@ -271,7 +276,7 @@ def _grpo(batch: Batch, groups: NDArray[np.int64], scale: Scale = "group", eps: 
 
 
 def _vl_norm(batch: Batch, groups: NDArray[np.int64], alpha: float = 1.0) -> Double:
-    return _rloo(batch, groups) * length_weights(batch.rollouts.live_steps, alpha)
+    return _rloo(batch, groups) * length_weights(batch.rollouts.token_counts, alpha)
 
 
 class _Entry(NamedTuple):
@@ -323,7 +328,7 @@ _TABLE = {
         unbiased=False,
     ),
     "opo": _Entry(
-        lambda batch: advantages.opo(batch.returns, batch.rollouts.live_steps, batch.rollouts.groups),
+        lambda batch: advantages.opo(batch.returns, batch.rollouts.token_counts, batch.rollouts.groups),
         "R minus the mean weighted by length of its group, or of the batch, itself included",
         unbiased=False,
     ),
@@ -357,6 +362,10 @@ _TABLE = {
         _vtrace, "V-trace advantage", ("values", "logp", "behavior_logp"), unbiased=False, per_rollout=True
     ),
 }
+
+
+#: What would be another estimator where one step holds all tokens of a rollout, and "multi" is "single".
+_OF_STEPS = ("multi-mean", "multi-optimal", "otb", "otb-verl", "gae", "n-step", "vtrace")
 
 
 def estimators() -> tuple[Estimator, ...]:

@@ -53,7 +53,7 @@ class ImportanceRatios(Result):
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
         Whether estimators keep by theory the mean that they have on policy: with "sequence", and with
-        "token" and "geometric" where rollouts have one step at most, not truncated; and with any where both
+        "token" and "geometric" where rollouts have one token at most, not truncated; and with any where both
         policies are `close`.
     close : bool
         Whether the two policies are so much alike on these rollouts, sum (rho - 1)^2 < 0.01 over whole
@@ -117,6 +117,7 @@ def importance_ratios(
     truncate: float | None = None,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    tokens: ArrayLike | None = None,
 ) -> ImportanceRatios:
     r"""Importance ratios of rollouts, by token or by sequence.
 
@@ -131,6 +132,9 @@ def importance_ratios(
         Largest ratio: min(rho, truncate). Positive.
     lengths, mask
         Live steps, as in `covariance`: lengths (N,) or mask (N, T).
+    tokens : array_like of int, shape (N,), optional
+        Number of tokens of each rollout, where a step holds several, as in `Rollouts`: the log-probabilities
+        are then sums over them, and "geometric" is the mean over tokens.
 
     Returns
     -------
@@ -140,8 +144,8 @@ def importance_ratios(
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, a live log-probability that is not finite, an unknown kind of ratio, a
-        `truncate` that is not positive or comes with "none", or a ratio beyond the range of float64
-        that is not truncated.
+        `truncate` that is not positive or comes with "none", "token" where steps hold several tokens, or a
+        ratio beyond the range of float64 that is not truncated.
 
     Notes
     -----
@@ -178,6 +182,12 @@ def importance_ratios(
         raise ValueError("truncate needs importance ratios, got importance='none'")
 
     counts = np.count_nonzero(live, axis=1)
+    words = counts if tokens is None else _check.token_counts(tokens, counts)
+    if importance == "token" and (words > counts).any():
+        raise ValueError(
+            "importance='token' needs the log-probability of each token, and steps here hold several tokens; "
+            "choose 'sequence' or 'geometric'"
+        )
     whole = logs.sum(axis=1)[counts > 0]
     # Of whole sequences, and of tokens: theirs may differ where their product does not.
     close = all(bool(np.square(np.expm1(x)).sum() < _CLOSE) for x in (whole, logs[live]))
@@ -188,7 +198,7 @@ def importance_ratios(
     elif importance == "sequence":
         logs = logs.sum(axis=1, keepdims=True)
     elif importance == "geometric":
-        logs = (logs.sum(axis=1) / np.maximum(counts, 1))[:, None]
+        logs = (logs.sum(axis=1) / np.maximum(words, 1))[:, None]
     ratios = np.where(counted, np.exp(logs), 0.0)  # (N, T) or (N, 1)
     values = np.where(live, ratios, 0.0)
     single = logs[counted]
@@ -208,7 +218,7 @@ def importance_ratios(
             f"exp({logs[i].max():.6g}) in rollout {i}"
         )
     exact = bound is None and (
-        importance == "sequence" or (importance != "none" and counts.max(initial=0) <= 1)
+        importance == "sequence" or (importance != "none" and words.max(initial=0) <= 1)
     )
     return ImportanceRatios(
         importance=importance,

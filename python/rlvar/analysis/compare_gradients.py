@@ -1,0 +1,201 @@
+"""The same comparison from gradients already at hand: of micro-batches, ranks, another framework.
+
+What `compare` infers from the gradients of rollouts it infers from those of any U independent units. Of
+gradients too large to keep, inner products tell as much: see `rlvar.stats.grams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlvar import _check
+from rlvar._types import Double, Float
+from rlvar.analysis.comparison import Comparison
+from rlvar.stats.grams import rows_of
+from rlvar.stats.inference import infer
+from rlvar.stats.moments import Sample
+from rlvar.stats.resampling import Bootstrap, drawn
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Gradients (U, D), converted a few columns at a time."""
+
+    base: Float
+
+    def whole(self, coordinates: slice = slice(None)) -> Double:
+        return self.base[:, coordinates].astype(np.float64)
+
+
+def compare_gradients(
+    gradients: Mapping[str, ArrayLike] | Mapping[str | tuple[str, str], ArrayLike],
+    *,
+    reference: str | None = None,
+    unbiased: str | Sequence[str] = (),
+    groups: Sequence[Hashable] | NDArray[Any] | None = None,
+    gram_of: int | None = None,
+    scores_of: str | None = None,
+    sketched: bool = False,
+    interval: Literal["jackknife"] | Bootstrap = "jackknife",
+    confidence: float = 0.95,
+    num_threads: int | None = None,
+) -> Comparison:
+    """Compare estimators by gradients already at hand.
+
+    Parameters
+    ----------
+    gradients : dict of array_like, shape (U, D)
+        By the name of each estimator, gradients of the same U units in the same order: micro-batches of one
+        size, ranks, rollouts. float32 is kept without a copy. With `gram_of`, matrices (U, U) of inner
+        products in their place: of the gradients of an estimator by its name, and of those of two, a in rows
+        and b in columns, by ``(a, b)``, for all pairs or for none.
+    reference : str, optional
+        The name whose variance is the denominator of each ratio; the first by default.
+    unbiased : str or sequence of str, optional
+        Names of those whose mean is the policy gradient. They share one mean and so one signal, and their
+        ratios are those of the units needed for the same precision. Of others nothing is known.
+    groups : sequence of hashable, shape (U,), optional
+        Label of each unit. Those with equal labels are dependent: the mean of them is then a unit.
+    gram_of : int, optional
+        The number D of coordinates that the gradients have, where `gradients` holds inner products.
+    scores_of, sketched
+        As in `Rollouts`: what these are gradients with respect to, and whether the D coordinates are
+        independent random directions of that.
+    interval, confidence, num_threads
+        As in `compare`.
+
+    Returns
+    -------
+    Comparison
+        As from `compare`, of a batch's gradient that is the mean over all units. Without inner products of
+        two estimators, no alignment is known, nor whether the data deny that means are the same.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the estimator: for other shapes, fewer than two units, what is not finite; matrices that are
+        not symmetric, or no inner products of any gradients. Fewer than ten units are warned of.
+
+    Notes
+    -----
+    Of weights that are fitted to the units, as baselines are, no more is known than the gradients: `compare`
+    refits those of "single-mean" and "single-optimal" without each unit. Inner products go through a Cholesky
+    factorisation of all of them, O((E U)^3) for E estimators.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> now = rng.standard_normal((32, 1000)) + 0.1  # of 32 micro-batches
+    >>> other = now / 2 + rng.standard_normal((32, 1000)) / 2 + 0.05
+    >>> result = rlvar.compare_gradients({"now": now, "other": other}, unbiased=["now", "other"])
+    >>> round(result["other"].ratio.value, 1)
+    0.5
+    """
+    if not isinstance(gradients, Mapping):
+        raise TypeError(f"gradients must be a dict of arrays by name, got {type(gradients).__name__}")
+    names = [name for name in gradients if isinstance(name, str)]
+    if not names:
+        raise ValueError("gradients must name at least one estimator, got none")
+    reference = names[0] if reference is None else _check.text("reference", reference)
+    shared = _check.names("unbiased", unbiased) if len(unbiased) else []
+    for argument, some in (("reference", [reference]), ("unbiased", shared)):
+        for name in some:
+            if name not in names:
+                raise ValueError(f"{argument} must be among {', '.join(names)}, got {name!r}")
+    level, bootstrap, threads = _check.confidence(confidence), drawn(interval), _check.threads(num_threads)
+    scores_of = None if scores_of is None else _check.text("scores_of", scores_of)
+    sketched, crossed = _check.boolean("sketched", sketched), True
+    if gram_of is None:
+        rows: Mapping[str, Float] = _arrays(gradients, names)
+    elif sketched:
+        raise ValueError("sketched needs the coordinates of gradients, not their inner products (gram_of)")
+    else:
+        gram_of = _check.positive_integer("gram_of", gram_of)
+        grams, eps = _grams(gradients, names)
+        crossed = len(names) == 1 or len(grams) > len(names)
+        rows = rows_of(grams, names, eps, threads)
+    count = len(rows[reference])
+    units = _check.units(groups, count)
+    sizes, summed = units.sizes.astype(np.float64), units if len(units) < count else None
+    samples = [Sample(_Rows(rows[name]), sizes, summed, spans=gram_of) for name in names]
+    classes = ["unbiased" if name in shared else None for name in names]
+    number = names.index(reference)
+    found = infer(samples, number, level, bootstrap, threads, classes, sketched, crossed)
+    for name, each in zip(names, found, strict=True):
+        if not np.isfinite(each.variance.value):
+            raise ValueError(f"gradients[{name!r}] have squares beyond the range of float64; rescale them")
+    result = Comparison.of(
+        dict(zip(names, found, strict=True)),
+        names,
+        {name: True if name in shared else None for name in names},
+        {},
+        reference=reference,
+        units=len(units),
+        unit="unit" if groups is None else "group",
+        aggregation=None,
+        interval="jackknife" if bootstrap is None else "bootstrap",
+        scaled=False,
+        scores_of=scores_of,
+        of_sequences=False,
+        crossed=crossed,
+    )
+    _check.warn_few(result.units, result.unit)
+    return result
+
+
+def _arrays(gradients: Mapping[Any, ArrayLike], names: Sequence[str]) -> dict[str, Float]:
+    """Check gradients (U, D)."""
+    rows: dict[str, Float] = {}
+    for name, given in gradients.items():
+        what = f"gradients[{name!r}]"
+        if name not in names:
+            raise TypeError(f"gradients must have names as keys, got {name!r}; pairs go with gram_of=")
+        array = rows[name] = _check.floats(what, given)
+        if array.ndim != 2 or not array.shape[1]:
+            raise ValueError(f"{what} must have shape (U, D), a gradient in each row, got {array.shape}")
+        if array.shape != rows[names[0]].shape:
+            wanted = f"{rows[names[0]].shape}, as those of {names[0]!r}"
+            raise ValueError(f"{what} must have shape (U, D) = {wanted}, got {array.shape}")
+        if len(array) < 2:
+            raise ValueError(f"{what} must have at least U = 2 units, got shape {array.shape}")
+        _check.finite(what, array)
+    return rows
+
+
+def _grams(
+    gradients: Mapping[Any, ArrayLike], names: Sequence[str]
+) -> tuple[dict[tuple[str, str], Double], float]:
+    """Check inner products (U, U) of all names and pairs of them; return them and the worst precision."""
+    grams: dict[tuple[str, str], Double] = {}
+    eps, u = 0.0, 0
+    for key, given in gradients.items():
+        what, pair = f"gradients[{key!r}]", (key, key) if isinstance(key, str) else key
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(each in names for each in pair)):
+            raise ValueError(f"gradients must have as keys {', '.join(names)} or pairs of them, got {key!r}")
+        exact = _check.floats(what, given)
+        u = u or (len(exact) if exact.ndim else 0)
+        if exact.shape != (u, u):
+            raise ValueError(f"{what} must have shape (U, U) = ({u}, {u}), got {exact.shape}")
+        if u < 2:
+            raise ValueError(f"{what} must have at least U = 2 units, got shape {exact.shape}")
+        _check.finite(what, exact)
+        k, eps_of = exact.astype(np.float64), float(np.finfo(exact.dtype).eps)
+        if pair[0] == pair[1]:
+            apart = np.abs(k - k.T)
+            if apart.max() > 64 * eps_of * np.abs(k).max():
+                i, j = np.unravel_index(int(apart.argmax()), k.shape)
+                raise ValueError(
+                    f"{what} must be symmetric, got {k[i, j]} at [{i}, {j}] and {k[j, i]} at [{j}, {i}]"
+                )
+            k = (k + k.T) / 2
+        grams[pair], grams[pair[::-1]], eps = k, k.T, max(eps, eps_of)
+    if len(names) < len(grams) < len(names) ** 2:
+        missing = next((a, b) for a in names for b in names if (a, b) not in grams)
+        raise ValueError(f"gradients must hold products of all pairs of names or of none, got no {missing!r}")
+    return grams, eps

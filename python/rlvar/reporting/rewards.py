@@ -174,8 +174,8 @@ class RewardReport(Result):
                 "--response), or have the trainer record them."
             )
         return (
-            f"{start}rlvar report {self.source} --model MODEL computes them from the {self.scored_from}, with the "
-            "checkpoint that sampled these rollouts."
+            f"{start}rlvar report {self.source} --model MODEL computes them from the {self.scored_from}, with "
+            "the checkpoint that sampled these rollouts."
         )
 
     def __repr__(self) -> str:

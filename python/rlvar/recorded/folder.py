@@ -3,6 +3,9 @@
 While it is incomplete it holds scoring.json, and what grows is named .part, so that `load_rollouts` refuses
 it. A block counts once its rows are on the disk and scoring.json, replaced at once, says so: whatever ends
 the process, the next run starts at the first row that is not counted, and the bytes are those of one run.
+
+Rollouts lie one after the other, without padding (`Rollouts.packed`); but not where there are as many steps
+as rollouts: one terminal reward each could not be told from one a step.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +30,7 @@ _GROWING = {"logp": "<f8", "score_squares": "<f8", "scores": "<f4"}  # the score
 
 
 class ScoreFolder:
-    """N rollouts of up to T steps on their way into a folder.
+    """Rollouts on their way into a folder.
 
     Parameters
     ----------
@@ -35,12 +38,13 @@ class ScoreFolder:
         The folder: a new one, an empty one or one that was begun.
     key : mapping
         What the numbers depend on, JSON-ready: a folder that was begun with other things is refused.
-    shape : (int, int)
-        N and T.
+    lengths : ndarray of int, shape (N,)
+        Steps of each.
     """
 
-    def __init__(self, place: Path, key: Mapping[str, Any], shape: tuple[int, int]) -> None:
-        self.place, self.shape = place, shape
+    def __init__(self, place: Path, key: Mapping[str, Any], lengths: NDArray[np.int64]) -> None:
+        self.place, self.lengths = place, lengths
+        self._width = int(lengths.max()) if lengths.sum() == len(lengths) else 0  # 0 if packed
         self._made = False
         try:
             os.mkdir(place)
@@ -87,9 +91,9 @@ class ScoreFolder:
             )
         return state if state["rollouts"] else fresh
 
-    def append(self, blocks: Mapping[str, NDArray[Any]], scores_of: str, sketched: bool) -> None:
-        """Write the scores (n, T, D), logp (n, T) and score_squares (n, T) of the next n rollouts."""
-        coordinates = blocks["scores"].shape[2]
+    def append(self, count: int, blocks: Mapping[str, NDArray[Any]], scores_of: str, sketched: bool) -> None:
+        """Write the next `count` rollouts: scores (m, D), logp (m,) and score_squares (m,) of their m steps."""
+        coordinates = blocks["scores"].shape[1]
         if not self.done:
             self._state |= {"coordinates": coordinates, "scores_of": scores_of, "sketched": sketched}
         elif (coordinates, scores_of) != (self._state["coordinates"], self._state["scores_of"]):
@@ -100,21 +104,40 @@ class ScoreFolder:
                 if not self.done:
                     file.truncate(0)
                     file.write(header)
-                start = len(header) + self.done * row
+                start = len(header) + self._before(self.done) * row
                 if file.seek(0, os.SEEK_END) < start:
                     raise ValueError(f"{_shown(self.place)}: its {name} were cut short; remove the folder")
                 file.seek(start)
-                file.write(np.ascontiguousarray(block, _GROWING[name]).tobytes())
-        self._state["rollouts"] = self.done + len(blocks["scores"])
+                rows = self._laid(block, self.lengths[self.done : self.done + count])
+                file.write(np.ascontiguousarray(rows, _GROWING[name]).tobytes())
+        self._state["rollouts"] = self.done + count
         self._save()
 
+    def by_step(self, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Return one number a step of each rollout (T_n,) as the folder has them."""
+        return self._laid(np.concatenate(rows), self.lengths)
+
+    def _laid(self, steps: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
+        """Return steps (m, ...) as they lie in the folder."""
+        if not self._width:
+            return steps
+        result = np.zeros((len(lengths), self._width, *steps.shape[1:]), steps.dtype)
+        result[np.arange(self._width) < lengths[:, None]] = steps
+        return result
+
+    def _before(self, rollout: int) -> int:
+        """Return the rows of the files before a rollout: steps or, padded, rollouts."""
+        return rollout if self._width else int(self.lengths[:rollout].sum())
+
     def _layout(self, name: str) -> tuple[bytes, int]:
-        """Return the header of an array's file, and the bytes of a rollout."""
-        shape = (*self.shape, self._state["coordinates"]) if name == "scores" else self.shape
+        """Return the header of an array's file, and the bytes of a row."""
+        row = (self._width,) if self._width else ()
+        row += (self._state["coordinates"],) if name == "scores" else ()
+        shape = (self._before(len(self.lengths)), *row)
         file = io.BytesIO()
         head = {"descr": _GROWING[name], "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
-        return file.getvalue(), math.prod(shape[1:]) * int(_GROWING[name][2:])
+        return file.getvalue(), math.prod(row) * int(_GROWING[name][2:])
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[io.BufferedRandom]:
@@ -135,9 +158,9 @@ class ScoreFolder:
 
     def finish(self, arrays: Mapping[str, NDArray[Any]], archive: Path | None = None) -> None:
         """Write what does not grow and give all files their names; or put all into an .npz `archive`."""
-        if self.done != self.shape[0]:
-            raise ValueError(f"{self.done} of {self.shape[0]} rollouts are written")
-        whole = {**arrays, "scores_of": np.array(self._state["scores_of"])}
+        if self.done != len(self.lengths):
+            raise ValueError(f"{self.done} of {len(self.lengths)} rollouts are written")
+        whole = {**arrays, "lengths": self.lengths, "scores_of": np.array(self._state["scores_of"])}
         if self._state["sketched"]:
             whole["sketched"] = np.array(True)
         if archive is not None:

@@ -174,8 +174,8 @@ class RewardReport(Result):
                 "--response), or have the trainer record them."
             )
         return (
-            f"{start}rlvar report {self.source} --model MODEL computes them from the {self.scored_from}, with "
-            "the checkpoint that sampled these rollouts."
+            f"{start}rlvar report {self.source} --model MODEL computes them from the {self.scored_from}, "
+            "with the checkpoint that sampled these rollouts."
         )
 
     def __repr__(self) -> str:
@@ -261,7 +261,7 @@ def report_rewards(
          "between_share")
     )  # fmt: skip
     known["completions"] = []
-    _check.warn_few(len(units), grouped=labels is not None)
+    _check.warn_few(len(units), "rollout" if labels is None else "group")
     if labels is not None:
         known |= _of_groups(r, labels, units, level)
     return RewardReport(

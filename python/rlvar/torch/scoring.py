@@ -153,19 +153,26 @@ def score_recorded(
         "kind of device": "none" if parameter is None else parameter.device.type,
         "version of rlvar": version,
     }
-    n, steps = len(recorded), int(lengths.max())
+    n = len(recorded)
     size = sum(each.numel() for each in known.values()) if sketch is None else sketch.k
     with contextlib.ExitStack() as stack:
         shown = _check.reporter(progress, n, " rollouts", stack)
-        target = stack.enter_context(ScoreFolder(folder, key, (n, steps)))
+        target = stack.enter_context(ScoreFolder(folder, key, lengths))
         for start, stop in _blocks(lengths, 4 * size):
             if stop <= target.done:
                 continue
             shown(start, n)
             blocks, scores_of, sketched = _block(model, recorded, start, stop, options, shown)
-            target.append(blocks, scores_of, sketched)
+            target.append(stop - start, blocks, scores_of, sketched)
         shown(n, n)
-        target.finish(_arrays(recorded, steps), archive)
+        arrays: dict[str, NDArray[Any]] = {"rewards": recorded.rewards}
+        if recorded.token_rewards is not None:
+            arrays["rewards"] = target.by_step(recorded.token_rewards)
+        if recorded.behavior_logp is not None:
+            arrays["behavior_logp"] = target.by_step(recorded.behavior_logp)
+        if recorded.groups is not None:
+            arrays["groups"] = recorded.groups
+        target.finish(arrays, archive)
     return recorded
 
 
@@ -191,7 +198,7 @@ def _block(
     options: dict[str, Any],
     shown: Callable[[int, int], object],
 ) -> tuple[dict[str, NDArray[Any]], str, bool]:
-    """Score some rollouts; return what goes into the folder, zero where there are no tokens."""
+    """Score some rollouts; return what goes into the folder."""
     assert recorded.ids is not None
     assert recorded.masks is not None
     rows = [n for n in range(start, stop) if recorded.masks[n].any()]
@@ -208,25 +215,10 @@ def _block(
         )
     except torch.OutOfMemoryError:
         raise MemoryError("the device's memory is too small; lower memory") from None
-    steps = int(recorded.lengths.max())
-    blocks = {}
+    live = np.arange(found.logp.shape[1]) < found.lengths[:, None]
     arrays = {"logp": found.logp, "score_squares": found.score_squares, "scores": found.scores}
-    for name, array in arrays.items():
-        blocks[name] = np.zeros((stop - start, steps, *array.shape[2:]), array.dtype)
-        blocks[name][np.array(rows) - start, : array.shape[1]] = array
+    blocks: dict[str, NDArray[Any]] = {name: array[live] for name, array in arrays.items()}
     return blocks, found.scores_of, found.sketch is not None
-
-
-def _arrays(recorded: RecordedRollouts, steps: int) -> dict[str, NDArray[Any]]:
-    """Return what is known without the model."""
-    arrays: dict[str, NDArray[Any]] = {"rewards": recorded.rewards, "lengths": recorded.lengths}
-    if recorded.token_rewards is not None:
-        arrays["rewards"] = padded(recorded.token_rewards, steps)
-    if recorded.groups is not None:
-        arrays["groups"] = recorded.groups
-    if recorded.behavior_logp is not None:
-        arrays["behavior_logp"] = padded(recorded.behavior_logp, steps)
-    return arrays
 
 
 def _hash_of(what: torch.nn.Module | RecordedRollouts) -> str:

@@ -60,7 +60,10 @@ class ScoreFolder:
             raise ValueError(f"{_shown(place)}: another process is scoring into it") from None
         try:
             self._state = self._begun(dict(key))
-            self._save()
+            if self.done:
+                self._cut()
+            else:
+                self._save()
         except BaseException:
             os.close(self._handle)
             raise
@@ -92,7 +95,7 @@ class ScoreFolder:
         return state if state["rollouts"] else fresh
 
     def append(self, count: int, blocks: Mapping[str, NDArray[Any]], scores_of: str, sketched: bool) -> None:
-        """Write the next `count` rollouts: scores (m, D), logp (m,) and score_squares (m,) of their m steps."""
+        """Write the next `count` rollouts: scores (m, D), logp and score_squares (m,) of their m steps."""
         coordinates = blocks["scores"].shape[1]
         if not self.done:
             self._state |= {"coordinates": coordinates, "scores_of": scores_of, "sketched": sketched}
@@ -104,14 +107,21 @@ class ScoreFolder:
                 if not self.done:
                     file.truncate(0)
                     file.write(header)
-                start = len(header) + self._before(self.done) * row
-                if file.seek(0, os.SEEK_END) < start:
-                    raise ValueError(f"{_shown(self.place)}: its {name} were cut short; remove the folder")
-                file.seek(start)
+                file.seek(len(header) + self._before(self.done) * row)
                 rows = self._laid(block, self.lengths[self.done : self.done + count])
                 file.write(np.ascontiguousarray(rows, _GROWING[name]).tobytes())
         self._state["rollouts"] = self.done + count
         self._save()
+
+    def _cut(self) -> None:
+        """Cut what a killed run wrote behind the rollouts that count."""
+        for name in _GROWING:
+            header, row = self._layout(name)
+            size, part = len(header) + self._before(self.done) * row, self.place / f"{name}.npy.part"
+            with suppress(FileNotFoundError):  # it has its name already
+                if os.path.getsize(part) < size:
+                    raise ValueError(f"{_shown(part)}: it was cut short; remove the folder")
+                os.truncate(part, size)
 
     def by_step(self, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Return one number a step of each rollout (T_n,) as the folder has them."""

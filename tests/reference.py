@@ -341,11 +341,19 @@ def single_optimal(scores, returns, groups=None, **live):
 
 
 def multi_optimal(scores, to_go, groups=None, **live):
-    """G[t] - E[S[t] . g] / E[|S[t]|^2], g = sum_j G[j] S[j]."""
+    """G[t] - E[S[t] . g] / E[|S[t]|^2], g = sum_j G[j] S[j], within the range of G[t] in the other folds."""
     g = gradients(scores, to_go, **live)
     squares = np.square(terms(scores, None, **live)).sum(axis=2)
-    baselines = cross_fitted(projections(scores, g, **live), squares, groups)
-    return np.where(live_steps(to_go.shape, **live), to_go - baselines, 0)
+    baselines, alive = (
+        cross_fitted(projections(scores, g, **live), squares, groups),
+        live_steps(to_go.shape, **live),
+    )
+    for i, t in np.argwhere(alive):
+        others = in_other_folds(range(len(to_go)) if groups is None else groups, i)
+        within = [to_go[j, t] for j in others if alive[j, t]]
+        if within:
+            baselines[i, t] = min(max(baselines[i, t], min(within)), max(within))
+    return np.where(alive, to_go - baselines, 0)
 
 
 def token_baseline(scores, to_go, groups=None, **live):

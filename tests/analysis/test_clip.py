@@ -71,7 +71,8 @@ def test_a_clip_of_whole_sequences_takes_all_their_steps(stale):
 
 
 def test_a_clip_biases_unless_the_policies_agree(rng, stale):
-    one_step = {"logp": np.full((N, 1), -1.0), "behavior_logp": np.full((N, 1), -1.5)}
+    tosses = rng.random((N, 1)) < 0.5
+    one_step = {"logp": np.log(np.where(tosses, 0.7, 0.3)), "behavior_logp": np.full((N, 1), np.log(0.5))}
     for kind, ratio_unbiased in (("sequence", True), ("token", True)):  # of one step
         rollouts = rlvar.Rollouts(rng.standard_normal((N, 1, 1)), rng.standard_normal(N), **one_step)
         plain, clipped = (rlvar.compare(rollouts, importance=kind, clip=c) for c in (None, 10.0))

@@ -914,3 +914,15 @@ def test_a_lack_of_memory_is_a_memory_error(rng):
 
     with pytest.raises(MemoryError):
         rlvar.compare(make_rollouts(rng), [("mine", hungry)])
+
+
+def test_gae_by_its_name_alone_says_what_gamma_and_lambda_it_has(rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((200, 3, 2)), np.ones((200, 3)), values=rng.standard_normal((200, 3))
+    )
+    (note,) = rlvar.compare(rollouts, ["single", "gae"]).notes
+    assert note.startswith("The row gae has gamma = 1 and lambda = 0.95. If your trainer has others,")
+    own = rlvar.estimator("gae", gamma=0.99, lam=0.9)
+    report = rlvar.report(rollouts, ["single", own])
+    assert report.comparison.notes == ()
+    assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in " ".join(report.verdict)

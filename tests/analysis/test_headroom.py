@@ -113,3 +113,18 @@ def test_baselines_that_were_not_compared_or_bias_the_mean_are_refused(rng):
         rlvar.headroom(rlvar.compare(rollouts))
     with pytest.raises(ValueError, match="the baselines compared have not the mean of single"):
         rlvar.headroom(rlvar.compare(rollouts, ["single", "otb"], aggregation="sequence-mean"))
+
+
+def test_what_is_left_of_a_gain_in_small_batches_is_a_share_of_the_same(rng):
+    scores, rewards = rng.standard_normal((300, 4, 3)), 3 + rng.standard_normal((300, 4))
+    names = [*NAMES, *(rlvar.estimator("otb", batch_size=size) for size in (20, 64))]
+    comparison = rlvar.compare(rlvar.Rollouts(scores, rewards), names)
+    room, v = rlvar.headroom(comparison), {row.name: row.variance.value for row in comparison}
+    assert room.best == "otb"
+    assert list(room.in_batches) == [20, 64]
+    for size, share in room.in_batches.items():
+        assert share.value == pytest.approx(1 - v[f"otb(batch_size={size})"] / v["multi"])
+    assert room.in_batches[20].value < room.in_batches[64].value < room.on_top.value
+    assert not any("batch" in name for name in room.removed)
+    assert f"fitted to batches of 20: {room.in_batches[20]}\n" in str(room)
+    assert room.to_dict()["in_batches"]["64"]["value"] == room.in_batches[64].value

@@ -196,7 +196,7 @@ def test_what_the_estimators_in_use_achieve_is_said_of_both_together(rng):
 
 def test_a_constant_that_beats_reward_to_go_is_told_beside_it():
     share, none = rlvar.Estimate(0.4, 0.05, 0.3, 0.5), rlvar.Estimate(np.nan)
-    room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {})
+    room = Headroom("single", "single-optimal", share, rlvar.Estimate(0.02, 0.02, -0.02, 0.06), none, {}, {})
     assert _headroom_sentence(room, grouped=False) == (
         "Whether reward-to-go reduces the variance of single-step is not resolved: by 2% (95% interval "
         "-2.0% to 6.0%); without it the best constant baseline (single-optimal), cross-fitted, "
@@ -343,6 +343,31 @@ def test_ratios_whose_mean_is_not_one_are_told(rng):
     assert "The mean of the sequence ratios is" in text
     assert "should be 1" in text
     assert "effective sample size" not in text
+
+
+def test_a_sampler_that_never_takes_some_tokens_is_told_and_nothing_is_unbiased():
+    rng = np.random.default_rng(0)
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    kept = p[:2] / p[:2].sum()
+    tokens = (rng.random((200, 3)) > kept[0]).astype(int)
+    rollouts = rlvar.Rollouts(
+        np.eye(4)[tokens] - p, tokens.mean(axis=1), logp=np.log(p[tokens]), behavior_logp=np.log(kept[tokens])
+    )
+    report = rlvar.report(rollouts, importance="sequence")
+    assert not any(row.unbiased for row in report.comparison)
+    text = " ".join(report.verdict)
+    assert "Either about 49% of the policy's probability lies on rollouts that were never or" in text
+    assert "No estimator is then unbiased" in text
+    assert "for the same precision" not in text.replace("each needs for the same precision", "")
+
+
+def test_a_logp_of_minus_infinity_says_that_another_policy_sampled(rng):
+    actions, logp = rng.standard_normal((100, 4)), np.zeros((100, 4))
+    logp[3, 2] = -np.inf
+    rollouts = rlvar.Rollouts(actions[:, :, None], actions, logp=logp)
+    text = " ".join(rlvar.report(rollouts).verdict)
+    assert "1 step has a logp of minus infinity: the policy that scores them never takes this action" in text
+    assert "times as many rollouts as" not in text
 
 
 def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):

@@ -211,3 +211,59 @@ def test_a_bad_score_is_named(rng, name):
     scores[3, 1, 0] = np.nan
     with pytest.raises(ValueError, match=r"^scores must be finite .*got scores\[3, 1, 0\] = nan"):
         rlvar.compare(rlvar.Rollouts(scores, np.ones((5, 3))), [name])
+
+
+def test_constants_stay_within_the_returns_of_the_other_folds():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 10, (128, 3))
+    scores = np.eye(10)[tokens] - 0.1
+    scores = np.concatenate([scores, 3 * scores.sum(axis=1, keepdims=True)[:, [0, 0, 0]]], axis=2)
+    lengths = rng.integers(1, 4, 128)
+    rewards = (tokens.sum(axis=1) % 10 == 0).astype(float)
+    rollouts = rlvar.Rollouts(scores, rewards, lengths=lengths)
+    baselines = rewards[:, None] - weights("multi-optimal", rollouts)
+    live = np.arange(3) < lengths[:, None]
+    assert (baselines[live] >= 0).all()
+    assert (baselines[live] <= 1).all()
+    cartpole = rlvar.compare(rlvar.datasets.cartpole(), ["multi-optimal"], reference="multi")
+    assert cartpole["multi-optimal"].ratio.value < 1.1  # 5 times without it
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(512) // 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_fitted_to_batches_is_fitted_to_no_other_rollouts(rng, name, groups):
+    scores, rewards = rng.standard_normal((512, 3, 2)), rng.standard_normal(512)
+    rollouts = rlvar.Rollouts(scores, rewards, groups=groups)
+    changed = rewards.copy()
+    changed[17] += 100
+    fitted = rlvar.estimator(name, batch_size=8)  # 64 batches: one deal
+    before, after = (
+        fitted.weights(each).reshape(512, -1)[:, 0] - each.rewards
+        for each in (rollouts, rlvar.Rollouts(scores, changed, groups=groups))
+    )
+    reached = np.flatnonzero(np.abs(after - before) > 1e-9)
+    assert 4 <= len(reached) <= 8
+    assert 17 not in reached
+    assert fitted.name == f"{name}(batch_size=8)"
+    for size in (1, 2, 600):  # as far as there are units
+        assert np.isfinite(rlvar.estimator(name, batch_size=size).weights(rollouts)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_variance_of_batches_is_the_mean_over_ways_to_deal_them(name):
+    rng = np.random.default_rng(0)
+    variances = []
+    scores = rng.standard_normal((160, 3, 2))
+    rewards = 1 + rng.standard_normal((160, 3))
+    rollouts = rlvar.Rollouts(scores, rewards)
+    ours = rlvar.compare(rollouts, [rlvar.estimator(name, batch_size=32)])[f"{name}(batch_size=32)"]
+    for _ in range(60):
+        order = rng.permutation(160)
+        parts = [rollouts[order[k : k + 32]] for k in range(0, 160, 32)]
+        w = np.concatenate([rlvar.estimator(name).weights(part) for part in parts])
+        g = reference.gradients(scores[order], w)
+        variances.append(g.var(axis=0, ddof=1).sum())
+    assert ours.variance.value == pytest.approx(np.mean(variances), rel=0.02)
+    assert ours.variance.value > rlvar.compare(rollouts, [name])[name].variance.value
+    with pytest.raises(ValueError, match="fitted to batches, only the plain metric is known"):
+        rlvar.compare(rollouts, [rlvar.estimator(name, batch_size=32)], scale=[1.0, 2.0])

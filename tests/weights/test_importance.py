@@ -55,11 +55,14 @@ def test_only_the_whole_sequence_gives_the_gradient_of_the_new_policy():
         off[importance] = max(
             np.abs(mean_gradient(w * result.values, old) - truth).max() for w in (totals, to_go, to_go - 0.7)
         )
-        assert result.unbiased == (importance == "sequence")
     assert off.pop("sequence") < 1e-12
     assert min(off.values()) > 0.05
     cut = rlvar.importance_ratios(new.logp, old.logp, truncate=2.0)
     assert not cut.unbiased
+    drawn = np.random.default_rng(0).choice(27, 500, p=old.probabilities)
+    for importance in ("none", "token", "geometric", "sequence"):
+        result = rlvar.importance_ratios(new.logp[drawn], old.logp[drawn], importance=importance)
+        assert result.unbiased == (importance == "sequence")
     assert np.abs(mean_gradient(totals * cut.values, old) - truth).max() > 0.05
 
 
@@ -192,4 +195,87 @@ def test_policies_whose_tokens_differ_are_not_close_even_where_whole_sequences_a
         result = rlvar.importance_ratios(new, old, importance=importance)
         assert not result.close
         assert not result.unbiased
-    assert rlvar.importance_ratios(new, old).unbiased  # of whole sequences they are 1
+    assert (rlvar.importance_ratios(new, old).values == 1).all()
+
+
+def nucleus(rng, n, steps, keep, tokens=6):
+    """Log-probabilities of tokens by their softmax and by the sampler, which draws the `keep` likeliest."""
+    p = np.sort(rng.dirichlet(np.ones(tokens), (4, 1)), axis=2)[:, :, ::-1]  # in one of four states
+    states = rng.integers(0, 4, (n, steps))
+    q = np.where(np.arange(tokens) < keep, p, 0.0)
+    q /= q.sum(axis=2, keepdims=True)
+    drawn = (rng.random((n, steps, 1)) > q[states, 0].cumsum(axis=2)).sum(axis=2)
+    with np.errstate(divide="ignore"):
+        return np.log(p[states, 0, drawn]), np.log(q[states, 0, drawn])
+
+
+@pytest.mark.parametrize("n", [16, 64, 400])
+def test_ratios_are_not_called_unbiased_where_the_sampler_never_takes_some_tokens(n):
+    found = []
+    for seed in range(20):
+        new, old = nucleus(np.random.default_rng(seed), n, 6, keep=4)
+        result = rlvar.importance_ratios(new, old)
+        assert result.mean.value < 1
+        found.append(not result.consistent and not result.unbiased and result.misses)
+        assert result.consistent or "not 1" in str(result)
+    assert np.mean(found) >= (0.85 if n == 16 else 1.0)
+
+
+def test_a_sampler_that_takes_all_is_hardly_ever_said_not_to():
+    wrong = 0
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        # Normal actions of another mean: ratios of steps have a deviation of 0.7, to one side.
+        z = rng.standard_normal((30, 1 + seed % 6))
+        result = rlvar.importance_ratios(0.63 * z - 0.63**2 / 2, np.zeros(z.shape))
+        wrong += not result.unbiased
+    assert wrong <= 6
+
+
+def test_what_the_policy_never_takes_has_a_ratio_of_0_and_stops_nothing():
+    rng = np.random.default_rng(1)
+    old, new = nucleus(rng, 60, 3, keep=6)[0], np.empty((60, 3))
+    new[:] = old
+    gone = rng.random((60, 3)) < 0.1
+    new[gone] = -np.inf
+    for importance, expected in (
+        ("token", ~gone),
+        ("sequence", ~gone.any(axis=1, keepdims=True) & np.ones((60, 3), bool)),
+        ("geometric", ~gone.any(axis=1, keepdims=True) & np.ones((60, 3), bool)),
+    ):
+        result = rlvar.importance_ratios(new, old, importance=importance)
+        np.testing.assert_array_equal(result.values, expected)
+        assert result.impossible == gone.sum()
+        assert (result.largest, result.gap) == (1.0, 0.0)
+        json.dumps(result.to_dict(), allow_nan=False)
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 3, 2)), np.ones(60), logp=new, behavior_logp=old)
+    weighed = rlvar.compare(rollouts, importance="sequence")["single"]
+    left = rlvar.compare(
+        rlvar.Rollouts(rollouts.scores * ~gone.any(axis=1)[:, None, None], np.ones(60)), ["single"]
+    )["single"]
+    assert weighed.variance == left.variance
+    assert not rlvar.importance_ratios(new, old, importance="none").close
+    with pytest.raises(ValueError, match="all sequence ratios are 0: by a logp of minus infinity"):
+        rlvar.compare(
+            rlvar.Rollouts(rollouts.scores, np.ones(60), logp=np.full((60, 3), -np.inf), behavior_logp=old),
+            importance="sequence",
+        )
+
+
+@pytest.mark.parametrize("make", [rlvar.importance_ratios, None])
+def test_a_sampler_cannot_have_drawn_what_it_never_takes(make):
+    zeros, bad = np.zeros((4, 3)), np.zeros((4, 3))
+    bad[2, 1] = -np.inf
+    if make is None:
+
+        def make(new, old):
+            return rlvar.Rollouts(np.zeros((4, 3, 1)), np.ones(4), logp=new, behavior_logp=old)
+
+    make(bad, zeros)
+    draws = r"live steps \(no policy draws what it never takes\), got behavior_logp\[2, 1\] = -inf"
+    with pytest.raises(ValueError, match=f"behavior_logp must be finite in {draws}"):
+        make(zeros, bad)
+    for value in (np.nan, np.inf):
+        bad[2, 1] = value
+        with pytest.raises(ValueError, match=r"logp must be finite .*, or minus infinity, got logp\[2, 1\]"):
+            make(bad, zeros)

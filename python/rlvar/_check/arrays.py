@@ -380,6 +380,18 @@ def finite(
     refuse(name, array, ~good, f"be finite{where_live}", time_first)
 
 
+def log_probabilities(name: str, array: Float, live: NDArray[np.bool_], time_first: bool = False) -> None:
+    """Raise where a live log-probability (N, T) is not finite; minus infinity is, but not of who sampled."""
+    bad, wanted = live & ~np.isfinite(array), "be finite in live steps"
+    if name == "behavior_logp":
+        if np.isneginf(array[bad]).any():
+            wanted += " (no policy draws what it never takes)"
+    else:
+        bad &= ~np.isneginf(array)
+        wanted += ", or minus infinity"
+    refuse(name, array, bad, wanted, time_first)
+
+
 def refuse(
     name: str, array: NDArray[Any], bad: NDArray[np.bool_], wanted: str, time_first: bool = False
 ) -> None:

@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlvar._check.arrays import Steps, _shape_error, doubles, finite, flags, floats, refuse, row_ends, steps
+from rlvar._check.arrays import (
+    Steps,
+    _shape_error,
+    doubles,
+    finite,
+    flags,
+    floats,
+    log_probabilities,
+    refuse,
+    row_ends,
+    steps,
+)
 from rlvar._check.options import choice, discount
 from rlvar._types import Double, Float
 
@@ -63,7 +74,10 @@ class Scan(NamedTuple):
         """Raise if a number that the scan reads is not finite; name the first."""
         shape = self.arrays[0].shape
         for name, array in zip(self.names, self.arrays, strict=True):
-            finite(name, array, self.steps, shape, self.time_first)
+            if name in ("logp", "behavior_logp"):
+                log_probabilities(name, array, self.steps.live(shape), self.time_first)
+            else:
+                finite(name, array, self.steps, shape, self.time_first)
         if self.gammas is not None:
             finite("gamma", self.gammas, self.steps, shape, self.time_first)
         if self.next_values is not None and self.truncated is not None:

@@ -7,6 +7,7 @@ these gradients (N, D), which one pass over the scores gives for all estimators 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,19 @@ from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.blocks import Metric
 from rlvar.analysis.comparison import Comparison
+from rlvar.analysis.ratio_bias import (
+    bias_of_ratios,
+    lacking,
+    lacking_weights,
+    measurable,
+    small,
+    surplus_of,
+)
 from rlvar.analysis.reward_scale import reward_scaled
 from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
+from rlvar.stats.estimate import Estimate
 from rlvar.stats.inference import Inference, infer
 from rlvar.stats.resampling import Bootstrap, drawn
 from rlvar.terms.passes import Gradients
@@ -160,10 +170,19 @@ def compare_batches(
     first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
     asked, label, rows = _rows(resolve(estimators), kinds, reference, first)
     gradients: dict[str, Gradients] = {}
+    lacks: dict[str, Gradients] = {}  # what the ratios of whole sequences would add
     for kind, batch in batches.items():
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
-        gradients.update(zip(of_kind, batch.gradients(weights), strict=True))
+        # With a ratio for each step, what the ratios of whole sequences would add takes gradients of its own.
+        by_step = measurable(batch) and kind == "token"
+        more = {f"{name} lacks": lacking_weights(batch, w) for name, w in weights.items() if by_step}
+        found_gradients = batch.gradients({**weights, **more})
+        gradients.update(zip(of_kind, found_gradients, strict=False))
+        if by_step:
+            lacks.update(zip(of_kind, found_gradients[len(weights) :], strict=True))
+        elif measurable(batch):
+            lacks.update({row: lacking(batch, gradients[row]) for row in of_kind})
     # The batch's gradient is made of sums over units, to be divided by rollouts or tokens.
     sizes = units.sizes.astype(np.float64)
     if aggregation == "token-mean":
@@ -173,13 +192,25 @@ def compare_batches(
     summed = units if len(units) < len(rollouts) else None
     metric = Metric() if metric is None else metric
     samples = []
+    counts = rollouts.token_counts if aggregation == "token-mean" else np.ones(len(rollouts))
+    biases: dict[str, Estimate] = {}
     for row, g in gradients.items():
         each, kind = rows[row]
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
-        samples.append(metric.sample(g, sizes, summed, refit))
+        spread = batches[kind].spread(each)
+        if spread is not None and metric.scale is not None:
+            raise ValueError(f"scale: of {each.name!r}, fitted to batches, only the plain metric is known")
+        sample = metric.sample(g, sizes, summed, refit)
+        samples.append(sample if spread is None else replace(sample, added=units.sums(spread)))
+        if row in lacks:
+            surplus = units.sums(surplus_of(batches[kind]) * counts)
+            lacking_sample = metric.sample(lacks[row], sizes, summed)
+            biases[row] = bias_of_ratios(lacking_sample, samples[-1], surplus, level, any_batch.threads)
     number = list(gradients).index(label)
     unbiased = {
-        row: None if each.unbiased is None else each.unbiased and batches[kind].unbiased
+        row: None
+        if each.unbiased is None
+        else each.unbiased and (batches[kind].unbiased or small(biases.get(row)))
         for row, (each, kind) in rows.items()
     }
     if filtered_groups(any_batch):  # what is common to groups is then in the mean
@@ -204,6 +235,7 @@ def compare_batches(
             scaled = reward_scaled(batches[kind], each, found[row].ratio, *variances)
         others[row] = {
             "importance": batches[kind].importance,
+            "bias": biases.get(row),
             "clipped": batches[kind].clipped(each),
             "blocks": blocks[row],
             "reward_scaled_ratio": None if scaled is None else scaled.ratio,

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from rlvar import _check
 from rlvar.analysis.blocks import BlockRow, table_of_blocks
 from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.measured import part_note, part_of, scores_line, sketch_line, sketch_note
+from rlvar.analysis.ratio_bias import NEGLIGIBLE, small
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.inference import Inference
@@ -27,6 +30,12 @@ _NOT_CROSSED = (
 _OF_SEQUENCES = (
     "One step holds all tokens of a rollout here, so multi-step is single-step: what reward-to-go would do "
     "token by token takes the scores of tokens."
+)
+
+# Trainers have a discount of their own, and it decides the variance.
+_GAE = (
+    'The row gae has gamma = 1 and lambda = 0.95. If your trainer has others, compare rlvar.estimator("gae", '
+    "gamma=..., lam=...)."
 )
 
 
@@ -76,6 +85,11 @@ class ComparisonRow(Result):
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
         The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+    bias : Estimate or None
+        Where ratios are not those of whole sequences, or there are none, though another policy sampled: the
+        squared bias of the mean gradient over V / U, the squared standard error, by the rollouts themselves.
+        One that is surely below 0.1 counts as none. None where the mean is unbiased as it is, or biased by
+        more than its ratios, or where these rollouts do not tell (see `rlvar.analysis.ratio_bias`).
     clipped : float or None
         Share of the live steps, each by its tokens, that `clip` leaves without gradient; None without it.
     reward_scaled_ratio : Estimate or None
@@ -116,6 +130,7 @@ class ComparisonRow(Result):
     factor: float | None
     unbiased: bool | None
     importance: ImportanceRatios | None = None
+    bias: Estimate | None = None
     clipped: float | None = None
     reward_scaled_ratio: Estimate | None = None
     reward_scaled_bracket: tuple[float, float] | None = None
@@ -165,8 +180,8 @@ class Comparison(Result):
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
         What limits the numbers: that the units are few, or that few of them decide some variances or ratios;
-        that "multi" is "single" because one step holds all tokens of a rollout; that the scores are those of a
-        part of the parameters, or a sketch that is small.
+        that "multi" is "single" because one step holds all tokens of a rollout; what gamma and lambda "gae"
+        has if none were given; that the scores are of a part of the parameters, or a sketch that is small.
     of_sequences : bool
         Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
@@ -246,10 +261,11 @@ class Comparison(Result):
             )
             few = few_decide(behind, self.units, self.unit)
         part = part_of(self.scores_of)
-        apart = self.of_sequences and any(row.name.partition(":")[0] == "multi" for row in self)
+        named = {row.name.partition(":")[0] for row in self}
         found = (
             None if few is None else f"{few[0].upper()}{few[1:]}.",
-            _OF_SEQUENCES if apart else None,
+            _OF_SEQUENCES if self.of_sequences and "multi" in named else None,
+            _GAE if "gae" in named else None,
             None if part is None else part_note(part),
             None if self.crossed else _NOT_CROSSED,
             sketch_note((row.name, _sketched(row)) for row in self if row.sketch is not None),
@@ -275,6 +291,18 @@ class Comparison(Result):
         """Whether an estimator has the mean of the reference by theory, and the data do not deny it."""
         return row.identical or bool(row.unbiased and self.reference_unbiased and not row.differs)
 
+    @property
+    def policies_agree(self) -> bool:
+        """Whether it does not matter here that another policy sampled: to no row, by its `bias`."""
+        ratios = [row.importance for row in self if row.importance is not None]
+        return all(each.close for each in ratios) or all(small(row.bias) for row in self)
+
+    @property
+    def bias_share(self) -> float:
+        """How much of the standard error the bias of any row is at most; NaN where it is not known."""
+        most = [math.nan if row.bias is None else max(row.bias.high, 0.0) for row in self]
+        return float(np.sqrt(np.max(most)))
+
     def only(self, names: Sequence[str]) -> Comparison:
         """Return some of the rows, in the order of `names`."""
         return replace(self, rows=tuple(self[name] for name in names))
@@ -283,6 +311,15 @@ class Comparison(Result):
         of = scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
         notes = (textwrap.fill(each, 110) for each in self.notes)
         return "\n".join([*([] if of is None else [of]), side_by_side(self), *notes])
+
+
+def _of_ratios(row: ComparisonRow) -> str:
+    if row.importance is None or not small(row.bias):
+        return str(row.importance)
+    return (
+        f"{row.importance.importance} importance ratios: the policies are so close that the bias is below "
+        f"{math.sqrt(NEGLIGIBLE):.0%} of the standard error"
+    )
 
 
 def side_by_side(comparison: Comparison) -> str:
@@ -330,7 +367,7 @@ def side_by_side(comparison: Comparison) -> str:
     if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
         text += "\nBlocks of coordinates, the noisiest first\n"
         text += _table(table_of_blocks(blocks, comparison.reference))
-    ratios = dict.fromkeys(str(row.importance) for row in comparison if row.importance is not None)
+    ratios = dict.fromkeys(_of_ratios(row) for row in comparison if row.importance is not None)
     clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
     shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
     legend = f"decided by: how many {comparison.unit}s are behind the variance, and behind the ratio; "

@@ -2,11 +2,13 @@
 
 With the variances V of "single", "multi" and the best baseline b, reward-to-go removes 1 - V_multi / V_single
 of the variance. A baseline over returns-to-go has that in it, and removes 1 - V_b / V_multi of what is left.
+Baselines are fitted to all rollouts at hand, and beside that to batches of 64, as a training step has them.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,9 @@ from rlvar.stats.intervals import jackknife, ratio_of_variances
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
 OVER_TO_GO = ("multi-optimal", "otb")
+#: Rollouts of a batch as it is in use, to which a baseline is fitted too.
+BATCH = 64
+_FITTED = re.compile(r"\(batch_size=(\d+)\)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +46,10 @@ class Headroom(Result):
     on_top : Estimate
         Share of the variance of "multi" that `best` removes, if that is a baseline over returns-to-go: what
         the baseline adds to reward-to-go. NaN where `reward_to_go` is.
+    in_batches : dict of int to Estimate
+        The same share as `on_top`, or `removable` where that is NaN, of `best` fitted to batches of so many
+        rollouts, for each such row compared, as ``rlvar.estimator("otb", batch_size=64)``. A batch in use is
+        often smaller than the rollouts at hand, and a baseline fitted to it gains less.
     removed : dict of str to Estimate
         For each other estimator with the mean of the reference: the part of what is removable that it
         removes. It can be above 1 and negative. NaN unless `removable` is positive beyond doubt.
@@ -51,6 +60,7 @@ class Headroom(Result):
     removable: Estimate
     reward_to_go: Estimate
     on_top: Estimate
+    in_batches: dict[int, Estimate]
     removed: dict[str, Estimate]
 
     def __repr__(self) -> str:
@@ -59,6 +69,7 @@ class Headroom(Result):
             lines.append(f"reward-to-go alone removes {self.reward_to_go}")
         if not math.isnan(self.on_top.value):
             lines.append(f"the baseline adds {self.on_top} of what reward-to-go leaves")
+        lines += [f"fitted to batches of {size}: {share}" for size, share in self.in_batches.items()]
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
         return "\n".join(lines)
 
@@ -127,12 +138,24 @@ def headroom(comparison: Comparison) -> Headroom:
         reward_to_go = _share(multi._variances, whole, level)
         if base in OVER_TO_GO:
             on_top = _share(least, multi._variances, level)
-    removed = {name: unknown for name in rows if name not in (comparison.reference, best)}
+    sizes = {
+        int(size): name for name in rows for size in _FITTED.findall(name) if name == _fitted(best, size)
+    }
+    before = whole if math.isnan(on_top.value) or multi is None else multi._variances
+    in_batches = {size: _share(rows[name]._variances, before, level) for size, name in sizes.items()}
+    others = (name for name in rows if name not in (comparison.reference, best) and not _FITTED.search(name))
+    removed = dict.fromkeys(others, unknown)
     if removable.low > 0:
         for name in removed:
             part = quotient(_less(whole, rows[name]._variances), _less(whole, least))
             removed[name] = jackknife(*part, level)
-    return Headroom(comparison.reference, best, removable, reward_to_go, on_top, removed)
+    return Headroom(comparison.reference, best, removable, reward_to_go, on_top, in_batches, removed)
+
+
+def _fitted(best: str, size: str) -> str:
+    """Name a baseline that is fitted to batches, with the ratios of `best` if that names some."""
+    base, _, ratios = best.partition(":")
+    return ":".join(filter(None, (f"{base}(batch_size={size})", ratios)))
 
 
 def _share(left: Moment, whole: Moment, confidence: float) -> Estimate:

@@ -87,6 +87,9 @@ class Sampling(Result):
         True if groups were kept by their outcome: none is dead, which has a probability below 1 %; False if
         some are. None where that cannot be told: without groups, with returns of more than two values, or
         where none is dead, but perhaps by chance.
+    impossible : int
+        Live steps whose `logp` is minus infinity, without `behavior_logp`: the policy that scores them never
+        takes these actions, so another one did.
     """
 
     _also = ("distinct", "mixed")
@@ -101,6 +104,7 @@ class Sampling(Result):
     dead_groups: int | None
     binary: bool
     filtered: bool | None
+    impossible: int
 
     @property
     def distinct(self) -> bool | None:
@@ -156,7 +160,14 @@ def sampling_of(batch: Batch) -> Sampling:
         dead_groups=dead,
         binary=binary,
         filtered=filtered_groups(batch),
+        impossible=_impossible(rollouts),
     )
+
+
+def _impossible(rollouts: Rollouts) -> int:
+    if rollouts.logp is None or rollouts.behavior_logp is not None:
+        return 0
+    return int(np.count_nonzero(rollouts.live & np.isneginf(rollouts.logp)))
 
 
 def dead_groups(returns: Double, labels: NDArray[np.int64], units: _check.Units) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import compare_batches
 from rlvar.analysis.comparison import Comparison, side_by_side
 from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
-from rlvar.analysis.headroom import BASELINES, Headroom, headroom
+from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.text import chart, rollouts_line, wrapped
@@ -24,6 +24,7 @@ from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
+from rlvar.weights.estimators import estimator as make_estimator
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,7 +148,10 @@ def report(
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
     known = ["single-optimal"] if batch.of_sequences else known
     # What a baseline over returns-to-go removes is due to those first.
-    beside = [name for name in ("multi", *known) if name not in names]
+    beside: list[EstimatorLike] = [name for name in ("multi", *known) if name not in names]
+    if 2 * len(rollouts) >= 3 * BATCH:  # else these are about one batch
+        small = [make_estimator(name, batch_size=BATCH) for name in known]
+        beside += [each for each in small if each.name not in names]
     everything = compare_batches(
         {importance: batch},
         [*asked, *beside],

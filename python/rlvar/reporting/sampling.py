@@ -16,7 +16,23 @@ def sampling_sentences(sampling: Sampling, rloo: Estimate | None, part: str | No
 
     `rloo` is the noise scale of RLOO in groups, if it was compared, maybe of a `part` of the parameters.
     """
-    return [*_repeated(sampling), *_ungrouped(sampling), *_dead(sampling, rloo, part)]
+    return [
+        *_impossible(sampling),
+        *_repeated(sampling),
+        *_ungrouped(sampling),
+        *_dead(sampling, rloo, part),
+    ]
+
+
+def _impossible(sampling: Sampling) -> list[str]:
+    if not (k := sampling.impossible):
+        return []
+    return [
+        f"{k:,} {'step has' if k == 1 else 'steps have'} a logp of minus infinity: the policy that scores "
+        f"them never takes {'this action' if k == 1 else 'these actions'}, so another one sampled, perhaps "
+        "with another top-p, top-k or min-p. Without behavior_logp nothing weighs these rollouts, and the "
+        "mean gradients are biased."
+    ]
 
 
 def _repeated(sampling: Sampling) -> list[str]:

@@ -83,7 +83,8 @@ def quietest_of(comparison: Comparison) -> str:
 
 
 def long_name(name: str) -> str:
-    return _LONG_NAMES.get(name, name)
+    base, bracket, parameters = name.partition("(")
+    return _LONG_NAMES.get(base, base) + bracket + parameters
 
 
 def unit(comparison: Comparison) -> str:
@@ -95,8 +96,12 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"
     doubts = []
-    if ratios is not None and not weighed and not ratios.close:
+    if comparison.policies_agree:
+        weighed = False  # so that the scores are those of the policy that sampled
+    if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
+    elif sampling.impossible:
+        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
     elif on_policy.on_policy is False and not weighed:
         doubts.append("the scores may not be those of the policy that sampled, and then the means are biased")
     if weighed and ratios is not None:
@@ -225,6 +230,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     interval = _interval(share, percent=True)
     if share.low > 0:
         claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+        claim += "".join(_in_batches(*each) for each in room.in_batches.items())
     else:
         does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
         would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
@@ -239,6 +245,15 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
     return f"{_start(before + claim)}.{achieved}"
+
+
+def _in_batches(size: int, share: Estimate) -> str:
+    """Say what is left of a baseline's gain where it is fitted to few rollouts."""
+    does, part = ("remove", share) if share.value >= 0 else ("add", _negative(share))
+    return (
+        f"; fitted to batches of {size} rollouts it would {does} {part.value:.1%} "
+        f"({_interval(part, percent=True)})"
+    )
 
 
 def _negative(x: Estimate) -> Estimate:
@@ -343,21 +358,34 @@ def _faint_signals(comparison: Comparison) -> list[str]:
 def _stale(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say whether the rollouts are those of the policy, and what their ratios leave of them."""
     known = [row.importance for row in comparison if row.importance is not None]
-    stale = [ratios for ratios in known[:1] if not ratios.close]
-    sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios)]
+    stale = [ratios for ratios in known[:1] if not (ratios.close or comparison.policies_agree)]
+    sentences = [sentence for ratios in stale for sentence in _of_ratios(ratios, share=comparison.bias_share)]
     # Rollouts that ratios weigh need not be those of the policy that scores them.
     weighed = any(ratios.importance != "none" for ratios in stale)
     if not weighed and (on_policy.on_policy is False or (on_policy.on_policy and not sentences)):
         sentences.append(on_policy_sentence(on_policy, sampling, stale=bool(stale)))
+    if known and comparison.policies_agree and not known[0].close:
+        sentences.append(_agree(known[0], comparison.bias_share))
     return sentences
 
 
-def _of_ratios(ratios: ImportanceRatios) -> list[str]:
+def _agree(ratios: ImportanceRatios, share: float) -> str:
+    kind = ratios.importance
+    instead = "no ratios" if kind == "none" else f"{kind} ratios instead of those of whole sequences"
+    return (
+        f"The recorded log-probabilities differ from the model's by {ratios.gap:.2g} on average, as those of "
+        f"an inference engine may. With {instead}, the bias this makes is at most {_percent(share)} of the "
+        "standard error of the mean gradients, so these rollouts count as on policy."
+    )
+
+
+def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
+        most = "" if math.isnan(share) else f", by up to {_percent(share)} of their standard error"
         return [
             "behavior_logp shows that another policy sampled these rollouts; without importance ratios the "
-            "mean gradients are biased. Sequence ratios would leave an effective sample size of "
+            f"mean gradients are biased{most}. Sequence ratios would leave an effective sample size of "
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
@@ -366,7 +394,15 @@ def _of_ratios(ratios: ImportanceRatios) -> list[str]:
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
-    if ratios.misses:
+    if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
+        missed = f"about {_percent(1 - ratios.mean.value)} of the policy's probability"
+        sentences.append(
+            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
+            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
+            "belong to other policies. No estimator is then unbiased."
+        )
+    elif ratios.misses:
         sentences.append(
             f"The mean of the {kind} ratios is {ratios.mean} and should be 1: either the rollouts miss "
             "actions that the new policy prefers, or the log-probabilities belong to other policies."

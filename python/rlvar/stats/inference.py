@@ -406,7 +406,8 @@ def _draw(pairs: Sequence[_Pair], reference: int, bootstrap: Bootstrap, threads:
         for i, pair in enumerate(pairs):
             own = of_base if pair.own is base else Resampled(pair.own, counts, threads)
             both = own if own is of_base else Resampled(pair.beside, counts, threads)
-            result.variance[i, part] = own.variance
+            added = pair.variance.value - moments.covariance(pair.own).value
+            result.variance[i, part] = own.variance + added * (1 - 1 / len(base.diagonal))
             result.signal[i, part] = own.signal
             result.cross[i, part] = both.signal
             # What does not vary in a resample has no logarithm.

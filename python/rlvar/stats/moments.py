@@ -106,6 +106,8 @@ class Sample:
     # fitted to the units.
     refit: Callable[[Double], Double] | None = None
     spans: int | None = None  # how many coordinates the gradients had, if they were turned into fewer
+    # What chance that is not in the rows adds to |y|^2 of each unit (U,).
+    added: Double | None = None
 
     @property
     def _base(self) -> Float:
@@ -239,6 +241,7 @@ class Products:
     columns: int = 0  # D
     identical: bool = True  # whether the two are the same to the bit
     refitted: Double | float = 0.0  # what refits without each unit add to V (U,)
+    added: Double | None = None  # to |y|^2 of each unit (U,)
     # Of a sample with itself: products within blocks, and the first sample it is a number times.
     blocks: Blocks | None = None
     like: tuple[int, float] = (0, 1.0)
@@ -303,6 +306,7 @@ def products(
             found[i, i].refitted = each.refit(2 * slopes[i] / (u - 1))
     for i in numbers:
         _check.refuse_underflow(found[i, i].diagonal.sum() + u * found[i, i].means, some[i].any)
+        found[i, i].added = samples[i].added
         found[i, i].like = proportions.of(i)
     return [(found[i, i], found[i, reference]) for i in numbers]
 
@@ -331,8 +335,13 @@ def covariance(p: Products) -> Moment:
 def variance(p: Products) -> Moment:
     """Trace of the covariance of one unit's part in the mean; what rounding leaves of it is none."""
     value, left_out = covariance(p)
+    u = len(p.diagonal)
     if len(left_out):
         left_out = left_out + p.refitted
+    if p.added is not None:
+        each = p.added / p.sizes.mean**2
+        value += float(each.sum() / u)
+        left_out = left_out + without_each(each) / (u - 1) if len(left_out) else left_out
     return Moment(value, np.where(left_out < 1e-12 * value, 0.0, left_out))
 
 

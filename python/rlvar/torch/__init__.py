@@ -1,10 +1,20 @@
 """Scores and gradients of torch policies. It needs torch: ``pip install 'rlvar[torch]'``."""
 
 from rlvar.torch.language import TokenScores, token_scores
+from rlvar.torch.minari import minari_rollouts
 from rlvar.torch.scoring import score_recorded
 from rlvar.torch.sketch import Sketch
+from rlvar.torch.steps import StepScores, per_step_scores
 
-__all__ = ["Sketch", "TokenScores", "score_recorded", "token_scores"]
+__all__ = [
+    "Sketch",
+    "StepScores",
+    "TokenScores",
+    "minari_rollouts",
+    "per_step_scores",
+    "score_recorded",
+    "token_scores",
+]
 
 
 def __dir__() -> list[str]:

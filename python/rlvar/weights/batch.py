@@ -35,6 +35,7 @@ class Batch:
     importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
+    unbiased_but_for_ratios: bool = True
     aggregation: Aggregation = "sum"
     # Live steps (N, T) whose ratio PPO's clip finds too large, and those too small.
     outside: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
@@ -43,6 +44,10 @@ class Batch:
     _gradients: dict[str, tuple[Double, Gradients]] = field(default_factory=dict, repr=False)
     _clipped: dict[str, float] = field(default_factory=dict, repr=False)
     _to_go: dict[float, Double] = field(default_factory=dict, repr=False)  # by its gamma
+    _projections: dict[float, Double] = field(default_factory=dict, repr=False)
+    # What chance in the fit of a baseline to few rollouts adds to |g|^2 of each rollout (N,), by name, gamma
+    # and size of the batches it is fitted to.
+    spreads: dict[tuple[str, float, int | None], Double] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -64,7 +69,7 @@ class Batch:
         _check.choice("importance", importance, Importance)
         _check.choice("aggregation", aggregation, Aggregation)
         threads = _check.threads(threads)
-        ratios, factors, unbiased = None, None, True
+        ratios, factors, unbiased = None, None, True  # by all but the ratios
         if rollouts.logp is not None and rollouts.behavior_logp is not None:
             ratios = importance_ratios(
                 rollouts.logp,
@@ -75,7 +80,6 @@ class Batch:
                 mask=rollouts.mask,
                 tokens=rollouts.tokens,
             )
-            unbiased = ratios.unbiased
             factors = None if importance == "none" else ratios.factors
         elif importance != "none" or truncate is not None:
             given = f"importance={importance!r}" if truncate is None else "truncate"
@@ -88,14 +92,15 @@ class Batch:
             large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
             outside = large, small
             # What is clipped depends on actions and on rewards, unless nothing ever is.
-            unbiased = unbiased and ratios.close and not (large.any() or small.any())
+            unbiased = ratios.close and not (large.any() or small.any())
         if aggregation == "sequence-mean":
             lengths = rollouts.token_counts[:, None]
             each = np.broadcast_to(1.0 / np.maximum(lengths, 1), rollouts.shape[:2])
             factors = each if factors is None else factors * each
             # Lengths that actions decide let baselines and past rewards into the mean.
             unbiased = unbiased and bool((lengths == lengths[0]).all())
-        return cls(rollouts, factors, threads, ratios, unbiased, aggregation, outside)
+        of_ratios = ratios is None or ratios.unbiased
+        return cls(rollouts, factors, threads, ratios, unbiased and of_ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
         """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
@@ -231,6 +236,13 @@ class Batch:
             self._weights[estimator.name] = weights
         return self._weights[estimator.name]
 
+    def spread(self, estimator: Estimator) -> Double | None:
+        """Return the `spreads` of an estimator."""
+        parameters = estimator.parameters
+        self.weights(estimator)
+        size = parameters.get("batch_size")
+        return self.spreads[estimator.base, parameters.get("gamma", 1.0), size] if size else None
+
     def clipped(self, estimator: Estimator) -> float | None:
         """Return the share of the tokens whose weight the clip has made 0; None without one."""
         self.weights(estimator)
@@ -296,6 +308,14 @@ class Batch:
     def projections(self, vectors: Double) -> Double:
         """Return a[n,t] S[n,t] . v[n] (N, T) for vectors (N, D); 0 where not live."""
         return self._finite(self._terms(self._ones).projections(vectors))
+
+    def own_projections(self, gamma: float = 1.0) -> Double:
+        """Return a[n,t] S[n,t] . g[n] (N, T), g the gradients of returns-to-go."""
+        if gamma not in self._projections:
+            name = "multi" if gamma == 1.0 else f"multi(gamma={gamma!r})"
+            g = self.gradients({name: self.to_go(gamma)})[0].whole()
+            self._projections[gamma] = self.projections(g)
+        return self._projections[gamma]
 
     @property
     def step_squares(self) -> Double:

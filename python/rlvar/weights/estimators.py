@@ -199,7 +199,8 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     **parameters
         What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
         `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
-        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`).
+        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of "single-optimal",
+        "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default all.
 
     Returns
     -------
@@ -305,6 +306,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "scale": lambda name, value: _check.choice(name, value, Scale),
     "eps": _check.non_negative_number,
     "alpha": _check.positive_number,
+    "batch_size": lambda name, value: None if value is None else _check.positive_integer(name, value),
 }
 
 # Of the baselines the other folds hold rollouts of other groups only, never the rollout itself.
@@ -336,7 +338,8 @@ _TABLE = {
         baselines.single_optimal, "R minus E[R |s|^2] / E[|s|^2], s = sum S_t, over the other folds"
     ),
     "multi-optimal": _Entry(
-        baselines.multi_optimal, "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, over the other folds"
+        baselines.multi_optimal,
+        "G_t minus E[S_t . g] / E[|S_t|^2], g = sum G_j S_j, within the range of G_t, over the other folds",
     ),
     "otb": _Entry(
         baselines.token_baseline,

@@ -7,6 +7,13 @@ With d_t = logp_t - behavior_logp_t of the live steps:
     geometric  rho   = exp(mean_t d_t), one for the rollout
 
 each truncated to min(rho, c) if so wanted: all but the whole sequence's ratio trade bias for variance.
+
+If the policy that sampled takes whatever the other one takes, E[rho_t | past] = 1 at each step, and so
+
+    E sum_t rho_t = E sum_t 1,    E[rho of the sequence] = 1.
+
+Where tokens are missing, as those that top-p takes away, both are less, and no ratio can make up for them.
+The first is tested: ratios of steps have far lighter tails than their products.
 """
 
 from __future__ import annotations
@@ -15,16 +22,21 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Importance
-from rlvar.stats.estimate import Estimate, Result
-from rlvar.stats.intervals import jackknife
+from rlvar.stats import moments
+from rlvar.stats.estimate import Estimate, Moment, Result
+from rlvar.stats.intervals import jackknife, ratio_of_variances
 
 # Where sum (rho - 1)^2 over whole sequences is below this, so is N times the largest relative bias
 # that leaving out ratios can have, squared: a tenth of the standard error of the mean.
 _CLOSE = 0.01
+
+# What theory says of the mean ratio is denied once in 1000 by chance on either side, and only if it makes
+# more than this of the ratio of a whole sequence.
+_SURE, _MATTERS = 0.998, 0.01
 
 _LOWEST = -345.0  # log of the ratio whose square, as in a variance, is at the lower end of float64
 
@@ -47,13 +59,21 @@ class ImportanceRatios(Result):
     mean : Estimate
         Mean of the ratios before truncation, over rollouts, or over live steps for "token", where it is 1 in
         expectation as for "sequence": far from it, the rollouts do not show what the new policy does.
+    step_mean : Estimate
+        Mean of the ratios of single steps, over live steps and before truncation, at a confidence of 0.998.
+        It is 1 in expectation if the policy that sampled takes whatever the other one takes.
+    consistent : bool
+        Whether `step_mean` may be 1, or so close to it that ratios of whole sequences are within 1 % of what
+        they should be. If not, either the policy takes actions that the sampler never or hardly ever takes,
+        as those that top-p, top-k or min-p removes, or the log-probabilities belong to other policies.
     largest : float
         The largest ratio before it is truncated; infinite if beyond the range of float64.
     truncated : float
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
-        Whether estimators keep by theory the mean that they have on policy: with "sequence", and with
-        "token" and "geometric" where rollouts have one token at most, not truncated; and with any where both
+        Whether estimators keep the mean that they have on policy. By theory, which takes a sampler that can
+        draw whatever the policy can, they do with "sequence", and with "token" and "geometric" where rollouts
+        have one token at most, not truncated, unless the data deny it (`consistent`); and with any where both
         policies are `close`.
     close : bool
         Whether the two policies are so much alike on these rollouts, sum (rho - 1)^2 < 0.01 over whole
@@ -61,29 +81,46 @@ class ImportanceRatios(Result):
         standard error (docs/statistics.md).
     sequence_size : float
         The effective sample size that ratios of whole sequences, not truncated, would leave.
+    gap : float
+        Mean distance between `logp` and `behavior_logp`, over the live steps where both are finite.
+    impossible : int
+        Live steps whose `logp` is minus infinity: the policy never takes these actions, their ratio is 0.
+    sequences : ndarray, shape (N,)
+        The ratio of each whole sequence, not truncated; 0 for rollouts without live steps.
     """
 
     importance: Importance
     truncate: float | None
-    _large = ("values",)
+    _large = ("values", "sequences")
     values: Double
     effective_size: float
     mean: Estimate
+    step_mean: Estimate
+    consistent: bool
     largest: float
     truncated: float
     unbiased: bool
     close: bool
     sequence_size: float
+    gap: float
+    impossible: int
+    sequences: Double
     _log_largest: float  # minus infinity without live steps
 
     @property
     def misses(self) -> bool:
-        """Whether the mean is 1 by theory, and its interval excludes that."""
-        return self.importance in ("token", "sequence") and (self.mean.low > 1.0 or self.mean.high < 1.0)
+        """Whether the mean is 1 by theory, and its interval, or the mean over steps, denies that."""
+        off = self.mean.low > 1.0 or self.mean.high < 1.0 or not self.consistent
+        return self.importance in ("token", "sequence") and off
 
     @property
     def factors(self) -> Double:
         """The values, as factors of scores: an error if all of live steps are below the range of float64."""
+        if self._log_largest == -math.inf and self.impossible:
+            raise ValueError(
+                f"all {self.importance} ratios are 0: by a logp of minus infinity, the policy never takes "
+                "what these rollouts hold"
+            )
         if -math.inf < self._log_largest < _LOWEST:
             raise ValueError(
                 f"all {self.importance} ratios are below the range of float64, the largest is "
@@ -102,9 +139,11 @@ class ImportanceRatios(Result):
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
         size = f"{self.effective_size:.1f} of {len(self.values)}"
+        bias = "unbiased if the sampler can draw whatever the policy can" if self.unbiased else "biased"
+        denied = "" if self.consistent else f", as ratios of steps average to {self.step_mean}, not 1"
         return (
             f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
-            f"largest {self.largest:.4g}{cut}, {'unbiased' if self.unbiased else 'biased'}"
+            f"largest {self.largest:.4g}{cut}, {bias}{denied}"
         )
 
 
@@ -125,7 +164,8 @@ def importance_ratios(
     ----------
     logp, behavior_logp : array_like, shape (N, T)
         Log-probability of each step's action under the policy that is differentiated and under the
-        one that sampled it, both as they sample: temperature and top-p included.
+        one that sampled it, both as they sample: temperature and top-p included. `logp` may be minus
+        infinity, where top-p leaves no probability: a ratio of 0.
     importance : {"sequence", "token", "geometric", "none"}
         Which ratios.
     truncate : float, optional
@@ -143,9 +183,9 @@ def importance_ratios(
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, a live log-probability that is not finite, an unknown kind of ratio, a
-        `truncate` that is not positive or comes with "none", "token" where steps hold several tokens, or a
-        ratio beyond the range of float64 that is not truncated.
+        For wrong shapes or dtypes, a live log-probability that is not finite, but for a `logp` of minus
+        infinity, an unknown kind of ratio, a `truncate` that is not positive or comes with "none", "token"
+        where steps hold several tokens, or a ratio beyond the range of float64 that is not truncated.
 
     Notes
     -----
@@ -154,7 +194,8 @@ def importance_ratios(
     .. math:: E_\mu[\rho \sum_t w_t S_t] = E_\pi[\sum_t w_t S_t], \qquad
               \rho = \prod_t \frac{\pi(y_t)}{\mu(y_t)}
 
-    is exact for the ratio of the whole sequence alone, whose variance grows exponentially with length.
+    is exact for the ratio of the whole sequence alone, if mu is positive wherever pi is; its variance grows
+    exponentially with length.
     Truncation biases the mean towards the old policy. docs/statistics.md compares the ratios.
 
     References
@@ -169,13 +210,16 @@ def importance_ratios(
     >>> result.values.round(2)
     array([[1.44, 1.44],
            [0.96, 0.96]])
-    >>> print(result)
-    sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44, unbiased
+    >>> print(result)  # doctest: +NORMALIZE_WHITESPACE
+    sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44,
+    unbiased if the sampler can draw whatever the policy can
     """
     new = _check.doubles("logp", logp)
     live = _check.live(new.shape, lengths, mask, "logp")
     old = _check.doubles("behavior_logp", behavior_logp, new.shape)
-    logs = _check.alive("logp", new, live) - _check.alive("behavior_logp", old, live)
+    for name, array in (("logp", new), ("behavior_logp", old)):
+        _check.log_probabilities(name, array, live)
+    logs = np.where(live, new, 0.0) - np.where(live, old, 0.0)
     _check.choice("importance", importance, Importance)
     bound = None if truncate is None else _check.positive_number("truncate", truncate)
     if bound is not None and importance == "none":
@@ -193,6 +237,9 @@ def importance_ratios(
     close = all(bool(np.square(np.expm1(x)).sum() < _CLOSE) for x in (whole, logs[live]))
     # A rollout's one ratio counts once, those of its tokens one by one.
     counted = live if importance == "token" else counts[:, None] > 0
+    steps = np.where(live, np.exp(logs), 0.0).sum(axis=1)
+    impossible, finite = int(np.count_nonzero(np.isneginf(logs))), np.abs(logs[live & np.isfinite(logs)])
+    sequences = np.where(counts > 0, np.exp(logs.sum(axis=1)), 0.0)
     if importance == "none":
         logs = np.zeros((len(logs), 1))
     elif importance == "sequence":
@@ -204,9 +251,13 @@ def importance_ratios(
     single = logs[counted]
     log_largest = float(single.max(initial=-np.inf))
     largest = float(values.max(initial=0.0))
-    sums, sizes = ratios.sum(axis=1), counted.sum(axis=1)  # which may be beyond float64, or of one rollout
-    left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
-    mean = jackknife(float(sums.sum() / sizes.sum()), left_out, 0.95)
+    of_all = _mean(ratios.sum(axis=1), counted.sum(axis=1))
+    mean = jackknife(*of_all, 0.95)
+    of_steps = _mean(steps, counts)
+    ones = Moment(1.0, np.ones(len(of_steps.left_out)))
+    # On the log scale, and longer to the side of a tail.
+    step_mean = ratio_of_variances(of_steps, ones, _SURE)
+    off = max(1.0 - step_mean.high, step_mean.low - 1.0) * counts.sum() / max(np.count_nonzero(counts), 1)
     truncated = 0.0
     if bound is not None:
         truncated = float(np.mean(single > math.log(bound))) if single.size else 0.0
@@ -217,6 +268,7 @@ def importance_ratios(
             f"truncate is needed for {importance} ratios beyond the range of float64, got one of "
             f"exp({logs[i].max():.6g}) in rollout {i}"
         )
+    consistent = not off > _MATTERS
     exact = bound is None and (
         importance == "sequence" or (importance != "none" and words.max(initial=0) <= 1)
     )
@@ -226,16 +278,29 @@ def importance_ratios(
         values=values,
         effective_size=len(values) * _kish(single),
         mean=mean,
+        step_mean=step_mean,
+        consistent=consistent,
         largest=largest,
         truncated=truncated,
-        unbiased=bool(exact or close),
+        unbiased=bool((exact and consistent) or close),
         close=close,
         sequence_size=len(values) * _kish(whole),
+        gap=float(finite.mean()) if finite.size else 0.0,
+        impossible=impossible,
+        sequences=sequences,
         _log_largest=log_largest,
     )
 
 
+def _mean(sums: Double, counts: NDArray[np.int64]) -> Moment:
+    """Return sum over count of rollouts (N,), which may be beyond float64, or of one rollout alone."""
+    left_out = moments.without_each(sums) / moments.without_each(counts.astype(np.float64))
+    return Moment(float(sums.sum() / counts.sum()), left_out)
+
+
 def _kish(logs: Double) -> float:
-    """Return mean(x)^2 / mean(x^2) of x = exp(logs), in range even where x is not."""
-    x = np.exp(logs - logs.max(initial=-np.inf))
-    return float(x.mean()) ** 2 / float(np.square(x).mean()) if x.size else 1.0
+    """Return mean(x)^2 / mean(x^2) of x = exp(logs), in range even where x is not; 0 if all are 0."""
+    if not logs.size or logs.max() == -np.inf:
+        return 0.0 if logs.size else 1.0
+    x = np.exp(logs - logs.max())
+    return float(x.mean()) ** 2 / float(np.square(x).mean())

@@ -54,7 +54,7 @@ def refit_of(batch: Batch, estimator: Estimator, units: _check.Units) -> Refit |
         denominators, folds = np.ones(n), unit
         below = np.full(n, n - 1.0)
     elif estimator.base == "single-optimal":
-        denominators, folds = batch.squares / (batch.squares.max() or 1.0), folds_of(batch)
+        denominators, folds = batch.squares / (batch.squares.max() or 1.0), folds_of(batch).folds
         inside = np.bincount(folds, denominators)
         below = (inside.sum() - inside)[folds]
     else:

@@ -313,3 +313,23 @@ def test_groups_of_one_are_none(tmp_path):
     )
     assert recorded.groups is None
     assert any("no two rollouts share one" in note for note in recorded.notes)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"rewards": [1.0, np.nan]}, "rewards must be one finite number for each rollout"),
+        ({"rewards": [[1.0, 2.0]]}, "rewards must be one finite number for each rollout"),
+        ({"groups": [1]}, "groups must have shape"),
+        ({"ids": [[1, 2], [3]]}, "ids and masks go together"),
+        ({"ids": [[1, 2]], "masks": [[False, True]]}, "ids must have one row for each of 2 rollouts, got 1"),
+        ({"ids": [[1, 2], [3]], "masks": [[False, True]] * 2}, r"masks\[1\] must hold 1 values, got 2"),
+        (
+            {"ids": [[1, 2]] * 2, "masks": [[False, True]] * 2, "behavior_logp": [[-1.0], []]},
+            r"behavior_logp\[1\] must hold 1 values, got 0",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_each_other_are_named(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        rlvar.RecordedRollouts("mine", "mine", **{"rewards": [1.0, 2.0], **arrays})

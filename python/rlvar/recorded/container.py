@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlvar import _check
 from rlvar._types import Double
 
 Ids = NDArray[np.int64]
@@ -45,6 +46,11 @@ class RecordedRollouts:
         Of sampling, where it was recorded.
     notes : tuple of str
         What a reader of any result should know of the file.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For rewards that are not finite, and rows that do not fit each other.
     """
 
     source: str
@@ -58,6 +64,28 @@ class RecordedRollouts:
     behavior_logp: list[Double] | None = None
     temperature: float | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rewards = _check.floats("rewards", self.rewards).astype(np.float64)
+        if rewards.ndim != 1 or not np.isfinite(rewards).all():
+            raise ValueError("rewards must be one finite number for each rollout")
+        object.__setattr__(self, "rewards", rewards)
+        n = len(rewards)
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _check.group_labels(self.groups, n))
+        if (self.ids is None) != (self.masks is None):
+            raise ValueError("ids and masks go together")
+        for name in ("ids", "masks", "texts", "token_rewards", "behavior_logp"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != n:
+                raise ValueError(f"{name} must have one row for each of {n} rollouts, got {len(rows)}")
+        steps = [] if self.masks is None else self.lengths.tolist()
+        for name in ("masks", "token_rewards", "behavior_logp"):
+            rows = getattr(self, name)
+            wanted = [len(row) for row in self.ids or []] if name == "masks" else steps
+            for i, (row, count) in enumerate(zip(rows or [], wanted, strict=False)):
+                if len(row) != count:
+                    raise ValueError(f"{name}[{i}] must hold {count} values, got {len(row)}")
 
     def __len__(self) -> int:
         return len(self.rewards)

@@ -101,7 +101,7 @@ def score_recorded(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = rlvar.torch.score_recorded(model, recorded, pathlib.Path(folder, "scores"))
     ...     rlvar.load_rollouts(pathlib.Path(folder, "scores"))
-    Rollouts(N=2, T=2, D=64, lengths 1 to 2)
+    Rollouts(N=2, T=2, D=64, lengths 1 to 2, packed)
     """
     if not isinstance(recorded, RecordedRollouts):
         raise TypeError(f"recorded must be a RecordedRollouts, got {type(recorded).__name__}")

@@ -384,3 +384,80 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
     for command in (["report"], ["covariance", "--estimator", "multi"]):
         assert main([*command, write(tmp_path / "plain.npz"), "--importance", "token"]) == 2
         assert "needs rollouts with logp and behavior_logp" in capsys.readouterr().err
+
+
+def completions(path, n=24):
+    rows = [{"prompt": f"q{i // 4}", "completion": "a", "reward": float(i % 3 == 0)} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rewards_without_scores_get_what_they_can(tmp_path, capsys):
+    path, out = completions(tmp_path / "c.jsonl"), tmp_path / "out.json"
+    assert main(["report", path, "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Rewards: {path}\n  N = 24 rollouts, in 6 groups of 4, JSON Lines\n")
+    assert "rlvar report FILE" not in text
+    fields = json.loads(out.read_text())
+    assert fields["rollouts"] == 24
+    for sentence in fields["verdict"]:
+        assert sentence in " ".join(text.split())
+
+
+def test_columns_are_named_by_options(tmp_path, capsys):
+    path = tmp_path / "x"
+    path.write_text('{"a": 1, "b": 2, "c": "p"}\n{"a": 3, "b": 4, "c": "p"}\n{"a": 0, "b": 4, "c": "r"}\n')
+    refused(capsys, ["report", path], "there is no column of rewards among a, b, c; name it")
+    assert main(["report", str(path), "--reward", "a,b", "--group", "c"]) == 0
+    assert "range            3 to 7" in capsys.readouterr().out
+    refused(capsys, ["report", path, "--reward", "d"], "x: reward: there is no column 'd', but a, b, c")
+
+
+def test_options_of_recorded_rollouts_do_not_go_with_scores(tmp_path, capsys):
+    path = write(tmp_path / "r.npz")
+    refused(capsys, ["report", path, "--reward", "a"], "these rollouts have scores already; --reward is for")
+    refused(capsys, ["report", "--model", "m"], "embedded rollouts have scores already; --model is for")
+    path = completions(tmp_path / "c.jsonl")
+    refused(capsys, ["report", path, "--scores", "s"], "--scores takes scores, and so --model")
+    refused(capsys, ["report", path, "--dataset", "cartpole"], "give a FILE or --dataset, not both")
+    refused(capsys, ["report", path, "--json", path], "that is what is read; name another file")
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from rlvar.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "command", "message"),
+    [
+        ("torch", "c.jsonl", ["score", "m", "c.jsonl", "--out", "o"], "pip install 'rlvar[torch]'"),
+        ("torch", "c.jsonl", ["report", "c.jsonl", "--model", "m"], "pip install 'rlvar[torch]'"),
+        ("pyarrow", "c.parquet", ["report", "c.parquet"], "c.parquet: reading Parquet needs pyarrow"),
+        ("torch", "c.pt", ["report", "c.pt", "--trust-pickle"], "c.pt: reading it needs torch"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(tmp_path, package, file, command, message):
+    if file == "c.jsonl":
+        completions(tmp_path / file)
+    else:
+        (tmp_path / file).write_bytes({"c.parquet": b"PAR1", "c.pt": b"\x80\2."}[file])
+    command = [sys.executable, "-c", WITHOUT, package, *command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    assert message in result.stderr
+    assert os.listdir(tmp_path) == [file]
+
+
+def test_no_text_of_a_recorded_file_steers_the_terminal(tmp_path, capsys):
+    path = tmp_path / "x.jsonl"
+    row = {STEERING: 1.0, "prompt": STEERING, "completion": STEERING, "r\x1breward": 1.0}
+    path.write_text((json.dumps(row) + "\n") * 4)
+    for options in ([], ["--reward", STEERING], ["--reward", "none"], ["--group", f"{STEERING}x"]):
+        assert main(["report", str(path), *options]) in (0, 2)
+        shown = "".join(capsys.readouterr())
+        assert all(line.isprintable() for line in shown.split("\n")), shown
+        assert "\nrlvar: verified" not in shown

@@ -146,7 +146,9 @@ def test_lengths_and_mask_stand_in_one_order_and_together():
         if callable(function):
             parameters = list(inspect.signature(function).parameters)
             given = [each for each in parameters if each in ("lengths", "mask")]
-            assert given in ([], ["lengths", "mask"]) or name in ("opo", "length_weights"), name
+            assert given in ([], ["lengths", "mask"]) or name in ("opo", "length_weights", "read_recorded"), (
+                name
+            )
 
 
 KERNELS = ("means", "covariance", "shared_moments", "gradients", "projections", "unit_squares")

@@ -16,7 +16,9 @@ from rlvar.analysis.prompts import PromptComponents, prompt_components
 from rlvar.config import show_config
 from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
+from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.report import Report, report
+from rlvar.reporting.rewards import RewardReport, report_rewards
 from rlvar.rollouts import Rollouts
 from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
@@ -44,7 +46,9 @@ __all__ = [
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
+    "RecordedRollouts",
     "Report",
+    "RewardReport",
     "Rollouts",
     "SketchNoise",
     "Totals",
@@ -71,8 +75,10 @@ __all__ = [
     "opo",
     "plan",
     "prompt_components",
+    "read_recorded",
     "reinforce_pp",
     "report",
+    "report_rewards",
     "reward_to_go",
     "rloo",
     "save_rollouts",

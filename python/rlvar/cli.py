@@ -1,12 +1,15 @@
-"""The command line: ``rlvar report [FILE]``, ``rlvar covariance FILE``."""
+"""The command line: ``rlvar report [FILE]``, ``rlvar score MODEL DATA``, ``rlvar covariance FILE``."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +21,12 @@ from rlvar._types import Aggregation, Importance
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.config import version
 from rlvar.files import KEYS, load_rollouts, printable, replacing, writable
+from rlvar.recorded import RecordedRollouts, is_recorded, read_recorded
 from rlvar.reporting.report import Report
 from rlvar.reporting.report import report as make_report
+from rlvar.reporting.rewards import RewardReport, report_rewards
+from rlvar.reporting.text import wrapped
+from rlvar.rollouts import Rollouts
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.estimators import estimators
 
@@ -48,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             report = str(args.run(args))
-    except (OSError, TypeError, ValueError, MemoryError) as error:
+    except (OSError, TypeError, ValueError, MemoryError, ImportError) as error:
         _write(sys.stderr, f"rlvar: {_one_line(error)}\n")
         return 2
     for message in dict.fromkeys(str(warning.message) for warning in caught):
@@ -85,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_input,
         metavar="FILE",
         help=".npz file with arrays scores (N, T, D) and rewards (N, T) or (N,), optionally "
-        f"{', '.join(KEYS[2:])}; or a folder of .npy files; without it, embedded rollouts",
+        f"{', '.join(KEYS[2:])}; or a folder of .npy files; or what a trainer wrote, JSON Lines, Parquet or "
+        "torch's pickles, as for score; without it, embedded rollouts",
     )
     report.add_argument(
         "--dataset",
@@ -117,7 +125,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     report.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
+    report.add_argument(
+        "--model", metavar="MODEL", help="score what a trainer wrote with this model first, as score does"
+    )
+    report.add_argument(
+        "--scores", type=Path, metavar="FOLDER", help="where to keep these scores (default: nowhere)"
+    )
+    _add_scoring(report)
     report.set_defaults(run=_report)
+    text = "compute scores of recorded rollouts with the model that sampled them"
+    score = commands.add_parser("score", help=text, description=text)
+    score.add_argument(
+        "model", metavar="MODEL", help="folder or name on the hub of a causal language model of transformers"
+    )
+    score.add_argument(
+        "file",
+        type=_input,
+        metavar="DATA",
+        help="what a trainer wrote, with token ids or text: of NeMo-RL, open-instruct, verl, slime, TRL, "
+        "ms-swift, or any JSON Lines or Parquet file",
+    )
+    score.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="new folder, written as it goes: after a kill the same command continues it; or an .npz file",
+    )
+    _add_scoring(score)
+    score.set_defaults(run=_score)
     text = "stream rollouts, which may be larger than memory, into the covariance of the step terms"
     covariance = commands.add_parser("covariance", help=text, description=text)
     covariance.add_argument(
@@ -135,6 +171,64 @@ def _parser() -> argparse.ArgumentParser:
     _add_importance(covariance)
     covariance.set_defaults(run=_covariance)
     return parser
+
+
+_COLUMNS = {
+    "prompt": "prompts: token ids, text or chat messages",
+    "response": "responses: token ids or text",
+    "tokens": "token ids of prompt and response together, in place of both; it needs --mask",
+    "mask": "1 for each token that the policy chose and the loss sees",
+    "reward": "rewards; several, as A,B, are summed; A.B is key B of a dictionary",
+    "per-token-reward": "a reward for each token of the response",
+    "group": "what rollouts of one prompt have in common (default: equal prompts)",
+    "logp": "log-probabilities that the sampler recorded",
+}
+
+
+def _add_scoring(command: argparse.ArgumentParser) -> None:
+    columns = command.add_argument_group(
+        "columns of recorded rollouts", 'usual names are known; "none" for no such column'
+    )
+    for name, text in _COLUMNS.items():
+        columns.add_argument(f"--{name}", metavar="COLUMN", help=text)
+    columns.add_argument("--step", type=int, metavar="N", help="rollouts of this training step alone")
+    columns.add_argument(
+        "--trust-pickle", action="store_true", help="load a pickle (.pt), which runs code that the file holds"
+    )
+    scores = command.add_argument_group("scores of recorded rollouts", "they need torch and transformers")
+    scores.add_argument(
+        "--of",
+        choices=("all", "last_block", "final_norm", "head"),
+        default="all",
+        help="parameters (default: all, which noise scales need)",
+    )
+    scores.add_argument(
+        "--sketch",
+        default="64",
+        metavar="K",
+        help="random directions of them, or none for each parameter's own coordinate (default: 64)",
+    )
+    scores.add_argument("--sketch-seed", type=int, default=0, metavar="SEED", help="of them (default: 0)")
+    scores.add_argument(
+        "--temperature", type=float, help="of sampling (default: as recorded, or else 1)", metavar="TAU"
+    )
+    scores.add_argument("--top-k", type=int, metavar="K", help="as sampled")
+    scores.add_argument("--top-p", type=float, metavar="P", help="as sampled")
+    scores.add_argument("--min-p", type=float, metavar="P", help="as sampled")
+    scores.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        default="auto",
+        help="of the model (default: auto, that of its files)",
+    )
+    scores.add_argument("--device", help="of the model (default: cuda if there is one, or else cpu)")
+    scores.add_argument(
+        "--memory",
+        type=float,
+        default=1.0,
+        metavar="GIB",
+        help="for what passes through the model at a time (default: 1)",
+    )
 
 
 def _add_importance(command: argparse.ArgumentParser) -> None:
@@ -163,17 +257,32 @@ def _check_output(option: str, output: Path | None, source: str | None) -> None:
             raise ValueError(f"{option} {output}: that is what is read; name another file")
 
 
-def _report(args: argparse.Namespace) -> Report:
+def _report(args: argparse.Namespace) -> Report | RewardReport:
     _check_output("--json", args.json, args.file)
-    with _progress() as progress:
+    with _progress() as progress, tempfile.TemporaryDirectory(prefix="rlvar-") as scratch:
         progress("reading rollouts")
-        if args.file is None:
-            source, load = _EMBEDDED[args.dataset or "cartpole"]
-            rollouts, source = load(), f"{source}, embedded"
-        elif args.dataset is not None:
+        if args.file is not None and args.dataset is not None:
             raise ValueError("give a FILE or --dataset, not both")
+        if args.file is not None and is_recorded(args.file):
+            recorded = _recorded(args)
+            if args.model is None:
+                if args.scores is not None:
+                    raise ValueError("--scores takes scores, and so --model")
+                rewards = report_rewards(recorded, source=printable(args.file))
+                _write_json(args, rewards, progress)
+                return rewards
+            place = args.scores or Path(scratch, "scores")
+            scored = _scored(args, recorded, place, progress)
+            rollouts = load_rollouts(place)
+            source = f"{printable(args.file)} ({scored.format}), scored by {printable(args.model)}"
+            source = "\n".join([source, *_notes(scored)])
         else:
-            rollouts, source = load_rollouts(args.file), printable(args.file)
+            given = [name for name in ("model", "scores", *_given_columns(args)) if getattr(args, name)]
+            if given:
+                what = "embedded rollouts" if args.file is None else f"{args.file}: these rollouts"
+                option = given[0].replace("_", "-")
+                raise ValueError(f"{what} have scores already; --{option} is for what trainers write")
+            rollouts, source = _with_scores(args)
         try:
             report = make_report(
                 rollouts,
@@ -188,12 +297,113 @@ def _report(args: argparse.Namespace) -> Report:
             )
         except ValueError as error:
             raise ValueError(f"{args.file}: {error}" if args.file else str(error)) from None
-        if args.json is not None:
-            progress(f"writing {args.json}")
-            text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-            with replacing(args.json) as file:
-                file.write(text.encode() + b"\n")
+        _write_json(args, report, progress)
+        str(report)  # the scores may be in the scratch folder
     return report
+
+
+def _with_scores(args: argparse.Namespace) -> tuple[Rollouts, str]:
+    if args.file is not None:
+        return load_rollouts(args.file), printable(args.file)
+    source, load = _EMBEDDED[args.dataset or "cartpole"]
+    return load(), f"{source}, embedded"
+
+
+def _write_json(
+    args: argparse.Namespace, report: Report | RewardReport, progress: Callable[[str], None]
+) -> None:
+    if args.json is None:
+        return
+    progress(f"writing {args.json}")
+    text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    with replacing(args.json) as file:
+        file.write(text.encode() + b"\n")
+
+
+def _given_columns(args: argparse.Namespace) -> list[str]:
+    """Return the names of the options of columns that were given."""
+    names = [name.replace("-", "_") for name in _COLUMNS]
+    return [name for name in (*names, "step") if getattr(args, name) is not None]
+
+
+def _recorded(args: argparse.Namespace) -> RecordedRollouts:
+    columns = {name: getattr(args, name) for name in _given_columns(args)}
+    return read_recorded(args.file, **columns, trust_pickle=args.trust_pickle)
+
+
+def _scored(
+    args: argparse.Namespace, recorded: RecordedRollouts, out: Path, progress: Callable[[str], None]
+) -> RecordedRollouts:
+    """Score recorded rollouts; return them as they were scored."""
+    progress("loading the model")
+    try:
+        scoring: Any = importlib.import_module("rlvar.torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError("scores need torch and transformers: pip install 'rlvar[torch]'") from None
+    sketch = None
+    if args.sketch != "none":
+        if not args.sketch.isdecimal():
+            raise ValueError(f"--sketch must be a number of directions or none, got {args.sketch!r}")
+        sketch = scoring.Sketch(int(args.sketch), args.sketch_seed)
+    if not 0 < args.memory < 1e6:
+        raise ValueError(f"--memory must be a number of GiB above 0, got {args.memory}")
+    seen: list[tuple[float, int]] = []
+
+    def show(done: int, total: int) -> None:
+        seen.append((time.monotonic(), done))
+        (since, first), (now, _) = seen[0], seen[-1]
+        left = (now - since) * (total - done) / (done - first) if done > first else 0.0
+        about = f", about {left / 60:.0f} minutes left" if left > 60 else ""
+        progress(f"scoring: {done} of {total} rollouts{about}")
+
+    scored: RecordedRollouts = scoring.score_recorded(
+        args.model,
+        recorded,
+        out,
+        of=args.of,
+        sketch=sketch,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        dtype=args.dtype,
+        device=args.device,
+        memory=int(args.memory * 2**30),
+        progress=show,
+    )
+    return scored
+
+
+def _notes(recorded: RecordedRollouts) -> list[str]:
+    return [wrapped(f"{note[:1].upper()}{note[1:]}.") for note in recorded.notes]
+
+
+def _score(args: argparse.Namespace) -> str:
+    if args.out.suffix == ".npz":
+        _check_output("--out", args.out, args.file)
+    with _progress() as progress:
+        progress("reading rollouts")
+        recorded = _recorded(args)
+        try:
+            scored = _scored(args, recorded, args.out, progress)
+        except KeyboardInterrupt:
+            progress("")
+            _write(sys.stderr, "rlvar: stopped; the same command continues where it stopped\n")
+            raise
+        rollouts = load_rollouts(args.out)
+    n, t, d = rollouts.shape
+    rewards = "one terminal reward each" if rollouts.rewards.ndim == 1 else "a reward for each token"
+    groups = "" if rollouts.groups is None else f" in {rollouts.groups.max() + 1} groups"
+    out = printable(str(args.out))
+    lines = [
+        f"{out}: {n} rollouts{groups} of up to {t} tokens, {rewards}",
+        f"  Scores of {rollouts.scores_of}, {d} coordinates, by {printable(args.model)}.",
+        *_notes(scored),
+        f"  rlvar report {out} says how noisy the gradient is.",
+    ]
+    return "\n".join(lines)
 
 
 def _covariance(args: argparse.Namespace) -> str:

@@ -29,6 +29,8 @@ from rlvar.rollouts import Rollouts
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")
+#: What a folder holds as long as `rlvar score` has not finished it.
+UNFINISHED = "scoring.json"
 
 _HEAD = 1 << 14  # bytes that hold the header of an .npy: numpy reads none beyond 10,000
 _CHUNK = 1 << 22
@@ -79,9 +81,13 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     Rollouts(N=4, T=7, D=2, lengths 7 to 7)
     """
     with opened(path) as (names, read):
+        if UNFINISHED in names:
+            raise ValueError(
+                "its scores are not complete: the rlvar score command that began it continues it"
+            )
         missing = [key for key in KEYS[:2] if f"{key}.npy" not in names]
         if missing:
-            raise ValueError(f"it holds no array named {' or '.join(missing)}, but {_listed(names)}")
+            raise ValueError(f"it holds no array named {' or '.join(missing)}, but {listed(names)}")
         arrays = {key: read(key) for key in KEYS if f"{key}.npy" in names}
         # What is no array comes as one of no dimension.
         given = {
@@ -93,7 +99,7 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     ignored = [name for name in held if name not in KEYS]
     if ignored:
         where = printable(os.fsdecode(path))
-        warnings.warn(f"{where}: ignored arrays named {_listed(ignored)}", UserWarning, stacklevel=2)
+        warnings.warn(f"{where}: ignored arrays named {listed(ignored)}", UserWarning, stacklevel=2)
     return result
 
 
@@ -149,54 +155,66 @@ def _made(arrays: dict[str, Any]) -> Rollouts:
 def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str], NDArray[Any]]]]:
     """Give the names of what an .npz file or a folder holds, and a function that reads one array.
 
-    This is the door: whatever its body raises of a file's content leaves as one ValueError.
+    This is a `door`: whatever its body raises of a file's content leaves as one ValueError.
     """
     place, doing, room = Path(os.fsdecode(path)), "", _MEMORY
+    more_room = "; in a folder of .npy files the scores are mapped"
+    with door(place, lambda: doing, more_room), ExitStack() as stack:
+        folder = stat.S_ISDIR(os.stat(place).st_mode)
+        if folder:
+            names = sorted(os.listdir(place))
+        else:
+            file = stack.enter_context(open_regular(place))
+            names, archive = _members(file)
+
+        def read(key: str) -> NDArray[Any]:
+            nonlocal doing, room
+            doing, name = f"array {key} cannot be read: ", f"{key}.npy"
+            if name not in names:
+                raise ValueError("there is none")
+            with open_regular(place / name) if folder else _member(archive, name) as stream:
+                array: NDArray[Any]
+                size = os.fstat(stream.fileno()).st_size if folder else archive.getinfo(name).file_size
+                head = stream.read(_HEAD)
+                shape, fortran, dtype, start = _header(key, head, size)
+                order = "F" if fortran else "C"
+                if folder and key == "scores" and size > start:
+                    array = np.memmap(stream, dtype, "r", start, shape, order)  # type: ignore[call-overload]
+                else:
+                    room -= size
+                    if room < 0:
+                        raise MemoryError
+                    array = _rest(stream, head[start:], size - start).view(dtype)
+                    array = array.reshape(shape, order=order)  # type: ignore[call-overload]
+            doing = ""
+            return array
+
+        yield names, read
+
+
+@contextmanager
+def door(place: Path, doing: Callable[[], str] = str, more_room: str = "") -> Iterator[None]:
+    """Turn whatever its body raises of a file's content into one ValueError that names the file.
+
+    What the system refuses stays an OSError, and a package that is missing an ImportError.
+    """
     try:
-        with ExitStack() as stack:
-            folder = stat.S_ISDIR(os.stat(place).st_mode)
-            if folder:
-                names = sorted(os.listdir(place))
-            else:
-                file = stack.enter_context(_open(place))
-                names, archive = _members(file)
-
-            def read(key: str) -> NDArray[Any]:
-                nonlocal doing, room
-                doing, name = f"array {key} cannot be read: ", f"{key}.npy"
-                if name not in names:
-                    raise ValueError("there is none")
-                with _open(place / name) if folder else _member(archive, name) as stream:
-                    array: NDArray[Any]
-                    size = os.fstat(stream.fileno()).st_size if folder else archive.getinfo(name).file_size
-                    head = stream.read(_HEAD)
-                    shape, fortran, dtype, start = _header(key, head, size)
-                    order = "F" if fortran else "C"
-                    if folder and key == "scores" and size > start:
-                        array = np.memmap(stream, dtype, "r", start, shape, order)  # type: ignore[call-overload]
-                    else:
-                        room -= size
-                        if room < 0:
-                            raise MemoryError
-                        array = _rest(stream, head[start:], size - start).view(dtype)
-                        array = array.reshape(shape, order=order)  # type: ignore[call-overload]
-                doing = ""
-                return array
-
-            yield names, read
+        yield
+    except ImportError:
+        raise
     except Exception as error:
         if _of_system(error):
             error.filename = error.filename or str(place)  # type: ignore[attr-defined]
             raise
         if isinstance(error, MemoryError):
-            reason = "it is too large for memory; in a folder of .npy files the scores are mapped"
+            reason = f"it is too large for memory{more_room}"
         else:
             reason = printable(" ".join(str(error).split())[:400]) or type(error).__name__
         cause = None if isinstance(error, ValueError) else error
-        raise ValueError(f"{printable(str(place))}: {doing}{reason}") from cause
+        raise ValueError(f"{printable(str(place))}: {doing()}{reason}") from cause
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> IO[bytes]:
     """Open a file to read; what is none is refused unopened, and a FIFO put there meanwhile cannot hang."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -349,7 +367,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return some names in one line, not too many and not too long."""
     shown = [printable(name if len(name) < 60 else name[:57] + "...") for name in sorted(names)[:8]]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""

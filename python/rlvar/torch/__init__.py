@@ -3,6 +3,7 @@
 from rlvar.torch.gradients import UnitGradients, unit_gradients
 from rlvar.torch.language import TokenScores, token_scores
 from rlvar.torch.minari import minari_rollouts
+from rlvar.torch.scoring import score_recorded
 from rlvar.torch.sequences import SequenceScores, sequence_scores
 from rlvar.torch.sketch import Sketch
 from rlvar.torch.steps import StepScores, per_step_scores
@@ -15,6 +16,7 @@ __all__ = [
     "UnitGradients",
     "minari_rollouts",
     "per_step_scores",
+    "score_recorded",
     "sequence_scores",
     "token_scores",
     "unit_gradients",

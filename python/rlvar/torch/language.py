@@ -60,6 +60,12 @@ class TokenScores:
     sketch: Sketch | None
     _tokens: Tokens = field(repr=False)
 
+    @property
+    def score_squares(self) -> Double:
+        """Squared norms (N, T) of the scores by logits."""
+        with np.errstate(over="ignore"):
+            return 1.0 - 2.0 * np.exp(self.logp) + np.exp(self.log_sum_squares)
+
     def rollouts(
         self,
         rewards: ArrayLike,
@@ -94,14 +100,12 @@ class TokenScores:
             for name, given in (("behavior_logp", behavior_logp), ("values", values))
         }
         earned = _check.floats("rewards", rewards)
-        with np.errstate(over="ignore"):
-            squares = 1.0 - 2.0 * np.exp(self.logp) + np.exp(self.log_sum_squares)
         return Rollouts(
             self.scores,
             earned if earned.ndim == 1 else steps("rewards", earned.astype(np.float64)),
             lengths=self.lengths,
             logp=self.logp,
-            score_squares=squares,
+            score_squares=self.score_squares,
             scores_of=self.scores_of,
             sketched=self.sketch is not None,
             **by_token,

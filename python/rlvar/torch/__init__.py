@@ -2,10 +2,20 @@
 
 from rlvar.torch.language import TokenScores, token_scores
 from rlvar.torch.minari import minari_rollouts
+from rlvar.torch.parts import HeadFactors, head_factors
 from rlvar.torch.sketch import Sketch
 from rlvar.torch.steps import StepScores, per_step_scores
 
-__all__ = ["Sketch", "StepScores", "TokenScores", "minari_rollouts", "per_step_scores", "token_scores"]
+__all__ = [
+    "HeadFactors",
+    "Sketch",
+    "StepScores",
+    "TokenScores",
+    "head_factors",
+    "minari_rollouts",
+    "per_step_scores",
+    "token_scores",
+]
 
 
 def __dir__() -> list[str]:

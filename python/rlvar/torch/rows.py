@@ -6,7 +6,7 @@ is d * xhat, xhat the normalised state; that of a bias is d. A module may handle
 the heads of an attention: its gradient is their sum.
 
 A sketch of a row never forms it: coordinate j is <row, v_j> / sqrt(k) with v_j = p_j q_j^T for a matrix, p
-and q of independent random signs (a Khatri-Rao sketch), so (p_j . d)(q_j . a) / sqrt(k), and v_j of independent
+and q of independent random signs (a Khatri-Rao sketch), so (p_j . d)(q_j . a) / sqrt(k), and of independent
 signs for a gain or bias. Several parameters add up. Coordinates are independent and equally distributed, and
 E |sketch|^2 = |S|^2. For a row with blocks S_m, one a parameter,
 

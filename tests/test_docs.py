@@ -17,7 +17,7 @@ from rlvar.analysis.deciders import few_decide
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, STATISTICS = ROOT / "README.md", ROOT / "docs" / "statistics.md"
+README, STATISTICS, SCORES = ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "scores.md"
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")
@@ -27,8 +27,23 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
+    if name.startswith("rlvar.torch"):
+        pytest.importorskip("torch", reason="needs torch")
+        pytest.importorskip("transformers", reason="needs transformers")
+    if name == "rlvar.torch.sb3":
+        pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
+
+
+def test_public_functions_of_torch_have_a_complete_docstring():
+    pytest.importorskip("torch", reason="needs torch")
+    pytest.importorskip("transformers", reason="needs transformers")
+    module = importlib.import_module("rlvar.torch")
+    for name in module.__all__:
+        text = getattr(module, name).__doc__
+        for section in ("Parameters\n", "Returns\n", "Raises\n", "Examples\n") if name.islower() else ():
+            assert section in text, name
 
 
 @pytest.mark.parametrize("name", [n for n in rlvar.__all__ if callable(getattr(rlvar, n)) and n.islower()])
@@ -41,18 +56,23 @@ def test_public_functions_have_a_complete_docstring(name):
             assert section in text
 
 
-def blocks(language):
+def blocks(language, page=README):
     return re.findall(
-        rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
 
 
-def test_the_api_example_of_the_readme_runs(capsys):
-    (example,) = blocks("python")
-    exec(example, {})
-    printed = capsys.readouterr().out.splitlines()
-    claimed = [line[2:].strip() for line in example.splitlines() if line.startswith("# ")]
-    assert printed == claimed
+@pytest.mark.parametrize("page", [README, SCORES], ids=lambda page: page.name)
+def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
+    if page == SCORES:
+        pytest.importorskip("torch", reason="needs torch")
+        pytest.importorskip("transformers", reason="needs transformers")
+    names = {}
+    for example in blocks("python", page):
+        exec(example, names)
+        printed = capsys.readouterr().out.splitlines()
+        *_, (_, claimed) = re.findall(r"(^|\n)((?:# .*\n)+)$", example)
+        assert printed == [line[2:].strip() for line in claimed.splitlines()]
 
 
 def test_the_report_in_the_readme_is_the_output_of_the_command(capsys):

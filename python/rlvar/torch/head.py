@@ -38,7 +38,7 @@ class Ends(NamedTuple):
     log_sum_squares: torch.Tensor  # (c,)
     by_state: torch.Tensor  # (c, hidden), W^T e
     pairs: dict[Module, tuple[torch.Tensor, torch.Tensor]]
-    """Of modules in the head: what each was given (c, in), and the gradient of its output (c, out); h and e."""
+    """Of modules in the head: what each was given (c, in), as h, and its output's gradient (c, out), as e."""
 
 
 @dataclass(frozen=True)

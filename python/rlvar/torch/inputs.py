@@ -295,7 +295,7 @@ class Network:
     def every(
         self, chunk: Chunk, parameters: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, int]:
-        """Logits (n, l - first, V) of all tokens from the first that is needed on, and that column `first`."""
+        """Logits (n, l - first, V) of tokens from the first that is needed on, and its column `first`."""
         options: dict[str, Any] = dict(self._options)
         first = 0
         if self._masked:

@@ -185,7 +185,7 @@ def token_scores(
     >>> ids = torch.randint(20, (4, 6))
     >>> scored = rlvar.torch.token_scores(model, ids, None, response_mask=torch.ones(4, 4))
     >>> scored.scores.shape, scored.scores_of
-    ((4, 4, 64), 'all 808 parameters of LlamaForCausalLM')
+    ((4, 4, 64), 'all 792 parameters of LlamaForCausalLM')
     """
     _check.choice("of", of, Of)
     memory = _check.positive_integer("memory", memory)

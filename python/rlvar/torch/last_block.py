@@ -1,11 +1,11 @@
 r"""The parameters whose scores one backward pass gives.
 
 A linear module takes a_s (in) and returns W a_s at each position s. One backward pass from the sum of all
-log-probabilities gives d_s = d (sum_t log pi_t) / d output_s, and the row d_s a_s^T is what *position* s adds to
-the gradient with respect to W. It is the score of the token predicted there only if the output at s moves no
-other token's log-probability: d log pi_t / d output_s = 0 for s != t. In a causal network that holds behind the
-last mixing of positions: of the last block the queries and what follows attention, and the final norm; not its
-keys and values and the norm before them, nor anything earlier.
+log-probabilities gives d_s = d (sum_t log pi_t) / d output_s, and the row d_s a_s^T is what *position*
+s adds to the gradient with respect to W. It is the score of the token predicted there only if the output at s
+moves no other token's log-probability: d log pi_t / d output_s = 0 for s != t. In a causal network that holds
+behind the last mixing of positions: of the last block the queries and what follows attention, and the final
+norm; not its keys and values and the norm before them, nor anything earlier.
 
 No list of names decides this. The network runs on a few tokens of the batch, and a parameter is taken if
 
@@ -27,7 +27,7 @@ import torch
 from rlvar.torch.head import Call, Head
 from rlvar.torch.inputs import Chunk
 from rlvar.torch.policy import of_tokens
-from rlvar.torch.rows import Kind, Layout, Part, agree, full, by_token, kind_of, layouts, tensor_of
+from rlvar.torch.rows import Kind, Layout, Part, agree, by_token, full, kind_of, layouts, tensor_of
 
 Module = torch.nn.Module
 Parameters = dict[str, torch.nn.Parameter]
@@ -115,14 +115,16 @@ def _adds_up(part: Part, calls: list[Call], logp: torch.Tensor, chunk: Chunk) ->
         materialize_grads=True,
     )
     n, length = chunk.ids.shape
+    if any(part.layout not in layouts(output, n, length) for output in outputs):
+        return False
     direction = torch.linspace(1.0, 2.0, gradient.shape[-1], device=logp.device, dtype=full(gradient).dtype)
-    total = 0.0
+    totals = []
     for call, by_output in zip(calls, found, strict=True):
         given = by_token(call.given.detach(), part.layout, n, length).flatten(0, 1)
         rows = part.rows(given, by_token(by_output, part.layout, n, length).flatten(0, 1))
-        total = total + rows.total(direction)
+        totals.append(rows.total(direction))
     wanted = full(gradient) @ direction if rows.factored else full(gradient)
-    return agree(total, wanted.to(gradient.dtype))
+    return agree(torch.stack(totals).sum(0), wanted.to(gradient.dtype))
 
 
 def _tensor(returned: object) -> torch.Tensor:

@@ -59,8 +59,8 @@ def part_scores(
     """Scores of a part, in `dtype`; `report` is told the rows done."""
     if sketch is not None and precondition is not None and of != "final_norm":
         raise ValueError(
-            f"precondition divides each entry of a matrix by a number of its own, which the sketch of of={of!r} "
-            "cannot do; use sketch=None, of='final_norm' or of='all'"
+            "precondition divides each entry of a matrix by a number of its own, which the sketch of "
+            f"of={of!r} cannot do; use sketch=None, of='final_norm' or of='all'"
         )
     head = Head(network, tokens)
     parts, scores_of = {"final_norm": _final_norm, "head": _head, "last_block": _last_block}[of](head)
@@ -98,7 +98,7 @@ def _run(
     report: Report,
     take: Callable[[int, torch.Tensor, torch.Tensor, At], None],
 ) -> tuple[Double, Double]:
-    """Give `take` what the module of each part is given and its output's gradient, by tokens and their places.
+    """Give `take` what each part's module is given and its output's gradient, by tokens and their places.
 
     Return log-probabilities and logs of sums of squares (N, T). `at_states`: the output of the one module is
     what the head is given, so that no graph is needed.
@@ -170,8 +170,10 @@ def _head(head: Head) -> tuple[list[Part], str]:
     parts = []
     for call in head.calls:
         output = tensor_of(call.returned)
-        if call.module not in set(head.module.modules()) or output is None or output.shape[-1] != head.size:
+        if call.module not in set(head.module.modules()) or output is None:
             continue
+        if (call.given.shape[-1], output.shape[-1]) != (head.states.shape[-1], head.size):
+            continue  # a part of an adapter
         for own, parameter in call.module.named_parameters(recurse=False):
             if parameter.is_floating_point() and (kind := kind_of(call.module, own, call.given, output)):
                 parts.append(head.part(call, own, kind))

@@ -2,12 +2,12 @@ r"""Gradients with respect to one parameter, a row a token, from what its module
 its output.
 
 The gradient of a matrix is d a^T, a the input of its module and d the gradient of its output; that of a gain
-is d * xhat, xhat the normalised state; that of a bias is d. A module may handle several parts of a token, such as
+is d * xhat, xhat the normalised state; that of a bias is d. A module may handle several parts of a token, as
 the heads of an attention: its gradient is their sum.
 
-A sketch of a row never forms it: coordinate j is <row, v_j> / sqrt(k) with v_j = p_j q_j^T for a matrix, p and q
-of independent random signs (a Khatri-Rao sketch), so (p_j . d)(q_j . a) / sqrt(k), and v_j of independent signs
-for a gain or bias. Several parameters add up. Coordinates are independent and equally distributed, and
+A sketch of a row never forms it: coordinate j is <row, v_j> / sqrt(k) with v_j = p_j q_j^T for a matrix, p
+and q of independent random signs (a Khatri-Rao sketch), so (p_j . d)(q_j . a) / sqrt(k), and of independent
+signs for a gain or bias. Several parameters add up. Coordinates are independent and equally distributed, and
 E |sketch|^2 = |S|^2. For a row with blocks S_m, one a parameter,
 
     Var |sketch|^2 = (2 |S|^4 + sum_m (f_m - 3 |S_m|^4)) / k,   f_m = E <S_m, v>^4
@@ -113,14 +113,14 @@ class Signs:
             each @ self.of(f"{name} ({side})", each).T
             for side, each in (("output", rows.outward), ("input", rows.inward))
         ]
-        return torch.linalg.vecdot(*along, dim=1).mul_(math.sqrt(self.sketch.k))
+        return (along[0] * along[1]).sum(1) * math.sqrt(self.sketch.k)
 
 
 def by_token(x: torch.Tensor, layout: Layout, n: int, length: int) -> torch.Tensor:
     """Bring what a module was given or returns to (n, length, ...)."""
     if layout == "positions second":
         return x
-    return x.transpose(1, 2) if layout == "positions third" else x.unflatten(0, (n, length))
+    return x.transpose(1, 2) if layout == "positions third" else x.reshape(n, length, *x.shape[1:])
 
 
 def layouts(x: torch.Tensor, n: int, length: int) -> list[Layout]:
@@ -175,7 +175,7 @@ def kind_of(module: Module, own: str, given: torch.Tensor, returned: torch.Tenso
 
 def _called(module: Module, parameters: dict[str, torch.Tensor], given: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        result = tensor_of(functional_call(module, parameters, (given,)))
+        result: torch.Tensor | None = tensor_of(functional_call(module, parameters, (given,)))
     assert result is not None
     return result
 

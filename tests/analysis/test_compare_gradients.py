@@ -77,6 +77,24 @@ def test_gradients_and_their_products_say_what_the_rollouts_say_in_groups(rng, g
 
 
 @pytest.mark.parametrize("given", ["arrays", "products"])
+def test_means_of_groups_of_unequal_sizes_count_by_their_sizes(rng, given):
+    rollouts, counts = make_rollouts(rng), np.bincount(GROUPS)
+    gradients = {
+        name: np.stack([g[u == GROUPS].mean(axis=0) for u in range(len(counts))])
+        for name, g in gradients_of(rollouts).items()
+    }
+    options = {"reference": "single", "unbiased": UNBIASED, "sizes": counts}
+    if given == "products":
+        gradients, options = products_of(gradients), {**options, "gram_of": 6}
+    theirs = rlvar.compare(rollouts, NAMES)
+    assert_same(
+        rlvar.compare_gradients(gradients, **options), theirs, [name for name in NAMES if name != FITTED]
+    )
+    with pytest.raises(ValueError, match="sizes must be positive"):
+        rlvar.compare_gradients(gradients, **{**options, "sizes": counts - 2})
+
+
+@pytest.mark.parametrize("given", ["arrays", "products"])
 def test_without_groups_each_gradient_is_a_unit(rng, given):
     names = ["single", "multi", "otb"]
     grouped = make_rollouts(rng)

@@ -24,12 +24,13 @@ from rlvar.stats.resampling import Bootstrap, drawn
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Gradients (U, D), converted a few columns at a time."""
+    """Gradients (U, D) times the number of rollouts of each, converted a few columns at a time."""
 
     base: Float
+    sizes: Double  # (U,)
 
     def whole(self, coordinates: slice = slice(None)) -> Double:
-        return self.base[:, coordinates].astype(np.float64)
+        return self.base[:, coordinates] * self.sizes[:, None]
 
 
 def compare_gradients(
@@ -38,6 +39,7 @@ def compare_gradients(
     reference: str | None = None,
     unbiased: str | Sequence[str] = (),
     groups: Sequence[Hashable] | NDArray[Any] | None = None,
+    sizes: ArrayLike | None = None,
     gram_of: int | None = None,
     scores_of: str | None = None,
     sketched: bool = False,
@@ -61,6 +63,9 @@ def compare_gradients(
         ratios are those of the units needed for the same precision. Of others nothing is known.
     groups : sequence of hashable, shape (U,), optional
         Label of each unit. Those with equal labels are dependent: the mean of them is then a unit.
+    sizes : array_like, shape (U,), optional
+        Number of rollouts that each is the mean of, where they differ: the batch's gradient is the mean over
+        rollouts. Ones by default.
     gram_of : int, optional
         The number D of coordinates that the gradients have, where `gradients` holds inner products.
     scores_of, sketched
@@ -72,8 +77,9 @@ def compare_gradients(
     Returns
     -------
     Comparison
-        As from `compare`, of a batch's gradient that is the mean over all units. Without inner products of
-        two estimators, no alignment is known, nor whether the data deny that means are the same.
+        As from `compare`, of a batch's gradient that is the mean over all units, each by its size. Without
+        inner products of two estimators, no alignment is known, nor whether the data deny that means are the
+        same.
 
     Raises
     ------
@@ -122,8 +128,11 @@ def compare_gradients(
         rows = rows_of(grams, names, eps, threads)
     count = len(rows[reference])
     units = _check.units(groups, count)
-    sizes, summed = units.sizes.astype(np.float64), units if len(units) < count else None
-    samples = [Sample(_Rows(rows[name]), sizes, summed, spans=gram_of) for name in names]
+    each_size = np.ones(count) if sizes is None else _check.non_negative("sizes", sizes, count)
+    if not each_size.all():
+        raise ValueError(f"sizes must be positive, got sizes[{np.argmin(each_size)}] = 0")
+    of_units, summed = units.sums(each_size), units if len(units) < count else None
+    samples = [Sample(_Rows(rows[name], each_size), of_units, summed, spans=gram_of) for name in names]
     classes = ["unbiased" if name in shared else None for name in names]
     number = names.index(reference)
     found = infer(samples, number, level, bootstrap, threads, classes, sketched, crossed)

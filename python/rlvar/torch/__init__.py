@@ -3,8 +3,8 @@
 from rlvar.torch.gradients import UnitGradients, unit_gradients
 from rlvar.torch.language import TokenScores, token_scores
 from rlvar.torch.minari import minari_rollouts
-from rlvar.torch.scoring import score_recorded
 from rlvar.torch.parts import HeadFactors, head_factors
+from rlvar.torch.scoring import score_recorded
 from rlvar.torch.sequences import SequenceScores, sequence_scores
 from rlvar.torch.sketch import Sketch
 from rlvar.torch.steps import StepScores, per_step_scores

@@ -74,7 +74,12 @@ class UnitGradients(Mapping[str, Double]):
     def known(self) -> dict[str, Any]:
         """What `rlvar.compare_gradients` should know of them."""
         sketched = self.sketch is not None
-        return {"unbiased": self.unbiased, "scores_of": self.scores_of, "sketched": sketched}
+        return {
+            "unbiased": self.unbiased,
+            "sizes": self.sizes,
+            "scores_of": self.scores_of,
+            "sketched": sketched,
+        }
 
     def __repr__(self) -> str:
         d = next(iter(self.values())).shape[1]

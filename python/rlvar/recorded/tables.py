@@ -82,7 +82,7 @@ def _of_parquet(place: Path) -> Rows:
         import pyarrow.parquet as parquet
         import pyarrow.types as kinds
     except ImportError:
-        raise ImportError(f"{place}: reading Parquet needs pyarrow: pip install pyarrow") from None
+        raise ImportError(f"{place}: reading Parquet needs pyarrow: pip install 'rlvar[parquet]'") from None
     number = 0
     with open_regular(place) as stream, parquet.ParquetFile(stream) as file:
         for batch in file.iter_batches(_ROWS):

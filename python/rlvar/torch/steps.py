@@ -413,9 +413,9 @@ def _vmap_explained() -> Iterator[None]:
         if "vmap" in message and (".item()" in message or "control flow" in message):
             raise ValueError(
                 "log_prob_fn looks at what a tensor holds, which vmap cannot: it calls .item(), float() or "
-                "one_hot, indexes x[action] by a tensor, or has an `if` on one. In place of `if`, use torch.where; "
-                "of x[action], x.gather(-1, action[None])[0] or a distribution's log_prob; of one_hot, "
-                "torch.eye(n); of validate_args=True in a distribution, False"
+                "one_hot, indexes x[action], or has an `if` on a tensor. In place of `if`, use torch.where; "
+                "of x[action], x.gather(-1, action[None])[0] or the log_prob of a distribution; of one_hot, "
+                "torch.arange(n) == action; of validate_args=True in a distribution, False"
             ) from error
         if "vmap" in message and "random" in message:
             raise ValueError(

@@ -242,3 +242,22 @@ def test_errors_name_the_argument(policy, steps, change, error, message):
     given = {"params": policy, "observations": steps[0], "actions": steps[1], **change}
     with pytest.raises(error, match=message):
         per_step_scores(discrete, **given)
+
+
+REMEDIES = {
+    "gather": lambda p, o, a: p(o).log_softmax(-1).gather(-1, a[None])[0],
+    "arange": lambda p, o, a: (p(o).log_softmax(-1) * (torch.arange(3) == a)).sum(),
+    "distribution": lambda p, o, a: torch.distributions.Categorical(logits=p(o)).log_prob(a),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_the_error_says_to_do_in_place_of_indexing_works(name):
+    policy = torch.nn.Linear(4, 3)
+    observations, actions = torch.randn(5, 2, 4), torch.randint(3, (5, 2))
+    with pytest.raises(ValueError, match=r"x.gather\(-1, action\[None\]\)\[0\].*torch.arange\(n\) == action"):
+        per_step_scores(lambda p, o, a: p(o).log_softmax(-1)[a], policy, observations, actions)
+    found = per_step_scores(REMEDIES[name], policy, observations, actions).scores
+    error = torch.eye(3)[actions] - policy(observations).softmax(-1)
+    weight = (error[..., None] * observations[..., None, :]).flatten(2)
+    np.testing.assert_allclose(found, torch.cat([weight, error], -1).detach().numpy(), atol=1e-6)

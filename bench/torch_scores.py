@@ -1,11 +1,12 @@
-"""What token scores of the final norm cost beside the forward pass with logits that a trainer does anyway.
+"""What token scores cost beside the forward pass with logits that a trainer does anyway.
 
-    python bench/torch_final_norm.py [--threads 2] [--rounds 5] [--small]
+    python bench/torch_scores.py [--threads 2] [--rounds 5] [--small]
 
 4 layers, 512 wide, 32,000 tokens, 8 rows of 512 tokens; timed in turn in one process, after a check of the
-result against autograd. It exits with status 1 if scores of responses of half a row take more than 1.2
-times the forward pass with the log-probabilities of all tokens. The product W^T e costs what the head does:
-where every token is a response token the ratio is larger, and printed.
+result against autograd. It exits with status 1 if scores of the final norm, of responses of half a row, take
+more than 1.2 times the forward pass with the log-probabilities of all tokens. The product W^T e costs what the
+head does: where every token is a response token the ratio is larger, and printed. So does it if a direction of a
+sketch of all parameters, 8 together, takes more than 2.2 times the forward pass of the same tokens.
 """
 
 import argparse
@@ -24,9 +25,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers as hf  # noqa: E402
 
-from rlvar.torch import token_scores  # noqa: E402
+from rlvar.torch import Sketch, token_scores  # noqa: E402
 
-LIMIT = 1.2
+LIMIT, LIMIT_OF_A_DIRECTION, DIRECTIONS = 1.2, 2.2, 8
 torch.set_num_threads(args.threads)
 torch.manual_seed(0)
 rows, length, vocabulary, wide = (2, 32, 500, 64) if args.small else (8, 512, 32_000, 512)
@@ -69,4 +70,25 @@ print(f"forward with log-probabilities of all tokens       {every:7.3f} s")
 print(f"the same of the last half alone                    {windowed:7.3f} s")
 for name, taken in (("half of each row is response", of_half), ("all of each row is response", of_every)):
     print(f"scores of the final norm, {name:<29}{taken:5.3f} s, {taken / every:.2f} times the first")
-sys.exit(not args.small and of_half / every > LIMIT)
+
+some = ids[:2, : length // 2]  # one chunk, so that both passes see the same tokens
+
+
+def forward():
+    """Log-probabilities of some rows."""
+    with torch.no_grad():
+        return model(some, use_cache=False).logits[:, :-1].log_softmax(-1)
+
+
+def directions():
+    response = np.ones((len(some), some.shape[1] - 1))
+    return token_scores(model, some, None, response, sketch=Sketch(DIRECTIONS), memory=16 << 30)
+
+
+plain, sketched = in_turn(forward, directions, rounds=args.rounds)
+each = (sketched - plain) / plain / DIRECTIONS  # it computes the log-probabilities first
+print(f"forward with log-probabilities of {some.numel():,} tokens        {plain:7.3f} s")
+print(
+    f"a direction of all parameters, {DIRECTIONS} together              {each * plain:7.3f} s, {each:.2f} times that"
+)
+sys.exit(not args.small and (of_half / every > LIMIT or each > LIMIT_OF_A_DIRECTION))

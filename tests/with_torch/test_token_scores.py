@@ -269,6 +269,35 @@ def test_any_module_from_tokens_to_logits_will_do():
     close(scored.scores, wanted.flatten(2).detach().numpy())
 
 
+class InPlace(Plain):
+    """Writes into an array of its own, which torch.func.vmap refuses."""
+
+    def forward(self, input_ids):
+        result = torch.zeros(*input_ids.shape, 9)
+        result[:] = self.table(input_ids)
+        return result
+
+
+def test_what_directions_cannot_do_together_they_do_one_by_one():
+    model, ids = InPlace(), torch.randint(9, (4, 5))
+    plain = Plain()
+    plain.load_state_dict(model.state_dict())
+    found, wanted = (
+        token_scores(each, ids, None, torch.ones(4, 4), sketch=SKETCH) for each in (model, plain)
+    )
+    close(found.scores, wanted.scores)
+
+
+def test_a_model_without_forward_mode_is_told_what_else_there_is():
+    import transformers as hf
+
+    model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=23, hidden_size=8, n_layer=1, n_head=1))
+    with pytest.raises(
+        ValueError, match="forward-mode derivatives, which an operation of BloomForCausalLM lacks"
+    ):
+        token_scores(model, *tiny_models.batch(), sketch=SKETCH)
+
+
 def state_of(model):
     return (
         [module.training for module in model.modules()],

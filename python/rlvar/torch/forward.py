@@ -81,7 +81,23 @@ def _along(
         # What warping has removed has no score.
         return torch.where(value.isneginf(), 0.0, slope)
 
-    return vmap(along, out_dims=-1)(directions)
+    try:
+        return vmap(along, out_dims=-1)(directions)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of an operation that vmap does not know: one at a time
+        count = len(next(iter(directions.values())))
+    try:
+        every = (along({name: each[j] for name, each in directions.items()}) for j in range(count))
+        return torch.stack(list(every), dim=-1)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        name, why = inputs.name_of(network.module), str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"of='all' needs forward-mode derivatives, which an operation of {name} lacks ({why}); take "
+            "of='last_block', sequence_scores or unit_gradients"
+        ) from error
 
 
 def exact(

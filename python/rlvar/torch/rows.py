@@ -182,6 +182,8 @@ def _called(module: Module, parameters: dict[str, torch.Tensor], given: torch.Te
 
 def agree(found: torch.Tensor, wanted: torch.Tensor, model: torch.Tensor | None = None) -> bool:
     """Whether they agree to half of the digits that `model` (or `wanted`) has, relative to its largest."""
+    if found.shape != wanted.shape:
+        return False
     scale = wanted if model is None else model
     off = (found.double() - wanted.double()).abs().max()
     return bool(off <= torch.finfo(scale.dtype).eps ** 0.5 * scale.double().abs().max())

@@ -37,6 +37,18 @@ _MAKERS = {
     "moe": lambda: hf.MixtralForCausalLM(
         hf.MixtralConfig(**_COMMON, **_FEW_KEYS, num_local_experts=4, num_experts_per_tok=2)
     ),
+    "deepseek": lambda: hf.DeepseekV3ForCausalLM(  # latent attention: arrays of other shapes in between
+        hf.DeepseekV3Config(
+            **_COMMON,
+            num_key_value_heads=2,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            first_k_dense_replace=2,
+        )
+    ),
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**_COMMON, **_FEW_KEYS, logit_scale=0.3)),
     "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**_COMMON, **_FEW_KEYS, logits_scaling=3.0)),
 }

@@ -19,14 +19,6 @@ IDS, ATTENDED, RESPONSE = tiny_models.batch(8)
 TOKEN_WEIGHTS = np.random.default_rng(0).standard_normal(RESPONSE.shape)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Precise(torch.overrides.TorchFunctionMode):
     """Run in float64 what transformers runs in float32 whatever the model's precision."""
 

@@ -18,14 +18,6 @@ CHARACTERS = "0123456789+= abc"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny Llama and a tokenizer of characters, as transformers saves them."""

@@ -16,14 +16,6 @@ SKETCH = Sketch(4, seed=7)
 EXACT = 2e-6  # relative: scores are float32, and so are some norms inside
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def expected(model, ids, attended, response, parameters=None, sketch=SKETCH, **options):
     """Sketch (N, T, k) of one backward pass a token."""
     parameters = dict(model.named_parameters()) if parameters is None else parameters

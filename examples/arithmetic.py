@@ -57,13 +57,13 @@ def prompts_as_tokens(pairs: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample(model, pairs: np.ndarray, temperature: float = 1.0):
+def sample(model, pairs: np.ndarray, policy=lambda logits: logits.log_softmax(-1)):
     """Complete each pair: ids (N, 14), which tokens the model wrote (N, 8), and their log-probabilities."""
     ids = prompts_as_tokens(pairs)
     logp, open_ = [], torch.ones(len(pairs), dtype=torch.bool)
     mask = []
     for _ in range(LONGEST):
-        log_probs = (model(ids).logits[:, -1].float() / temperature).log_softmax(-1)
+        log_probs = policy(model(ids).logits[:, -1].float())
         token = torch.multinomial(log_probs.exp(), 1)[:, 0].where(open_, 0)
         logp.append(log_probs.gather(1, token[:, None])[:, 0].where(open_, 0.0))
         mask.append(open_)

@@ -278,6 +278,13 @@ def _report(args: argparse.Namespace) -> Report | RewardReport:
             source = "\n".join([source, *_notes(scored)])
         else:
             given = [name for name in ("model", "scores", *_given_columns(args)) if getattr(args, name)]
+            if (
+                given
+                and args.file is not None
+                and os.path.isfile(args.file)
+                and not os.path.getsize(args.file)
+            ):
+                raise ValueError(f"{args.file}: it is empty")
             if given:
                 what = "embedded rollouts" if args.file is None else f"{args.file}: these rollouts"
                 option = given[0].replace("_", "-")

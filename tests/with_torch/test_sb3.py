@@ -125,7 +125,7 @@ def test_scores_are_those_of_one_backward_pass_a_step(trained):
     np.testing.assert_allclose(rollouts.scores, expected, rtol=2e-4, atol=1e-5)
     count = sum(each.numel() for each in actor)
     assert rollouts.scores_of == (
-        f"the {count} parameters of ActorCriticPolicy that its log-probabilities depend on"
+        f"all {count} parameters of ActorCriticPolicy that its log-probabilities depend on"
     )
     np.testing.assert_allclose(rollouts.logp, rollouts.behavior_logp, atol=1e-5)  # of actions as sampled
 

@@ -70,7 +70,7 @@ def test_scores_of_a_continuous_policy_leave_the_critic_out(rng):
     flat = observations.reshape(-1, 3), actions.reshape(-1, 2)
     scores, _ = one_pass_a_step(lambda *step: continuous(policy, *step), actor, *flat)
     np.testing.assert_allclose(scored.scores, scores.reshape(N, T, -1), rtol=1e-10, atol=1e-12)
-    assert scored.scores_of == "the 10 parameters of Gaussian that its log-probabilities depend on"
+    assert scored.scores_of == "all 10 parameters of Gaussian that its log-probabilities depend on"
 
 
 def test_a_dict_of_parameters_gives_coordinates_in_its_order(policy, steps):
@@ -151,12 +151,13 @@ def test_the_policy_is_left_as_it_was_also_after_an_error(steps):
     def fails(policy, observation, action):
         raise KeyError("mine")
 
+    checked = D.Distribution._validate_args  # Stable-Baselines3 turns it off
     scored = per_step_scores(discrete, policy, *steps)  # in evaluation mode: dropout draws nothing
     assert scored.scores_of == "all 12 trainable parameters of Sequential"
     with pytest.raises(KeyError, match="mine"):
         per_step_scores(fails, policy, *steps)
     assert [policy.training, policy[0].training, policy[1].training] == [True, False, True]
-    assert D.Distribution._validate_args
+    assert D.Distribution._validate_args is checked
     assert [each.requires_grad for each in policy.parameters()] == [True, False]
     assert (policy[0].weight.grad == 1).all()
     assert all((before[name] == each).all() for name, each in policy.state_dict().items())

@@ -101,6 +101,16 @@ def test_a_response_mask_may_be_that_of_the_last_columns(llama):
     assert part.rollouts(np.ones(5), behavior_logp=behavior).behavior_logp[0, 0] == -1.5
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])  # with embeddings of their own, and tied to the head
+def test_the_padding_token_is_no_exception(name):
+    """Its row of the embedding gets no gradient from a backward pass, but as an output where it is tied."""
+    model, (ids, attended, response) = tiny_models.make(name), tiny_models.batch()
+    assert model.get_input_embeddings().padding_idx == 0
+    ids[:, 5] = 0
+    scored = token_scores(model, ids, attended, response, sketch=SKETCH)
+    close(scored.scores, expected(model, ids, attended, response))
+
+
 def test_memory_changes_chunks_and_nothing_else(llama):
     batch = tiny_models.batch()
     whole = token_scores(llama, *batch, sketch=SKETCH)

@@ -169,7 +169,8 @@ class _Builder:
         self.form: Format = format_of(list(first))
         self.columns: dict[str, Names] = chosen(self.form, first, given)
         if not self.columns.get("reward") and not self.columns.get("per_token_reward"):
-            raise ValueError(f"there is no column of rewards among {listed_names(first)}; name it (reward)")
+            found = listed_names(first)
+            raise ValueError(f"there is no column of rewards among {found}; name it by --reward (reward=)")
         self.step, self.source, self.kind = step, source, kind
         self.rewards: list[float] = []
         self.labels: list[Any] = []

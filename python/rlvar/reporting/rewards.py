@@ -201,9 +201,9 @@ class RewardReport(Result):
         title = f"Rewards ({self.mean.confidence:.0%} intervals: jackknife over {self._units()} {units})"
         blocks = ["\n".join(lines), "\n".join([title, *(f"  {line}" for line in table)])]
         if self.completions:
-            head = f"  {'K':>5}  {'variance of a prompt':<28}dead groups"
+            head = f"  {'K':>5}  {'variance of a prompt':<30}dead groups"
             rows = [
-                f"  {k:>5}  {variance!s:<28}{'-' if dead is None else f'{dead:.0%}'}"
+                f"  {k:>5}  {variance!s:<30}{'-' if dead is None else f'{dead:.0%}'}"
                 for k, variance, dead in self.completions
             ]
             blocks.append("\n".join(["Mean reward of a prompt with K completions", head, *rows]))

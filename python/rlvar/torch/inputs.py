@@ -58,7 +58,11 @@ class Tokens:
         bad = response & ~attended
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise ValueError(f"attention_mask hides response token input_ids[{row}, {column}]")
+            raise ValueError(
+                f"attention_mask hides response token input_ids[{row}, {column}]: response_mask, of shape "
+                f"{given.shape}, must be 0 where there is padding; one of fewer columns than input_ids is "
+                "that of the last ones"
+            )
         after = response[:, ::-1].cumsum(axis=1)[:, ::-1] > 0  # up to the last response token
         kept = attended & after
         place = kept.cumsum(axis=1) - 1
@@ -210,7 +214,16 @@ def still(model: Module, *, forward_mode: bool = False) -> Iterator[None]:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for switch in ("attn", "experts"):
                 _switched(model, switch, stack)
+            for module in model.modules():
+                if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                    stack.callback(module.register_forward_hook(_without_padding).remove)
         yield
+
+
+def _without_padding(module: Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Let nothing flow to the padding token's row of an embedding: backward passes leave it out, so do we."""
+    padding = torch.eq(args[0], module.padding_idx)  # type: ignore[arg-type]
+    return torch.where(padding[..., None], output.detach(), output)
 
 
 _DIFFERENTIABLE = {"attn": ("sdpa", ("eager", "sdpa")), "experts": ("eager", ("eager", "batched_mm"))}

@@ -168,7 +168,7 @@ def per_step_scores(
                 parameters = {name: parameters[name] for name in used}
                 count = f"{_size(parameters):,}"
                 scores_of = (
-                    f"the {count} parameters of {name_of(module)} that its log-probabilities depend on"
+                    f"all {count} parameters of {name_of(module)} that its log-probabilities depend on"
                 )
         scores, logp = _in_chunks(function, parameters, steps, sketch, memory, size)
     shape = steps.shape

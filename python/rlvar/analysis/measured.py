@@ -1,8 +1,8 @@
 """What the numbers were measured on: all parameters or a part of them, exactly or through a sketch.
 
 `Rollouts.scores_of` names the parameters: "all 162,368 parameters of LlamaForCausalLM", or a part, "the final
-norm of LlamaForCausalLM". Ratios of variances from a part are often close to the whole model's; noise scales
-are not.
+norm of LlamaForCausalLM", whose ratios and noise scales are not the whole model's
+(`studies/parts_of_models.py`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ def part_note(part: str) -> str:
     return (
         f"The scores are those of {part}, not of the whole policy. So are signals, noise scales and what "
         "follows from them, as the number of rollouts that resolves a signal: in trials on small language "
-        "models, noise scales from the final norm were about 5 to 20 times too small. Ratios of variances "
-        "were within 4% of the whole model's with one reward at the end, and up to 60% off with a reward for "
-        "each token."
+        "models, noise scales from the final norm were more than 10 times too small. Ratios of variances "
+        "from parts were between a quarter and twice those of the whole model."
     )
 
 

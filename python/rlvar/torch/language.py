@@ -147,10 +147,11 @@ def token_scores(
         trainers keep it. With several turns it has gaps.
     of : {"all", "last_block", "final_norm", "head"}, default "all"
         What the gradients are with respect to. "all": all trainable parameters (all that there are, of a
-        model that is frozen throughout), sketched by forward mode; this is what noise scales need. Parts cost
-        a pass or two: good for ratios and for `on_policy_test`, wrong by factors for the noise scale.
-        "final_norm": the gain of the last norm, exact, D its width. "last_block": what of the last block, the
-        final norm and an untied head is exact in one backward pass. "head": the output matrix.
+        model that is frozen throughout), sketched by forward mode. Parts cost a pass or two: good for
+        `on_policy_test` and a first look; their ratios may be off by a factor of two and more, their noise
+        scales by tens. "final_norm": the gain of the last norm, exact, D its width. "last_block": what of
+        the last block, the final norm and an untied head is exact in one backward pass. "head": the output
+        matrix.
     sketch : Sketch or None, default Sketch(64)
         Coordinates of the sketch; None for the exact coordinates of `of`, as many as it has parameters. The
         gain of the final norm is never sketched.

@@ -148,7 +148,7 @@ def token_scores(
     of : {"all", "last_block", "final_norm", "head"}, default "all"
         What the gradients are with respect to. "all": all trainable parameters (all that there are, of a
         model that is frozen throughout), sketched by forward mode. Parts cost a pass or two: good for
-        `on_policy_test` and a first look; their ratios may be off by a factor of two and more, their noise
+        `on_policy_test` and a first look; their ratios may be off by factors of up to four, their noise
         scales by tens. "final_norm": the gain of the last norm, exact, D its width. "last_block": what of
         the last block, the final norm and an untied head is exact in one backward pass. "head": the output
         matrix.

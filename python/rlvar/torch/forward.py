@@ -112,7 +112,7 @@ def exact(
     sizes = [each.numel() for each in chosen.values()]
     result = np.zeros((*tokens.live.shape, sum(sizes)), np.float32)
     scale = torch.cat([scales[name].flatten() for name in chosen]) if scales else None
-    with inputs.requiring_grad(chosen):
+    with inputs.only_requiring_grad(network.module, chosen):
         for done, chunk in enumerate(tokens.chunks(1)):
             chunk = chunk.to(network.device)
             values = of_tokens(policy.log_probs(network.logits(chunk)), network.targets(chunk))[0]

@@ -166,9 +166,7 @@ def unit_gradients(
     UnitGradients(rloo, grpo; U=2, D=1024; backward passes: 4 of units)
     """
     policy = Policy(temperature, top_k, top_p, min_p)
-    tokens = Tokens.of(input_ids, attention_mask, response_mask)
-    network = Network(model)
-    network.check(tokens)
+    network, tokens = inputs.prepared(model, input_ids, attention_mask, response_mask)
     backward, scores_of = backward_of(network, policy, sketch, precondition)
     n = len(tokens.counts)
     units = _check.Units(np.arange(n), np.arange(n + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -240,13 +240,15 @@ def _switched(model: Module, what: str, stack: contextlib.ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def requiring_grad(chosen: dict[str, torch.nn.Parameter]) -> Iterator[None]:
-    """Let gradients flow to some parameters, whether they are trained or not; restore it afterwards."""
-    before = [(each, each.requires_grad) for each in chosen.values()]
+def only_requiring_grad(model: Module, chosen: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to some parameters and to no others; restore it afterwards."""
+    before = [(each, each.requires_grad) for each in model.parameters()]
     try:
+        for each, _ in before:
+            each.requires_grad_(False)
+        for each in chosen.values():
+            each.requires_grad_(True)
         with torch.enable_grad():
-            for each in chosen.values():
-                each.requires_grad_(True)
             yield
     finally:
         for each, required in before:
@@ -325,3 +327,13 @@ class Network:
     def targets(self, chunk: Chunk) -> torch.Tensor:
         """Response tokens (n, t)."""
         return chunk.ids.gather(1, chunk.places)
+
+
+def prepared(
+    model: Module, input_ids: ArrayLike, attention_mask: ArrayLike | None, response_mask: ArrayLike
+) -> tuple[Network, Tokens]:
+    """Check what a trainer has, tokens and a model that knows them."""
+    tokens = Tokens.of(input_ids, attention_mask, response_mask)
+    network = Network(model)
+    network.check(tokens)
+    return network, tokens

@@ -191,11 +191,9 @@ def token_scores(
     _check.choice("of", of, Of)
     memory = _check.positive_integer("memory", memory)
     policy = Policy(temperature, top_k, top_p, min_p)
-    tokens = Tokens.of(input_ids, attention_mask, response_mask)
     if sketch is not None and not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")
-    network = Network(model)
-    network.check(tokens)
+    network, tokens = inputs.prepared(model, input_ids, attention_mask, response_mask)
     if of != "all":
         with contextlib.ExitStack() as stack:
             stack.enter_context(inputs.still(network.module))

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 import torch
 
+from rlvar.torch import inputs
 from rlvar.torch.head import Call, Head
 from rlvar.torch.inputs import Chunk
 from rlvar.torch.policy import of_tokens
@@ -42,7 +43,7 @@ def exact_parts(head: Head, chosen: Parameters) -> list[Part]:
         for own, parameter in module.named_parameters(recurse=False):
             if parameter in names:
                 owners.setdefault(parameter, []).append((module, own))
-    with only_requiring_grad(model, chosen):
+    with inputs.only_requiring_grad(model, chosen):
         logits, every = head.recorded(chunk)
         calls: dict[Module, list[Call]] = {}
         for call in every:
@@ -131,22 +132,6 @@ def _tensor(returned: object) -> torch.Tensor:
     result = tensor_of(returned)
     assert result is not None
     return result
-
-
-@contextlib.contextmanager
-def only_requiring_grad(model: Module, chosen: Parameters) -> Iterator[None]:
-    """Let gradients flow to some parameters and to no others; restore it afterwards."""
-    before = [(each, each.requires_grad) for each in model.parameters()]
-    try:
-        for each, _ in before:
-            each.requires_grad_(False)
-        for each in chosen.values():
-            each.requires_grad_(True)
-        with torch.enable_grad():
-            yield
-    finally:
-        for each, required in before:
-            each.requires_grad_(required)
 
 
 class Watched:

@@ -24,7 +24,7 @@ from rlvar._types import Double, Float
 from rlvar.torch import inputs
 from rlvar.torch.head import Head
 from rlvar.torch.inputs import Network, Tokens
-from rlvar.torch.last_block import Watched, exact_parts, only_requiring_grad
+from rlvar.torch.last_block import Watched, exact_parts
 from rlvar.torch.policy import Policy
 from rlvar.torch.precondition import scales_of
 from rlvar.torch.rows import Part, Signs, kind_of, tensor_of
@@ -113,7 +113,7 @@ def _run(
     for chunk in tokens.chunks(max(1, memory // 2 // widest)):
         chunk = chunk.to(network.device)
         watched = Watched(before, chunk)
-        graph = only_requiring_grad(network.module, needing) if needing else torch.no_grad()
+        graph = inputs.only_requiring_grad(network.module, needing) if needing else torch.no_grad()
         with graph, watched.watching():
             states = head.states_of(chunk)
         rows, steps = (each.cpu().numpy() for each in chunk.live.nonzero(as_tuple=True))
@@ -291,9 +291,7 @@ def head_factors(
     ((4, 4, 20), (4, 4, 8), 'the head of LlamaForCausalLM')
     """
     policy = Policy(temperature, top_k, top_p, min_p)
-    tokens = Tokens.of(input_ids, attention_mask, response_mask)
-    network = Network(model)
-    network.check(tokens)
+    network, tokens = inputs.prepared(model, input_ids, attention_mask, response_mask)
     with contextlib.ExitStack() as stack:
         stack.enter_context(inputs.still(network.module))
         head = Head(network, tokens)

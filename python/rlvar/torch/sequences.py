@@ -18,7 +18,7 @@ from rlvar import _check
 from rlvar.rollouts import Rollouts
 from rlvar.torch import inputs
 from rlvar.torch.backward import Backward
-from rlvar.torch.inputs import Network, Tokens
+from rlvar.torch.inputs import Network
 from rlvar.torch.language import TokenScores
 from rlvar.torch.policy import Policy, log_sum_squares
 from rlvar.torch.precondition import scales_of
@@ -151,9 +151,7 @@ def sequence_scores(
     Rollouts(N=4, T=1, D=1024, lengths 1 to 1, tokens 4 to 4, 2 groups)
     """
     policy = Policy(temperature, top_k, top_p, min_p)
-    tokens = Tokens.of(input_ids, attention_mask, response_mask)
-    network = Network(model)
-    network.check(tokens)
+    network, tokens = inputs.prepared(model, input_ids, attention_mask, response_mask)
     backward, scores_of = backward_of(network, policy, sketch, precondition)
     scores = np.zeros((len(tokens.counts), 1, backward.size), np.float32)
     logp, squares = np.zeros((2, *tokens.live.shape))

@@ -513,14 +513,14 @@ class Monitor:
             records, weights = self._weighed(
                 lambda r: r.prompts.groups - 1.0 if r.prompts is not None and r.prompts.defined else None
             )
-        if not records or not hasattr(planning, "plan_curve"):  # until branch plan is merged
+        if not records:
             return None
         parts = [r.prompts for r in records if r.prompts is not None]
         pooled = Pooled.of(np.stack([each.values for each in parts]), weights)
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
-        if budget is None:
+        if budget is None and "target" not in options:
             budget = round(np.mean([r.rollouts if r.batch is None else r.batch for r in records]))
         return planning.plan_curve(
             curve,

@@ -220,7 +220,7 @@ def plan(
     elif isinstance(what, PromptComponents):
         if estimator is not None:
             raise ValueError(
-                f"estimator goes with rollouts: these components are those of {what.estimator!r}"
+                f"estimator is for rollouts: these components are those of {what.estimator!r}"
             )
         parts = what
     else:

@@ -12,9 +12,9 @@ whose interval is Fieller's, of two variances from the same groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlvar import _check
 from rlvar.analysis.prompt_curves import Curve
@@ -41,8 +41,8 @@ class PlanOption(Result):
     variance : Estimate
         Variance of the batch's mean gradient, V(K) / P.
     gain : Estimate
-        With a budget, the variance that the completions in use have for it, over this one. With a target, the
-        cost with the completions in use for a variance, over that with these. 1 where K is that in use.
+        With a budget, the variance that what is in use has for it, over this one. With a target, the cost of
+        what is in use for a variance, over this one's. 1 for what is in use itself.
     """
 
     prompts: int
@@ -101,7 +101,7 @@ class Plan(Result):
         return "\n".join(lines)
 
     def _of_budget(self) -> list[str]:
-        rows = [("", "variance", f"times quieter than x {self.in_use}, as now")]
+        rows = [("", "variance", "times quieter than now")]
         rows += [
             (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), bounded(each.gain))
             for each in self.options[:_SHOWN]
@@ -185,9 +185,10 @@ def plan(
 
     Notes
     -----
-    With a budget the best option is the one with the highest lower end of its gain: it leaves the number of
-    completions in use (whose gain is 1) for another only if the rollouts tell that it is quieter, and goes
-    to an extreme only if they tell that too. The option of the least estimated variance may be another one.
+    With a budget the plan leaves the completions in use only for options whose gain is above 1 by its whole
+    interval. Of these the best is the one with the lowest upper end of its variance: no extreme is chosen
+    that the rollouts do not tell, and the option of the lowest estimate may be another one. Without
+    intervals, of fewer than three groups, it is the estimates that decide.
 
     With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
     target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
@@ -219,7 +220,7 @@ def plan(
     elif isinstance(what, PromptComponents):
         if estimator is not None:
             raise ValueError(
-                f"estimator goes with rollouts: these components are those of {what.estimator!r}"
+                f"estimator is for rollouts: these components are those of {what.estimator!r}"
             )
         parts = what
     else:
@@ -258,8 +259,12 @@ def plan_curve(
     cost_prompt: float = 0.0,
     cost_completion: float = 1.0,
     max_completions: int = 256,
+    now: Curve | None = None,
 ) -> Plan:
-    """`plan` from a curve V(K) alone, with the completions `in_use`."""
+    """`plan` from a curve V(K) alone, with the completions `in_use`.
+
+    `now` is the curve of the estimator in use, where it is another one of the same mean and groups.
+    """
     costs = _Costs(
         _check.non_negative_number("cost_prompt", cost_prompt),
         _check.non_negative_number("cost_completion", cost_completion),
@@ -273,10 +278,10 @@ def plan_curve(
         raise ValueError(f"max_completions must be at most {_MOST_COMPLETIONS}, got {most}")
     if budget is not None:
         budget = _check.positive_number("budget", budget)
-        options = _for_budget(curve, in_use, confidence, budget, costs, most)
+        options = _for_budget(curve, now or curve, in_use, confidence, budget, costs, most)
     else:
         target = _check.positive_number("target", target)
-        options = _for_target(curve, in_use, confidence, target, costs, most)
+        options = _for_target(curve, now or curve, in_use, confidence, target, costs, most)
     best = options[0]
     return Plan(
         prompts=best.prompts,
@@ -294,27 +299,35 @@ def plan_curve(
 
 
 def _for_budget(
-    curve: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
+    curve: Curve, now: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
 ) -> list[PlanOption]:
-    """Return what a budget buys, the option with the highest lower end of its gain first."""
+    """Return what a budget buys, the best first."""
     shapes = _shapes(curve, budget, costs, most)
     if not shapes:
         raise ValueError(
             f"budget must pay for a prompt with {_count(curve.least, 'completion')}, "
             f"which {'cost' if curve.least > 1 else 'costs'} {costs.of(curve.least):g}, got {budget!r}"
         )
-    now = shapes.get(in_use, budget / costs.of(in_use))
+    prompts = shapes.get(in_use, budget / costs.of(in_use))
     options = []
     for k, p in shapes.items():
-        gain = _gain(curve, in_use, k, p / now, level)
+        gain = _gain(curve, now, in_use, k, p / prompts, level)
         options.append(PlanOption(p, k, p * costs.of(k), batch_variance(curve, p, k, level), gain))
+    return sorted(options, key=preference(options, in_use if now is curve else None))
+
+
+def preference(options: Sequence[PlanOption], in_use: int | None) -> Callable[[PlanOption], tuple[Any, ...]]:
+    """Return a key that sorts options: those that surely gain, what is in use, the others.
+
+    Each by the upper end of their variance; all by their estimates if there are no intervals.
+    """
     known = not any(math.isnan(each.gain.low) for each in options)
 
-    def order(option: PlanOption) -> tuple[float, float, float]:
-        from_now = abs(math.log(option.completions / in_use))
-        return -option.gain.low if known else 0.0, _upper(option.variance), from_now
+    def key(option: PlanOption) -> tuple[Any, ...]:
+        surely, now = option.gain.low > 1.0, option.completions == in_use
+        return known and not surely, known and not now, _upper(option.variance), option.completions
 
-    return sorted(options, key=order)
+    return key
 
 
 def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, int]:
@@ -329,7 +342,7 @@ def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, 
 
 
 def _for_target(
-    curve: Curve, in_use: int, level: float, target: float, costs: _Costs, most: int
+    curve: Curve, now: Curve, in_use: int, level: float, target: float, costs: _Costs, most: int
 ) -> list[PlanOption]:
     """Return batches with a variance of at most the target, the cheapest first."""
     # What each K costs at the least, by its estimate: the upper end of its interval is above that.
@@ -352,7 +365,7 @@ def _for_target(
             k,
             cost,
             batch_variance(curve, p, k, level),
-            _gain(curve, in_use, k, costs.of(in_use) / costs.of(k), level),
+            _gain(curve, now, in_use, k, costs.of(in_use) / costs.of(k), level),
         )
         for cost, _, p, k in sorted(found)
     ]
@@ -376,11 +389,11 @@ def _upper(variance: Estimate) -> float:
     return variance.value if math.isnan(variance.high) else variance.high
 
 
-def _gain(curve: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
-    """Return V at the completions in use over V at k, times a factor."""
-    if k == in_use:
+def _gain(curve: Curve, now: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
+    """Return V in use over V at k, times a factor."""
+    if now is curve and k == in_use:
         return Estimate(1.0, 0.0, 1.0, 1.0, level)
-    now, then = curve.interval(in_use, level), curve.interval(k, level)
-    found = fieller(now, then, correlation(curve.at(in_use).left_out, curve.at(k).left_out))
+    above, below = now.interval(in_use, level), curve.interval(k, level)
+    found = fieller(above, below, correlation(now.at(in_use).left_out, curve.at(k).left_out))
     low, high = found.low * factor, found.high * factor
     return Estimate(found.value * factor, found.stderr * factor, low, high, level, found.resolved)

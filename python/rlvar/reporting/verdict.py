@@ -133,7 +133,8 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     units, reference = unit(comparison), comparison.reference
     others = [row for row in comparison if row.name != reference]
     known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
-    sentences = [_ratio_sentence(row, reference, None if doubts else units) for row in known]
+    said = None if doubts else units
+    sentences = [_ratio_sentence(row, reference, said, identical=row.identical) for row in known]
     if known and doubts:
         sentences.append(
             f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."

@@ -43,16 +43,14 @@ class Compared(Protocol):
     def noise_scale_ratio(self) -> Estimate: ...
     @property
     def factor(self) -> float | None: ...
-    @property
-    def identical(self) -> bool: ...
 
 
-def ratio_sentence(row: Compared, reference: str, units: str | None) -> str:
+def ratio_sentence(row: Compared, reference: str, units: str | None, *, identical: bool = False) -> str:
     """Say how many times as many units the noisier of two estimators needs; without units, its variance."""
     this, that, factor = long_name(row.name), long_name(reference), row.factor
     if math.isnan(row.ratio.value):
         return f"{capital(this)} and {that} cannot be compared: neither varies over these rollouts."
-    if row.identical:
+    if identical:
         return (
             f"{capital(this)} and {that} are the same estimator on these rollouts: the variances are equal."
         )
@@ -139,3 +137,12 @@ def joined(names: Sequence[str]) -> str:
 def capital(sentence: str) -> str:
     """Return a sentence with a capital letter."""
     return sentence[:1].upper() + sentence[1:]
+
+
+def measured(x: Estimate, *, bounded: bool = False) -> str:
+    """Return value and interval to three digits; of what rests on a signal, `bounded`, what it tells."""
+    if bounded and not x.resolved and not math.isnan(x.low):
+        return f"above {number(x.low)}" if x.low > 0 else "not resolved"
+    if math.isnan(x.low):
+        return "undefined" if math.isnan(x.value) else number(x.value)
+    return f"{number(x.value)} ({number(x.low)} to {number(x.high)})"

@@ -1,0 +1,366 @@
+"""The report on a monitored run: what its steps tell of the noise, alone or beside another run's.
+
+A run has a part for each monitor: one of all parameters, one of the final norm, and so on. A finding on
+estimators comes from all parameters where they tell, else from a part by its name; a noise scale comes from
+all parameters whenever they were measured, for those of parts are of another size.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import import_module
+from os import PathLike
+from typing import Any, Protocol
+
+from rlvar import config, files
+from rlvar.analysis.measured import part_note, part_of
+from rlvar.reporting import run_verdict
+from rlvar.reporting.words import measured
+from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.unpaired import unpaired_ratio
+
+_WIDTH = 80
+_NAME = 20  # of an estimator in the table of the terminal
+
+
+class Watched(Protocol):
+    """What a report takes from a monitor."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def decay(self) -> float | None: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def reference(self) -> str | None: ...
+    @property
+    def scores_of(self) -> str | None: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def units(self) -> float: ...
+    @property
+    def batch_units(self) -> float: ...
+    @property
+    def rows(self) -> Sequence[Any]: ...
+    @property
+    def on_policy(self) -> Any: ...
+    @property
+    def growth(self) -> Estimate | None: ...
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]: ...
+    def plan(self) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunPart(Result):
+    """What one monitor of a run tells, at the time of the report.
+
+    Attributes
+    ----------
+    scores_of, unit, units, batch_units, steps, window, decay, confidence, reference, rows, on_policy, growth
+        As those of `Monitor`.
+    noise_over_signal : Estimate or None
+        The noise scale of the reference over the units of a batch: the variance of a step's gradient over the
+        square of its mean.
+    plan : Plan or None
+        `Monitor.plan` for the rollouts in use.
+    history : tuple of dict
+        The metrics over the steps; `to_dict` leaves them out unless asked for.
+    """
+
+    _large = ("history",)
+    _also = ("noise_over_signal",)
+    scores_of: str | None
+    unit: str
+    units: float
+    batch_units: float
+    steps: int
+    window: int | None
+    decay: float | None
+    confidence: float
+    reference: str
+    rows: tuple[Any, ...]
+    on_policy: Any
+    plan: Any
+    growth: Estimate | None
+    history: tuple[dict[str, float], ...]
+
+    @classmethod
+    def of(cls, monitor: Watched) -> RunPart:
+        """Take from a monitor what it tells now."""
+        seen = monitor.steps > 0
+        return cls(
+            scores_of=monitor.scores_of,
+            unit=monitor.unit,
+            units=monitor.units if seen else 0.0,
+            batch_units=monitor.batch_units if seen else math.nan,
+            steps=monitor.steps,
+            window=monitor.window,
+            decay=monitor.decay,
+            confidence=monitor.confidence,
+            reference=monitor.reference or "",
+            rows=tuple(monitor.rows) if seen else (),
+            on_policy=monitor.on_policy if seen else None,
+            plan=monitor.plan() if seen else None,
+            growth=monitor.growth if seen else None,
+            history=tuple(dict(each) for each in monitor.history),
+        )
+
+    @property
+    def part(self) -> str | None:
+        """The part of the parameters; None of all, or where it is not known."""
+        return part_of(self.scores_of)
+
+    @property
+    def title(self) -> str:
+        return self.part or ("the scores given" if self.scores_of is None else "all parameters")
+
+    @property
+    def in_use(self) -> Any:
+        """The row of the reference; None before the first step."""
+        return next((row for row in self.rows if row.name == self.reference), None)
+
+    @property
+    def noise_over_signal(self) -> Estimate | None:
+        if self.in_use is None or not self.batch_units > 0:
+            return None
+        x, size = self.in_use.noise_scale, self.batch_units
+        numbers = x.value / size, x.stderr / size, x.low / size, x.high / size
+        return Estimate(*numbers, x.confidence, x.resolved)
+
+    @property
+    def ranked(self) -> tuple[Any, ...]:
+        """The rows, the quietest first; those whose mean may be another's come last."""
+        return tuple(sorted(self.rows, key=lambda row: (row.factor is None, _or_infinite(row.ratio.value))))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Result):
+    """One run by its name, with a part for each of its monitors, all parameters first."""
+
+    name: str
+    parts: tuple[RunPart, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Finding(Result):
+    """A sentence, and the figure that it is about: its kind and the title of the part it is of."""
+
+    text: str
+    figure: str
+    part: str
+    run: str | None = None  # of two
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunReport(Result):
+    """What `Monitor.report` gives: ``print`` shows sentences and tables, `to_html` writes the page.
+
+    Attributes
+    ----------
+    runs : tuple of Run
+        One run, or two.
+    made : str
+        When the report was made, in UTC.
+    version : str
+        Of rlvar.
+    findings : tuple of Finding
+        The sentences with what they are about.
+    noise_scale_ratios : dict of Estimate
+        Of two runs, the noise scale of the first over that of the second, for each part that both have.
+    """
+
+    _also = ("verdict", "noise_scale_ratios")
+    runs: tuple[Run, ...]
+    made: str
+    version: str = field(default=config.version)
+
+    @property
+    def verdict(self) -> list[str]:
+        """The findings in plain sentences, each with its numbers."""
+        return [each.text for each in self.findings]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(files.printable(text), figure, part, run) for text, figure, part, run in self._sentences()
+        )
+
+    def _sentences(self) -> Iterator[tuple[str, str, str, str | None]]:
+        if len(self.runs) == 1:
+            for text, figure, part in run_verdict.sentences(self.runs[0].parts):
+                yield text, figure, part, None
+            return
+        for text, figure, part in run_verdict.of_two(self.runs, self.noise_scale_ratios):
+            yield text, figure, part, None
+        for run in self.runs:
+            for text, figure, part in run_verdict.sentences(run.parts):
+                yield f"{run.name}: {text}", figure, part, run.name
+
+    @property
+    def noise_scale_ratios(self) -> dict[str, Estimate]:
+        if len(self.runs) < 2:
+            return {}
+        found = {}
+        for first, second in self.pairs():
+            if first.in_use is not None and second.in_use is not None and first.unit == second.unit:
+                found[first.title] = unpaired_ratio(first.in_use.noise_scale, second.in_use.noise_scale)
+        return found
+
+    def pairs(self) -> list[tuple[RunPart, RunPart]]:
+        """Return the parts that both runs have."""
+        first, second = self.runs
+        return [(a, b) for a in first.parts for b in second.parts if a.title == b.title]
+
+    def __repr__(self) -> str:
+        blocks = ["Verdict\n" + "\n".join(map(_wrapped, self.verdict))]
+        for run in self.runs:
+            for part in run.parts:
+                title = f"{run.name}: {part.title}" if len(self.runs) > 1 else part.title
+                blocks.append(
+                    "\n".join(
+                        [
+                            files.printable(title if len(self.runs) > 1 else title[:1].upper() + title[1:]),
+                            *_lines(part),
+                        ]
+                    )
+                )
+        return "\n\n".join(blocks)
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network, at once or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; what is there is replaced.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
+        OSError
+            If the file cannot be written; what was there before is then as it was.
+        """
+        files.writable(path)  # before the work
+        try:
+            for package in ("jinja2", "matplotlib"):
+                import_module(package)
+        except ImportError as error:
+            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
+            raise ImportError(f"{needs} ({error})") from None
+        from rlvar.reporting.run_page import run_page
+
+        page = run_page(self).encode()
+        with files.replacing(path) as file:
+            file.write(page)
+
+
+def run_report(
+    monitor: Watched | Sequence[Watched],
+    other: Watched | Sequence[Watched] | None = None,
+    *,
+    names: Sequence[str] = ("this run", "the other"),
+) -> RunReport:
+    """Report on a run that monitors have watched, maybe beside another run.
+
+    Parameters
+    ----------
+    monitor : Monitor or sequence of Monitor
+        Those of the run: several are of one part of the parameters each.
+    other : Monitor or sequence of Monitor, optional
+        Those of another run, which is set beside it.
+    names : sequence of str, default ("this run", "the other")
+        What to call the two; the first alone where there is no other.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what is no monitor, two monitors of one part, confidences that differ, or names that are not
+        one for each run.
+    """
+    runs = [("monitor", monitor)] if other is None else [("monitor", monitor), ("other", other)]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names must be strings, one for each run, got {names!r}")
+    if len(names) < len(runs) or len(set(names[: len(runs)])) < len(runs):
+        raise ValueError(f"names must be {len(runs)} that differ, got {list(names)!r}")
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    found = tuple(Run(name, _parts(*each)) for name, each in zip(names, runs, strict=False))
+    if len({part.confidence for run in found for part in run.parts}) > 1:
+        raise ValueError(f"{' and '.join(name for name, _ in runs)} must have one confidence")
+    return RunReport(found, made)
+
+
+def _parts(argument: str, monitors: Watched | Sequence[Watched]) -> tuple[RunPart, ...]:
+    several: list[Any] = list(monitors) if isinstance(monitors, (list, tuple)) else [monitors]
+    if not several:
+        raise ValueError(f"{argument} must be at least one monitor, got none")
+    for each in several:
+        if not hasattr(each, "history"):
+            raise TypeError(f"{argument} must be a Monitor or several, got {type(each).__name__}")
+    parts = sorted((RunPart.of(each) for each in several), key=lambda part: part.part is not None)
+    titles = [part.title for part in parts]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise ValueError(f"{argument} has two monitors of {title}; pass one for each part")
+    return tuple(parts)
+
+
+def _lines(part: RunPart) -> list[str]:
+    """Return the table of a part, and what it was computed from."""
+    if not part.rows:
+        return ["  no step seen yet"]
+    head = ("estimator", f"ratio to {_cut(part.reference)}", f"noise scale ({part.unit}s)", "variance")
+    lines = [
+        (_cut(row.name), measured(row.ratio), measured(row.noise_scale, bounded=True), measured(row.variance))
+        for row in part.ranked
+    ]
+    columns = list(zip(head, *lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    while 2 + sum(widths) + 2 * (len(widths) - 1) > _WIDTH and len(widths) > 2:
+        widths.pop()
+    table = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        for line in (head, *lines)
+    ]
+    return [*table, *map(_wrapped, basis(part))]
+
+
+def basis(part: RunPart) -> list[str]:
+    """Say what the numbers of a part were computed from."""
+    weighed = f"weights of 1, {part.decay:g}, ... back in time" if part.window is None else ""
+    pooled = weighed or f"the last {min(part.steps, part.window or 0):,} of them"
+    of = "" if part.scores_of is None else f" Scores: {part.scores_of}."
+    lines = [
+        f"{part.steps:,} steps, pooled with {pooled}; {part.units:.4g} {part.unit}s a step, "
+        f"{part.batch_units:.4g} in a batch. {part.confidence:.0%} intervals, from steps as units.{of}"
+    ]
+    if part.part is not None:
+        lines.append(part_note(part.part))
+    return [files.printable(line) for line in lines]
+
+
+def _or_infinite(x: float) -> float:
+    return math.inf if math.isnan(x) else x
+
+
+def _cut(name: str) -> str:
+    name = files.printable(name)
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _wrapped(sentence: str) -> str:
+    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
+    return textwrap.fill(sentence, _WIDTH, break_on_hyphens=False, **indents)  # type: ignore[arg-type]

@@ -1,0 +1,305 @@
+"""The page of a monitored run: its findings, each with the figure it is about, and the tables below.
+
+Parts of the parameters are sections; two runs share the figures of the parts that both have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from rlvar._types import Double
+from rlvar.reporting.html import Key, Picture, page
+from rlvar.reporting.plots import DASHES, Curve, Dot, Panel, dots, over_steps
+from rlvar.reporting.run import RunPart, RunReport, basis
+from rlvar.reporting.words import capital, long_name, number
+from rlvar.stats.estimate import Estimate
+
+_LINE = "4 3"  # of a value to compare with
+_MOST_SHAPES = 16
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A part of one run, in a section."""
+
+    run: int
+    name: str  # of the run; empty if there is but one
+    part: RunPart
+
+    def label(self, of: str) -> str:
+        return f"{of}, {self.name}" if self.name else of
+
+    def curve(self, key: str, look: int, dashes: int) -> Curve | None:
+        """Return a metric over the steps with its interval; None where it was never defined."""
+        history = self.part.history
+        x, y, low, high = (
+            np.array([float(each.get(name, math.nan)) for each in history])
+            for name in ("step", key, f"{key}/low", f"{key}/high")
+        )
+        low, high = np.where(np.isnan(low) & ~np.isnan(high), -np.inf, low), _open(low, high)
+        if not (np.isfinite(y) | np.isfinite(low)).any():
+            return None
+        return Curve(x, y, low, high, look, dashes)
+
+
+@dataclass(frozen=True)
+class _Section:
+    number: int
+    title: str
+    members: tuple[_Member, ...]
+
+    @property
+    def two(self) -> bool:
+        return len(self.members) > 1
+
+    def key(self, kind: str) -> str:
+        return f"{kind}-{self.number}"
+
+
+def run_page(report: RunReport) -> str:
+    """Return the page of a report."""
+    several = len(report.runs) > 1
+    titles = dict.fromkeys(part.title for run in report.runs for part in run.parts)
+    sections = []
+    for i, title in enumerate(titles, 1):
+        members = [
+            _Member(j, run.name if several else "", part)
+            for j, run in enumerate(report.runs)
+            for part in run.parts
+            if part.title == title
+        ]
+        sections.append(_Section(i, title, tuple(members)))
+    drawn = {section.number: list(_pictures(section)) for section in sections}
+    rewarded = False
+    for pictures in drawn.values():  # once: rewards are of no part of the parameters
+        found = [picture for picture in pictures if picture.anchor.startswith("reward-")]
+        if rewarded:
+            pictures[:] = [picture for picture in pictures if picture not in found]
+        rewarded = rewarded or bool(found)
+    where = {picture.anchor: picture.title for pictures in drawn.values() for picture in pictures}
+    findings = []
+    for finding in report.findings:
+        section = next(each for each in sections if each.title == finding.part)
+        anchor = section.key(finding.figure)
+        if anchor not in where:
+            anchor = section.key("table")
+        findings.append((finding.text, anchor, where.get(anchor, "table")))
+    parts = [part for run in report.runs for part in run.parts]
+    return page(
+        "run.html",
+        report=report,
+        findings=findings,
+        sections=[(section, drawn[section.number]) for section in sections],
+        steps=max(part.steps for part in parts),
+        basis=basis,
+        capital=capital,
+        long_name=long_name,
+        markup=Markup,
+        ratios=report.noise_scale_ratios,
+        title=" and ".join(run.name for run in report.runs),
+    )
+
+
+def _pictures(section: _Section) -> Iterator[Picture]:
+    makers: list[Callable[[_Section], Picture | None]] = [
+        _noise_scale,
+        _ratios,
+        _signal,
+        _on_policy,
+        _shapes,
+        _reward,
+        _growth,
+    ]
+    for make in makers:
+        picture = make(section)
+        if picture is not None:
+            yield picture
+
+
+def _noise_scale(section: _Section) -> Picture | None:
+    curves, keys, alts, batches = [], [], [], []
+    for member in section.members:
+        part = member.part
+        curve = member.curve("noise_scale", member.run, member.run)
+        if curve is None:
+            continue
+        curves.append(curve)
+        keys.append(Key(member.label(long_name(part.reference)), member.run, DASHES[member.run]))
+        alts.append(member.label(f"noise scale of {long_name(part.reference)}") + _course(curve))
+        if part.batch_units > 0:
+            batches.append(part.batch_units)
+    if not curves:
+        return None
+    unit = section.members[0].part.unit
+    for batch in dict.fromkeys(batches):
+        keys.append(Key(f"batch: {number(batch)} {unit}s", None, _LINE))
+        alts.append(f"a dashed line marks the batch of {number(batch)} {unit}s")
+    panel = Panel(curves, f"noise scale ({unit}s)", log=True, guides=list(dict.fromkeys(batches)))
+    aid = "Below the dashed line the signal of a batch exceeds its noise; above it noise dominates."
+    return _picture(section, "noise-scale", "Noise scale and batch", aid, [panel], keys, alts)
+
+
+def _ratios(section: _Section) -> Picture | None:
+    names: dict[str, int] = {}
+    curves, keys, alts = [], [], []
+    for member in section.members:
+        part = member.part
+        for row in part.rows:
+            if row.name == part.reference:
+                continue
+            look = names.setdefault(row.name, len(names))
+            dashes = member.run if section.two else look
+            curve = member.curve(f"ratio/{row.name}", look, dashes)
+            if curve is not None:
+                curves.append(curve)
+                keys.append(Key(member.label(long_name(row.name)), look, DASHES[dashes % len(DASHES)]))
+                alts.append(member.label(long_name(row.name)) + _course(curve))
+    if not curves:
+        return None
+    that = long_name(section.members[0].part.reference)
+    panel = Panel(curves, "ratio of variances", log=True, zero=1.0)
+    title = f"Variance beside that of {that}"
+    aid = f"Below 1 an estimator is quieter than {that}. Where the band excludes 1, the steps tell which."
+    return _picture(section, "ratios", title, aid, [panel], keys, alts)
+
+
+def _signal(section: _Section) -> Picture | None:
+    curves, keys, alts = [], [], []
+    for look, what in enumerate(("variance", "signal")):
+        for member in section.members:
+            dashes = member.run if section.two else look
+            curve = member.curve(what, look, dashes)
+            if curve is not None:
+                curves.append(curve)
+                keys.append(Key(member.label(what), look, DASHES[dashes]))
+                alts.append(member.label(what) + _course(curve))
+    if not curves:
+        return None
+    unit = section.members[0].part.unit
+    panel = Panel(curves, "squared gradient", log=True)
+    aid = (
+        f"Variance of one {unit}'s gradient and squared norm of the mean gradient: their distance is the "
+        "noise scale. A gap is a signal that is not resolved."
+    )
+    return _picture(section, "signal", "Signal and variance", aid, [panel], keys, alts)
+
+
+def _on_policy(section: _Section) -> Picture | None:
+    panels, alts, keys = [], [], []
+    names = {"on_policy_ratio": "between steps", "mean_score": "mean score"}
+    for key, ylabel in names.items():
+        curves = []
+        for member in section.members:
+            curve = member.curve(key, member.run, member.run)
+            if curve is not None:
+                curves.append(curve)
+                alts.append(member.label(ylabel) + _course(curve))
+        if curves:
+            panels.append(Panel(curves, ylabel, zero=0.0))
+    if not panels:
+        return None
+    if section.two:
+        keys = [Key(member.name, member.run, DASHES[member.run]) for member in section.members]
+    aid = (
+        "Shares of the scores' variance: correlation between steps, and the squared mean score. On policy "
+        "both are 0; the bands hold for the whole run at once, and one above 0 is an alarm."
+    )
+    return _picture(section, "on-policy", "Were these rollouts the policy's?", aid, panels, keys, alts)
+
+
+def _shapes(section: _Section) -> Picture | None:
+    rows, keys, alts = [], [], []
+    for member in section.members:
+        plan = member.part.plan
+        if plan is None:
+            continue
+        for option in sorted(plan.options[:_MOST_SHAPES], key=lambda option: option.completions):
+            gain: Estimate = option.gain
+            if not gain.value > 0:
+                continue
+            now = gain.low == gain.high == 1
+            label = f"{option.prompts} × {option.completions}{' (now)' if now else ''}"
+            low = 1 / gain.high if gain.high > 0 else math.nan
+            high = 1 / gain.low if gain.low > 0 else math.inf
+            rows.append(Dot(label, 1 / gain.value, low, high, member.run))
+            alts.append(member.label(f"{option.prompts} x {option.completions}: {number(1 / gain.value)}"))
+        if section.two:
+            keys.append(Key(member.name, member.run))
+    if not rows:
+        return None
+    anchor = section.key("plan")
+    alt = _alt("Variance relative to the shape in use", alts)
+    svg = dots(anchor, alt, rows, "variance beside that of the shape in use", line=1.0)
+    aid = "Prompts × completions for the same rollouts: the further left, the quieter the gradient."
+    return Picture(anchor, "Prompts and completions", aid, svg, tuple(keys))
+
+
+def _reward(section: _Section) -> Picture | None:
+    return _one_curve(section, "reward", "Reward", "mean reward", "Mean reward of the rollouts of each step.")
+
+
+def _growth(section: _Section) -> Picture | None:
+    title, ylabel = "Growth of the variance with length", "exponent b"
+    aid = "The variance of the first k steps' terms grows as k^b: 1 is linear, 2 quadratic (dashed)."
+    return _one_curve(section, "growth_exponent", title, ylabel, aid, "growth", guides=(1.0, 2.0))
+
+
+def _one_curve(
+    section: _Section,
+    metric: str,
+    title: str,
+    ylabel: str,
+    aid: str,
+    kind: str | None = None,
+    guides: Sequence[float] = (),
+) -> Picture | None:
+    found = [(member, member.curve(metric, member.run, member.run)) for member in section.members]
+    curves = [curve for _, curve in found if curve is not None]
+    if not curves:
+        return None
+    keys = [Key(member.name, member.run, DASHES[member.run]) for member in section.members if member.name]
+    alts = [member.label(ylabel) + _course(curve) for member, curve in found if curve is not None]
+    return _picture(section, kind or metric, title, aid, [Panel(curves, ylabel, guides=guides)], keys, alts)
+
+
+def _picture(
+    section: _Section,
+    kind: str,
+    title: str,
+    aid: str,
+    panels: Sequence[Panel],
+    keys: Sequence[Key],
+    alts: Sequence[str],
+) -> Picture:
+    anchor = section.key(kind)
+    svg = over_steps(anchor, _alt(f"{title} over training steps", alts), panels)
+    return Picture(anchor, title, aid, svg, tuple(keys))
+
+
+def _alt(title: str, told: Sequence[str]) -> str:
+    return f"{title}: {'; '.join(told)}."
+
+
+def _course(curve: Curve) -> str:
+    """Say where a curve starts and ends."""
+    known = np.flatnonzero(np.isfinite(curve.y))
+    if not len(known):
+        return " is not resolved"
+    first, last = known[0], known[-1]
+    ends = curve.low[last], curve.high[last]
+    interval = "" if np.isnan(ends[0]) else f" (interval {number(ends[0])} to {number(ends[1])})"
+    end = f"{number(curve.y[last])}{interval} at step {curve.x[last]:g}"
+    return (
+        f" {end}" if first == last else f" from {number(curve.y[first])} at step {curve.x[first]:g} to {end}"
+    )
+
+
+def _open(low: Double, high: Double) -> Any:
+    """Return upper ends, infinite where there is a lower one alone."""
+    return np.where(np.isnan(high) & ~np.isnan(low), np.inf, high)

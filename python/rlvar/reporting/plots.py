@@ -86,15 +86,15 @@ def over_steps(key: str, alt: str, panels: Sequence[Panel], xlabel: str = "train
     """Draw panels one below the other; `key` keeps the names within the SVG apart from those of others."""
     width, height = _SIZE
     with matplotlib.rc_context(_RC | {"svg.hashsalt": key}):
-        figure = Figure(figsize=(width, height if len(panels) == 1 else 1.75 * len(panels) + 0.6))
-        inches = figure.get_size_inches()
+        height = height if len(panels) == 1 else 1.8 * len(panels) + 0.5
+        figure = Figure(figsize=(width, height))
         for i, panel in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, i + 1)
             _draw(axes, panel)
             if i < len(panels) - 1:
                 axes.xaxis.set_major_formatter(NullFormatter())
         figure.axes[-1].set_xlabel(xlabel)
-        figure.subplots_adjust(0.165, 0.56 / inches[1], 0.985, 1 - 0.1 / inches[1], hspace=0.12)
+        figure.subplots_adjust(0.155, 0.56 / height, 0.985, 1 - 0.3 / height, hspace=0.3)
         return _svg(figure, key, alt)
 
 
@@ -164,8 +164,14 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlim(first - pad, last + pad)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.set_ylabel(panel.ylabel)
-    axes.yaxis.set_label_coords(-0.145, 0.5)
+    axes.annotate(
+        panel.ylabel,
+        (0, 1),
+        (-0.15 * _SIZE[0] * 72, 5),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        annotation_clip=False,
+    )
 
 
 def _frame(axes: Axes) -> None:

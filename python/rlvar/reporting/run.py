@@ -202,7 +202,7 @@ class RunReport(Result):
         for text, figure, part in run_verdict.of_two(self.runs, self.noise_scale_ratios):
             yield text, figure, part, None
         for run in self.runs:
-            for text, figure, part in run_verdict.sentences(run.parts):
+            for text, figure, part in run_verdict.sentences(run.parts, short=True):
                 yield f"{run.name}: {text}", figure, part, run.name
 
     @property

@@ -18,7 +18,6 @@ from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.plots import DASHES, Curve, Dot, Panel, dots, over_steps
 from rlvar.reporting.run import RunPart, RunReport, basis
 from rlvar.reporting.words import capital, long_name, number
-from rlvar.stats.estimate import Estimate
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
@@ -58,6 +57,10 @@ class _Section:
     def two(self) -> bool:
         return len(self.members) > 1
 
+    def has(self, metric: str) -> bool:
+        """Whether a metric was ever defined."""
+        return any(metric in each for member in self.members for each in member.part.history)
+
     def key(self, kind: str) -> str:
         return f"{kind}-{self.number}"
 
@@ -75,13 +78,9 @@ def run_page(report: RunReport) -> str:
             if part.title == title
         ]
         sections.append(_Section(i, title, tuple(members)))
-    drawn = {section.number: list(_pictures(section)) for section in sections}
-    rewarded = False
-    for pictures in drawn.values():  # once: rewards are of no part of the parameters
-        found = [picture for picture in pictures if picture.anchor.startswith("reward-")]
-        if rewarded:
-            pictures[:] = [picture for picture in pictures if picture not in found]
-        rewarded = rewarded or bool(found)
+    # Rewards are of no part of the parameters: one figure, of the first section that has them.
+    rewarded = next((each.number for each in sections if each.has("reward")), None)
+    drawn = {each.number: list(_pictures(each, rewarded == each.number)) for each in sections}
     where = {picture.anchor: picture.title for pictures in drawn.values() for picture in pictures}
     findings = []
     for finding in report.findings:
@@ -89,7 +88,8 @@ def run_page(report: RunReport) -> str:
         anchor = section.key(finding.figure)
         if anchor not in where:
             anchor = section.key("table")
-        findings.append((finding.text, anchor, where.get(anchor, "table")))
+        title = f"Figure: {where[anchor]}" if anchor in where else "Table"
+        findings.append((finding.text, anchor, title))
     parts = [part for run in report.runs for part in run.parts]
     return page(
         "run.html",
@@ -106,17 +106,9 @@ def run_page(report: RunReport) -> str:
     )
 
 
-def _pictures(section: _Section) -> Iterator[Picture]:
-    makers: list[Callable[[_Section], Picture | None]] = [
-        _noise_scale,
-        _ratios,
-        _signal,
-        _on_policy,
-        _shapes,
-        _reward,
-        _growth,
-    ]
-    for make in makers:
+def _pictures(section: _Section, rewards: bool) -> Iterator[Picture]:
+    makers: list[Callable[[_Section], Picture | None]] = [_noise_scale, _ratios, _shapes, _signal]
+    for make in [*makers, _on_policy, *[_reward] * rewards, _growth]:
         picture = make(section)
         if picture is not None:
             yield picture
@@ -164,7 +156,7 @@ def _ratios(section: _Section) -> Picture | None:
         return None
     that = long_name(section.members[0].part.reference)
     panel = Panel(curves, "ratio of variances", log=True, zero=1.0)
-    title = f"Variance beside that of {that}"
+    title = f"Variance relative to {that}"
     aid = f"Below 1 an estimator is quieter than {that}. Where the band excludes 1, the steps tell which."
     return _picture(section, "ratios", title, aid, [panel], keys, alts)
 
@@ -192,7 +184,7 @@ def _signal(section: _Section) -> Picture | None:
 
 def _on_policy(section: _Section) -> Picture | None:
     panels, alts, keys = [], [], []
-    names = {"on_policy_ratio": "between steps", "mean_score": "mean score"}
+    names = {"on_policy_ratio": "correlation between steps", "mean_score": "squared mean score"}
     for key, ylabel in names.items():
         curves = []
         for member in section.members:
@@ -207,35 +199,32 @@ def _on_policy(section: _Section) -> Picture | None:
     if section.two:
         keys = [Key(member.name, member.run, DASHES[member.run]) for member in section.members]
     aid = (
-        "Shares of the scores' variance: correlation between steps, and the squared mean score. On policy "
-        "both are 0; the bands hold for the whole run at once, and one above 0 is an alarm."
+        "Shares of the scores' variance; on policy both are 0. The bands hold for the whole run at once, and "
+        "one above 0 is an alarm."
     )
-    return _picture(section, "on-policy", "Were these rollouts the policy's?", aid, panels, keys, alts)
+    return _picture(section, "on-policy", "On-policy test", aid, panels, keys, alts)
 
 
 def _shapes(section: _Section) -> Picture | None:
-    rows, keys, alts = [], [], []
+    found, keys = [], []
     for member in section.members:
-        plan = member.part.plan
-        if plan is None:
-            continue
-        for option in sorted(plan.options[:_MOST_SHAPES], key=lambda option: option.completions):
-            gain: Estimate = option.gain
-            if not gain.value > 0:
-                continue
-            now = gain.low == gain.high == 1
-            label = f"{option.prompts} × {option.completions}{' (now)' if now else ''}"
-            low = 1 / gain.high if gain.high > 0 else math.nan
-            high = 1 / gain.low if gain.low > 0 else math.inf
-            rows.append(Dot(label, 1 / gain.value, low, high, member.run))
-            alts.append(member.label(f"{option.prompts} x {option.completions}: {number(1 / gain.value)}"))
+        options = () if member.part.plan is None else member.part.plan.options[:_MOST_SHAPES]
+        found += [(member, each) for each in options if each.gain.value > 0]
         if section.two:
             keys.append(Key(member.name, member.run))
+    rows, alts = [], []
+    for member, option in sorted(found, key=lambda pair: (pair[1].completions, pair[0].run)):
+        gain, shape = option.gain, f"{option.prompts} × {option.completions}"
+        low = 1 / gain.high if gain.high > 0 else math.nan
+        high = 1 / gain.low if gain.low > 0 else math.inf
+        now = " (now)" if gain.low == gain.high == 1 else ""
+        rows.append(Dot(f"{shape}{now}", 1 / gain.value, low, high, member.run))
+        alts.append(member.label(shape) + f" {number(1 / gain.value)}")
     if not rows:
         return None
     anchor = section.key("plan")
     alt = _alt("Variance relative to the shape in use", alts)
-    svg = dots(anchor, alt, rows, "variance beside that of the shape in use", line=1.0)
+    svg = dots(anchor, alt, rows, "variance relative to the shape in use", line=1.0)
     aid = "Prompts × completions for the same rollouts: the further left, the quieter the gradient."
     return Picture(anchor, "Prompts and completions", aid, svg, tuple(keys))
 

@@ -30,8 +30,8 @@ Said = tuple[str, str, str]
 _ALONE = 2  # so many alternatives have a sentence each
 
 
-def sentences(parts: Sequence[RunPart]) -> Iterator[Said]:
-    """Say what the parts of one run tell."""
+def sentences(parts: Sequence[RunPart], *, short: bool = False) -> Iterator[Said]:
+    """Say what the parts of one run tell; in `short` of the batch and the policy alone."""
     seen = [part for part in parts if part.rows]
     if not seen:
         what = (
@@ -44,6 +44,8 @@ def sentences(parts: Sequence[RunPart]) -> Iterator[Said]:
     if tested is not None and alarm:  # what puts the rest in question comes first
         yield _of_part(_alarm(tested), tested), "on-policy", tested.title
     yield _of_part(_noise(seen[0]), seen[0]), "noise-scale", seen[0].title
+    if short:
+        return
     for text, part in _alternatives(seen, alarm):
         yield _of_part(text, part), "ratios", part.title
     planned = _first(seen, lambda part: None if part.plan is None else _gain(part.plan))

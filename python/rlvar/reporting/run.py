@@ -7,147 +7,23 @@ all parameters whenever they were measured, for those of parts are of another si
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import import_module
 from os import PathLike
-from typing import Any, Protocol
 
 from rlvar import config, files
-from rlvar.analysis.measured import part_note, part_of
+from rlvar.analysis.measured import part_note
 from rlvar.reporting import run_verdict
+from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
 from rlvar.reporting.words import measured
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.unpaired import unpaired_ratio
 
 _WIDTH = 80
 _NAME = 20  # of an estimator in the table of the terminal
-
-
-class Watched(Protocol):
-    """What a report takes from a monitor."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def window(self) -> int | None: ...
-    @property
-    def decay(self) -> float | None: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def reference(self) -> str | None: ...
-    @property
-    def scores_of(self) -> str | None: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def units(self) -> float: ...
-    @property
-    def batch_units(self) -> float: ...
-    @property
-    def rows(self) -> Sequence[Any]: ...
-    @property
-    def on_policy(self) -> Any: ...
-    @property
-    def growth(self) -> Estimate | None: ...
-    @property
-    def history(self) -> Sequence[Mapping[str, float]]: ...
-    def plan(self) -> Any: ...
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RunPart(Result):
-    """What one monitor of a run tells, at the time of the report.
-
-    Attributes
-    ----------
-    scores_of, unit, units, batch_units, steps, window, decay, confidence, reference, rows, on_policy, growth
-        As those of `Monitor`.
-    noise_over_signal : Estimate or None
-        The noise scale of the reference over the units of a batch: the variance of a step's gradient over the
-        square of its mean.
-    plan : Plan or None
-        `Monitor.plan` for the rollouts in use.
-    history : tuple of dict
-        The metrics over the steps; `to_dict` leaves them out unless asked for.
-    """
-
-    _large = ("history",)
-    _also = ("noise_over_signal",)
-    scores_of: str | None
-    unit: str
-    units: float
-    batch_units: float
-    steps: int
-    window: int | None
-    decay: float | None
-    confidence: float
-    reference: str
-    rows: tuple[Any, ...]
-    on_policy: Any
-    plan: Any
-    growth: Estimate | None
-    history: tuple[dict[str, float], ...]
-
-    @classmethod
-    def of(cls, monitor: Watched) -> RunPart:
-        """Take from a monitor what it tells now."""
-        seen = monitor.steps > 0
-        return cls(
-            scores_of=monitor.scores_of,
-            unit=monitor.unit,
-            units=monitor.units if seen else 0.0,
-            batch_units=monitor.batch_units if seen else math.nan,
-            steps=monitor.steps,
-            window=monitor.window,
-            decay=monitor.decay,
-            confidence=monitor.confidence,
-            reference=monitor.reference or "",
-            rows=tuple(monitor.rows) if seen else (),
-            on_policy=monitor.on_policy if seen else None,
-            plan=monitor.plan() if seen else None,
-            growth=monitor.growth if seen else None,
-            history=tuple(dict(each) for each in monitor.history),
-        )
-
-    @property
-    def part(self) -> str | None:
-        """The part of the parameters; None of all, or where it is not known."""
-        return part_of(self.scores_of)
-
-    @property
-    def title(self) -> str:
-        return self.part or ("the scores given" if self.scores_of is None else "all parameters")
-
-    @property
-    def in_use(self) -> Any:
-        """The row of the reference; None before the first step."""
-        return next((row for row in self.rows if row.name == self.reference), None)
-
-    @property
-    def noise_over_signal(self) -> Estimate | None:
-        if self.in_use is None or not self.batch_units > 0:
-            return None
-        x, size = self.in_use.noise_scale, self.batch_units
-        numbers = x.value / size, x.stderr / size, x.low / size, x.high / size
-        return Estimate(*numbers, x.confidence, x.resolved)
-
-    @property
-    def ranked(self) -> tuple[Any, ...]:
-        """The rows, the quietest first; those whose mean may be another's come last."""
-        return tuple(sorted(self.rows, key=lambda row: (row.factor is None, _or_infinite(row.ratio.value))))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Run(Result):
-    """One run by its name, with a part for each of its monitors, all parameters first."""
-
-    name: str
-    parts: tuple[RunPart, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -199,7 +75,7 @@ class RunReport(Result):
             for text, figure, part in run_verdict.sentences(self.runs[0].parts):
                 yield text, figure, part, None
             return
-        for text, figure, part in run_verdict.of_two(self.runs, self.noise_scale_ratios):
+        for text, figure, part in run_verdict.of_two(*self.runs):
             yield text, figure, part, None
         for run in self.runs:
             for text, figure, part in run_verdict.sentences(run.parts, short=True):
@@ -209,30 +85,16 @@ class RunReport(Result):
     def noise_scale_ratios(self) -> dict[str, Estimate]:
         if len(self.runs) < 2:
             return {}
-        found = {}
-        for first, second in self.pairs():
-            if first.in_use is not None and second.in_use is not None and first.unit == second.unit:
-                found[first.title] = unpaired_ratio(first.in_use.noise_scale, second.in_use.noise_scale)
-        return found
-
-    def pairs(self) -> list[tuple[RunPart, RunPart]]:
-        """Return the parts that both runs have."""
-        first, second = self.runs
-        return [(a, b) for a in first.parts for b in second.parts if a.title == b.title]
+        pairs = [(a, b) for a in self.runs[0].parts for b in self.runs[1].parts if a.title == b.title]
+        found = {a.title: in_one_unit(a, b) for a, b in pairs}
+        return {title: unpaired_ratio(*pair[:2]) for title, pair in found.items() if pair is not None}
 
     def __repr__(self) -> str:
         blocks = ["Verdict\n" + "\n".join(map(_wrapped, self.verdict))]
         for run in self.runs:
             for part in run.parts:
-                title = f"{run.name}: {part.title}" if len(self.runs) > 1 else part.title
-                blocks.append(
-                    "\n".join(
-                        [
-                            files.printable(title if len(self.runs) > 1 else title[:1].upper() + title[1:]),
-                            *_lines(part),
-                        ]
-                    )
-                )
+                title = part.title if len(self.runs) == 1 else f"{run.name}, {part.title}"
+                blocks.append("\n".join([files.printable(title), *_lines(part)]))
         return "\n\n".join(blocks)
 
     def to_html(self, path: str | PathLike[str]) -> None:
@@ -297,25 +159,10 @@ def run_report(
     if len(names) < len(runs) or len(set(names[: len(runs)])) < len(runs):
         raise ValueError(f"names must be {len(runs)} that differ, got {list(names)!r}")
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    found = tuple(Run(name, _parts(*each)) for name, each in zip(names, runs, strict=False))
+    found = tuple(Run(name, parts_of(*each)) for name, each in zip(names, runs, strict=False))
     if len({part.confidence for run in found for part in run.parts}) > 1:
         raise ValueError(f"{' and '.join(name for name, _ in runs)} must have one confidence")
     return RunReport(found, made)
-
-
-def _parts(argument: str, monitors: Watched | Sequence[Watched]) -> tuple[RunPart, ...]:
-    several: list[Any] = list(monitors) if isinstance(monitors, (list, tuple)) else [monitors]
-    if not several:
-        raise ValueError(f"{argument} must be at least one monitor, got none")
-    for each in several:
-        if not hasattr(each, "history"):
-            raise TypeError(f"{argument} must be a Monitor or several, got {type(each).__name__}")
-    parts = sorted((RunPart.of(each) for each in several), key=lambda part: part.part is not None)
-    titles = [part.title for part in parts]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise ValueError(f"{argument} has two monitors of {title}; pass one for each part")
-    return tuple(parts)
 
 
 def _lines(part: RunPart) -> list[str]:
@@ -350,10 +197,6 @@ def basis(part: RunPart) -> list[str]:
     if part.part is not None:
         lines.append(part_note(part.part))
     return [files.printable(line) for line in lines]
-
-
-def _or_infinite(x: float) -> float:
-    return math.inf if math.isnan(x) else x
 
 
 def _cut(name: str) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from rlvar._types import Double
 from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.plots import DASHES, Curve, Dot, Panel, dots, over_steps
-from rlvar.reporting.run import RunPart, RunReport, basis
+from rlvar.reporting.run import RunReport, basis
+from rlvar.reporting.run_parts import RunPart
 from rlvar.reporting.words import capital, long_name, number
 
 _LINE = "4 3"  # of a value to compare with
@@ -100,7 +100,6 @@ def run_page(report: RunReport) -> str:
         basis=basis,
         capital=capital,
         long_name=long_name,
-        markup=Markup,
         ratios=report.noise_scale_ratios,
         title=" and ".join(run.name for run in report.runs),
     )
@@ -217,7 +216,7 @@ def _shapes(section: _Section) -> Picture | None:
         gain, shape = option.gain, f"{option.prompts} × {option.completions}"
         low = 1 / gain.high if gain.high > 0 else math.nan
         high = 1 / gain.low if gain.low > 0 else math.inf
-        now = " (now)" if gain.low == gain.high == 1 else ""
+        now = " (now)" if option.completions == member.part.plan.in_use else ""
         rows.append(Dot(f"{shape}{now}", 1 / gain.value, low, high, member.run))
         alts.append(member.label(shape) + f" {number(1 / gain.value)}")
     if not rows:

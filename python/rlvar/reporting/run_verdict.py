@@ -7,9 +7,10 @@ that sampled, growth with length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from rlvar.reporting.run_parts import Run, RunPart, in_one_unit
 from rlvar.reporting.words import (
     capital,
     interval,
@@ -21,9 +22,7 @@ from rlvar.reporting.words import (
     within,
 )
 from rlvar.stats.estimate import Estimate
-
-if TYPE_CHECKING:
-    from rlvar.reporting.run import Run, RunPart
+from rlvar.stats.unpaired import unpaired_ratio
 
 # A sentence, the kind of figure that it is about, and the title of the part that it is of.
 Said = tuple[str, str, str]
@@ -43,7 +42,8 @@ def sentences(parts: Sequence[RunPart], *, short: bool = False) -> Iterator[Said
     alarm = tested is not None and tested.on_policy.on_policy is False
     if tested is not None and alarm:  # what puts the rest in question comes first
         yield _of_part(_alarm(tested), tested), "on-policy", tested.title
-    yield _of_part(_noise(seen[0]), seen[0]), "noise-scale", seen[0].title
+    if seen[0].in_use is not None:
+        yield _of_part(_noise(seen[0]), seen[0]), "noise-scale", seen[0].title
     if short:
         return
     for text, part in _alternatives(seen, alarm):
@@ -59,25 +59,15 @@ def sentences(parts: Sequence[RunPart], *, short: bool = False) -> Iterator[Said
         yield _of_part(power_law(grows, "k", grown.growth, ""), grown), "growth", grown.title
 
 
-def of_two(runs: Sequence[Run], ratios: Mapping[str, Estimate]) -> Iterator[Said]:
+def of_two(first: Run, second: Run) -> Iterator[Said]:
     """Say how the noise scales of two runs compare, of the first part that both have."""
-    first, second = runs
     for a in first.parts:
-        b = next((part for part in second.parts if part.title == a.title), None)
-        if b is None or not (a.rows and b.rows):
-            continue
-        yield (
-            _of_part(_noisier(first.name, a, second.name, b, ratios.get(a.title)), a),
-            "noise-scale",
-            a.title,
-        )
-        return
-    yield (
-        f"{first.name} and {second.name} were not measured on the same parameters: their noise scales do not "
-        "compare.",
-        "table",
-        first.parts[0].title,
-    )
+        for b in second.parts:
+            if a.title == b.title and a.in_use is not None and b.in_use is not None:
+                yield _of_part(_noisier(first.name, a, second.name, b), a), "noise-scale", a.title
+                return
+    why = "were not measured on the same parameters, so their noise scales do not compare"
+    yield f"{first.name} and {second.name} {why}.", "table", first.parts[0].title
 
 
 def _first(parts: Sequence[RunPart], what: Callable[[RunPart], Estimate | None]) -> RunPart | None:
@@ -239,33 +229,39 @@ def _longer(row: Any, kind: str) -> bool:
 
 
 def _gain(plan: Any) -> Estimate | None:
-    return next((option.gain for option in plan.options), None)
+    """Return the gain that the shape of a batch is decided by."""
+    found: Estimate | None = _other(plan).gain if _other(plan) is not None else None
+    return found
+
+
+def _other(plan: Any) -> Any:
+    """Return the best option, or that which seems best beside the one in use; None if there is no other."""
+    best = plan.options[0]
+    others = [each for each in plan.options if each.completions != plan.in_use and each.gain.value > 0]
+    return best if best.completions != plan.in_use else max(others, key=lambda x: x.gain.value, default=None)
 
 
 def _shape(part: RunPart) -> str:
     """Say which prompts x completions have the least variance for the rollouts in use."""
-    options = part.plan.options
-    best, now = options[0], next((each for each in options if each.gain.low == each.gain.high == 1), None)
-    name, rollouts = _reference(part), f"{best.prompts * best.completions:,} rollouts"
-    least = _as(best)
-    if now is best:
-        if len(options) == 1:
-            return f"With {name}, {rollouts} can only be {least}, as now."
-        inverse = _inverse(options[1].gain)
-        surely, following = "has" if inverse.low > 1 else "appears to have", _as(options[1])
+    plan, name = part.plan, _reference(part)
+    other, now = _other(plan), next((each for each in plan.options if each.completions == plan.in_use), None)
+    gain, rollouts = other.gain, f"the same {other.prompts * other.completions:,} rollouts"
+    shape = f"{plan.in_use} completions a prompt" if now is None else _as(now)
+    if gain.high < 1:
+        more = _inverse(gain)
         return (
-            f"With {name}, {least}, as now, {surely} the least variance for {rollouts}; {following} has "
-            f"{number(inverse.value)} times as much ({interval(inverse)})."
+            f"With {name}, {shape}, as now, has the least variance of all shapes for {rollouts}: that of "
+            f"{_as(other)}, the next, is {number(more.value)} times as large ({interval(more)})."
         )
-    gain, in_use = best.gain, "the shape in use" if now is None else f"{_as(now)}, as now,"
     if gain.low > 1:
         return (
-            f"With {name}, {in_use} has {number(gain.value)} times the variance of {least} for the same "
+            f"With {name}, {shape}, as now, has {number(gain.value)} times the variance of {_as(other)} for "
             f"{rollouts} ({interval(gain)})."
         )
+    unsure = "that has no interval" if math.isnan(gain.low) else f"the interval includes 1 ({interval(gain)})"
     return (
-        f"Inconclusive: with {name}, {in_use} appears to have {number(gain.value)} times the variance of "
-        f"{least} for the same {rollouts}, but the interval includes 1 ({interval(gain)})."
+        f"Inconclusive: with {name}, {shape}, as now, appears to have {number(gain.value)} times the "
+        f"variance of {_as(other)} for {rollouts}, but {unsure}."
     )
 
 
@@ -310,26 +306,27 @@ def _alarm(part: RunPart) -> str:
     )
 
 
-def _noisier(one: str, a: RunPart, two: str, b: RunPart, ratio: Estimate | None) -> str:
+def _noisier(one: str, a: RunPart, two: str, b: RunPart) -> str:
     """Say which of two runs has the larger noise scale."""
-    of = _reference(a)
+    of = f" of {_reference(a)}"
     if a.reference != b.reference:
         one, two, of = f"{one} ({_reference(a)})", f"{two} ({_reference(b)})", ""
-    what = f"The noise scale{f' of {of}' if of else ''}"
-    if ratio is None:
-        return f"{what} counts {a.unit}s in {one} and {b.unit}s in {two}, so the two do not compare."
-    values = f"{number(a.in_use.noise_scale.value)} against {number(b.in_use.noise_scale.value)} {a.unit}s"
+    found = in_one_unit(a, b)
+    if found is None:
+        counts = f"counts {a.unit}s in {one} and {b.unit}s in {two}"
+        return f"The noise scale{of} {counts}, so the two do not compare."
+    x, y, units = found
+    ratio = unpaired_ratio(x, y)
     if not ratio.resolved or math.isnan(ratio.low):
-        faint = [name for name, part in ((one, a), (two, b)) if not part.in_use.noise_scale.resolved]
-        return f"{what} cannot be compared: the signal is not resolved in {joined(faint)}."
+        faint = [name for name, each in ((one, x), (two, y)) if not each.resolved or math.isnan(each.low)]
+        return f"The noise scales{of} cannot be compared: the signal is not resolved in {joined(faint)}."
     if ratio.value < 1:
-        one, two, ratio = two, one, _inverse(ratio)
-        values = (
-            f"{number(b.in_use.noise_scale.value)} against {number(a.in_use.noise_scale.value)} {a.unit}s"
-        )
+        one, two, x, y, ratio = two, one, y, x, _inverse(ratio)
+    values = f"{number(x.value)} against {number(y.value)} {units}"
     if ratio.low > 1:
-        return f"{what} in {one} is {number(ratio.value)} times that in {two}: {values} ({interval(ratio)})."
+        times = f"{number(ratio.value)} times that in {two}: {values} ({interval(ratio)})"
+        return f"The noise scale{of} in {one} is {times}."
     return (
-        f"Inconclusive: {what[0].lower()}{what[1:]} in {one} appears to be {number(ratio.value)} times that "
-        f"in {two}, {values}, but the interval includes 1 ({interval(ratio)})."
+        f"Inconclusive: the noise scale{of} in {one} appears to be {number(ratio.value)} times that in "
+        f"{two}, {values}, but the interval includes 1 ({interval(ratio)})."
     )

@@ -118,7 +118,7 @@ def dots(key: str, alt: str, rows: Sequence[Dot], xlabel: str, *, line: float) -
         axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
         axes.set_yticklabels([row.label for row in rows])
         axes.tick_params(axis="y", length=0)
-        _log_ticks(axes.xaxis, low, high, most=6)
+        _log_ticks(axes.xaxis, low, high)
         axes.set_xlabel(xlabel)
         widest = max(len(row.label) for row in rows)
         figure.subplots_adjust(min(0.45, 0.05 + 0.021 * widest), 0.56 / height, 0.965, 1 - 0.1 / height)
@@ -154,7 +154,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         some = shown[::-every] if len(shown) else shown  # the last one among them
         axes.plot(curve.x[some], y[some], MARKERS[curve.look % len(MARKERS)], color=colour, markersize=4.5)
     if panel.log:
-        _log_ticks(axes.yaxis, low, high, most=6)
+        _log_ticks(axes.yaxis, low, high)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
@@ -203,10 +203,18 @@ def _limits(
     return first - pad, last + pad
 
 
-def _log_ticks(axis: matplotlib.axis.Axis, low: float, high: float, *, most: int) -> None:
-    """Set ticks of a log axis, short ones too: 1, 2, 5 a decade, or fewer; or round numbers."""
+def _log_ticks(axis: matplotlib.axis.Axis, low: float, high: float, *, most: int = 6) -> None:
+    """Set ticks of a log axis, of one that is short too: the most of some series that are not too many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices = [[m * 10.0**k for k in decades for m in of] for of in ((1, 2, 5), (1, 3), (1,))]
+    series = (
+        (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 2, 3, 5),
+        (1, 2, 5),
+        (1, 3),
+        (1,),
+    )
+    choices = [[m * 10.0**k for k in decades for m in each] for each in series]
     choices += [[10.0**k for k in decades if k % by == 0] for by in (2, 3, 5, 10, 20, 50)]
     inside = [[x for x in ticks if low <= x <= high] for ticks in choices]
     ticks = next((each for each in inside if len(each) <= most), inside[-1])

@@ -18,7 +18,7 @@ from rlvar import config, files
 from rlvar.analysis.measured import part_note
 from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
-from rlvar.reporting.words import measured
+from rlvar.reporting.words import capital, measured
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.unpaired import unpaired_ratio
 
@@ -93,7 +93,7 @@ class RunReport(Result):
         blocks = ["Verdict\n" + "\n".join(map(_wrapped, self.verdict))]
         for run in self.runs:
             for part in run.parts:
-                title = part.title if len(self.runs) == 1 else f"{run.name}, {part.title}"
+                title = capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}"
                 blocks.append("\n".join([files.printable(title), *_lines(part)]))
         return "\n\n".join(blocks)
 

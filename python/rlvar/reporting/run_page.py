@@ -137,27 +137,31 @@ def _noise_scale(section: _Section) -> Picture | None:
 
 
 def _ratios(section: _Section) -> Picture | None:
-    names: dict[str, int] = {}
-    curves, keys, alts = [], [], []
-    for member in section.members:
-        part = member.part
-        for row in part.rows:
-            if row.name == part.reference:
-                continue
-            look = names.setdefault(row.name, len(names))
-            dashes = member.run if section.two else look
-            curve = member.curve(f"ratio/{row.name}", look, dashes)
-            if curve is not None:
-                curves.append(curve)
-                keys.append(Key(member.label(long_name(row.name)), look, DASHES[dashes % len(DASHES)]))
-                alts.append(member.label(long_name(row.name)) + _course(curve))
-    if not curves:
+    """Draw ratios of variances and, of estimators with another mean gradient, of noise scales."""
+    looks: dict[str, int] = {}
+    keys: dict[Key, None] = {}
+    panels, alts = [], []
+    kinds = {"ratio": "ratio of variances", "noise_scale_ratio": "ratio of noise scales"}
+    for metric, ylabel in kinds.items():
+        curves = []
+        for member in section.members:
+            for row in member.part.rows:
+                look = looks.setdefault(row.name, len(looks))
+                dashes = member.run if section.two else look
+                curve = member.curve(f"{metric}/{row.name}", look, dashes)
+                if curve is not None:
+                    curves.append(curve)
+                    keys[Key(member.label(long_name(row.name)), look, DASHES[dashes % len(DASHES)])] = None
+                    alts.append(f"{ylabel}, {member.label(long_name(row.name))}{_course(curve)}")
+        if curves:
+            panels.append(Panel(curves, ylabel, log=True, zero=1.0))
+    if not panels:
         return None
     that = long_name(section.members[0].part.reference)
-    panel = Panel(curves, "ratio of variances", log=True, zero=1.0)
-    title = f"Variance relative to {that}"
-    aid = f"Below 1 an estimator is quieter than {that}. Where the band excludes 1, the steps tell which."
-    return _picture(section, "ratios", title, aid, [panel], keys, alts)
+    aid = f"Below 1 an estimator is quieter than {that}; where the band excludes 1, the steps tell which."
+    if len(panels) > 1:
+        aid += " Where mean gradients may differ, noise scales compare and variances alone do not."
+    return _picture(section, "ratios", f"Estimators relative to {that}", aid, panels, list(keys), alts)
 
 
 def _signal(section: _Section) -> Picture | None:
@@ -229,7 +233,13 @@ def _shapes(section: _Section) -> Picture | None:
 
 
 def _reward(section: _Section) -> Picture | None:
-    return _one_curve(section, "reward", "Reward", "mean reward", "Mean reward of the rollouts of each step.")
+    return _one_curve(
+        section,
+        "reward",
+        "Reward",
+        "mean reward",
+        "Mean reward of the rollouts, over the same steps as the rest.",
+    )
 
 
 def _growth(section: _Section) -> Picture | None:

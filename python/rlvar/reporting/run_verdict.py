@@ -54,7 +54,7 @@ def sentences(parts: Sequence[RunPart], *, short: bool = False) -> Iterator[Said
     if tested is not None and not alarm:
         yield _of_part(_consistent(tested), tested), "on-policy", tested.title
     grown = _first(seen, lambda part: part.growth)
-    if grown is not None and grown.growth is not None and not math.isnan(grown.growth.value):
+    if grown is not None and grown.growth is not None and not math.isnan(grown.growth.low):
         grows = f"The variance of the sum of the first k steps' terms of {_reference(grown)} grows"
         yield _of_part(power_law(grows, "k", grown.growth, ""), grown), "growth", grown.title
 
@@ -162,12 +162,13 @@ def _alternatives(parts: Sequence[RunPart], alarm: bool) -> Iterator[tuple[str, 
 
 def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
     this, that, units = long_name(row.name), _reference(part), f"{part.unit}s"
+    same = row.ratio.low == row.ratio.high == 1
     if kind == "precision":
-        return ratio_sentence(row, part.reference, units)
+        return ratio_sentence(row, part.reference, units, identical=same)
     if kind == "signal":
         return _by_signal(this, that, row.noise_scale_ratio, units)
     if row.factor is not None:
-        return ratio_sentence(row, part.reference, None)
+        return ratio_sentence(row, part.reference, None, identical=same)
     claim = (
         f"The variance of {this} is {number(row.ratio.value)} times that of {that} ({interval(row.ratio)})"
     )

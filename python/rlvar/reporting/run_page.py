@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvar import files
 from rlvar._types import Double
 from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.plots import DASHES, Curve, Dot, Panel, dots, over_steps
@@ -180,7 +181,7 @@ def _signal(section: _Section) -> Picture | None:
     panel = Panel(curves, "squared gradient", log=True)
     aid = (
         f"Variance of one {unit}'s gradient and squared norm of the mean gradient: their distance is the "
-        "noise scale. A gap is a signal that is not resolved."
+        "noise scale. A gap is an estimate that is not positive."
     )
     return _picture(section, "signal", "Signal and variance", aid, [panel], keys, alts)
 
@@ -281,7 +282,7 @@ def _picture(
 
 
 def _alt(title: str, told: Sequence[str]) -> str:
-    return f"{title}: {'; '.join(told)}."
+    return files.printable(f"{title}: {'; '.join(told)}.")
 
 
 def _course(curve: Curve) -> str:

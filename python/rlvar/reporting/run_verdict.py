@@ -26,11 +26,16 @@ from rlvar.stats.unpaired import unpaired_ratio
 
 # A sentence, the kind of figure that it is about, and the title of the part that it is of.
 Said = tuple[str, str, str]
+_MOST = 6
 _ALONE = 2  # so many alternatives have a sentence each
 
 
-def sentences(parts: Sequence[RunPart], *, short: bool = False) -> Iterator[Said]:
+def sentences(parts: Sequence[RunPart], *, short: bool = False) -> list[Said]:
     """Say what the parts of one run tell; in `short` of the batch and the policy alone."""
+    return list(_sentences(parts, short))[:_MOST]
+
+
+def _sentences(parts: Sequence[RunPart], short: bool) -> Iterator[Said]:
     seen = [part for part in parts if part.rows]
     if not seen:
         what = (

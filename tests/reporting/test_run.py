@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -14,6 +13,8 @@ import rlvar
 from rlvar.reporting.run import run_report
 from rlvar.reporting.words import number
 
+matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib")
+pytest.importorskip("jinja2", reason="needs jinja2")
 HOSTILE = "<script>alert('x')</script> \x1b[31m\u202e &amp; \"quoted\" $x^2$"
 
 

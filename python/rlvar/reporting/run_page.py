@@ -22,6 +22,7 @@ from rlvar.reporting.words import capital, long_name, number
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
+_MOST_POINTS = 256  # of a curve: more than a figure has pixels for
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class _Member:
 
     def curve(self, key: str, look: int, dashes: int) -> Curve | None:
         """Return a metric over the steps with its interval; None where it was never defined."""
-        history = self.part.history
+        every = math.ceil(len(self.part.history) / _MOST_POINTS)
+        history = self.part.history[::-1][::every][::-1]  # the last one among them
         x, y, low, high = (
             np.array([float(each.get(name, math.nan)) for each in history])
             for name in ("step", key, f"{key}/low", f"{key}/high")
@@ -147,11 +149,12 @@ def _ratios(section: _Section) -> Picture | None:
         curves = []
         for member in section.members:
             for row in member.part.rows:
-                look = looks.setdefault(row.name, len(looks))
+                look = looks.get(row.name, len(looks))
                 dashes = member.run if section.two else look
                 curve = member.curve(f"{metric}/{row.name}", look, dashes)
                 if curve is not None:
                     curves.append(curve)
+                    looks[row.name] = look
                     keys[Key(member.label(long_name(row.name)), look, DASHES[dashes % len(DASHES)])] = None
                     alts.append(f"{ylabel}, {member.label(long_name(row.name))}{_course(curve)}")
         if curves:

@@ -38,7 +38,7 @@ class _Member:
 
     def curve(self, key: str, look: int, dashes: int) -> Curve | None:
         """Return a metric over the steps with its interval; None where it was never defined."""
-        every = math.ceil(len(self.part.history) / _MOST_POINTS)
+        every = max(1, math.ceil(len(self.part.history) / _MOST_POINTS))
         history = self.part.history[::-1][::every][::-1]  # the last one among them
         x, y, low, high = (
             np.array([float(each.get(name, math.nan)) for each in history])

@@ -57,13 +57,13 @@ def report(monitor):
 
 @pytest.fixture(scope="module")
 def norm():
-    return run(16, scores_of="the final norm of A", seed=1)
+    return run(12, scores_of="the final norm of A", seed=1)
 
 
 @pytest.fixture(scope="module")
 def two(norm):
-    first = run(16, scores_of="all 20 parameters of A"), norm
-    second = run(16, completions=16, prompts=2, scores_of="all 30 parameters of B", seed=2)
+    first = run(12, scores_of="all 20 parameters of A"), norm
+    second = run(12, completions=16, prompts=2, scores_of="all 30 parameters of B", seed=2)
     return run_report(first, second, names=("A", HOSTILE))
 
 
@@ -205,7 +205,7 @@ def test_few_steps_say_that_there_are_no_intervals(tmp_path):
 
 
 def test_an_alarm_comes_first_and_takes_back_what_ratios_say(report):
-    alarmed = run(drift=0.3).report()
+    alarmed = run(30, drift=0.5).report()
     assert alarmed.findings[0].figure == "on-policy"
     since = alarmed.runs[0].parts[0].on_policy.since
     assert f"do not look like those of the policy that sampled since step {since}:" in alarmed.verdict[0]
@@ -279,7 +279,7 @@ def test_parts_are_named_and_the_noise_scale_is_that_of_all_parameters(norm):
     assert all(text.startswith("For the final norm alone: ") for text in about(young, "ratios"))
 
 
-def test_two_runs_compare_in_rollouts_where_their_groups_differ_in_size(two):
+def test_two_runs_compare_in_rollouts_where_their_groups_differ_in_size(two, page_of_two):
     ratio = two.noise_scale_ratios["all parameters"]
     a, b = (each.parts[0].in_use.noise_scale for each in two.runs)
     assert ratio.value == pytest.approx(8 * a.value / (16 * b.value))
@@ -287,6 +287,11 @@ def test_two_runs_compare_in_rollouts_where_their_groups_differ_in_size(two):
     assert f"{number(values[1])} against {number(values[0])} rollouts" in two.verdict[0]
     assert number(max(ratio.value, 1 / ratio.value)) in two.verdict[0]
     assert list(two.noise_scale_ratios) == ["all parameters"]
+    labels = re.findall(r'aria-label="Noise scale and batch[^"]*"', page_of_two)
+    assert f"to {number(8 * a.value)} (interval" in labels[0]
+    assert f"to {number(16 * b.value)} (interval" in labels[0]
+    assert "a dashed line marks the batch of 32 rollouts" in labels[0]
+    assert f"to {number(two.runs[0].parts[1].in_use.noise_scale.value)} (interval" in labels[1]
     assert two.to_dict()["noise_scale_ratios"]["all parameters"]["value"] == ratio.value
 
 

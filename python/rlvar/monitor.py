@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rlvar.analysis.planning import Plan
     from rlvar.reporting.run import RunReport
 
+_WINDOW = 50
 _FORGOTTEN = 1e-3  # the weight below which a step is let go
 _MEANS = 1 << 22  # numbers of mean gradients that are kept, of the newest steps
 _HISTORY = 512
@@ -156,7 +157,11 @@ class Monitor:
             self.decay = _check.positive_number("decay", decay)
             if not self.decay < 1:
                 raise ValueError(f"decay must lie between 0 and 1, got {decay!r}")
-        self.window = None if decay is not None else _check.positive_integer("window", window or 50, 2)
+        self.window = (
+            None
+            if decay is not None
+            else _check.positive_integer("window", 50 if window is None else window, 2)
+        )
         self.confidence = _check.confidence(confidence)
         self._threads = _check.threads(num_threads)
         self.scores_of: str | None = None
@@ -284,8 +289,14 @@ class Monitor:
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
             raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
-        if self._kind is None and self._estimators is not None:
-            what = {each.name: what[each.name] for each in self._estimators if each.name in what}
+        if self._estimators is not None:
+            wanted = [each.name for each in self._estimators]
+            if missing := [name for name in wanted if name not in what]:
+                raise ValueError(f"gradients must be of {', '.join(wanted)}, got none of {missing[0]!r}")
+            what = {name: what[name] for name in wanted}
+            unbiased = (
+                [name for name in _check.names("unbiased", unbiased) if name in what] if unbiased else ()
+            )
         found = given_gradients(what, unbiased, groups, sizes, gram_of, sketched, self._threads, least=1)
         several = groups is not None or bool((found.sizes != 1).any())
         unit = "group" if several else "rollout" if sizes is not None else "unit"
@@ -329,7 +340,8 @@ class Monitor:
     def _take(self, record: StepRecord) -> None:
         if self._records and self._records[-1].step == record.step:
             self._refuse_shared()
-            record = self._merged(self._records.pop(), record)
+            record = self._merged(self._records[-1], record)
+            self._records.pop()
             if self._kept and self._kept[-1]["step"] == record.step:
                 self._kept.pop()
         self._records.append(record)
@@ -351,7 +363,7 @@ class Monitor:
         room = _MEANS
         for i in range(len(self._records) - 1, -1, -1):
             room -= self._records[i].kept
-            if room < 0 and self._records[i].mergeable and i < len(self._records) - 1:
+            if room < 0 and self._records[i].mergeable:
                 self._records[i] = self._records[i].without_means()
 
     @property
@@ -375,8 +387,10 @@ class Monitor:
     def _weighed(self, of: Callable[[StepRecord], float | None]) -> tuple[list[StepRecord], Double]:
         """Return the steps that have something to pool, and their weights: degrees of freedom times decay."""
         decay = 1.0 if self.decay is None else self.decay
-        last = len(self._records) - 1
-        found = [(r, (of(r) or 0.0) * decay ** (last - i)) for i, r in enumerate(self._records)]
+        with self._lock:
+            records = list(self._records)
+        last = len(records) - 1
+        found = [(r, (of(r) or 0.0) * decay ** (last - i)) for i, r in enumerate(records)]
         found = [(r, w) for r, w in found if w > 0]
         return [r for r, _ in found], np.array([w for _, w in found])
 
@@ -615,15 +629,16 @@ class Monitor:
         if not isinstance(other, Monitor):
             raise TypeError(f"merge takes a Monitor, got {type(other).__name__}")
         mine, others = self.state_dict(), other.state_dict()  # a moment's state of each
-        if not other._names or not self._names:
-            filled, empty = (self, other) if self._names else (other, self)
-            self._agree(other, ("window", "decay", "confidence"))
-            return self._restored(mine if self._names else others, filled._estimators or empty._estimators)
-        self._agree(other, ("window", "decay", "confidence", "_names", "reference", "unit", "scores_of"))
-        self._agree(other, ("_kind", "_sketched"))
+        self._agree(other, ("window", "decay", "confidence"))
         one, two = (
             self._restored(state, each._estimators) for state, each in ((mine, self), (others, other))
         )
+        one._threads = two._threads = self._threads
+        if not self._names and other._names:
+            return two
+        if not other._names:
+            return one
+        self._agree(other, ("_names", "reference", "unit", "scores_of", "_kind", "_sketched"))
         return one._joined(two)
 
     def _agree(self, other: Monitor, names: Sequence[str]) -> None:

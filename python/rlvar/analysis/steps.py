@@ -338,7 +338,7 @@ def record_of_rollouts(
         spread = batch.spread(each)
         if spread is not None:  # of a fit to fewer rollouts, which is not in the rows
             gradients.scatter[i, i] += spread.sum() * (len(units) - 1) / len(units)
-    filtered = bool(filtered_groups(batch))
+    filtered = bool(len(units) > 1 and filtered_groups(batch))
     chosen, sums = estimators[reference], batch.summed_scores()
     squares = batch.plain.step_squares.sum()
     of_units = units.sums(sums) if grouped else sums

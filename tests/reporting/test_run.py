@@ -244,6 +244,15 @@ def test_a_tie_and_estimators_that_are_the_same_are_said_so(report):
     assert "are the same estimator" in same
 
 
+def test_unbiased_estimators_whose_means_differ_say_what_to_look_for(report):
+    (part,) = report.runs[0].parts
+    ratio = rlvar.Estimate(2.0, 0.1, 1.5, 2.5)
+    denied = replace(part.rows[0], factor=None, differs=True, noise_scale_ratio=ratio)
+    (sentence,) = about(changed(report, rows=(part.rows[1], denied)), "ratios")
+    assert "needs 2 times as many groups as RLOO for the same signal-to-noise ratio" in sentence
+    assert "their mean gradients differ, though in theory both are unbiased: look for rewards" in sentence
+
+
 def test_shapes_say_whether_another_is_known_to_be_quieter(report):
     (part,) = report.runs[0].parts
     now = next(each for each in part.plan.options if each.completions == part.plan.in_use)

@@ -156,7 +156,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         _log_ticks(axes.yaxis, low, high)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     steps = np.concatenate([curve.x for curve in panel.curves])
     first, last = float(steps.min()), float(steps.max())

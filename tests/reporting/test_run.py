@@ -121,7 +121,7 @@ def test_numbers_in_sentences_are_those_of_the_json(report):
     assert 3 <= len(found["verdict"]) <= 6
     (noise,) = about(report, "noise-scale")
     scale, share = rows["rloo"]["noise_scale"], part["noise_over_signal"]
-    assert f"is {number(scale['value'])} groups ({interval(scale)}) over all 24 steps" in noise
+    assert f"is {number(scale['value'])} groups ({interval(scale)}) over all 24 monitored steps" in noise
     assert f"in a batch of 4 groups the variance of the gradient is {number(share['value'])} times" in noise
     assert interval(share) in noise
     single, grpo = about(report, "ratios")
@@ -185,7 +185,10 @@ def test_a_signal_that_is_not_resolved_has_no_noise_scale_but_a_bound():
     report = run(strength=0.0).report()
     (sentence,) = about(report, "noise-scale")
     bound = report.runs[0].parts[0].in_use.noise_scale.low
-    assert "The signal of RLOO is not resolved over all 24 steps: its interval includes zero" in sentence
+    assert (
+        "The signal of RLOO is not resolved over all 24 monitored steps: its interval includes zero"
+        in sentence
+    )
     assert f"no upper bound (95% interval from {number(bound)} groups)" in sentence
     grpo = about(report, "ratios")[1]
     assert grpo.startswith("The variance of GRPO is ")
@@ -335,6 +338,18 @@ def test_every_figure_has_alternative_text_with_numbers_and_a_reading_aid(report
     assert f"to {number(scale.value)} (interval {number(scale.low)} to {number(scale.high)})" in page
     others = [attributes for attributes in parsed.all("svg") if attributes.get("role") != "img"]
     assert all(attributes["aria-hidden"] == "true" for attributes in others)
+
+
+def test_an_estimator_has_one_colour_on_the_whole_page(tmp_path, norm):
+    rng, whole = np.random.default_rng(0), rlvar.Monitor(reference="rloo")
+    for step in range(3):  # names in another order
+        of = {name: rng.standard_normal((8, 5)) + 1 for name in ("grpo", "rloo", "single")}
+        whole.update(of, step=step, scores_of="all 9 parameters of A")
+    text = page_of(run_report([norm, whole]), tmp_path)
+    for name in ("single-step", "GRPO"):
+        colours = re.findall(rf"<li><svg class=\"key\"[^>]*>(.*)</svg>{name}</li>", text)
+        assert len(colours) == 2
+        assert colours[0] == colours[1]
 
 
 def test_what_users_name_is_escaped(page_of_two, tmp_path):

@@ -99,10 +99,10 @@ def _reference(part: RunPart) -> str:
 def _over(part: RunPart) -> str:
     """Say which steps the numbers are pooled from."""
     if part.window is None:
-        return f"over {part.steps:,} steps, the last of which count most"
+        return f"over {part.steps:,} monitored steps, the last of which count most"
     if part.steps <= part.window:
-        return f"over all {part.steps:,} steps" if part.steps > 1 else "in one step"
-    return f"over the last {part.window:,} steps"
+        return f"over all {part.steps:,} monitored steps" if part.steps > 1 else "in one step"
+    return f"over the last {part.window:,} monitored steps"
 
 
 def _noise(part: RunPart) -> str:

@@ -1,0 +1,444 @@
+"""Does acting on the verdict pay? Training a small language model with the batch that rlvar asks for.
+
+    python studies/acting.py run --out docs/acting.json --device cuda   # five minutes on one H100
+    python studies/acting.py show docs/acting.json --picture docs/acting.svg
+
+The model of `examples/arithmetic.py`, taught until 15 % of its completions are right, is trained by policy
+gradient with Adam, 64 rollouts a step, until 80 % are right on pairs of numbers that no step has seen. This
+probability is exact: that of the one right completion, averaged over the pairs. An arm is an estimator and a
+shape, prompts x completions. For a seed all arms start from one taught model; every arm is tried with every
+learning rate of the grid. Before any training rlvar predicts the variance of each arm's step from rollouts of
+the taught model; that of 200 real steps at the same parameters is set beside it. All runs of a task train
+together (`studies/ensemble.py`).
+
+Tasks: "sum", one reward for a completion that is all right; "digits", a longer completion with a reward for
+each token up to the first wrong one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import arithmetic
+import ensemble
+import rlvar
+from rlvar.torch import Sketch, sequence_scores, token_scores
+
+ROLLOUTS, START, GOAL, EVERY = 64, 0.15, 0.80, 10
+PAIRS = np.array([(a, b) for a in range(10, 100) for b in range(10, 100)])
+HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
+SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+IN_USE = (4, 16)  # prompts x completions that people start from; the plan is made from its rollouts
+POOLED = 8  # batches in use that a plan is made from
+
+
+class Arm(NamedTuple):
+    estimator: str
+    prompts: int
+    completions: int
+
+    def __str__(self) -> str:
+        return f"{self.estimator} {self.prompts}x{self.completions}"
+
+
+class Task(NamedTuple):
+    """What is to be written, in at most `longest` tokens, whether each is rewarded, and the arms."""
+
+    right: str
+    longest: int
+    by_token: bool
+    arms: tuple[Arm, ...]
+
+    def completion(self, a: int, b: int) -> str:
+        return self.right.format(ones=a % 10 + b % 10, tens=a // 10 + b // 10, sum=a + b, back=str(a + b)[::-1])
+
+
+_BOTH = (
+    *(Arm("rloo", p, ROLLOUTS // p) for p in (4, 8, 16, 32)),
+    *(Arm("grpo", p, ROLLOUTS // p) for p in (4, 8, 16)),
+    Arm("single", 4, 16),
+    Arm("single", 64, 1),
+    Arm("single-mean", 64, 1),
+)
+TASKS = {
+    "sum": Task("{ones} {sum}.", 8, False, (*_BOTH, Arm("otb", 64, 1))),
+    "digits": Task(
+        "{ones} {tens} {sum} {back}.",
+        14,
+        True,
+        (*_BOTH, Arm("multi", 64, 1), Arm("multi-mean", 64, 1), Arm("otb", 64, 1), Arm("multi", 4, 16)),
+    ),
+}
+
+
+# What is sampled, and what it is weighted by
+
+
+class Tables(NamedTuple):
+    """All prompts (8100, 6) and right completions (8100, longest) as tokens."""
+
+    prompts: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def of(cls, task: Task, device: str) -> Tables:
+        right = [arithmetic.encode(task.completion(a, b).ljust(task.longest, "_")) for a, b in PAIRS]
+        return cls(arithmetic.prompts_as_tokens(PAIRS).to(device), torch.tensor(right, device=device))
+
+
+def right_tokens(targets, ids, mask):
+    """1 for each token up to the first wrong one, and whether all are right."""
+    same = ids[..., -targets.shape[-1] :] == targets
+    return (same & mask).cumprod(-1).float(), same.all(-1).float()
+
+
+def weights_of(arm: Arm, rewards, mask, log_probs, written):
+    """Weights (R, 64, T) of an arm's runs; rewards (R, 64, T), log-probabilities (R, 64, T, V)."""
+    whole = rewards.sum(-1)
+    by_group = whole.view(len(whole), arm.prompts, arm.completions)
+    live = mask.float()
+    others = live.sum(1, keepdim=True) - 1
+    to_go = rewards.flip(-1).cumsum(-1).flip(-1) * live
+    if arm.estimator in ("rloo", "grpo"):
+        centred = by_group - by_group.mean(-1, keepdim=True)
+        if arm.estimator == "rloo":
+            found = centred * arm.completions / (arm.completions - 1)
+        else:
+            found = centred / (by_group.std(-1, keepdim=True) + 1e-6)
+        found = found.view_as(whole)[..., None]
+    elif arm.estimator == "single":
+        found = whole[..., None]
+    elif arm.estimator == "single-mean":
+        found = ((whole - whole.mean(1, keepdim=True)) * whole.shape[1] / (whole.shape[1] - 1))[..., None]
+    elif arm.estimator == "multi":
+        found = to_go
+    elif arm.estimator == "multi-mean":
+        mean = (to_go.sum(1, keepdim=True) - to_go) / others.clamp(min=1)
+        found = to_go - mean
+    else:  # the optimal token baseline over the batch, as verl computes it
+        p = log_probs.exp()
+        squares = 1 - 2 * p.gather(-1, written[..., None])[..., 0] + p.square().sum(-1)
+        energy = (squares * live).cumsum(-1) * live
+        baseline = (to_go * energy).sum(1, keepdim=True) / (energy.sum(1, keepdim=True) + 1e-8)
+        found = to_go - baseline.where(others > 0, 0.0)
+    return found * live
+
+
+def draw(p, arms_of, task: Task, tables: Tables, generator):
+    """One batch for each copy: ids, which tokens are written, rewards (R, 64, T). `arms_of` (R,) are arms."""
+    pairs = torch.empty(len(arms_of), ROLLOUTS, dtype=torch.long, device=tables.prompts.device)
+    seen = torch.as_tensor(SEEN, device=pairs.device)
+    for arm, rows in rows_by_arm(arms_of):
+        drawn = torch.randint(len(seen), (len(rows), arm.prompts), generator=generator, device=pairs.device)
+        pairs[rows] = seen[drawn].repeat_interleave(arm.completions, 1)
+    ids, mask = ensemble.sample(p, tables.prompts[pairs], task.longest, arithmetic.END, generator)
+    by_token, right = right_tokens(tables.targets[pairs], ids, mask)
+    if task.by_token:
+        return ids, mask, by_token
+    last = mask & ~torch.nn.functional.pad(mask[..., 1:], (0, 1))
+    return ids, mask, right[..., None] * last
+
+
+def rows_by_arm(arms_of):
+    for arm in dict.fromkeys(arms_of):
+        yield arm, [row for row, each in enumerate(arms_of) if each == arm]
+
+
+def gradients(p, arms_of, task: Task, ids, mask, rewards):
+    """Gradient of minus the weighted log-probabilities, the mean over the batch, of each copy."""
+
+    def loss(leaves):
+        log_probs = ensemble.completion_logits(leaves, ids, task.longest)
+        written = ids[..., -task.longest :]
+        logp = log_probs.gather(-1, written[..., None])[..., 0]
+        weights = torch.empty_like(rewards)
+        for arm, rows in rows_by_arm(arms_of):
+            given = rewards[rows], mask[rows], log_probs.detach()[rows], written[rows]
+            weights[rows] = weights_of(arm, *given)
+        return -(weights * logp).sum() / ROLLOUTS
+
+    return ensemble.gradients_of(p, loss)
+
+
+@torch.no_grad()
+def success(p, tables: Tables, pairs: np.ndarray, chunk: int = 128) -> torch.Tensor:
+    """Probability (R,) of a right completion, the mean over pairs."""
+    copies, total = len(p["lm_head.weight"]), 0.0
+    for some in np.array_split(pairs, -(-len(pairs) // chunk)):
+        prompts, targets = tables.prompts[some], tables.targets[some]
+        ids = torch.cat([prompts, targets], -1).expand(copies, -1, -1)
+        log_probs = ensemble.completion_logits(p, ids, targets.shape[-1])
+        logp = log_probs.gather(-1, targets.expand(copies, -1, -1)[..., None])[..., 0]
+        total = total + (logp * (targets != 0)).sum(-1).exp().sum(-1)
+    return total / len(pairs)
+
+
+# From a taught model to one that has learned
+
+
+def teach(task: Task, tables: Tables, seeds: int, start: float, held_out: np.ndarray, device: str):
+    """State dicts of models, one a seed, each as it was when `start` of its completions were right."""
+    models = [arithmetic.make_model(seed).state_dict() for seed in range(seeds)]
+    p = ensemble.stacked(models, device)
+    adam = ensemble.Adam(p, torch.full((seeds,), 2e-3, device=device))
+    generator = torch.Generator(device).manual_seed(1)
+    seen = torch.as_tensor(SEEN, device=device)
+    taught, steps = {}, 0
+    while len(taught) < seeds:
+        pairs = seen[torch.randint(len(seen), (seeds, 64), generator=generator, device=device)]
+        ids, targets = torch.cat([tables.prompts[pairs], tables.targets[pairs]], -1), tables.targets[pairs]
+
+        def loss(leaves, ids=ids, targets=targets):
+            log_probs = ensemble.completion_logits(leaves, ids, task.longest)
+            logp = log_probs.gather(-1, targets[..., None])[..., 0] * (targets != 0)
+            return -(logp.sum((1, 2)) / (targets != 0).sum((1, 2))).sum()
+
+        adam.step(ensemble.gradients_of(p, loss))
+        steps += 1
+        if steps % 10 == 0:
+            for seed, rate in enumerate(success(p, tables, held_out).tolist()):
+                if rate >= start and seed not in taught:
+                    taught[seed] = {name: x[seed].clone() for name, x in p.items()}
+        if steps > 5000:
+            raise RuntimeError("the models do not learn")
+    return [taught[seed] for seed in range(seeds)]
+
+
+def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, log):
+    """Runs of all arms, rates and seeds: a list of (arm, rate, seed, rollouts to the goal, success)."""
+    keys = [(arm, rate, seed) for arm in task.arms for rate in rates for seed in range(len(starts))]
+    p = ensemble.stacked([starts[seed] for _, _, seed in keys], device)
+    adam = ensemble.Adam(p, torch.tensor([rate for _, rate, _ in keys], device=device))
+    generator = torch.Generator(device).manual_seed(2)
+    curves = {key: [] for key in keys}
+    running, step = list(keys), 0
+    while running:
+        if step % EVERY == 0:
+            now = success(p, tables, held_out).tolist()
+            for key, rate in zip(running, now, strict=True):
+                curves[key].append(rate)
+            left = [row for row, rate in enumerate(now) if rate < goal] if step < most else []
+            if len(left) < len(running):
+                running = [running[row] for row in left]
+                adam.keep(torch.tensor(left, dtype=torch.long, device=device))
+            log(f"  step {step}: {len(running)} of {len(keys)} runs go on")
+            if not running:
+                break
+        arms_of = [arm for arm, _, _ in running]
+        adam.step(gradients(p, arms_of, task, *draw(p, arms_of, task, tables, generator)))
+        step += 1
+    return curves
+
+
+# What rlvar says beforehand, and what steps then vary by
+
+
+def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict:
+    """Predicted variance of each arm's step, from `batches` of the batch in use, on one thread.
+
+    "single", "rloo" and "grpo" go by scores of whole completions with respect to all parameters; what weighs
+    tokens apart by a sketch of `tokens` coordinates of every token's score. A baseline over the batch of 64 is
+    compared with none on as many sets of single completions as there are completions.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of few groups
+    task = TASKS[task_name]
+    tables = Tables.of(task, "cpu")
+    model = arithmetic.make_model(0)
+    model.load_state_dict(start)
+    arm = Arm("rloo", IN_USE[0] * batches, IN_USE[1])
+    rng = np.random.default_rng([seed, 7])
+    pairs = SEEN[rng.integers(len(SEEN), size=arm.prompts)].repeat(arm.completions)
+    p = ensemble.stacked([start], "cpu")
+    generator = torch.Generator().manual_seed(1000 + seed)
+    ids, mask = ensemble.sample(
+        p, tables.prompts[pairs][None], task.longest, arithmetic.END, generator
+    )
+    by_token, right = right_tokens(tables.targets[pairs], ids, mask)
+    ids, mask, groups = ids[0], mask[0], np.repeat(np.arange(arm.prompts), arm.completions)
+    returns = (by_token.sum(-1) if task.by_token else right)[0].numpy().astype(float)
+    whole = sequence_scores(model, ids, None, mask, sketch=Sketch(1024)).rollouts(returns, groups=groups)
+    parts = {name: rlvar.prompt_components(whole, name) for name in ("single", "rloo", "grpo")}
+    compared = rlvar.compare(whole, ["rloo", "grpo"], reference="rloo")
+    found = {"signal": float(compared["rloo"].signal), "arms": {}, "plans": {}}
+    for each in task.arms:
+        if each.estimator in parts:
+            variance = parts[each.estimator].batch_variance(each.prompts, each.completions).value
+            if each.estimator == "grpo":  # to the scale of RLOO's gradient
+                scale = compared["grpo"].noise_scale_ratio
+                scale = np.nan if scale is None else scale.value
+                of_grpo = parts["grpo"].batch_variance(1, IN_USE[1]).value
+                variance *= scale * parts["rloo"].batch_variance(1, IN_USE[1]).value / of_grpo
+            found["arms"][str(each)] = float(variance)
+    for name in ("single", "rloo"):
+        least = min((k for k in (1, 2, 4, 8, 16, 32, 64) if k >= (1 if name == "single" else 2)),
+                    key=lambda k, name=name: parts[name].batch_variance(ROLLOUTS // k, k).value)
+        found["plans"][name] = [ROLLOUTS // least, least]
+    if batches < 2:
+        return found
+    scored, live = whole, None
+    if task.by_token:
+        scored = token_scores(model, ids, None, mask, sketch=Sketch(tokens))
+        live = by_token[0].numpy().astype(float)
+        scored = scored.rollouts(live, groups=groups)
+        parts["multi"] = rlvar.prompt_components(scored, "multi")
+        for each in task.arms:
+            if each.estimator == "multi":
+                found["arms"][str(each)] = parts["multi"].batch_variance(each.prompts, each.completions).value
+    wanted = {each.estimator: each for each in task.arms if each.completions == 1}
+    names = [name for name in wanted if name not in ("single", "multi")]
+    if not task.by_token:
+        names = [name for name in names if name != "otb"]
+    reference = {name: "multi" if name in ("multi-mean", "otb") else "single" for name in names}
+    summed = {}
+    for completion in range(arm.completions):
+        some = np.arange(completion, len(groups), arm.completions)
+        for name, one in {"single": whole, "multi": scored}.items():
+            of_name = [n for n in names if reference[n] == name]
+            if of_name:
+                part = one.scores[some], (returns if name == "single" else live)[some]
+                lengths = None if name == "single" else one.lengths[some]
+                rollouts = rlvar.Rollouts(*part, lengths=lengths)
+                rows = rlvar.compare(rollouts, [name, *of_name], reference=name)
+                for row in rows.rows:
+                    summed[name, row.name] = summed.get((name, row.name), 0.0) + row.variance.value
+    for name in names:
+        of = reference[name]
+        one = parts[of].batch_variance(ROLLOUTS, 1).value
+        found["arms"][str(wanted[name])] = one * summed[of, name] / summed[of, of]
+    return found
+
+
+def realise(task: Task, tables: Tables, start, repeats: int, device: str, seed: int) -> dict:
+    """Variance and squared mean, unbiased, of each arm's gradient over repeated batches at one model."""
+    p = {name: x[None].expand(repeats, *x.shape).to(device) for name, x in start.items()}
+    generator = torch.Generator(device).manual_seed(3000 + seed)
+    found, single = {}, None
+    for arm in task.arms:
+        arms_of = [arm] * repeats
+        given = draw(p, arms_of, task, tables, generator)
+        steps = gradients(p, arms_of, task, *given).values()
+        variance = sum(float(g.double().var(0).sum()) for g in steps)
+        squared = sum(float(g.double().mean(0).square().sum()) for g in steps)
+        found[str(arm)] = [variance, squared - variance / repeats]
+    return found
+
+
+# Subcommands
+
+
+def run(options) -> None:
+    device, began = options.device, time.perf_counter()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+    def log(line: str) -> None:
+        print(f"{time.perf_counter() - began:6.0f} s {line}", flush=True)
+
+    held_out = HELD_OUT[: options.held_out]
+    found = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "rates": options.rates,
+        "every": EVERY * ROLLOUTS,
+        "goal": options.goal,
+        "most": options.most * ROLLOUTS,
+        "tasks": {},
+    }
+    pool = ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"))
+    asked, starts, tables = {}, {}, {}
+    with pool:
+        for name in options.tasks:
+            tables[name] = Tables.of(TASKS[name], device)
+            given = TASKS[name], tables[name], options.seeds, options.start, held_out, device
+            starts[name] = teach(*given)
+            log(f"{name}: {options.seeds} models taught")
+            for seed, start in enumerate(starts[name]):
+                start = {key: x.cpu() for key, x in start.items()}
+                for batches in (1, POOLED):
+                    asked[name, seed, batches] = pool.submit(
+                        predict, name, start, seed, batches, options.tokens
+                    )
+        for name in options.tasks:
+            task = TASKS[name]
+            p = ensemble.stacked(starts[name], device)
+            started = [round(x, 4) for x in success(p, tables[name], held_out).tolist()]
+            of_task = found["tasks"][name] = {"started": started, "realised": []}
+            for seed, start in enumerate(starts[name]):
+                of_task["realised"].append(
+                    realise(task, tables[name], start, options.repeats, device, seed)
+                )
+            log(f"{name}: variances of steps realised")
+            curves = train(
+                task, tables[name], starts[name], options.rates, options.goal, options.most, held_out, device, log
+            )
+            of_task["curves"] = {  # by arm, rate and seed, in thousandths
+                str(arm): [
+                    [[round(1000 * x) for x in curves[arm, rate, seed]] for seed in range(options.seeds)]
+                    for rate in options.rates
+                ]
+                for arm in task.arms
+            }
+            write(options.out, found)
+        for name in options.tasks:
+            of_task = found["tasks"][name]
+            for batches, key in ((1, "one batch"), (POOLED, "pooled")):
+                of_task[key] = []
+                for seed in range(options.seeds):
+                    try:
+                        of_task[key].append(asked[name, seed, batches].result())
+                    except Exception as error:  # a failed prediction must not cost the runs
+                        log(f"{name}, seed {seed}, {key}: {error!r}")
+                        of_task[key].append(None)
+            write(options.out, found)
+    log("done")
+
+
+def write(path: str, found: dict) -> None:
+    def short(x):
+        if isinstance(x, float):
+            return float(f"{x:.4g}") if np.isfinite(x) else None
+        if isinstance(x, dict):
+            return {key: short(value) for key, value in x.items()}
+        return [short(value) for value in x] if isinstance(x, (list, tuple)) else x
+
+    Path(path).write_text(json.dumps(short(found), separators=(",", ":")) + "\n")
+
+
+def main(given=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run", help="train, predict and write what came out as JSON")
+    one.add_argument("--out", required=True)
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    one.add_argument("--seeds", type=int, default=10)
+    one.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    one.add_argument("--start", type=float, default=START)
+    one.add_argument("--goal", type=float, default=GOAL)
+    one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
+    one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
+    one.add_argument("--tokens", type=int, default=64, help="coordinates of a sketch of tokens' scores")
+    one.add_argument("--held-out", type=int, default=len(HELD_OUT), help="pairs")
+    one.add_argument("--processes", type=int, default=None, help="that predict beside the training")
+    one.set_defaults(call=run)
+    options = parser.parse_args(given)
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,9 @@ class Task(NamedTuple):
     arms: tuple[Arm, ...]
 
     def completion(self, a: int, b: int) -> str:
-        return self.right.format(ones=a % 10 + b % 10, tens=a // 10 + b // 10, sum=a + b, back=str(a + b)[::-1])
+        return self.right.format(
+            ones=a % 10 + b % 10, tens=a // 10 + b // 10, sum=a + b, back=str(a + b)[::-1]
+        )
 
 
 _BOTH = (
@@ -217,8 +219,8 @@ def teach(task: Task, tables: Tables, seeds: int, start: float, held_out: np.nda
     return [taught[seed] for seed in range(seeds)]
 
 
-def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, log):
-    """Runs of all arms, rates and seeds: a list of (arm, rate, seed, rollouts to the goal, success)."""
+def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, seen_so_far):
+    """Train all runs to the goal: success by (arm, rate, seed), a list with a number every ten steps."""
     keys = [(arm, rate, seed) for arm in task.arms for rate in rates for seed in range(len(starts))]
     p = ensemble.stacked([starts[seed] for _, _, seed in keys], device)
     adam = ensemble.Adam(p, torch.tensor([rate for _, rate, _ in keys], device=device))
@@ -234,7 +236,7 @@ def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, devic
             if len(left) < len(running):
                 running = [running[row] for row in left]
                 adam.keep(torch.tensor(left, dtype=torch.long, device=device))
-            log(f"  step {step}: {len(running)} of {len(keys)} runs go on")
+            seen_so_far(curves, step, len(running))
             if not running:
                 break
         arms_of = [arm for arm, _, _ in running]
@@ -250,13 +252,14 @@ def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict
     """Predicted variance of each arm's step, from `batches` of the batch in use, on one thread.
 
     "single", "rloo" and "grpo" go by scores of whole completions with respect to all parameters; what weighs
-    tokens apart by a sketch of `tokens` coordinates of every token's score. A baseline over the batch of 64 is
-    compared with none on as many sets of single completions as there are completions.
+    tokens apart by a sketch of every token's score, with `tokens` coordinates. A baseline over the batch of 64
+    is compared with none on as many sets of single completions as there are completions.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of few groups
     task = TASKS[task_name]
     tables = Tables.of(task, "cpu")
+    start = {key: torch.from_numpy(x) for key, x in start.items()}
     model = arithmetic.make_model(0)
     model.load_state_dict(start)
     arm = Arm("rloo", IN_USE[0] * batches, IN_USE[1])
@@ -264,9 +267,7 @@ def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict
     pairs = SEEN[rng.integers(len(SEEN), size=arm.prompts)].repeat(arm.completions)
     p = ensemble.stacked([start], "cpu")
     generator = torch.Generator().manual_seed(1000 + seed)
-    ids, mask = ensemble.sample(
-        p, tables.prompts[pairs][None], task.longest, arithmetic.END, generator
-    )
+    ids, mask = ensemble.sample(p, tables.prompts[pairs][None], task.longest, arithmetic.END, generator)
     by_token, right = right_tokens(tables.targets[pairs], ids, mask)
     ids, mask, groups = ids[0], mask[0], np.repeat(np.arange(arm.prompts), arm.completions)
     returns = (by_token.sum(-1) if task.by_token else right)[0].numpy().astype(float)
@@ -284,8 +285,10 @@ def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict
                 variance *= scale * parts["rloo"].batch_variance(1, IN_USE[1]).value / of_grpo
             found["arms"][str(each)] = float(variance)
     for name in ("single", "rloo"):
-        least = min((k for k in (1, 2, 4, 8, 16, 32, 64) if k >= (1 if name == "single" else 2)),
-                    key=lambda k, name=name: parts[name].batch_variance(ROLLOUTS // k, k).value)
+        least = min(
+            (k for k in (1, 2, 4, 8, 16, 32, 64) if k >= (1 if name == "single" else 2)),
+            key=lambda k, name=name: parts[name].batch_variance(ROLLOUTS // k, k).value,
+        )
         found["plans"][name] = [ROLLOUTS // least, least]
     if batches < 2:
         return found
@@ -326,7 +329,7 @@ def realise(task: Task, tables: Tables, start, repeats: int, device: str, seed: 
     """Variance and squared mean, unbiased, of each arm's gradient over repeated batches at one model."""
     p = {name: x[None].expand(repeats, *x.shape).to(device) for name, x in start.items()}
     generator = torch.Generator(device).manual_seed(3000 + seed)
-    found, single = {}, None
+    found = {}
     for arm in task.arms:
         arms_of = [arm] * repeats
         given = draw(p, arms_of, task, tables, generator)
@@ -355,6 +358,8 @@ def run(options) -> None:
         "every": EVERY * ROLLOUTS,
         "goal": options.goal,
         "most": options.most * ROLLOUTS,
+        "in use": list(IN_USE),
+        "pooled": POOLED,
         "tasks": {},
     }
     pool = ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"))
@@ -366,7 +371,7 @@ def run(options) -> None:
             starts[name] = teach(*given)
             log(f"{name}: {options.seeds} models taught")
             for seed, start in enumerate(starts[name]):
-                start = {key: x.cpu() for key, x in start.items()}
+                start = {key: x.cpu().numpy() for key, x in start.items()}
                 for batches in (1, POOLED):
                     asked[name, seed, batches] = pool.submit(
                         predict, name, start, seed, batches, options.tokens
@@ -377,21 +382,16 @@ def run(options) -> None:
             started = [round(x, 4) for x in success(p, tables[name], held_out).tolist()]
             of_task = found["tasks"][name] = {"started": started, "realised": []}
             for seed, start in enumerate(starts[name]):
-                of_task["realised"].append(
-                    realise(task, tables[name], start, options.repeats, device, seed)
-                )
+                of_task["realised"].append(realise(task, tables[name], start, options.repeats, device, seed))
             log(f"{name}: variances of steps realised")
-            curves = train(
-                task, tables[name], starts[name], options.rates, options.goal, options.most, held_out, device, log
-            )
-            of_task["curves"] = {  # by arm, rate and seed, in thousandths
-                str(arm): [
-                    [[round(1000 * x) for x in curves[arm, rate, seed]] for seed in range(options.seeds)]
-                    for rate in options.rates
-                ]
-                for arm in task.arms
-            }
-            write(options.out, found)
+
+            def seen_so_far(curves, step, running, name=name):
+                log(f"  step {step}: {running} of {len(curves)} runs go on")
+                found["tasks"][name]["curves"] = by_arm(curves, TASKS[name], options)
+                write(options.out, found)
+
+            given = starts[name], options.rates, options.goal, options.most, held_out, device
+            train(task, tables[name], *given, seen_so_far)
         for name in options.tasks:
             of_task = found["tasks"][name]
             for batches, key in ((1, "one batch"), (POOLED, "pooled")):
@@ -404,6 +404,17 @@ def run(options) -> None:
                         of_task[key].append(None)
             write(options.out, found)
     log("done")
+
+
+def by_arm(curves, task: Task, options) -> dict:
+    """Success in thousandths by arm, rate and seed."""
+    seeds = range(options.seeds)
+    return {
+        str(arm): [
+            [[round(1000 * x) for x in curves[arm, rate, seed]] for seed in seeds] for rate in options.rates
+        ]
+        for arm in task.arms
+    }
 
 
 def write(path: str, found: dict) -> None:
@@ -433,7 +444,7 @@ def main(given=None) -> None:
     one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
     one.add_argument("--tokens", type=int, default=64, help="coordinates of a sketch of tokens' scores")
-    one.add_argument("--held-out", type=int, default=len(HELD_OUT), help="pairs")
+    one.add_argument("--held-out", type=int, default=810, help="pairs")
     one.add_argument("--processes", type=int, default=None, help="that predict beside the training")
     one.set_defaults(call=run)
     options = parser.parse_args(given)

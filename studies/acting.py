@@ -42,7 +42,7 @@ HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
 SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 IN_USE = (4, 16)  # prompts x completions that people start from; the plan is made from its rollouts
-POOLED = 8  # batches in use that a plan is made from
+POOLED = 16  # batches in use that a plan is made from
 
 
 class Arm(NamedTuple):
@@ -252,8 +252,8 @@ def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict
     """Predicted variance of each arm's step, from `batches` of the batch in use, on one thread.
 
     "single", "rloo" and "grpo" go by scores of whole completions with respect to all parameters; what weighs
-    tokens apart by a sketch of every token's score, with `tokens` coordinates. A baseline over the batch of 64
-    is compared with none on as many sets of single completions as there are completions.
+    tokens apart by a sketch of every token's score, with `tokens` coordinates. A baseline over the batch
+    of 64 is compared with none on as many sets of single completions as there are completions.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of few groups
@@ -281,8 +281,8 @@ def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict
             if each.estimator == "grpo":  # to the scale of RLOO's gradient
                 scale = compared["grpo"].noise_scale_ratio
                 scale = np.nan if scale is None else scale.value
-                of_grpo = parts["grpo"].batch_variance(1, IN_USE[1]).value
-                variance *= scale * parts["rloo"].batch_variance(1, IN_USE[1]).value / of_grpo
+                now = [parts[name].batch_variance(1, IN_USE[1]).value for name in ("rloo", "grpo")]
+                variance *= scale * now[0] / now[1] if now[1] else np.nan
             found["arms"][str(each)] = float(variance)
     for name in ("single", "rloo"):
         least = min(
@@ -443,7 +443,7 @@ def main(given=None) -> None:
     one.add_argument("--goal", type=float, default=GOAL)
     one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
-    one.add_argument("--tokens", type=int, default=64, help="coordinates of a sketch of tokens' scores")
+    one.add_argument("--tokens", type=int, default=128, help="coordinates of a sketch of tokens' scores")
     one.add_argument("--held-out", type=int, default=810, help="pairs")
     one.add_argument("--processes", type=int, default=None, help="that predict beside the training")
     one.set_defaults(call=run)

@@ -41,8 +41,7 @@ PAIRS = np.array([(a, b) for a in range(10, 100) for b in range(10, 100)])
 HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
 SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-IN_USE = (4, 16)  # prompts x completions that people start from; the plan is made from its rollouts
-POOLED = 16  # batches in use that a plan is made from
+IN_USE = (4, 16)  # prompts x completions that people start from: predictions are made from its rollouts
 
 
 class Arm(NamedTuple):
@@ -359,7 +358,7 @@ def run(options) -> None:
         "goal": options.goal,
         "most": options.most * ROLLOUTS,
         "in use": list(IN_USE),
-        "pooled": POOLED,
+        "pooled": options.pooled,
         "tasks": {},
     }
     pool = ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"))
@@ -372,7 +371,7 @@ def run(options) -> None:
             log(f"{name}: {options.seeds} models taught")
             for seed, start in enumerate(starts[name]):
                 start = {key: x.cpu().numpy() for key, x in start.items()}
-                for batches in (1, POOLED):
+                for batches in (1, options.pooled):
                     asked[name, seed, batches] = pool.submit(
                         predict, name, start, seed, batches, options.tokens
                     )
@@ -394,7 +393,7 @@ def run(options) -> None:
             train(task, tables[name], *given, seen_so_far)
         for name in options.tasks:
             of_task = found["tasks"][name]
-            for batches, key in ((1, "one batch"), (POOLED, "pooled")):
+            for batches, key in ((1, "one batch"), (options.pooled, "pooled")):
                 of_task[key] = []
                 for seed in range(options.seeds):
                     try:
@@ -443,6 +442,7 @@ def main(given=None) -> None:
     one.add_argument("--goal", type=float, default=GOAL)
     one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
+    one.add_argument("--pooled", type=int, default=16, help="batches in use behind a prediction")
     one.add_argument("--tokens", type=int, default=128, help="coordinates of a sketch of tokens' scores")
     one.add_argument("--held-out", type=int, default=810, help="pairs")
     one.add_argument("--processes", type=int, default=None, help="that predict beside the training")

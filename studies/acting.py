@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import acting_results
 import arithmetic
 import ensemble
 import rlvar
@@ -447,6 +448,10 @@ def main(given=None) -> None:
     one.add_argument("--held-out", type=int, default=810, help="pairs")
     one.add_argument("--processes", type=int, default=None, help="that predict beside the training")
     one.set_defaults(call=run)
+    two = commands.add_parser("show", help="print tables of what came out, draw the picture")
+    two.add_argument("file")
+    two.add_argument("--picture", metavar="FILE")
+    two.set_defaults(call=lambda options: acting_results.show(options.file, options.picture))
     options = parser.parse_args(given)
     options.call(options)
 

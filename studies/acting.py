@@ -22,7 +22,7 @@ import json
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -219,7 +219,7 @@ def teach(task: Task, tables: Tables, seeds: int, start: float, held_out: np.nda
     return [taught[seed] for seed in range(seeds)]
 
 
-def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, seen_so_far):
+def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, so_far):
     """Train all runs to the goal: success by (arm, rate, seed), a list with a number every ten steps."""
     keys = [(arm, rate, seed) for arm in task.arms for rate in rates for seed in range(len(starts))]
     p = ensemble.stacked([starts[seed] for _, _, seed in keys], device)
@@ -236,7 +236,7 @@ def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, devic
             if len(left) < len(running):
                 running = [running[row] for row in left]
                 adam.keep(torch.tensor(left, dtype=torch.long, device=device))
-            seen_so_far(curves, step, len(running))
+            so_far(curves, step, len(running))
             if not running:
                 break
         arms_of = [arm for arm, _, _ in running]
@@ -248,81 +248,93 @@ def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, devic
 # What rlvar says beforehand, and what steps then vary by
 
 
-def predict(task_name: str, start, seed: int, batches: int, tokens: int) -> dict:
-    """Predicted variance of each arm's step, from `batches` of the batch in use, on one thread.
+class Scored(NamedTuple):
+    """Rollouts of a taught model, in groups: with scores of whole completions, and of tokens."""
 
-    "single", "rloo" and "grpo" go by scores of whole completions with respect to all parameters; what weighs
-    tokens apart by a sketch of every token's score, with `tokens` coordinates. A baseline over the batch
-    of 64 is compared with none on as many sets of single completions as there are completions.
-    """
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of few groups
-    task = TASKS[task_name]
-    tables = Tables.of(task, "cpu")
-    start = {key: torch.from_numpy(x) for key, x in start.items()}
+    whole: rlvar.Rollouts
+    tokens: rlvar.Rollouts | None
+
+
+def score(task: Task, start, seed: int, batches: int, tokens: int) -> Scored:
+    """Sample `batches` of the batch in use and score them by all parameters, as a user would."""
+    tables, p = Tables.of(task, "cpu"), ensemble.stacked([start], "cpu")
     model = arithmetic.make_model(0)
     model.load_state_dict(start)
-    arm = Arm("rloo", IN_USE[0] * batches, IN_USE[1])
-    rng = np.random.default_rng([seed, 7])
-    pairs = SEEN[rng.integers(len(SEEN), size=arm.prompts)].repeat(arm.completions)
-    p = ensemble.stacked([start], "cpu")
+    prompts, completions = IN_USE[0] * batches, IN_USE[1]
+    pairs = SEEN[np.random.default_rng([seed, 7]).integers(len(SEEN), size=prompts)].repeat(completions)
     generator = torch.Generator().manual_seed(1000 + seed)
     ids, mask = ensemble.sample(p, tables.prompts[pairs][None], task.longest, arithmetic.END, generator)
-    by_token, right = right_tokens(tables.targets[pairs], ids, mask)
-    ids, mask, groups = ids[0], mask[0], np.repeat(np.arange(arm.prompts), arm.completions)
-    returns = (by_token.sum(-1) if task.by_token else right)[0].numpy().astype(float)
-    whole = sequence_scores(model, ids, None, mask, sketch=Sketch(1024)).rollouts(returns, groups=groups)
-    parts = {name: rlvar.prompt_components(whole, name) for name in ("single", "rloo", "grpo")}
-    compared = rlvar.compare(whole, ["rloo", "grpo"], reference="rloo")
-    found = {"signal": float(compared["rloo"].signal), "arms": {}, "plans": {}}
-    for each in task.arms:
-        if each.estimator in parts:
-            variance = parts[each.estimator].batch_variance(each.prompts, each.completions).value
-            if each.estimator == "grpo":  # to the scale of RLOO's gradient
-                scale = compared["grpo"].noise_scale_ratio
-                scale = np.nan if scale is None else scale.value
-                now = [parts[name].batch_variance(1, IN_USE[1]).value for name in ("rloo", "grpo")]
-                variance *= scale * now[0] / now[1] if now[1] else np.nan
-            found["arms"][str(each)] = float(variance)
-    for name in ("single", "rloo"):
-        least = min(
-            (k for k in (1, 2, 4, 8, 16, 32, 64) if k >= (1 if name == "single" else 2)),
-            key=lambda k, name=name: parts[name].batch_variance(ROLLOUTS // k, k).value,
-        )
-        found["plans"][name] = [ROLLOUTS // least, least]
-    if batches < 2:
-        return found
-    scored, live = whole, None
-    if task.by_token:
-        scored = token_scores(model, ids, None, mask, sketch=Sketch(tokens))
-        live = by_token[0].numpy().astype(float)
-        scored = scored.rollouts(live, groups=groups)
-        parts["multi"] = rlvar.prompt_components(scored, "multi")
-        for each in task.arms:
-            if each.estimator == "multi":
-                found["arms"][str(each)] = parts["multi"].batch_variance(each.prompts, each.completions).value
-    wanted = {each.estimator: each for each in task.arms if each.completions == 1}
-    names = [name for name in wanted if name not in ("single", "multi")]
-    if not task.by_token:
-        names = [name for name in names if name != "otb"]
-    reference = {name: "multi" if name in ("multi-mean", "otb") else "single" for name in names}
-    summed = {}
-    for completion in range(arm.completions):
-        some = np.arange(completion, len(groups), arm.completions)
-        for name, one in {"single": whole, "multi": scored}.items():
-            of_name = [n for n in names if reference[n] == name]
-            if of_name:
-                part = one.scores[some], (returns if name == "single" else live)[some]
-                lengths = None if name == "single" else one.lengths[some]
-                rollouts = rlvar.Rollouts(*part, lengths=lengths)
-                rows = rlvar.compare(rollouts, [name, *of_name], reference=name)
-                for row in rows.rows:
-                    summed[name, row.name] = summed.get((name, row.name), 0.0) + row.variance.value
-    for name in names:
-        of = reference[name]
-        one = parts[of].batch_variance(ROLLOUTS, 1).value
-        found["arms"][str(wanted[name])] = one * summed[of, name] / summed[of, of]
+    by_token, right = (x[0].double().numpy() for x in right_tokens(tables.targets[pairs], ids, mask))
+    given = model, ids[0], None, mask[0]
+    groups = np.arange(prompts).repeat(completions)
+    returns = by_token.sum(axis=-1) if task.by_token else right
+    whole = sequence_scores(*given, sketch=Sketch(1024)).rollouts(returns, groups=groups)
+    if not task.by_token or batches == 1:
+        return Scored(whole, None)
+    return Scored(whole, token_scores(*given, sketch=Sketch(tokens)).rollouts(by_token, groups=groups))
+
+
+def predict(name: str, start, seed: int, batches: int, tokens: int) -> dict:
+    """Say what each arm's step varies by, and plan, from `batches` of the batch in use.
+
+    "single", "rloo" and "grpo" go by scores of whole completions; what weighs tokens apart by a sketch of
+    every token's score, with `tokens` coordinates; a baseline over the batch by how it compares with none, if
+    there are batches enough.
+    """
+    task = TASKS[name]
+    scored = score(task, {key: torch.from_numpy(x) for key, x in start.items()}, seed, batches, tokens)
+    plans = {each: rlvar.plan(scored.whole, each, budget=ROLLOUTS) for each in ("single", "rloo")}
+    found = by_shape(task, scored)
+    if batches > 1:
+        found |= over_the_batch(task, scored, found)
+    return {
+        "arms": {str(arm): variance for arm, variance in found.items()},
+        "plans": {each: [plan.prompts, plan.completions, plan.gain.value] for each, plan in plans.items()},
+    }
+
+
+def by_shape(task: Task, scored: Scored) -> dict[Arm, float]:
+    """Variance of a step whose weights depend on a rollout or its group alone, V(K) / P."""
+    parts = {name: rlvar.prompt_components(scored.whole, name) for name in ("single", "rloo", "grpo")}
+    if scored.tokens is not None:
+        parts["multi"] = rlvar.prompt_components(scored.tokens, "multi")
+    found = {
+        arm: parts[arm.estimator].batch_variance(arm.prompts, arm.completions).value
+        for arm in task.arms
+        if arm.estimator in parts
+    }
+    scale = rlvar.compare(scored.whole, ["rloo", "grpo"], reference="rloo")["grpo"].noise_scale_ratio
+    rloo, grpo = (parts[name].batch_variance(1, IN_USE[1]).value for name in ("rloo", "grpo"))
+    for arm in task.arms:
+        if arm.estimator == "grpo":  # to the scale of RLOO's gradient
+            found[arm] *= np.nan if scale is None or not grpo else scale.value * rloo / grpo
     return found
+
+
+def over_the_batch(task: Task, scored: Scored, found: dict[Arm, float]) -> dict[Arm, float]:
+    """Variance of a step with a baseline over the batch of one completion a prompt.
+
+    That without it, times the ratio of variances in sets of one completion of each prompt, as many sets as
+    there are completions.
+    """
+    result = {}
+    for plain, names, one in (
+        ("single", ("single-mean",), scored.whole),
+        ("multi", ("multi-mean", "otb"), scored.tokens),
+    ):
+        arms = [arm for arm in task.arms if arm.estimator in names]
+        if one is None or not arms:
+            continue
+        rows = []
+        for first in range(IN_USE[1]):
+            some = np.arange(first, len(one.scores), IN_USE[1])
+            rollouts = rlvar.Rollouts(one.scores[some], one.rewards[some], lengths=one.lengths[some])
+            compared = rlvar.compare(rollouts, [plain, *(arm.estimator for arm in arms)], reference=plain)
+            rows.append([row.variance.value for row in compared.rows])
+        without, *with_ = np.sum(rows, axis=0)
+        for arm, variance in zip(arms, with_, strict=True):
+            result[arm] = float(found[Arm(plain, arm.prompts, arm.completions)] * variance / without)
+    return result
 
 
 def realise(task: Task, tables: Tables, start, repeats: int, device: str, seed: int) -> dict:
@@ -362,48 +374,59 @@ def run(options) -> None:
         "pooled": options.pooled,
         "tasks": {},
     }
-    pool = ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"))
-    asked, starts, tables = {}, {}, {}
+    starts, tables = {}, {name: Tables.of(TASKS[name], device) for name in options.tasks}
+    # Predictions are made by other processes, from the taught models alone, while this one trains.
+    pool = ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=in_a_worker)
     with pool:
+        asked = {}
         for name in options.tasks:
-            tables[name] = Tables.of(TASKS[name], device)
-            given = TASKS[name], tables[name], options.seeds, options.start, held_out, device
-            starts[name] = teach(*given)
+            starts[name] = teach(TASKS[name], tables[name], options.seeds, options.start, held_out, device)
             log(f"{name}: {options.seeds} models taught")
-            for seed, start in enumerate(starts[name]):
-                start = {key: x.cpu().numpy() for key, x in start.items()}
-                for batches in (1, options.pooled):
-                    asked[name, seed, batches] = pool.submit(
-                        predict, name, start, seed, batches, options.tokens
-                    )
+            for batches in (options.pooled, 1):
+                asked[name, batches] = [
+                    pool.submit(predict, name, on_cpu(start), seed, batches, options.tokens)
+                    for seed, start in enumerate(starts[name])
+                ]
         for name in options.tasks:
-            task = TASKS[name]
+            task, of_task = TASKS[name], found["tasks"].setdefault(name, {})
             p = ensemble.stacked(starts[name], device)
-            started = [round(x, 4) for x in success(p, tables[name], held_out).tolist()]
-            of_task = found["tasks"][name] = {"started": started, "realised": []}
-            for seed, start in enumerate(starts[name]):
-                of_task["realised"].append(realise(task, tables[name], start, options.repeats, device, seed))
+            of_task["started"] = success(p, tables[name], held_out).tolist()
+            of_task["realised"] = [
+                realise(task, tables[name], start, options.repeats, device, seed)
+                for seed, start in enumerate(starts[name])
+            ]
             log(f"{name}: variances of steps realised")
 
-            def seen_so_far(curves, step, running, name=name):
+            def so_far(curves, step, running, task=task, of_task=of_task):
                 log(f"  step {step}: {running} of {len(curves)} runs go on")
-                found["tasks"][name]["curves"] = by_arm(curves, TASKS[name], options)
+                of_task["curves"] = by_arm(curves, task, options)
                 write(options.out, found)
 
             given = starts[name], options.rates, options.goal, options.most, held_out, device
-            train(task, tables[name], *given, seen_so_far)
-        for name in options.tasks:
-            of_task = found["tasks"][name]
-            for batches, key in ((1, "one batch"), (options.pooled, "pooled")):
-                of_task[key] = []
-                for seed in range(options.seeds):
-                    try:
-                        of_task[key].append(asked[name, seed, batches].result())
-                    except Exception as error:  # a failed prediction must not cost the runs
-                        log(f"{name}, seed {seed}, {key}: {error!r}")
-                        of_task[key].append(None)
-            write(options.out, found)
+            train(task, tables[name], *given, so_far)
+        for (name, batches), results in asked.items():
+            key = "one batch" if batches == 1 else "pooled"
+            found["tasks"][name][key] = [result_or_error(each) for each in results]
+    write(options.out, found)
     log("done")
+
+
+def in_a_worker() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of few groups
+
+
+def on_cpu(start: ensemble.Parameters) -> dict[str, np.ndarray]:
+    return {name: x.cpu().numpy() for name, x in start.items()}
+
+
+def result_or_error(asked: Future) -> dict | None:
+    """What was predicted; an error is told, and does not cost the runs."""
+    try:
+        return asked.result()
+    except Exception as error:
+        print(f"no prediction: {error!r}", flush=True)
+        return None
 
 
 def by_arm(curves, task: Task, options) -> dict:

@@ -170,9 +170,9 @@ def table(task: dict, found: dict) -> list[str]:
     for key in ("one batch", "pooled"):
         plans = [seed["plans"] for seed in task[key] if seed]
         for name in ("single", "rloo"):
-            shapes = [f"{p}x{k}" for p, k in (plan[name] for plan in plans)]
+            shapes = [f"{p}x{k}" for p, k, *_ in (plan[name] for plan in plans)]
             counted = ", ".join(f"{shape} {shapes.count(shape)}" for shape in sorted(set(shapes)))
-            lines.append(f"Shape of least variance for {name}, {key}, seeds: {counted}.")
+            lines.append(f"Planned shape for {name}, {key}, seeds: {counted}.")
     return lines
 
 

@@ -37,11 +37,11 @@ import ensemble
 import rlvar
 from rlvar.torch import Sketch, sequence_scores, token_scores
 
-ROLLOUTS, START, GOAL, EVERY = 64, 0.15, 0.80, 10
+ROLLOUTS, START, GOAL, EVERY = 64, 0.15, 0.80, 20
 PAIRS = np.array([(a, b) for a in range(10, 100) for b in range(10, 100)])
 HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
 SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
-RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 IN_USE = (4, 16)  # prompts x completions that people start from: predictions are made from its rollouts
 
 
@@ -464,7 +464,7 @@ def main(given=None) -> None:
     one.add_argument("--rates", nargs="+", type=float, default=list(RATES))
     one.add_argument("--start", type=float, default=START)
     one.add_argument("--goal", type=float, default=GOAL)
-    one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
+    one.add_argument("--most", type=int, default=1400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
     one.add_argument("--pooled", type=int, default=16, help="batches in use behind a prediction")
     one.add_argument("--tokens", type=int, default=128, help="coordinates of a sketch of tokens' scores")

@@ -289,7 +289,7 @@ class Monitor:
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
             raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
-        if self._estimators is not None:
+        if self._estimators is not None and self._kind != "rollouts":
             wanted = [each.name for each in self._estimators]
             if missing := [name for name in wanted if name not in what]:
                 raise ValueError(f"gradients must be of {', '.join(wanted)}, got none of {missing[0]!r}")

@@ -103,12 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--estimators",
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
-        default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {known} (default: single,multi)",
+        help=f"estimators to compare, out of {known} (default: single; multi with rewards of steps; "
+        "rloo,grpo,dr-grpo with groups; else single-mean)",
     )
     report.add_argument(
-        "--reference", default="single", metavar="A", help="what ratios are relative to (default: single)"
+        "--reference",
+        metavar="A",
+        help="what ratios are relative to (default: rloo if it is compared, else single)",
     )
     _add_importance(report)
     report.add_argument(

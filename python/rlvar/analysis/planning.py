@@ -12,17 +12,26 @@ whose interval is Fieller's, of two variances from the same groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rlvar import _check
 from rlvar.analysis.prompt_curves import Curve
-from rlvar.analysis.prompts import PromptComponents, batch_variance, prompt_components
+from rlvar.analysis.prompts import (
+    PromptComponents,
+    batch_variance,
+    components_of,
+    prompt_components,
+    why_not,
+)
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result, bounded
-from rlvar.stats.intervals import correlation, fieller
-from rlvar.weights.estimators import EstimatorLike
+from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import Estimator, EstimatorLike
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
 _SHOWN = 8  # options in the table
@@ -71,6 +80,8 @@ class Plan(Result):
         What came into question, the best first.
     in_use : int
         Completions of a prompt in use.
+    beside : bool
+        Whether another estimator is in use: in a `Report` the reference, for those of its mean.
     budget, target : float or None
         As asked for: one of them.
     max_completions : int
@@ -84,6 +95,7 @@ class Plan(Result):
     gain: Estimate
     options: tuple[PlanOption, ...]
     in_use: int
+    beside: bool
     budget: float | None
     target: float | None
     max_completions: int
@@ -289,11 +301,39 @@ def plan_curve(
         gain=best.gain,
         options=tuple(options),
         in_use=in_use,
+        beside=now is not None,
         budget=budget,
         target=target,
         max_completions=most,
         _most=curve.most,
     )
+
+
+def plans_of(
+    batch: Batch, estimators: Sequence[Estimator], reference: str, same_mean: Collection[str], level: float
+) -> dict[str, Plan]:
+    """Plan the rollouts of a batch anew, for each estimator whose V(K) its groups tell, by name.
+
+    What is in use is the reference with these groups: for those of the same mean, the others are beside
+    themselves. "dr-grpo" is planned as "rloo" is.
+    """
+    groups = batch.rollouts.groups
+    if groups is None or batch.aggregation == "token-mean":  # lengths of others in the group count there
+        return {}
+    known = {each.name: each for each in estimators if why_not(each, groups) is None}
+    if "rloo" in known:
+        known.pop("dr-grpo", None)
+    parts = {name: components_of(batch, each, level) for name, each in known.items()}
+    in_use, plans = parts.get(reference), {}
+    for name, each in parts.items():
+        curve, k = each._curve, each.completions
+        if not each.variance.value > 0:
+            continue
+        beside = in_use is not None and name in same_mean and np.array_equal(each.sizes, in_use.sizes)
+        now = in_use._curve if in_use is not None and beside and name != reference else None
+        count = len(np.unique(groups)) * k
+        plans[name] = plan_curve(curve, in_use=k, confidence=level, budget=count, now=now)
+    return plans
 
 
 def _for_budget(
@@ -391,7 +431,11 @@ def _gain(curve: Curve, now: Curve, in_use: int, k: int, factor: float, level: f
     """Return V in use over V at k, times a factor."""
     if now is curve and k == in_use:
         return Estimate(1.0, 0.0, 1.0, 1.0, level)
-    above, below = now.interval(in_use, level), curve.interval(k, level)
-    found = fieller(above, below, correlation(now.at(in_use).left_out, curve.at(k).left_out))
+    above, below = now.at(in_use), curve.at(k)
+    if max(in_use / now.pivot, k / curve.pivot) <= 1.0:
+        found = ratio_of_variances(above, below, level)
+    else:  # a V is a difference there
+        ends = now.interval(in_use, level), curve.interval(k, level)
+        found = fieller(*ends, correlation(above.left_out, below.left_out))
     low, high = found.low * factor, found.high * factor
     return Estimate(found.value * factor, found.stderr * factor, low, high, level, found.resolved)

@@ -243,5 +243,6 @@ def _svg(figure: Figure, key: str, alt: str) -> str:
     text = text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     for i, ink in enumerate(_INKS):
         text = text.replace(ink, f"var(--c{i})")
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     return f'<svg viewBox="{box}" role="img" aria-label="{escape(alt)}">{text}'

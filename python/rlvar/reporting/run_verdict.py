@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rlvar.reporting.planning import plan_sentences
 from rlvar.reporting.run_parts import Run, RunPart, in_one_unit
 from rlvar.reporting.words import (
     capital,
@@ -53,9 +54,10 @@ def _sentences(parts: Sequence[RunPart], short: bool) -> Iterator[Said]:
         return
     for text, part in _alternatives(seen, alarm):
         yield _of_part(text, part), "ratios", part.title
-    planned = _first(seen, lambda part: None if part.plan is None else _gain(part.plan))
+    planned = _first(seen, lambda part: None if part.plan is None else _widest(part.plan))
     if planned is not None:
-        yield _of_part(_shape(planned), planned), "plan", planned.title
+        for text in _shape(planned):
+            yield _of_part(text, planned), "plan", planned.title
     if tested is not None and not alarm:
         yield _of_part(_consistent(tested), tested), "on-policy", tested.title
     grown = _first(seen, lambda part: part.growth)
@@ -234,41 +236,25 @@ def _longer(row: Any, kind: str) -> bool:
     return kind == "precision" and row.factor != 1
 
 
-def _gain(plan: Any) -> Estimate | None:
-    """Return the gain that the shape of a batch is decided by."""
-    found: Estimate | None = _other(plan).gain if _other(plan) is not None else None
-    return found
-
-
-def _other(plan: Any) -> Any:
-    """Return the best option, or that which seems best beside the one in use; None if there is no other."""
-    best = plan.options[0]
-    others = [each for each in plan.options if each.completions != plan.in_use and each.gain.value > 0]
-    return best if best.completions != plan.in_use else max(others, key=lambda x: x.gain.value, default=None)
-
-
-def _shape(part: RunPart) -> str:
-    """Say which prompts x completions have the least variance for the rollouts in use."""
-    plan, name = part.plan, _reference(part)
-    other, now = _other(plan), next((each for each in plan.options if each.completions == plan.in_use), None)
-    gain, rollouts = other.gain, f"the same {other.prompts * other.completions:,} rollouts"
-    shape = f"{plan.in_use} completions a prompt" if now is None else _as(now)
-    if gain.high < 1:
-        more = _inverse(gain)
-        return (
-            f"With {name}, {shape}, as now, has the least variance of all shapes for {rollouts}: that of "
-            f"{_as(other)}, the next, is {number(more.value)} times as large ({interval(more)})."
+def _shape(part: RunPart) -> list[str]:
+    """Say what other prompts x completions would do with the rollouts in use, if that has an interval."""
+    plan, that = part.plan, part.reference
+    sentences = plan_sentences({that: plan}, that, [that], long_name)
+    others = [each for each in plan.options if each.completions != plan.in_use]
+    if sentences and sentences[0].endswith("by the estimates.") and others:
+        following = max(others, key=lambda option: option.gain.value)
+        times = _inverse(following.gain)
+        sentences[0] = (
+            f"{sentences[0][:-1]}; {_as(following)} would have {number(times.value)} times its variance "
+            f"({interval(times)})."
         )
-    if gain.low > 1:
-        return (
-            f"With {name}, {shape}, as now, has {number(gain.value)} times the variance of {_as(other)} for "
-            f"{rollouts} ({interval(gain)})."
-        )
-    unsure = "that has no interval" if math.isnan(gain.low) else f"the interval includes 1 ({interval(gain)})"
-    return (
-        f"Inconclusive: with {name}, {shape}, as now, appears to have {number(gain.value)} times the "
-        f"variance of {_as(other)} for {rollouts}, but {unsure}."
-    )
+    return sentences
+
+
+def _widest(plan: Any) -> Estimate:
+    """Return the gain of another shape than that in use, if there is one."""
+    gains: list[Estimate] = [each.gain for each in plan.options if each.completions != plan.in_use]
+    return next(iter(gains), Estimate(1.0, 0.0, 1.0, 1.0))
 
 
 def _as(option: Any) -> str:

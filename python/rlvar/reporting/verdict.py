@@ -10,8 +10,15 @@ from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
+from rlvar.analysis.planning import Plan
 from rlvar.analysis.sampling import Sampling
-from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
+from rlvar.reporting.planning import plan_sentences
+from rlvar.reporting.sampling import (
+    is_reward_scaled,
+    on_policy_sentence,
+    reward_scaled_sentences,
+    sampling_sentences,
+)
 from rlvar.reporting.words import capital as _start
 from rlvar.reporting.words import interval as _interval
 from rlvar.reporting.words import joined as _list
@@ -40,6 +47,7 @@ def verdict(
     room: Headroom | None,
     on_policy: OnPolicyTest,
     sampling: Sampling,
+    plans: Mapping[str, Plan],
     steps: int,
 ) -> list[str]:
     """Say which estimator is quieter, where its variance comes from, and what cannot be told.
@@ -58,12 +66,15 @@ def verdict(
     alone = part_of(comparison.scores_of)
     on_sampling = [*sampling_sentences(sampling, rloo, alone), *_stale(comparison, on_policy, sampling)]
     one_coordinate = decompositions[quietest].mean.shape[1] < 2
+    same = [row.name for row in comparison if comparison.same_mean(row)]
+    planned = [] if doubts else plan_sentences(plans, comparison.reference, same, long_name)
     batches = [] if doubts or one_coordinate else _batches(comparison[quietest])
     return [
         *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
         *_unless_filtered(comparison, doubts, sampling),
         *([] if doubts else reward_scaled_sentences(comparison, long_name)),
+        *(_of_part(sentence, alone) for sentence in planned),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *comparison.notes,
@@ -146,7 +157,8 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
             "though in theory all are unbiased: look for rewards that depend on later actions, a discount, "
             "another policy, or a filter."
         )
-    apart = [long_name(row.name) for row in others if row not in known]
+    scaled = [] if doubts else [row for row in others if is_reward_scaled(row)]
+    apart = [long_name(row.name) for row in others if row not in known and row not in scaled]
     if apart:
         one = len(apart) == 1
         does = "its variance ratio alone does" if one else "their variance ratios alone do"

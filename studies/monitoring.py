@@ -2,7 +2,7 @@
 
     python studies/monitoring.py [--runs 600]
 
-Prints three Markdown tables. The first: how often 95 % intervals hold the truth, in runs of a window's
+Prints what single steps say, and three Markdown tables. The first: how often 95 % intervals hold the truth, in runs of a window's
 length. A completion's summed score s is standard normal in D coordinates, its return mu . s + b + e with b
 the prompt's and e its own, both standard normal: with A = |mu|^2 (D + 1) + D the mean of a group of K has the
 variance (A + D) / K with "single" and A / (K - 1) with "rloo", and the mean mu. In heavy tails everything of
@@ -87,6 +87,19 @@ def covered(runs, *world):
     return count / runs
 
 
+def single_steps():
+    """Say how the ratio of single steps scatters, and what sums over 50 steps make of it."""
+    world = 2000, 4, 16, 60, False, 0.7, "stays"
+    covariances, signals, variances, squares = run(np.random.default_rng(1), *world)
+    v, s = covariances[:, 1, 1], signals[:, 1, 1]
+    steps, windows = v / s, (v.reshape(-1, 50).sum(axis=1) / s.reshape(-1, 50).sum(axis=1))
+    means = steps.reshape(-1, 50).mean(axis=1)
+    for name, x in (("of single steps", steps), ("means of 50", means), ("ratios of sums over 50", windows)):
+        low, high = np.quantile(x, [0.05, 0.95])
+        print(f"{name}: 5 to 95 % {low:.1f} to {high:.1f}, negative {(x < 0).mean():.0%}")
+    print(f"truth: {variances[0, 1] / squares[0]:.1f}\n")
+
+
 def records(scores, count, group=1):
     """Records, as far as the test goes, of steps of `count` rollouts each."""
     n, _, d = scores.shape
@@ -135,6 +148,7 @@ def main():
     parser.add_argument("--runs", type=int, default=600)
     args = parser.parse_args()
     wrong = []
+    single_steps()
     least, most = (x + sign * 3 * np.sqrt(x * (1 - x) / args.runs) for x, sign in ((0.92, -1), (0.985, 1)))
     print("| window | prompts x completions | D | tails | policy | noise scale | ratio | signal | resolved |")
     print("|---" * 9 + "|")

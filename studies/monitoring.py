@@ -1,8 +1,8 @@
 """How often the intervals of `rlvar.Monitor` cover, and how often its on-policy test is wrong, or late.
 
-    python studies/monitoring.py [--runs 400]
+    python studies/monitoring.py [--runs 600]
 
-Prints three Markdown tables. The first: how often 95 % intervals hold the truth, in runs of a window's
+Prints what single steps say, and three Markdown tables. The first: how often 95 % intervals hold the truth, in runs of a window's
 length. A completion's summed score s is standard normal in D coordinates, its return mu . s + b + e with b
 the prompt's and e its own, both standard normal: with A = |mu|^2 (D + 1) + D the mean of a group of K has the
 variance (A + D) / K with "single" and A / (K - 1) with "rloo", and the mean mu. In heavy tails everything of
@@ -76,7 +76,8 @@ def covered(runs, *world):
     """Share of runs whose intervals hold the truth: noise scale, ratio, signal; and signals resolved."""
     count = np.zeros(4)
     for seed in range(runs):
-        covariances, signals, variances, squares = run(np.random.default_rng(seed), *world)
+        rng = np.random.default_rng([seed, *map(int, world[:5]), *world[6].encode()])
+        covariances, signals, variances, squares = run(rng, *world)
         single, rloo = infer_pooled(covariances, signals, np.ones(len(squares)), ["", ""], 1, 0.95)
         v = variances.mean(axis=0)
         truth = v[1] / squares.mean(), v[0] / v[1], squares.mean()
@@ -84,6 +85,19 @@ def covered(runs, *world):
         count[:3] += [x.low <= value <= x.high for x, value in zip(estimates, truth, strict=True)]
         count[3] += rloo.signal.resolved
     return count / runs
+
+
+def single_steps():
+    """Say how the ratio of single steps scatters, and what sums over 50 steps make of it."""
+    world = 2000, 4, 16, 60, False, 0.7, "stays"
+    covariances, signals, variances, squares = run(np.random.default_rng(1), *world)
+    v, s = covariances[:, 1, 1], signals[:, 1, 1]
+    steps, windows = v / s, (v.reshape(-1, 50).sum(axis=1) / s.reshape(-1, 50).sum(axis=1))
+    means = steps.reshape(-1, 50).mean(axis=1)
+    for name, x in (("of single steps", steps), ("means of 50", means), ("ratios of sums over 50", windows)):
+        low, high = np.quantile(x, [0.05, 0.95])
+        print(f"{name}: 5 to 95 % {low:.1f} to {high:.1f}, negative {(x < 0).mean():.0%}")
+    print(f"truth: {variances[0, 1] / squares[0]:.1f}\n")
 
 
 def records(scores, count, group=1):
@@ -131,9 +145,10 @@ ROLLOUTS, STEPS = 16, 500
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--runs", type=int, default=600)
     args = parser.parse_args()
     wrong = []
+    single_steps()
     least, most = (x + sign * 3 * np.sqrt(x * (1 - x) / args.runs) for x, sign in ((0.92, -1), (0.985, 1)))
     print("| window | prompts x completions | D | tails | policy | noise scale | ratio | signal | resolved |")
     print("|---" * 9 + "|")
@@ -153,7 +168,7 @@ def main():
         print(f"| {name} | " + " | ".join(f"{x:.1%}" for x in found) + " |", flush=True)
         if path != FAST and not (least <= found[:3].min() and found[:3].max() <= most):
             wrong.append(name)
-    runs = args.runs // 2
+    runs = args.runs // 4
     print(f"\n| on policy, {STEPS} steps of {ROLLOUTS} | runs with an alarm |\n|---|---|")
     for name, draw in ON_POLICY.items():
         group = 8 if "groups" in name else 1
@@ -169,7 +184,7 @@ def main():
     for name, behavior in worlds.MISMATCHED.items():
         for start in (0, 300) if name == "temperature 0.9" else (0,):
             alarms = []
-            for seed in range(max(1, runs // 20)):
+            for seed in range(max(1, runs // 10)):
                 rng = np.random.default_rng(seed)
                 parts = [(start, worlds.PI), (STEPS, behavior)]
                 scores = [worlds.sample(rng, 64 * n, worlds.PI, pi)[0] for n, pi in parts if n]

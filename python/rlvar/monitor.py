@@ -11,17 +11,17 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double
-from rlvar.analysis import planning
 from rlvar.analysis.compare_gradients import given_gradients
 from rlvar.analysis.growth import slope
 from rlvar.analysis.measured import scores_line
+from rlvar.analysis.planning import Plan, plan_curve
 from rlvar.analysis.prompt_curves import Components
 from rlvar.analysis.run_on_policy import PolicyWatch, RunOnPolicyTest
 from rlvar.analysis.steps import (
@@ -30,15 +30,12 @@ from rlvar.analysis.steps import (
     record_of_rollouts,
     separate,
 )
+from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
 from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
-
-if TYPE_CHECKING:
-    from rlvar.analysis.planning import Plan
-    from rlvar.reporting.run import RunReport
 
 _WINDOW = 50
 _FORGOTTEN = 1e-3  # the weight below which a step is let go
@@ -289,7 +286,7 @@ class Monitor:
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
             raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
-        if self._estimators is not None:
+        if self._estimators is not None and self._kind != "rollouts":
             wanted = [each.name for each in self._estimators]
             if missing := [name for name in wanted if name not in what]:
                 raise ValueError(f"gradients must be of {', '.join(wanted)}, got none of {missing[0]!r}")
@@ -536,7 +533,7 @@ class Monitor:
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
         if budget is None and "target" not in options:
             budget = round(np.mean([r.rollouts if r.batch is None else r.batch for r in records]))
-        return planning.plan_curve(
+        return plan_curve(
             curve,
             in_use=max(round(completions), curve.least),
             confidence=self.confidence,
@@ -606,8 +603,6 @@ class Monitor:
         self, other: Monitor | None = None, names: tuple[str, str] = ("this run", "the other")
     ) -> RunReport:
         """Return a page of the run: curves over steps, and what they say; beside another run if given."""
-        from rlvar.reporting.run import run_report
-
         return run_report(self, other, names=names)
 
     # What is kept, moved and joined.

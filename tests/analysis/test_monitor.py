@@ -78,7 +78,7 @@ def test_it_says_of_one_step_what_compare_says(steps):
         assert row.variance.value == pytest.approx(batch[row.name].variance.value, rel=1e-12)
         assert row.ratio.value == pytest.approx(batch[row.name].ratio.value, rel=1e-12)
         assert row.noise_scale.value == pytest.approx(batch[row.name].noise_scale.value, rel=1e-9)
-        assert np.isnan(row.ratio.low)
+        assert np.isnan(row.variance.low)
         assert row.unbiased == batch[row.name].unbiased
 
 
@@ -99,10 +99,10 @@ def test_the_interval_shrinks_with_the_steps_and_holds_the_truth():
     rng, d, k, signal = np.random.default_rng(2), 12, 6, 0.4
     a = signal**2 * (d + 1) + d
     truth = a / (k - 1) / signal**2  # V / |mu|^2 of rloo
-    monitor, widths = rlvar.Monitor(["rloo"], window=400), []
-    for step in range(160):
-        monitor.update(draw(rng, d=d, size=k, signal=signal))
-        if step in (39, 159):
+    monitor, widths = rlvar.Monitor(["rloo"]), []
+    for step in range(50):
+        monitor.update(draw(rng, d=d, size=k, signal=signal, groups=16))
+        if step in (9, 49):
             x = monitor["rloo"].noise_scale
             assert x.low < truth < x.high
             widths.append(np.log(x.high / x.low))
@@ -157,7 +157,7 @@ def test_other_steps_are_joined(steps):
     for joined in (first.merge(second), second.merge(first)):
         assert joined["single"].ratio == whole["single"].ratio
         assert joined.steps == 20
-        assert joined.on_policy.steps == whole.on_policy.steps - 1  # its own first step sets the scale
+        assert joined.on_policy == whole.on_policy
 
 
 def test_what_does_not_merge_is_refused(steps):
@@ -176,7 +176,7 @@ def test_what_does_not_merge_is_refused(steps):
     rng = np.random.default_rng(5)
     wide = [rlvar.Monitor() for _ in range(2)]
     for each in wide:
-        each.update({"a": rng.standard_normal((4, 3_000_000)), "b": rng.standard_normal((4, 3_000_000))})
+        each.update({"a": np.broadcast_to(rng.standard_normal((2, 1)), (2, 5_000_000)).astype(np.float32)})
     with pytest.raises(ValueError, match="sketch"):
         wide[0].merge(wide[1])
 
@@ -274,17 +274,16 @@ def test_steps_without_variance_count_and_steps_of_one_group_do_not():
 def test_a_refused_step_changes_nothing(steps):
     monitor = fed(steps[:9])
     before = monitor.metrics()
+    s, r, labels = steps[0].scores, steps[0].rewards, steps[0].groups
     bad = [
         (np.zeros(3), {}, TypeError, "update"),
         ({"rloo": np.ones((4, 2))}, {}, TypeError, "two monitors"),
         (steps[0], {"step": 3}, ValueError, "step"),
         (steps[0], {"batch": 0}, ValueError, "batch"),
         (steps[0], {"sizes": np.ones(8)}, TypeError, "sizes"),
-        (rlvar.Rollouts(steps[0].scores, steps[0].rewards), {}, ValueError, "units"),
-        (rlvar.Rollouts(steps[0].scores, steps[0].rewards, groups=steps[0].groups, scores_of="the head"),)
-        + ({}, ValueError, "scores_of"),
-        (rlvar.Rollouts(steps[0].scores * np.nan, steps[0].rewards, groups=steps[0].groups), {})
-        + (ValueError, "scores"),
+        (rlvar.Rollouts(s, r), {}, ValueError, "units"),
+        (rlvar.Rollouts(s, r, groups=labels, scores_of="the head"), {}, ValueError, "scores_of"),
+        (rlvar.Rollouts(s * np.nan, r, groups=labels), {}, ValueError, "scores"),
     ]
     for what, options, error, match in bad:
         with pytest.raises(error, match=match):
@@ -337,15 +336,15 @@ def test_what_is_compared_by_default():
 
 def test_a_plan_is_that_of_the_pooled_components():
     rng = np.random.default_rng(10)
-    steps = [draw(rng, signal=1.0) for _ in range(30)]
+    steps = [draw(rng, signal=1.0) for _ in range(10)]
     monitor = fed(steps, ["single", "rloo"])
     parts = [rlvar.prompt_components(each, "rloo") for each in steps]
     plan = monitor.plan(budget=48)
     for option in plan.options:
         expected = np.mean([each.batch_variance(option.prompts, option.completions).value for each in parts])
         assert option.variance.value == pytest.approx(expected, rel=1e-9)
-    own = fed(steps, ["single"]).plan(budget=48)
-    assert own.completions == 1  # one completion of each prompt, whatever the prompts differ by
+    best = fed(steps, ["single"]).plan(budget=48)
+    assert (best.in_use, best.prompts * best.completions) == (6, 48)
 
 
 def test_growth_is_the_slope_of_the_first_terms():
@@ -379,19 +378,19 @@ def test_another_policy_is_found_and_the_alarm_stays():
 
 def test_memory_is_constant_and_history_is_thinned():
     rng = np.random.default_rng(13)
-    monitor = rlvar.Monitor(["a", "b"] and None, window=10)
+    monitor = rlvar.Monitor(window=10)
     sizes = []
-    for step in range(1, 1301):
+    for step in range(1, 651):
         x = rng.standard_normal((3, 4))
-        monitor.update({"a": x, "b": x[::-1]}, step=step)
-        if step in (600, 1200):
+        monitor.update({"a": x}, step=step)
+        if step in (300, 600):
             sizes.append(len(pickle.dumps(monitor)))
     assert len(monitor._records) == 10
-    assert len(monitor.history) <= 513
     numbers = [each["step"] for each in monitor.history]
-    assert numbers[-1] == 1300
-    assert set(np.diff(numbers[:-1])) == {4.0}
-    assert sizes[1] < 1.5 * sizes[0]
+    assert numbers[-1] == 650  # the last of all, and every second one
+    assert len(numbers) <= 513
+    assert set(np.diff(numbers[:-1])) == {2.0}
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_two_threads_do_not_corrupt_it(steps):
@@ -400,7 +399,7 @@ def test_two_threads_do_not_corrupt_it(steps):
 
     def feed():
         try:
-            for each in steps[:10]:
+            for each in steps[:5]:
                 monitor.update(each)
                 monitor.metrics()
         except Exception as error:
@@ -417,16 +416,16 @@ def test_two_threads_do_not_corrupt_it(steps):
     finally:
         sys.setswitchinterval(interval)
     assert not failed
-    assert monitor.steps == 40
-    assert [r.step for r in monitor._records] == list(range(31, 41))
+    assert monitor.steps == 20
+    assert [r.step for r in monitor._records] == list(range(11, 21))
 
 
 def test_the_mean_of_ratios_would_say_nothing():
     rng = np.random.default_rng(14)
-    steps = [draw(rng, groups=4, size=16, d=300, signal=0.7) for _ in range(120)]
+    steps = [draw(rng, groups=4, size=16, d=60, signal=0.7) for _ in range(50)]
     ratios = np.array([np.divide(*plain(each, "rloo")) for each in steps])
-    truth = (0.49 * 301 + 300) / 15 / 0.49
-    found = fed(steps, ["rloo"], window=200)["rloo"].noise_scale
+    truth = (0.49 * 61 + 60) / 15 / 0.49
+    found = fed(steps, ["rloo"])["rloo"].noise_scale
     assert (ratios < 0).any()
     assert found.low < truth < found.high
     assert abs(found.value / truth - 1) < 0.3

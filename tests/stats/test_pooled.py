@@ -30,10 +30,10 @@ def test_pairs_are_counted_from_the_newest_and_a_linear_drift_is_taken_out():
 def test_the_standard_error_is_that_of_the_mean_of_all_steps():
     rng = np.random.default_rng(1)
     for weights in (np.ones(40), 0.9 ** np.arange(40)[::-1]):
-        x = rng.standard_normal((40, 4000))
+        x = rng.standard_normal((40, 2000))
         pooled = pool(x, weights)
-        stderr = np.mean([jackknife(*pooled.moment(k), 0.95).stderr ** 2 for k in range(4000)])
-        assert stderr == pytest.approx(pooled.values.var(), rel=0.12)
+        squares = [jackknife(*pooled.moment(k), 0.95).stderr ** 2 for k in range(500)]
+        assert np.mean(squares) == pytest.approx(pooled.values.var(), rel=0.15)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

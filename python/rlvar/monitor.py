@@ -804,13 +804,12 @@ class Monitor:
         if not rows:
             return f"Monitor: {self.steps} steps, nothing to pool yet"
         pooled, of = len(self._records), scores_line(self.scores_of, self._sketched)
-        over = (
-            f", the last {pooled} pooled"
-            if self.decay is None
-            else f", each weighs {self.decay:g} of the next"
-        )
+        head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
+        if pooled > 1:
+            by_decay = f", each counts {self.decay} times the next"
+            head += by_decay if self.decay is not None else f", the last {pooled} pooled"
         lines = [
-            f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s{over * (pooled > 1)}",
+            head,
             *([] if of is None else [of]),
             _table(rows, self.reference or ""),
             f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}",

@@ -24,8 +24,11 @@ from rlvar.analysis.measured import scores_line
 from rlvar.analysis.planning import Plan, plan_curve
 from rlvar.analysis.prompt_curves import Components
 from rlvar.analysis.run_on_policy import PolicyWatch, RunOnPolicyTest
+from rlvar.analysis.sampling import FILTER_PROOF
 from rlvar.analysis.steps import (
     StepRecord,
+    all_known,
+    any_filtered,
     record_of_gradients,
     record_of_rollouts,
     separate,
@@ -261,7 +264,7 @@ class Monitor:
         size = None if batch is None else _check.positive_integer("batch", batch)
         if isinstance(what, Rollouts):
             given = {"groups": groups, "sizes": sizes, "gram_of": gram_of, "scores_of": scores_of}
-            for name, value in given.items():
+            for name, value in {**given, "unbiased": unbiased or None, "sketched": sketched or None}.items():
                 if value is not None:
                     raise TypeError(f"{name} goes with gradients; Rollouts have their own")
             grouped = what.groups is not None
@@ -407,7 +410,10 @@ class Monitor:
         records, weights = self._weighed(lambda r: r.gradients.units - 1.0)
         if not records:
             return ()
-        unbiased = [_all(each) for each in zip(*(r.unbiased for r in records), strict=True)]
+        unbiased = [all_known(each) for each in zip(*(r.unbiased for r in records), strict=True)]
+        if any_filtered(r.filtered for r in records):  # what is common to groups is then in the mean
+            proof = [each.base in FILTER_PROOF for each in self._estimators or ()]
+            unbiased = [known and kept for known, kept in zip(unbiased, proof, strict=True)]
         found = infer_pooled(
             np.stack([r.gradients.covariance for r in records]),
             np.stack([r.gradients.signal for r in records]),
@@ -518,7 +524,8 @@ class Monitor:
         """Return the best prompts x completions for the cost of a batch in use, or another budget.
 
         As `rlvar.plan` of the reference, from the components pooled over steps, and with its options. None
-        without groups, and for an estimator of which it is not known how its variance depends on completions.
+        without groups, for an estimator of which it is not known how its variance depends on completions,
+        and before there are intervals.
         """
         with self._lock:
             records, weights = self._weighed(
@@ -528,6 +535,8 @@ class Monitor:
             return None
         parts = [r.prompts for r in records if r.prompts is not None]
         pooled = Pooled.of(np.stack([each.values for each in parts]), weights)
+        if not pooled.left_out.size:
+            return None
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
@@ -794,13 +803,16 @@ class Monitor:
         rows = self.rows
         if not rows:
             return f"Monitor: {self.steps} steps, nothing to pool yet"
-        over = f"the last {len(self._records)}" if self.decay is None else f"weights x {self.decay:g} a step"
-        of = scores_line(self.scores_of, self._sketched)
+        pooled, of = len(self._records), scores_line(self.scores_of, self._sketched)
+        head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
+        if pooled > 1:
+            by_decay = f", each counts {self.decay} times the next"
+            head += by_decay if self.decay is not None else f", the last {pooled} pooled"
         lines = [
-            f"{self.steps} steps of {self.units:.4g} {self.unit}s, pooled over {over}",
+            head,
             *([] if of is None else [of]),
             _table(rows, self.reference or ""),
-            f"batch in use: {self.batch_units:.4g} {self.unit}s, {_shown(self.enough)} times the noise scale",
+            f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}",
         ]
         if self.growth is not None:
             lines.append(f"variance grows as length^b, b = {self.growth}")
@@ -809,21 +821,19 @@ class Monitor:
         return "\n".join(lines)
 
 
-def _all(known: Sequence[bool | None]) -> bool | None:
-    return False if False in known else None if None in known else True
-
-
 def _over(units: float, noise_scale: float) -> float:
     if noise_scale == 0:
         return math.inf
     return units / noise_scale
 
 
-def _shown(x: Estimate) -> str:
-    """Show a ratio to a noise scale that may have no upper end."""
+def _times_noise_scale(x: Estimate) -> str:
+    """Say how a batch compares with the noise scale, which may have no upper end."""
     if x.low == 0 and math.isfinite(x.high):
-        return f"below {x.high:.4g}"
-    return str(x) if x.resolved or math.isnan(x.low) else "not resolved, as a multiple of"
+        return f", at most {x.high:.4g} times the noise scale"
+    if x.resolved or math.isnan(x.low):
+        return f", {x} times the noise scale"
+    return "; the noise scale is not resolved"
 
 
 def _table(rows: Sequence[MonitorRow], reference: str) -> str:

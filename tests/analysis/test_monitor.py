@@ -357,6 +357,20 @@ def test_growth_is_the_slope_of_the_first_terms():
     assert fed([draw(rng)] * 9).growth is None
 
 
+def test_a_filter_is_told_from_all_steps():
+    rng = np.random.default_rng(15)
+    kept = []
+    for _ in range(9):
+        reward = np.zeros((40, 4))
+        reward[:, 0] = 1  # one success in each group, as if dead groups had been dropped
+        kept.append(draw(rng, groups=40, size=4, reward=reward.ravel()))
+    filtered = fed(kept, ["single", "rloo"])
+    assert filtered["rloo"].unbiased
+    assert not filtered["single"].unbiased  # what is common to groups is in its mean
+    dead = draw(rng, groups=40, size=4, reward=np.repeat(np.arange(40) % 2, 4).astype(float))
+    assert fed([*kept, dead], ["single", "rloo"])["single"].unbiased
+
+
 def test_another_policy_is_found_and_the_alarm_stays():
     rng = np.random.default_rng(12)
     monitor = rlvar.Monitor(["single"], window=5)

@@ -225,6 +225,14 @@ def test_without_groups_units_are_rollouts_and_there_is_no_shape(tmp_path):
     assert 'id="plan-1"' not in page_of(report, tmp_path)
 
 
+def test_a_reference_that_was_not_asked_for_has_its_noise_scale_said():
+    monitor = run(12, estimators=("single", "grpo"), reference="rloo")
+    report = monitor.report()
+    assert [row.name for row in report.runs[0].parts[0].rows] == ["single", "grpo"]
+    assert "noise scale" in about(report, "noise-scale")[0]
+    assert "RLOO" in about(report, "noise-scale")[0]
+
+
 def test_many_alternatives_share_sentences(report):
     several = run(12, estimators=("rloo", "single", "single-mean", "multi", "grpo", "opo")).report()
     assert len(several.verdict) <= 6

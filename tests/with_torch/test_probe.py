@@ -1,0 +1,211 @@
+"""A probe in a loop of one's own: what it gives, and that training never sees it."""
+
+import random
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch")
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+import tiny_models  # noqa: E402
+from rlvar.torch import Probe, Sketch, token_scores, unit_gradients  # noqa: E402
+
+GROUPS = ["a", "b", "a", "c", "c", "b", "a", "c"]
+REWARDS = [0.0, 1.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.3]
+IDS, ATTENDED, RESPONSE = tiny_models.batch(8)
+BEHAVIOR = np.random.default_rng(0).normal(-3.0, 0.5, RESPONSE.shape)
+
+
+class Fed:
+    """A monitor that keeps what it is fed."""
+
+    estimators = ("rloo", "grpo")
+
+    def __init__(self):
+        self.updates = []
+
+    def update(self, given, **options):
+        self.updates.append((given, options))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_models.make("llama")
+
+
+def same(found, wanted):
+    for name in ("rewards", "lengths", "groups", "logp", "behavior_logp", "score_squares", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+    assert found.scores_of == wanted.scores_of
+
+
+def test_it_gives_the_rollouts_of_a_part_and_feeds_the_monitor(llama):
+    probe = Probe(llama, monitor=Fed(), temperature=0.7)
+    found = probe.update(
+        IDS, ATTENDED, RESPONSE, REWARDS, groups=GROUPS, behavior_logp=BEHAVIOR, step=7, batch=64
+    )
+    scored = token_scores(llama, IDS, ATTENDED, RESPONSE, of="final_norm", temperature=0.7)
+    same(found, scored.rollouts(REWARDS, groups=GROUPS, behavior_logp=BEHAVIOR))
+    assert found.scores_of == "the final norm of LlamaForCausalLM"
+    assert probe.monitor.updates == [(found, {"step": 7, "batch": 64})]
+    assert probe.seconds > 0.0
+
+
+def test_it_gives_the_gradients_of_the_whole_model_and_feeds_the_other_monitor(llama):
+    probe = Probe(llama, whole=Fed(), sketch=Sketch(32, seed=3))
+    found = probe.gradients(IDS, ATTENDED, RESPONSE, REWARDS, groups=GROUPS, step=3)
+    wanted = unit_gradients(
+        llama, IDS, ATTENDED, RESPONSE, ("rloo", "grpo"), GROUPS, rewards=REWARDS, sketch=Sketch(32, seed=3)
+    )
+    assert list(found) == ["rloo", "grpo"]
+    for name in found:
+        np.testing.assert_array_equal(found[name], wanted[name])
+    (given, options), *others = probe.whole.updates
+    assert given is found
+    assert not others
+    assert options["scores_of"].startswith("all ")
+    assert options["step"] == 3
+    np.testing.assert_array_equal(options["sizes"], [3, 2, 3])
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_row_without_a_reward_is_left_out(llama, by_token):
+    rewards, weights = np.array(REWARDS), np.arange(8.0)
+    if by_token:
+        rewards = rewards[:, None] * RESPONSE.numpy()
+        rewards[RESPONSE == 0] = np.nan  # padding is not read
+    rewards[2] = np.nan
+    kept = [0, 1, 3, 4, 5, 6, 7]
+    groups, behavior = [GROUPS[row] for row in kept], BEHAVIOR[kept]
+    some = IDS[kept], ATTENDED[kept], RESPONSE[kept]
+    probe = Probe(llama)
+    found = probe.update(IDS, ATTENDED, RESPONSE, rewards, groups=GROUPS, behavior_logp=BEHAVIOR)
+    wanted = token_scores(llama, *some, of="final_norm").rollouts(
+        rewards[kept], groups=groups, behavior_logp=behavior
+    )
+    same(found, wanted)
+    estimators = ("rloo", ("mine", weights))
+    found = probe.gradients(IDS, ATTENDED, RESPONSE, rewards, estimators, groups=GROUPS)
+    wanted = unit_gradients(
+        llama, *some, ("rloo", ("mine", weights[kept])), groups, rewards=rewards[kept], sketch=Sketch(1024)
+    )
+    for name in ("rloo", "mine"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+class Drawing(torch.nn.Module):
+    """A model that draws random numbers in evaluation mode too, and may fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = torch.nn.Embedding(tiny_models.VOCABULARY, 6), torch.nn.RMSNorm(6)
+        self.head = torch.nn.Linear(6, tiny_models.VOCABULARY, bias=False)
+        self.fails = False
+
+    def forward(self, input_ids, attention_mask=None):
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        if self.fails:
+            raise FloatingPointError("of the model")
+        return self.head(self.norm(self.embedding(input_ids)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_leaves_everything_as_it_was(fails):
+    model = Drawing().train()
+    model.norm.eval()
+    model.embedding.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model.head.register_forward_hook(lambda *_: None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        before = states()
+        kept = {name: each.clone() for name, each in model.state_dict().items()}
+        parameters, hooks = dict(model.named_parameters()), list(model.head._forward_hooks)
+        probe = Probe(model)
+        model.fails = fails
+        for call in (probe.update, lambda *given: probe.gradients(*given, "single")):
+            if fails:
+                with pytest.raises(FloatingPointError, match="of the model"):
+                    call(IDS, ATTENDED, RESPONSE, REWARDS)
+            else:
+                call(IDS, ATTENDED, RESPONSE, REWARDS)
+        assert states() == before
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, each in model.state_dict().items():
+        assert torch.equal(each, kept[name])
+    assert all(each is parameters[name] for name, each in model.named_parameters())
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert [each.requires_grad for each in model.parameters()] == [False, True, True]
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert [each.grad is None for each in model.parameters()] == [True, True, False]
+    assert list(model.head._forward_hooks) == hooks
+    assert not [name for module in model.modules() for name in vars(module) if name == "forward"]
+
+
+def test_training_under_autocast_never_sees_it():
+    def gradients(measured):
+        model = tiny_models.make("llama").float().train()
+        with torch.autocast("cpu", torch.bfloat16):
+            if measured:
+                probe = Probe(model)
+                probe.update(IDS, ATTENDED, RESPONSE, REWARDS)
+                probe.gradients(IDS, ATTENDED, RESPONSE, REWARDS, "single")
+            loss = model(input_ids=IDS, attention_mask=ATTENDED).logits.logsumexp(-1).mean()
+        loss.backward()
+        return [each.grad for each in model.parameters()]
+
+    for found, wanted in zip(gradients(True), gradients(False), strict=True):
+        assert wanted is not None
+        assert torch.equal(found, wanted)
+
+
+def test_it_works_in_inference_mode(llama):
+    with torch.inference_mode():
+        probe = Probe(llama)
+        rollouts = probe.update(IDS + 0, ATTENDED, RESPONSE, REWARDS)
+        assert probe.gradients(IDS + 0, ATTENDED, RESPONSE, REWARDS, "single").sizes.sum() == 8
+    assert len(rollouts) == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"rewards": REWARDS[:3]}, ValueError, r"rewards must have shape \(N,\) = \(8,\), or one a token"),
+        ({"rewards": [np.nan] * 7 + [1.0]}, ValueError, "rewards .* at least 2 rollouts, got 1"),
+        ({"groups": GROUPS[:3]}, ValueError, "groups must have shape"),
+        ({"groups": [None] * 8}, ValueError, "groups must have a label"),
+        ({"behavior_logp": BEHAVIOR[:, :2]}, ValueError, "behavior_logp must have one of the shapes"),
+        ({"response_mask": RESPONSE * 0}, ValueError, "response_mask marks no token"),
+    ],
+)
+def test_errors_name_the_argument(llama, changed, error, message):
+    given = {
+        "input_ids": IDS,
+        "attention_mask": ATTENDED,
+        "response_mask": RESPONSE,
+        "rewards": REWARDS,
+        **changed,
+    }
+    with pytest.raises(error, match=message):
+        Probe(llama).update(**given)
+    with pytest.raises(error, match=message):
+        Probe(llama).gradients(**given, estimators="single")
+
+
+def test_a_probe_is_checked_when_it_is_made(llama):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        Probe(None)
+    with pytest.raises(ValueError, match="of must be"):
+        Probe(llama, of="norm")
+    with pytest.raises(TypeError, match="sketch must be a Sketch or None"):
+        Probe(llama, sketch=64)
+    with pytest.raises(ValueError, match="temperature"):
+        Probe(llama, temperature=0.0)
+    with pytest.raises(ValueError, match="estimators must be named"):
+        Probe(llama).gradients(IDS, ATTENDED, RESPONSE, REWARDS)

@@ -1,6 +1,9 @@
 """A probe in a loop of one's own: what it gives, and that training never sees it."""
 
+import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,24 +11,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 import tiny_models  # noqa: E402
+import two_processes  # noqa: E402
 from rlvar.torch import Probe, Sketch, token_scores, unit_gradients  # noqa: E402
+from two_processes import Fed  # noqa: E402
 
 GROUPS = ["a", "b", "a", "c", "c", "b", "a", "c"]
 REWARDS = [0.0, 1.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.3]
 IDS, ATTENDED, RESPONSE = tiny_models.batch(8)
 BEHAVIOR = np.random.default_rng(0).normal(-3.0, 0.5, RESPONSE.shape)
-
-
-class Fed:
-    """A monitor that keeps what it is fed."""
-
-    estimators = ("rloo", "grpo")
-
-    def __init__(self):
-        self.updates = []
-
-    def update(self, given, **options):
-        self.updates.append((given, options))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +86,14 @@ def test_a_row_without_a_reward_is_left_out(llama, by_token):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
+def test_a_row_that_is_left_alone_in_its_group_is_left_out_too(llama):
+    rewards = [np.nan, 1.0, 0.5, 1.0, np.nan, 0.0, 1.0, np.nan]  # of c there is one
+    kept = [1, 2, 5, 6]
+    rollouts = Probe(llama).update(IDS, ATTENDED, RESPONSE, rewards, groups=GROUPS)
+    some = token_scores(llama, IDS[kept], ATTENDED[kept], RESPONSE[kept], of="final_norm")
+    same(rollouts, some.rollouts([rewards[row] for row in kept], groups=[GROUPS[row] for row in kept]))
+
+
 def states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
@@ -104,9 +105,10 @@ class Drawing(torch.nn.Module):
         super().__init__()
         self.embedding, self.norm = torch.nn.Embedding(tiny_models.VOCABULARY, 6), torch.nn.RMSNorm(6)
         self.head = torch.nn.Linear(6, tiny_models.VOCABULARY, bias=False)
-        self.fails = False
+        self.fails, self.cached = False, None
 
     def forward(self, input_ids, attention_mask=None):
+        self.cached = torch.is_autocast_cache_enabled()
         random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
         if self.fails:
             raise FloatingPointError("of the model")
@@ -135,6 +137,7 @@ def test_it_leaves_everything_as_it_was(fails):
                 call(IDS, ATTENDED, RESPONSE, REWARDS)
         assert states() == before
         assert torch.are_deterministic_algorithms_enabled()
+        assert (model.cached, torch.is_autocast_cache_enabled()) == (False, True)
     finally:
         torch.use_deterministic_algorithms(False)
     for name, each in model.state_dict().items():
@@ -209,3 +212,44 @@ def test_a_probe_is_checked_when_it_is_made(llama):
         Probe(llama, temperature=0.0)
     with pytest.raises(ValueError, match="estimators must be named"):
         Probe(llama).gradients(IDS, ATTENDED, RESPONSE, REWARDS)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What each of two processes found, by what it was given."""
+    folder = tmp_path_factory.mktemp("gathered")
+    script = [sys.executable, two_processes.__file__, str(folder)]
+    running = [subprocess.Popen([*script, str(rank)]) for rank in range(2)]
+    try:
+        assert [each.wait(timeout=120) for each in running] == [0, 0]
+    finally:
+        for each in running:
+            each.kill()
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_two_processes_find_what_one_does(outcomes, case):
+    with tiny_models.precise():
+        wanted = two_processes.measured(two_processes.made(), two_processes.CASES[case][0])
+    for found in outcomes:
+        assert found[case].keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_allclose(found[case][name], wanted[name], rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_an_error_on_one_process_is_one_on_all(outcomes):
+    first, second = outcomes
+    where = "process 1 could not measure its part of the batch"
+    shapes = "(N,) = (5,), or one a token, got (3,)"
+    assert first["error"] == [
+        f"RuntimeError: {where}: ValueError: rewards must have shape {shapes}",
+        *[f"RuntimeError: {where}: FloatingPointError: of the model"] * 2,
+    ]
+    assert [each.partition(":")[0] for each in second["error"]] == ["ValueError", *["FloatingPointError"] * 2]
+    assert first["labels"] == second["labels"]
+    assert "0 is that of different prompts on processes 0 and 1; make labels" in first["labels"]
+
+
+def test_a_group_of_one_process_measures_alone(outcomes):
+    assert [each["alone"] for each in outcomes] == [3, 5]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tiny_models
 from rlvar.torch import Probe, Sketch
 
+VOCABULARY = 23
 GROUPS = [0, 0, 1, 1, 1, 2, 2, 2]
 LENGTHS = [3, 4, 5, 6, 3, 4, 5, 6]  # of responses
 
@@ -29,8 +29,8 @@ class Fed:
 def everything(steps=False):
     """What one process has of 8 rollouts of 3 prompts: tokens (8, 10), numbers of the last 6 columns."""
     rng = np.random.default_rng(0)
-    prompts = rng.integers(3, tiny_models.VOCABULARY, (3, 4))
-    ids = np.concatenate([prompts[GROUPS], rng.integers(3, tiny_models.VOCABULARY, (8, 6))], axis=1)
+    prompts = rng.integers(3, VOCABULARY, (3, 4))
+    ids = np.concatenate([prompts[GROUPS], rng.integers(3, VOCABULARY, (8, 6))], axis=1)
     response = np.arange(6) < np.array(LENGTHS)[:, None]
     return {
         "input_ids": ids,
@@ -79,9 +79,25 @@ def _cases():
 CASES = _cases()
 
 
+class Small(torch.nn.Module):
+    """A causal model in float64, without transformers, which takes seconds to import."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.mixing = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, 16)
+        self.norm, self.head = torch.nn.RMSNorm(16), torch.nn.Linear(16, VOCABULARY, bias=False)
+        self.double()
+
+    def forward(self, input_ids, attention_mask):
+        states = self.embedding(input_ids)
+        weights = attention_mask[..., None].to(states)
+        past = (states * weights).cumsum(1) / weights.cumsum(1).clamp(min=1)
+        return self.head(self.norm(self.mixing(past + states).tanh()))
+
+
 def made():
-    model = tiny_models.make("llama").train()
-    return Probe(model, monitor=Fed(), whole=Fed(), sketch=Sketch(64))
+    return Probe(Small(), monitor=Fed(), whole=Fed(), sketch=Sketch(64))
 
 
 def measured(probe, data):
@@ -142,7 +158,6 @@ if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    with tiny_models.precise():
-        outcome = _run(rank)
+    outcome = _run(rank)
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(outcome))
     torch.distributed.destroy_process_group()

@@ -230,8 +230,7 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_two_processes_find_what_one_does(outcomes, case):
-    with tiny_models.precise():
-        wanted = two_processes.measured(two_processes.made(), two_processes.CASES[case][0])
+    wanted = two_processes.measured(two_processes.made(), two_processes.CASES[case][0])
     for found in outcomes:
         assert found[case].keys() == wanted.keys()
         for name in wanted:

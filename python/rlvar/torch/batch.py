@@ -66,10 +66,10 @@ class Batch:
             None if groups is None else _labels(groups, n),
             {name: _by_step(tokens, name, given) for name, given in by_token.items() if given is not None},
         )
-        missing = np.isnan(earned) if earned.ndim == 1 else np.isnan(earned).any(axis=1)
+        missing = np.atleast_1d(np.isnan(earned).reshape(n, -1).any(axis=1))
         if not missing.any():
             return whole
-        lost = frozenset(compress(whole.groups or (), missing.tolist()))
+        lost = frozenset(compress(whole.groups or (), missing))
         return replace(whole[np.flatnonzero(~missing)], lost=lost)
 
     @classmethod

@@ -17,8 +17,6 @@ LENGTHS = [3, 4, 5, 6, 3, 4, 5, 6]  # of responses
 class Fed:
     """A monitor that keeps what it is fed."""
 
-    estimators = ("rloo", "grpo")
-
     def __init__(self):
         self.updates = []
 

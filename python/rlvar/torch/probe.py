@@ -173,7 +173,7 @@ class Probe:
         attention_mask: ArrayLike | None,
         response_mask: ArrayLike,
         rewards: ArrayLike,
-        estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
+        estimators: EstimatorLike | Sequence[EstimatorLike],
         *,
         groups: Sequence[Hashable] | NDArray[Any] | None = None,
         behavior_logp: ArrayLike | None = None,
@@ -187,9 +187,8 @@ class Probe:
         ----------
         input_ids, attention_mask, response_mask, rewards, groups, behavior_logp, values, step, batch
             As in `update`.
-        estimators : estimator or sequence of estimators, optional
-            As the weights of `unit_gradients`, in pairs ``("mine", advantages)`` those of this process; by
-            default what `whole` compares.
+        estimators : estimator or sequence of estimators
+            As the weights of `unit_gradients`; in pairs ``("mine", advantages)``, those of this process.
 
         Returns
         -------
@@ -206,7 +205,7 @@ class Probe:
         wanted: list[Estimator] = []
 
         def given() -> Batch:
-            wanted.extend(self._wanted(estimators))
+            wanted.extend(resolve(estimators, "estimators"))
             own = {
                 f"weights of {each.name!r}": each.given
                 for each in wanted
@@ -228,13 +227,6 @@ class Probe:
             if self.whole is not None:
                 self.whole.update(found, **found.known, step=step, batch=batch)
         return found
-
-    def _wanted(self, estimators: EstimatorLike | Sequence[EstimatorLike] | None) -> list[Estimator]:
-        if estimators is None:
-            if self.whole is None:
-                raise ValueError("estimators must be named, as the probe has no monitor `whole`")
-            estimators = self.whole.estimators
-        return resolve(estimators, "estimators")
 
     def _batches(self, given: Callable[[], Batch]) -> tuple[Batch, Batch, Processes | None]:
         """Return the rows of this process and those of all."""

@@ -1,9 +1,13 @@
 """A probe in a loop of one's own: what it gives, and that training never sees it."""
 
+import copy
 import pickle
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,3 +254,135 @@ def test_an_error_on_one_process_is_one_on_all(outcomes):
 
 def test_a_group_of_one_process_measures_alone(outcomes):
     assert [each["alone"] for each in outcomes] == [3, 5]
+
+
+# The pages on other trainers: on their own classes where they are installed, else on some with their fields.
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def run(page, names, capsys):
+    """Run a page's examples: they print what they say."""
+    for example in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        exec(example, names)
+        claimed = "".join(re.findall(r"^print\(.*\n((?:# .*\n)+)", example, re.MULTILINE))
+        assert capsys.readouterr().out.splitlines() == [line[2:].strip() for line in claimed.splitlines()]
+    return names
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_models.make("llama").float()
+
+
+def expected(model, data):
+    """Rollouts that the pages' code should find."""
+    scored = token_scores(
+        model, data["input_ids"], data["attention_mask"], data["response_mask"], of="final_norm"
+    )
+    return scored.rollouts(data["rewards"], groups=data["groups"], behavior_logp=data["behavior_logp"])
+
+
+def test_the_page_on_verl(policy, tmp_path, capsys):
+    given = two_processes.everything(steps=True)
+    given["groups"] = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    tensors = {name: torch.as_tensor(array) for name, array in given.items()}
+    batch = {
+        "prompts": tensors["input_ids"][:, :4],
+        "responses": tensors["input_ids"][:, 4:],
+        "input_ids": tensors["input_ids"],
+        "attention_mask": tensors["attention_mask"].long(),
+        "response_mask": tensors["response_mask"].long(),
+        "token_level_scores": (tensors["rewards"] * tensors["response_mask"]).float(),
+        "rollout_log_probs": tensors["behavior_logp"].float(),
+    }
+    uid = np.array([["5a", "c7"][group] for group in given["groups"]], dtype=object)
+    try:
+        from verl import DataProto
+
+        data = DataProto.from_dict(tensors=batch, non_tensors={"uid": uid}, meta_info={"temperature": 1.0})
+    except ImportError:
+        data = SimpleNamespace(batch=batch, non_tensor_batch={"uid": uid}, meta_info={"temperature": 1.0})
+    lengths = batch["response_mask"].sum(1).tolist()
+
+    def jagged(tensor):
+        rows = [row[:length] for row, length in zip(tensor, lengths, strict=True)]
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    dump = {name: jagged(batch[name]) for name in ("responses", "response_mask", "rollout_log_probs")}
+    dump["prompts"] = torch.nested.as_nested_tensor(list(batch["prompts"]), layout=torch.jagged)
+    dump["rm_scores"] = jagged(batch["token_level_scores"])
+    try:
+        from tensordict import TensorDict
+
+        dump = TensorDict(dump, batch_size=8)
+    except ImportError:
+        pass
+    keys, tags = [f"{each}_{i}_0" for i, each in enumerate(uid)], [{"is_padding": i == 7} for i in range(8)]
+    torch.save({"tensordict": dump, "tags": tags, "keys": keys, "global_steps": 40}, tmp_path / "tq_batch.pt")
+
+    class Trainer:
+        def __init__(self, batch):
+            self.batch, self.global_steps = batch, 42
+
+        def _update_actor(self, batch):
+            return batch
+
+        def fit(self):
+            return self._update_actor(self.batch)
+
+    names = {"model": policy, "data": data, "path": tmp_path / "tq_batch.pt", "Trainer": Trainer}
+    names = run(DOCS / "verl.md", names, capsys)
+    wanted = {**given, "rewards": given["rewards"].astype(np.float32) * given["response_mask"]}
+    wanted["behavior_logp"] = wanted["behavior_logp"].astype(np.float32)
+    same(names["rollouts"], expected(policy, wanted))
+    tokens, others = names["arguments_of_dump"](names["payload"])
+    same(
+        Probe(policy).update(*tokens, **others),
+        expected(policy, {name: array[:7] for name, array in wanted.items()}),
+    )
+
+
+def test_the_page_on_openrlhf(policy, tmp_path, capsys):
+    given = two_processes.everything()
+    given["groups"] = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    tensors = {name: torch.as_tensor(array) for name, array in given.items()}
+    # What it calls action_mask is that of the tokens but the first, padded as the sequences are.
+    action_mask = torch.cat([torch.zeros(8, 3, dtype=bool), tensors["response_mask"]], dim=1)
+    logp = torch.cat([torch.zeros(8, 3), tensors["behavior_logp"].float()], dim=1)
+    fields = "sequences", "attention_mask", "action_mask", "rollout_log_probs", "rewards"
+    try:
+        from openrlhf.trainer.ppo_utils.experience import Experience, split_experience_batch
+    except ImportError:
+        Experience = SimpleNamespace
+
+        def split_experience_batch(each):
+            rows = zip(*(getattr(each, name) for name in fields), each.prompts, strict=True)
+            return [Experience(**dict(zip(fields, row, strict=False)), prompts=[row[-1]]) for row in rows]
+
+    experiences = []
+    for rows in ([6, 1, 3], [0, 2, 4, 5, 7]):  # as they are balanced by length
+        width = int(tensors["attention_mask"][rows].sum(1).max())
+        arrays = tensors["input_ids"], tensors["attention_mask"].long(), action_mask, logp
+        cut = [array[rows, : width - shift] for array, shift in zip(arrays, (0, 0, 1, 1), strict=True)]
+        values = dict(zip(fields, (*cut, tensors["rewards"][rows].float()), strict=True))
+        prompts = [f"prompt {given['groups'][row]}" for row in rows]
+        experiences.append(Experience(**values, index=list(rows), prompts=prompts))
+    order = [6, 1, 3, 0, 2, 4, 5, 7]
+    items = [item for each in copy.deepcopy(experiences) for item in split_experience_batch(each)]
+    trainer = SimpleNamespace(
+        actor=SimpleNamespace(model=policy, temperature=1.0), replay_buffer=SimpleNamespace(items=items)
+    )
+    names = {"model": policy, "experiences": experiences, "path": tmp_path / "e.pt", "self": trainer}
+    names = run(DOCS / "openrlhf.md", names, capsys)
+    wanted = {name: array[order] for name, array in given.items()}
+    wanted["behavior_logp"] = wanted["behavior_logp"].astype(np.float32)
+    wanted["rewards"] = wanted["rewards"].astype(np.float32)
+    same(
+        Probe(policy).update(*names["tokens"], **names["others"]),
+        expected(policy, {**wanted, "behavior_logp": None}),
+    )
+    tokens, others = names["arguments"](experiences, 4)
+    same(Probe(policy).update(*tokens, **others), expected(policy, wanted))

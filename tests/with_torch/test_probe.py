@@ -172,6 +172,32 @@ def test_training_under_autocast_never_sees_it():
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("kind", ["checkpointed, with dropout", "lora"])
+def test_training_is_the_same_to_the_bit(kind):
+    def trained(measured):
+        model = tiny_models.make("gpt2").float().train()  # which has dropout
+        if kind == "lora":
+            peft = pytest.importorskip("peft", reason="needs peft")
+            config = peft.LoraConfig(r=2, lora_dropout=0.1, target_modules=["c_attn"], fan_in_fan_out=True)
+            model = peft.get_peft_model(model, config)
+        else:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        optimizer, probe = torch.optim.Adam(parameters), Probe(model)
+        for _ in range(3):
+            if measured:
+                probe.update(IDS, ATTENDED, RESPONSE, REWARDS)
+            output = model(input_ids=IDS, attention_mask=ATTENDED)
+            output.logits.logsumexp(-1).mean().backward()
+            if measured:  # between the passes of an accumulated gradient
+                probe.gradients(IDS, ATTENDED, RESPONSE, REWARDS, "single")
+            optimizer.step()
+        return [*parameters, *(each.grad for each in parameters), torch.get_rng_state()]
+
+    assert all(map(torch.equal, trained(True), trained(False)))
+
+
 def test_it_works_in_inference_mode(llama):
     with torch.inference_mode():
         probe = Probe(llama)
@@ -386,3 +412,9 @@ def test_the_page_on_openrlhf(policy, tmp_path, capsys):
     )
     tokens, others = names["arguments"](experiences, 4)
     same(Probe(policy).update(*tokens, **others), expected(policy, wanted))
+
+
+def test_the_page_on_loops(capsys):
+    pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
+    names = run(DOCS / "training.md", {}, capsys)
+    assert names["probe"].monitor["rloo"].ratio.value == 1.0

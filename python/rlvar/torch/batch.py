@@ -45,7 +45,7 @@ class Batch:
         by_token: Mapping[str, ArrayLike | None],
     ) -> Batch:
         """Check what a trainer has; `by_token` may hold None, which is left out, and one number a rollout."""
-        if len(input_ids) == 0:  # type: ignore[arg-type]
+        if np.shape(input_ids)[:1] == (0,):
             nothing = np.zeros((0, 1), bool)
             return cls(nothing.astype(np.int64), nothing, nothing, np.zeros(0), None, {})
         tokens = Tokens.of(input_ids, attention_mask, response_mask)

@@ -172,6 +172,9 @@ def test_training_under_autocast_never_sees_it():
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)`:FutureWarning"
+)
 @pytest.mark.parametrize("kind", ["checkpointed, with dropout", "lora"])
 def test_training_is_the_same_to_the_bit(kind):
     def trained(measured):

@@ -364,6 +364,8 @@ def test_the_page_on_verl(policy, tmp_path, capsys):
 
     names = {"model": policy, "data": data, "path": tmp_path / "tq_batch.pt", "Trainer": Trainer}
     names = run(DOCS / "verl.md", names, capsys)
+    names["Watched"](data).fit()
+    assert [record["step"] for record in names["probe"].monitor.history] == [40, 41, 42]
     wanted = {**given, "rewards": given["rewards"].astype(np.float32) * given["response_mask"]}
     wanted["behavior_logp"] = wanted["behavior_logp"].astype(np.float32)
     same(names["rollouts"], expected(policy, wanted))

@@ -252,7 +252,7 @@ def outcomes(tmp_path_factory):
     script = [sys.executable, two_processes.__file__, str(folder)]
     running = [subprocess.Popen([*script, str(rank)]) for rank in range(2)]
     try:
-        assert [each.wait(timeout=120) for each in running] == [0, 0]
+        assert [each.wait(timeout=300) for each in running] == [0, 0]
     finally:
         for each in running:
             each.kill()

@@ -513,14 +513,14 @@ class Monitor:
             records, weights = self._weighed(
                 lambda r: r.prompts.groups - 1.0 if r.prompts is not None and r.prompts.defined else None
             )
-        if not records or not hasattr(planning, "plan_curve"):  # until branch plan is merged
+        if not records:
             return None
         parts = [r.prompts for r in records if r.prompts is not None]
         pooled = Pooled.of(np.stack([each.values for each in parts]), weights)
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
-        if budget is None:
+        if budget is None and "target" not in options:
             budget = round(np.mean([r.rollouts if r.batch is None else r.batch for r in records]))
         return planning.plan_curve(
             curve,
@@ -535,7 +535,8 @@ class Monitor:
     def metrics(self) -> dict[str, float]:
         """Return numbers for a logger: what is not defined is left out.
 
-        The keys: "noise_scale" of the reference, "batch_over_noise_scale", "ratio/NAME" of the others,
+        The keys: "noise_scale" of the reference, "batch_over_noise_scale", "ratio/NAME" of the others and,
+        of those with another mean gradient, "noise_scale_ratio/NAME",
         "on_policy_ratio", "mean_score", "growth_exponent" and "reward", each with "/low" and "/high";
         "best_prompts", "best_completions", "plan_gain"; "on_policy", 1 or 0; "steps".
         """
@@ -556,6 +557,8 @@ class Monitor:
             for row in self.rows:
                 if row.name != self.reference:
                     put(f"ratio/{row.name}", row.ratio)
+                    if row.factor != 1.0:  # with another mean gradient, variances alone say little
+                        put(f"noise_scale_ratio/{row.name}", row.noise_scale_ratio)
             put("reward", self.reward)
             plan = self.plan()
             if plan is not None:

@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
+import rlvar  # noqa: E402
 import tiny_models  # noqa: E402
 import two_processes  # noqa: E402
 from rlvar.torch import Probe, Sketch, token_scores, unit_gradients  # noqa: E402
@@ -422,4 +423,9 @@ def test_the_page_on_openrlhf(policy, tmp_path, capsys):
 def test_the_page_on_loops(capsys):
     pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     names = run(DOCS / "training.md", {}, capsys)
-    assert names["probe"].monitor["rloo"].ratio.value == 1.0
+    probe = names["probe"]
+    parts = [part.monitor if hasattr(part, "monitor") else part for part in probe.report().runs[0].parts]
+    assert [part.scores_of for part in parts] == [probe.whole.scores_of, probe.monitor.scores_of]
+    probe.report(probe, names=("one", "two"))
+    with pytest.raises(ValueError, match="needs a monitor that has seen a step"):
+        Probe(probe.model, monitor=rlvar.Monitor()).report()

@@ -34,6 +34,7 @@ from rlvar.stats.intervals import (
     jackknife,
     noise_scale_ratio,
     ratio_of_variances,
+    skewed,
 )
 
 LEAST = 4  # pairs that have an interval
@@ -116,7 +117,7 @@ def infer_pooled(
         own = scaled(of_mean[mean.quietest], mean.scale**2)
         base = scaled(of_mean[base_mean.quietest], base_mean.scale**2)
         moment, base_moment = (times(signal[m.quietest], m.scale**2) for m in (mean, base_mean))
-        whole = jackknife(*variance[a], confidence, positive=True)
+        whole = skewed(variance[a], confidence)
         ratio = ratio_of_variances(variance[a], variance[reference], confidence)
         resolved = own.resolved and base.resolved
         same = mean.quietest == base_mean.quietest

@@ -424,8 +424,10 @@ def test_the_page_on_loops(capsys):
     pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     names = run(DOCS / "training.md", {}, capsys)
     probe = names["probe"]
-    parts = [part.monitor if hasattr(part, "monitor") else part for part in probe.report().runs[0].parts]
-    assert [part.scores_of for part in parts] == [probe.whole.scores_of, probe.monitor.scores_of]
+    assert [part.scores_of for part in probe.report().runs[0].parts] == [
+        probe.whole.scores_of,
+        probe.monitor.scores_of,
+    ]
     probe.report(probe, names=("one", "two"))
     with pytest.raises(ValueError, match="needs a monitor that has seen a step"):
         Probe(probe.model, monitor=rlvar.Monitor()).report()

@@ -257,9 +257,7 @@ class Probe:
             if probe is not None
         ]
         if not all(runs):
-            raise ValueError(
-                "a report needs a monitor that has seen a step: Probe(model, monitor=Monitor(...))"
-            )
+            raise ValueError("a report needs a monitor that has seen a step")
         return run_report(*runs, names=names)
 
     def _batches(self, given: Callable[[], Batch]) -> tuple[Batch, Batch, Processes | None]:

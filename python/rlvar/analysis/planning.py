@@ -219,9 +219,7 @@ def plan(
         parts = prompt_components(what, chosen, confidence=level, num_threads=num_threads)
     elif isinstance(what, PromptComponents):
         if estimator is not None:
-            raise ValueError(
-                f"estimator is for rollouts: these components are those of {what.estimator!r}"
-            )
+            raise ValueError(f"estimator is for rollouts: these components are those of {what.estimator!r}")
         parts = what
     else:
         raise TypeError(

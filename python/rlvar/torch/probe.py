@@ -146,7 +146,8 @@ class Probe:
         Returns
         -------
         Rollouts
-            Those with a reward, with their scores; of several processes, first those of the first.
+            Those with a reward, with their scores; of several processes those of the first come first, and all
+            of them are packed.
 
         Raises
         ------

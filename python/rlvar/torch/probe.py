@@ -146,8 +146,8 @@ class Probe:
         Returns
         -------
         Rollouts
-            Those with a reward, with their scores; of several processes those of the first come first, and all
-            of them are packed.
+            Those with a reward, with their scores. Of several processes they are packed, those of the first
+            process first.
 
         Raises
         ------

@@ -15,7 +15,7 @@ ray = pytest.importorskip("ray", reason="needs ray")
 import rlvar  # noqa: E402
 import tiny_models  # noqa: E402
 from rlvar.cli import main  # noqa: E402
-from rlvar.torch import Sketch, score_recorded, scoring, shards  # noqa: E402
+from rlvar.torch import score_recorded, scoring, shards  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_workers_give_the_bits_of_one_process_though_one_dies_and_the_run_is_sto
     monkeypatch.setattr(scoring, "_ROWS", 2)
     model = mortal(str(tmp_path / "died"))
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    score_recorded(model, recorded, tmp_path / "one", sketch=Sketch(3))
+    score_recorded(model, recorded, tmp_path / "one", of="final_norm")
     assert not (tmp_path / "died").exists()
 
     def stop(done, total):
@@ -74,14 +74,14 @@ def test_workers_give_the_bits_of_one_process_though_one_dies_and_the_run_is_sto
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_recorded(model, recorded, tmp_path / "ray", sketch=Sketch(3), ray=True, progress=stop)
+        score_recorded(model, recorded, tmp_path / "ray", of="final_norm", ray=True, progress=stop)
     assert (tmp_path / "died").exists()
     everything = ray.cluster_resources()["CPU"]
     while ray.available_resources().get("CPU", 0) < everything:  # until the workers have gone
         time.sleep(0.05)
     seen = []
     score_recorded(
-        model, recorded, tmp_path / "ray", sketch=Sketch(3), progress=lambda done, _: seen.append(done)
+        model, recorded, tmp_path / "ray", of="final_norm", progress=lambda done, _: seen.append(done)
     )
     assert seen[0] == 8
     assert contents(tmp_path / "one") == contents(tmp_path / "ray")

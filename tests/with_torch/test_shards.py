@@ -1,5 +1,6 @@
 """Blocks of a scoring job on Ray's workers: the same bits, whatever befalls them."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,9 +49,10 @@ def mortal(flag):
             self.inner = inner
 
         def forward(self, input_ids, attention_mask=None):
-            if os.getpid() != here and not os.path.exists(flag):
-                open(flag, "w").close()
-                os._exit(9)
+            if os.getpid() != here:
+                with contextlib.suppress(FileExistsError):  # the first worker to come here
+                    os.mkdir(flag)
+                    os._exit(9)
             return self.inner(input_ids=input_ids, attention_mask=attention_mask)
 
     return Mortal()

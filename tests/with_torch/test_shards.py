@@ -16,7 +16,7 @@ ray = pytest.importorskip("ray", reason="needs ray")
 import rlvar  # noqa: E402
 import tiny_models  # noqa: E402
 from rlvar.cli import main  # noqa: E402
-from rlvar.torch import score_recorded, scoring, shards  # noqa: E402
+from rlvar.torch import Sketch, score_recorded, scoring, shards  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,21 @@ def recorded():
 
 def mortal(flag):
     """Return a model that once ends its process, if that is not this one; its class travels by value."""
-    inner, here = tiny_models.make("qwen3").float(), os.getpid()  # with tied embeddings
+    here, vocabulary = os.getpid(), tiny_models.VOCABULARY  # not the module: workers lack it
 
     class Mortal(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = inner
+            self.inner = torch.nn.Embedding(vocabulary, 8)
+            self.head = torch.nn.Linear(8, vocabulary)
+            self.head.weight = self.inner.weight
 
         def forward(self, input_ids, attention_mask=None):
             if os.getpid() != here:
                 with contextlib.suppress(FileExistsError):  # the first worker to come here
                     os.mkdir(flag)
                     os._exit(9)
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+            return self.head(self.inner(input_ids).cumsum(1).tanh())
 
     return Mortal()
 
@@ -68,7 +70,7 @@ def test_workers_give_the_bits_of_one_process_though_one_dies_and_the_run_is_sto
     monkeypatch.setattr(scoring, "_ROWS", 2)
     model = mortal(str(tmp_path / "died"))
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    score_recorded(model, recorded, tmp_path / "one", of="final_norm")
+    score_recorded(model, recorded, tmp_path / "one", sketch=Sketch(3))
     assert not (tmp_path / "died").exists()
 
     def stop(done, total):
@@ -76,14 +78,14 @@ def test_workers_give_the_bits_of_one_process_though_one_dies_and_the_run_is_sto
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_recorded(model, recorded, tmp_path / "ray", of="final_norm", ray=True, progress=stop)
+        score_recorded(model, recorded, tmp_path / "ray", sketch=Sketch(3), ray=True, progress=stop)
     assert (tmp_path / "died").exists()
     everything = ray.cluster_resources()["CPU"]
     while ray.available_resources().get("CPU", 0) < everything:  # until the workers have gone
         time.sleep(0.05)
     seen = []
     score_recorded(
-        model, recorded, tmp_path / "ray", of="final_norm", progress=lambda done, _: seen.append(done)
+        model, recorded, tmp_path / "ray", sketch=Sketch(3), progress=lambda done, _: seen.append(done)
     )
     assert seen[0] == 8
     assert contents(tmp_path / "one") == contents(tmp_path / "ray")

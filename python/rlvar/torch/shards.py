@@ -61,10 +61,13 @@ def connected(address: str | None) -> Iterator[Cluster]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
-                what = "Ray does not start here" if place in (None, "local") else f"Ray at {place}"
-                raise ConnectionError(f"{what}: {_line(error)}") from error
+                if place in (None, "local"):
+                    raise ConnectionError(f"Ray does not start here: {_line(error)}") from error
+                raise ConnectionError(
+                    f"Ray at {place}: {_line(error)}; perhaps it wants RAY_AUTH_MODE=token"
+                ) from error
         yield Cluster(ray, stays=False)
     finally:
         ray.shutdown()
@@ -132,7 +135,7 @@ class Cluster:
             num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
         )
         workers = [made.remote(function, device, cpus) for _ in range(min(room, len(shards)))]
-        starting = {worker.start.remote(version): worker for worker in workers}
+        starting = {worker.start.options(max_task_retries=0).remote(version): worker for worker in workers}
         under_way = dict(starting)  # by what each is to return
         free: deque[Any] = deque()
         left, results = deque(shards), deque[Any]()
@@ -224,6 +227,12 @@ def _told(ray: Any) -> Iterator[None]:
     except (errors.OutOfMemoryError, errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
         raise MemoryError(f"Ray's workers: {_line(error)}; lower memory, or give each more CPUs") from error
     except errors.RayActorError as error:
+        if error.actor_init_failed:
+            why = str(error).strip().splitlines()[-1]
+            raise ChildProcessError(
+                f"a worker of Ray does not start ({why}); each machine of the cluster needs "
+                f"rlvar {version} and torch where its workers look for them"
+            ) from error
         raise ChildProcessError(
             f"a worker of Ray died {_RETRIES + 1} times over the same rollouts, for want of memory perhaps: "
             "lower memory, or give each worker more CPUs, so that there are fewer"

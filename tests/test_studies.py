@@ -75,7 +75,7 @@ def test_the_calibration_fails_where_intervals_miss_without_a_note_and_only_ther
 
 def test_the_truth_of_a_moving_policy_is_what_many_prompts_come_to():
     for path in monitoring.PATHS:
-        world = 6, 3000, 4, 5, True, 0.8, path
+        world = 6, 3000, 4, 5, "heavy", 0.8, path
         covariances, signals, variances, squares = monitoring.run(np.random.default_rng(0), *world)
         found = np.einsum("tii->ti", covariances)
         np.testing.assert_allclose(found.mean(axis=0), variances.mean(axis=0), rtol=0.1)

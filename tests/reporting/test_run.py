@@ -400,7 +400,8 @@ def test_without_its_extra_the_page_says_what_to_install(report, tmp_path, monke
 
 def test_drawing_leaves_matplotlib_as_it_was_and_does_not_depend_on_it(report, page, tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
-    monkeypatch.setitem(matplotlib.rcParams, "text.color", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "lines.markeredgewidth", 7.0)
     before = dict(matplotlib.rcParams)
     assert page_of(report, tmp_path) == page  # to the byte
     assert dict(matplotlib.rcParams) == before

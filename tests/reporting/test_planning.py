@@ -7,7 +7,7 @@ import pytest
 
 import rlvar
 from rlvar.reporting.planning import plan_sentences, plan_table
-from rlvar.reporting.verdict import long_name
+from rlvar.reporting.words import long_name
 
 
 def bandits(rng, prompts=40, completions=8, between=3.0):

@@ -26,9 +26,9 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # else it writes one to the home directory
         before = signal.getsignal(signal.SIGTERM)
         with shards.connected("local"):
+            assert signal.getsignal(signal.SIGTERM) is before
             yield ray
         assert not ray.is_initialized()
-        assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture

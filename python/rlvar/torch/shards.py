@@ -55,7 +55,6 @@ def connected(address: str | None) -> Iterator[Cluster]:
     place = _found(address)
     if place is not None:
         _reach(place)
-    main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -68,21 +67,23 @@ def connected(address: str | None) -> Iterator[Cluster]:
                 raise ConnectionError(
                     f"Ray at {place}: {_line(error)}; perhaps it wants RAY_AUTH_MODE=token"
                 ) from error
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(
+                signal.SIGTERM, before
+            )  # Ray's aborts with a trace; its processes end with this one
         yield Cluster(ray, stays=False)
     finally:
         ray.shutdown()
-        if main and before is not None:  # Ray has put its own in this place
-            signal.signal(signal.SIGTERM, before)
 
 
 def _found(address: str | None) -> str | None:
     """Return the address that Ray takes where none is given, as its documentation has it."""
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
-    if address is None:
+    if address in (None, "auto"):
         file = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
         with contextlib.suppress(OSError):
-            return file.read_text().strip() or None
+            return file.read_text().strip() or address
     return address
 
 

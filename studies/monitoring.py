@@ -114,7 +114,7 @@ def records(scores, count, group=1):
     for step in range(n // count):
         several = off[step] if scores.shape[1] > 1 else 0.0
         sampled = Sampled(several, trace[step], own[step], None, total[step] - own[step])
-        yield StepRecord(step, count, None, 0.0, 0, cloud, (), sampled)
+        yield StepRecord(step, count, None, 0.0, 0, cloud, (), sampled=sampled)
 
 
 def alarm(steps):

@@ -428,7 +428,8 @@ class Monitor:
         )
 
     @property
-    def _base(self) -> MonitorRow | None:
+    def in_use(self) -> MonitorRow | None:
+        """The row of the reference, also where that was not asked for; None before there is one."""
         self.rows  # noqa: B018 - fills the cache
         found: tuple[MonitorRow, ...] = self._cache.get("rows", ())
         return next((row for row in found if row.name == self.reference), None)
@@ -465,7 +466,7 @@ class Monitor:
     @property
     def enough(self) -> Estimate:
         """The batch in use over the noise scale of the reference: below 1 noise has the larger part."""
-        base, units = self._base, self.batch_units
+        base, units = self.in_use, self.batch_units
         if base is None:
             return Estimate(math.nan, confidence=self.confidence)
         x = base.noise_scale
@@ -570,7 +571,7 @@ class Monitor:
                     parts = {key: x.value, f"{key}/low": x.low, f"{key}/high": x.high}
                     found.update((k, float(v)) for k, v in parts.items() if math.isfinite(v))
 
-            base = self._base
+            base = self.in_use
             if base is not None:
                 put("noise_scale", base.noise_scale)
                 put("batch_over_noise_scale", self.enough)

@@ -121,7 +121,7 @@ def test_numbers_in_sentences_are_those_of_the_json(report):
     assert 3 <= len(found["verdict"]) <= 6
     (noise,) = about(report, "noise-scale")
     scale, share = rows["rloo"]["noise_scale"], part["noise_over_signal"]
-    assert f"is {number(scale['value'])} groups ({interval(scale)}) over all 24 steps" in noise
+    assert f"is {number(scale['value'])} groups ({interval(scale)}) over all 24 monitored steps" in noise
     assert f"in a batch of 4 groups the variance of the gradient is {number(share['value'])} times" in noise
     assert interval(share) in noise
     single, grpo = about(report, "ratios")
@@ -185,7 +185,10 @@ def test_a_signal_that_is_not_resolved_has_no_noise_scale_but_a_bound():
     report = run(strength=0.0).report()
     (sentence,) = about(report, "noise-scale")
     bound = report.runs[0].parts[0].in_use.noise_scale.low
-    assert "The signal of RLOO is not resolved over all 24 steps: its interval includes zero" in sentence
+    assert (
+        "The signal of RLOO is not resolved over all 24 monitored steps: its interval includes zero"
+        in sentence
+    )
     assert f"no upper bound (95% interval from {number(bound)} groups)" in sentence
     grpo = about(report, "ratios")[1]
     assert grpo.startswith("The variance of GRPO is ")
@@ -222,6 +225,14 @@ def test_without_groups_units_are_rollouts_and_there_is_no_shape(tmp_path):
     assert 'id="plan-1"' not in page_of(report, tmp_path)
 
 
+def test_a_reference_that_was_not_asked_for_has_its_noise_scale_said():
+    monitor = run(12, estimators=("single", "grpo"), reference="rloo")
+    report = monitor.report()
+    assert [row.name for row in report.runs[0].parts[0].rows] == ["single", "grpo"]
+    assert "noise scale" in about(report, "noise-scale")[0]
+    assert "RLOO" in about(report, "noise-scale")[0]
+
+
 def test_many_alternatives_share_sentences(report):
     several = run(12, estimators=("rloo", "single", "single-mean", "multi", "grpo", "opo")).report()
     assert len(several.verdict) <= 6
@@ -242,6 +253,15 @@ def test_a_tie_and_estimators_that_are_the_same_are_said_so(report):
     rows[1] = replace(rows[1], ratio=rlvar.Estimate(1.0, 0.0, 1.0, 1.0))
     (same,) = about(changed(report, rows=tuple(rows)), "ratios")
     assert "are the same estimator" in same
+
+
+def test_unbiased_estimators_whose_means_differ_say_what_to_look_for(report):
+    (part,) = report.runs[0].parts
+    ratio = rlvar.Estimate(2.0, 0.1, 1.5, 2.5)
+    denied = replace(part.rows[0], factor=None, differs=True, noise_scale_ratio=ratio)
+    (sentence,) = about(changed(report, rows=(part.rows[1], denied)), "ratios")
+    assert "needs 2 times as many groups as RLOO for the same signal-to-noise ratio" in sentence
+    assert "their mean gradients differ, though in theory both are unbiased: look for rewards" in sentence
 
 
 def test_shapes_say_whether_another_is_known_to_be_quieter(report):
@@ -328,6 +348,18 @@ def test_every_figure_has_alternative_text_with_numbers_and_a_reading_aid(report
     assert all(attributes["aria-hidden"] == "true" for attributes in others)
 
 
+def test_an_estimator_has_one_colour_on_the_whole_page(tmp_path, norm):
+    rng, whole = np.random.default_rng(0), rlvar.Monitor(reference="rloo")
+    for step in range(3):  # names in another order
+        of = {name: rng.standard_normal((8, 5)) + 1 for name in ("grpo", "rloo", "single")}
+        whole.update(of, step=step, scores_of="all 9 parameters of A")
+    text = page_of(run_report([norm, whole]), tmp_path)
+    for name in ("single-step", "GRPO"):
+        colours = re.findall(rf"<li><svg class=\"key\"[^>]*>(.*)</svg>{name}</li>", text)
+        assert len(colours) == 2
+        assert colours[0] == colours[1]
+
+
 def test_what_users_name_is_escaped(page_of_two, tmp_path):
     own = {
         HOSTILE: np.random.default_rng(0).standard_normal((8, 5)) + 1,
@@ -368,7 +400,8 @@ def test_without_its_extra_the_page_says_what_to_install(report, tmp_path, monke
 
 def test_drawing_leaves_matplotlib_as_it_was_and_does_not_depend_on_it(report, page, tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
-    monkeypatch.setitem(matplotlib.rcParams, "text.color", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "lines.markeredgewidth", 7.0)
     before = dict(matplotlib.rcParams)
     assert page_of(report, tmp_path) == page  # to the byte
     assert dict(matplotlib.rcParams) == before

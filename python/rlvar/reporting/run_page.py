@@ -55,6 +55,7 @@ class _Section:
     number: int
     title: str
     members: tuple[_Member, ...]
+    looks: dict[str, int]  # of estimators, on the whole page
 
     @property
     def two(self) -> bool:
@@ -82,6 +83,9 @@ def run_page(report: RunReport) -> str:
     """Return the page of a report."""
     several = len(report.runs) > 1
     titles = dict.fromkeys(part.title for run in report.runs for part in run.parts)
+    parts = [part for run in report.runs for part in run.parts]
+    compared = dict.fromkeys(row.name for part in parts for row in part.rows if row.name != part.reference)
+    looks = {name: i for i, name in enumerate(compared)}
     sections = []
     for i, title in enumerate(titles, 1):
         members = [
@@ -90,7 +94,7 @@ def run_page(report: RunReport) -> str:
             for part in run.parts
             if part.title == title
         ]
-        sections.append(_Section(i, title, tuple(members)))
+        sections.append(_Section(i, title, tuple(members), looks))
     # Rewards are of no part of the parameters: one figure, of the first section that has them.
     rewarded = next((each.number for each in sections if each.has("reward")), None)
     drawn = {each.number: list(_pictures(each, rewarded == each.number)) for each in sections}
@@ -103,13 +107,13 @@ def run_page(report: RunReport) -> str:
             anchor = section.key("table")
         title = f"Figure: {where[anchor]}" if anchor in where else "Table"
         findings.append((finding.text, anchor, title))
-    parts = [part for run in report.runs for part in run.parts]
     return page(
         "run.html",
         report=report,
         findings=findings,
         sections=[(section, drawn[section.number]) for section in sections],
         steps=max(part.steps for part in parts),
+        last=max((each["step"] for part in parts for each in part.history), default=None),
         basis=basis,
         capital=capital,
         long_name=long_name,
@@ -152,7 +156,6 @@ def _noise_scale(section: _Section) -> Picture | None:
 
 def _ratios(section: _Section) -> Picture | None:
     """Draw ratios of variances and, of estimators with another mean gradient, of noise scales."""
-    looks: dict[str, int] = {}
     keys: dict[Key, None] = {}
     panels, alts = [], []
     kinds = {"ratio": "ratio of variances", "noise_scale_ratio": "ratio of noise scales"}
@@ -160,12 +163,11 @@ def _ratios(section: _Section) -> Picture | None:
         curves = []
         for member in section.members:
             for row in member.part.rows:
-                look = looks.get(row.name, len(looks))
+                look = section.looks.get(row.name, 0)
                 dashes = member.run if section.two else look
                 curve = member.curve(f"{metric}/{row.name}", look, dashes)
                 if curve is not None:
                     curves.append(curve)
-                    looks[row.name] = look
                     keys[Key(member.label(long_name(row.name)), look, DASHES[dashes % len(DASHES)])] = None
                     alts.append(f"{ylabel}, {member.label(long_name(row.name))}{_course(curve)}")
         if curves:

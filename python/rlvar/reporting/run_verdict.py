@@ -99,10 +99,10 @@ def _reference(part: RunPart) -> str:
 def _over(part: RunPart) -> str:
     """Say which steps the numbers are pooled from."""
     if part.window is None:
-        return f"over {part.steps:,} steps, the last of which count most"
+        return f"over {part.steps:,} monitored steps, the last of which count most"
     if part.steps <= part.window:
-        return f"over all {part.steps:,} steps" if part.steps > 1 else "in one step"
-    return f"over the last {part.window:,} steps"
+        return f"over all {part.steps:,} monitored steps" if part.steps > 1 else "in one step"
+    return f"over the last {part.window:,} monitored steps"
 
 
 def _noise(part: RunPart) -> str:
@@ -111,36 +111,29 @@ def _noise(part: RunPart) -> str:
     scale, share, over = row.noise_scale, part.noise_over_signal, _over(part)
     if row.variance.value == row.signal.value == 0:
         return f"All gradient estimates of {name} are 0 {over}: no weight or no score is other than 0."
-    if math.isnan(scale.low):
-        seems = f"the noise scale of {name} appears to be {number(scale.value)} {units}, but that has"
-        found = seems if scale.value > 0 and math.isfinite(scale.value) else f"the noise scale of {name} has"
+    if math.isnan(row.variance.low):
+        found = "has no interval"
+        if scale.value > 0 and math.isfinite(scale.value):
+            found = f"appears to be {number(scale.value)} {units}, but that has no interval"
         steps = "One step is" if part.steps == 1 else f"{part.steps:,} steps are"
-        return f"{steps} too few to resolve the signal: {found} no interval."
-    batch = f"a batch of {number(part.batch_units)} {units}"
+        return f"{steps} too few to resolve the signal: the noise scale of {name} {found}."
+    batch = f"in a batch of {number(part.batch_units)} {units}"
     if not scale.resolved:
-        least = (
-            ""
-            if not scale.low > 0
-            else f" ({scale.confidence:.0%} interval from {number(scale.low)} {units})"
-        )
-        sentence = (
-            f"The signal of {name} is not resolved {over}: its interval includes zero, so its noise scale "
-            f"has no upper bound{least}"
-        )
+        sentence = f"The signal of {name} is not resolved {over}: its interval includes zero, so its noise "
+        sentence += "scale has no upper bound"
+        if scale.low > 0:
+            sentence += f" ({scale.confidence:.0%} interval from {number(scale.low)} {units})"
         if share is not None and share.low > 1:
-            sentence += (
-                f"; in {batch} the noise of the gradient is at least {number(share.low)} times its signal"
-            )
+            sentence += f"; {batch} the variance of the gradient is at least {number(share.low)} times the "
+            sentence += "square of its mean"
         return f"{sentence}."
     sentence = f"The noise scale of {name} is {number(scale.value)} {units} ({interval(scale)}) {over}"
     if share is None:
         return f"{sentence}."
-    rules = (
-        "noise dominates" if share.low > 1 else "signal dominates" if share.high < 1 else "neither dominates"
-    )
+    sides = {"noise dominates": share.low > 1, "signal dominates": share.high < 1, "neither dominates": True}
     return (
-        f"{sentence}; in {batch} the variance of the gradient is {number(share.value)} times the square of "
-        f"its mean ({interval(share)}): {rules}."
+        f"{sentence}; {batch} the variance of the gradient is {number(share.value)} times the square of its "
+        f"mean ({interval(share)}): {next(side for side, holds in sides.items() if holds)}."
     )
 
 
@@ -149,10 +142,10 @@ def _alternatives(parts: Sequence[RunPart], alarm: bool) -> Iterator[tuple[str, 
     chosen: dict[str, tuple[Any, RunPart]] = {}
     for part in parts:
         for row in part.rows:
-            better = row.name in chosen and math.isnan(chosen[row.name][0].ratio.low) > math.isnan(
-                row.ratio.low
-            )
-            if row.name != part.reference and (row.name not in chosen or better):
+            if row.name == part.reference:
+                continue
+            before = chosen.get(row.name)
+            if before is None or (math.isnan(before[0].ratio.low) and not math.isnan(row.ratio.low)):
                 chosen[row.name] = row, part
     kinds: dict[tuple[str, str], list[tuple[Any, RunPart]]] = {}
     for row, part in chosen.values():
@@ -173,7 +166,11 @@ def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
     if kind == "precision":
         return ratio_sentence(row, part.reference, units, identical=same)
     if kind == "signal":
-        return _by_signal(this, that, row.noise_scale_ratio, units)
+        means = "their mean gradients may differ"
+        if row.differs and row.unbiased and part.in_use is not None and part.in_use.unbiased:
+            means = "their mean gradients differ, though in theory both are unbiased: look for rewards that "
+            means += "depend on later actions, a discount, another policy, or a filter"
+        return _by_signal(this, that, row.noise_scale_ratio, units, means)
     if row.factor is not None:
         return ratio_sentence(row, part.reference, None, identical=same)
     claim = (
@@ -187,9 +184,9 @@ def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
     )
 
 
-def _by_signal(this: str, that: str, ratio: Estimate, units: str) -> str:
+def _by_signal(this: str, that: str, ratio: Estimate, units: str, means: str) -> str:
     """Say how many times as many units the noisier needs, each for a mean gradient of its own."""
-    purpose, means = "for the same signal-to-noise ratio", "their mean gradients may differ"
+    purpose = "for the same signal-to-noise ratio"
     if ratio.value < 1:
         this, that = that, this
         most = 1 / ratio.low if ratio.low else math.inf

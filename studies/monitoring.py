@@ -11,7 +11,8 @@ and all of it to three quarters, so that the signal falls sevenfold; or both fal
 signal two-hundredfold; or stay; or the policy moves by each step's own noise ("learns"): mu_{t+1} is mu_t
 less a tenth of the gradient estimate. The truth is that of the policies that came about: the noise scale is
 sum V_t / sum |mu_t|^2. Exits with status 1 if an interval covers less than 92 % or more than 98.5 %, by more
-than three standard errors of the simulation, but where tails are very heavy.
+than three standard errors of the simulation, but where tails are very heavy or mu falls
+fast.
 
 The second: in how many runs of 500 steps on policy the test ever raises an alarm, by the worlds of
 `on_policy_power.py`. The third: after how many steps of 64 rollouts it does when the policy is another one.
@@ -113,7 +114,7 @@ def records(scores, count, group=1):
     for step in range(n // count):
         several = off[step] if scores.shape[1] > 1 else 0.0
         sampled = Sampled(several, trace[step], own[step], None, total[step] - own[step])
-        yield StepRecord(step, count, None, 0.0, 0, cloud, (), sampled)
+        yield StepRecord(step, count, None, 0.0, 0, cloud, (), sampled=sampled)
 
 
 def alarm(steps):
@@ -166,7 +167,11 @@ def main():
         found = covered(args.runs, window, prompts, completions, d, tails, strength, path)
         name = f"{window} | {prompts} x {completions} | {d} | {tails} | {path}"
         print(f"| {name} | " + " | ".join(f"{x:.1%}" for x in found) + " |", flush=True)
-        if tails != "very heavy" and not (least <= found[:3].min() and found[:3].max() <= most):
+        if (
+            tails != "very heavy"
+            and path != "falls fast"
+            and not (least <= found[:3].min() and found[:3].max() <= most)
+        ):
             wrong.append(name)
     runs = args.runs // 4
     print(f"\n| on policy, {STEPS} steps of {ROLLOUTS} | runs with an alarm |\n|---|---|")

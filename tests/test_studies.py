@@ -82,6 +82,13 @@ def test_the_truth_of_a_moving_policy_is_what_many_prompts_come_to():
         assert signals[:, 1, 1].mean() == pytest.approx(squares.mean(), rel=0.1)
 
 
+def test_a_run_of_another_policy_raises_the_alarm_and_one_on_policy_does_not():
+    rng, stale = np.random.default_rng(0), monitoring.worlds.MISMATCHED["stale: logits moved by 10 %"]
+    for behavior, found in ((stale, True), (monitoring.worlds.PI, False)):
+        scores, _ = monitoring.worlds.sample(rng, 64 * 100, monitoring.worlds.PI, behavior)
+        assert (monitoring.alarm(monitoring.records(scores, 64)) is not None) == found
+
+
 def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
     (known,) = (each for each in false_verdicts.attempts() if each.title == "two batches, weak signal")
     wrong = {

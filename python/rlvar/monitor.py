@@ -541,11 +541,13 @@ class Monitor:
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
+        in_use = max(round(completions), curve.least)
         if budget is None and "target" not in options:
-            budget = round(np.mean([r.rollouts if r.batch is None else r.batch for r in records]))
+            mean = np.mean([r.rollouts if r.batch is None else r.batch for r in records])
+            budget = in_use * max(1, round(mean / in_use))  # whole groups of those in use
         return plan_curve(
             curve,
-            in_use=max(round(completions), curve.least),
+            in_use=in_use,
             confidence=self.confidence,
             budget=budget,
             **options,

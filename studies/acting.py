@@ -3,7 +3,7 @@
     python studies/acting.py run --out docs/acting.json --device cuda   # five minutes on one H100
     python studies/acting.py show docs/acting.json --picture docs/acting.svg
 
-The model of `examples/arithmetic.py`, taught until 15 % of its completions are right, is trained by policy
+The model of `examples/arithmetic.py`, taught until 30 % of its completions are right, is trained by policy
 gradient with Adam, 64 rollouts a step, until 80 % are right on pairs of numbers that no step has seen. This
 probability is exact: that of the one right completion, averaged over the pairs. An arm is an estimator and a
 shape, prompts x completions. For a seed all arms start from one taught model; every arm is tried with every
@@ -37,11 +37,12 @@ import ensemble
 import rlvar
 from rlvar.torch import Sketch, sequence_scores, token_scores
 
-ROLLOUTS, START, GOAL, EVERY = 64, 0.15, 0.80, 10
+ROLLOUTS, EVERY = 64, 10  # of a step; steps between two looks at the success
+GONE = 0.02  # success from which a run does not come back: it ends
 PAIRS = np.array([(a, b) for a in range(10, 100) for b in range(10, 100)])
 HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
 SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
-RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 IN_USE = (4, 16)  # prompts x completions that people start from: predictions are made from its rollouts
 
 
@@ -232,7 +233,7 @@ def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, devic
             now = success(p, tables, held_out).tolist()
             for key, rate in zip(running, now, strict=True):
                 curves[key].append(rate)
-            left = [row for row, rate in enumerate(now) if rate < goal] if step < most else []
+            left = [row for row, rate in enumerate(now) if GONE < rate < goal] if step < most else []
             if len(left) < len(running):
                 running = [running[row] for row in left]
                 adam.keep(torch.tensor(left, dtype=torch.long, device=device))
@@ -269,9 +270,10 @@ def score(task: Task, start, seed: int, batches: int, tokens: int) -> Scored:
     groups = np.arange(prompts).repeat(completions)
     returns = by_token.sum(axis=-1) if task.by_token else right
     whole = sequence_scores(*given, sketch=Sketch(1024)).rollouts(returns, groups=groups)
-    if not task.by_token or batches == 1:
+    if batches == 1:
         return Scored(whole, None)
-    return Scored(whole, token_scores(*given, sketch=Sketch(tokens)).rollouts(by_token, groups=groups))
+    rewards = by_token if task.by_token else right
+    return Scored(whole, token_scores(*given, sketch=Sketch(tokens)).rollouts(rewards, groups=groups))
 
 
 def predict(name: str, start, seed: int, batches: int, tokens: int) -> dict:
@@ -296,7 +298,7 @@ def predict(name: str, start, seed: int, batches: int, tokens: int) -> dict:
 def by_shape(task: Task, scored: Scored) -> dict[Arm, float]:
     """Variance of a step whose weights depend on a rollout or its group alone, V(K) / P."""
     parts = {name: rlvar.prompt_components(scored.whole, name) for name in ("single", "rloo", "grpo")}
-    if scored.tokens is not None:
+    if scored.tokens is not None and task.by_token:
         parts["multi"] = rlvar.prompt_components(scored.tokens, "multi")
     found = {
         arm: parts[arm.estimator].batch_variance(arm.prompts, arm.completions).value
@@ -320,7 +322,7 @@ def over_the_batch(task: Task, scored: Scored, found: dict[Arm, float]) -> dict[
     result = {}
     for plain, names, one in (
         ("single", ("single-mean",), scored.whole),
-        ("multi", ("multi-mean", "otb"), scored.tokens),
+        ("multi" if task.by_token else "single", ("multi-mean", "otb"), scored.tokens),
     ):
         arms = [arm for arm in task.arms if arm.estimator in names]
         if one is None or not arms:
@@ -368,7 +370,7 @@ def run(options) -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "rates": options.rates,
         "every": EVERY * ROLLOUTS,
-        "goal": options.goal,
+        "levels": [x / 10 for x in range(1, 10) if options.start < x / 10 < options.goal] + [options.goal],
         "most": options.most * ROLLOUTS,
         "in use": list(IN_USE),
         "pooled": options.pooled,
@@ -399,7 +401,7 @@ def run(options) -> None:
 
             def so_far(curves, step, running, task=task, of_task=of_task):
                 log(f"  step {step}: {running} of {len(curves)} runs go on")
-                of_task["curves"] = by_arm(curves, task, options)
+                of_task["runs"] = by_arm(curves, task, options, found["levels"])
                 write(options.out, found)
 
             given = starts[name], options.rates, options.goal, options.most, held_out, device
@@ -429,15 +431,23 @@ def result_or_error(asked: Future) -> dict | None:
         return None
 
 
-def by_arm(curves, task: Task, options) -> dict:
-    """Success in thousandths by arm, rate and seed."""
-    seeds = range(options.seeds)
-    return {
-        str(arm): [
-            [[round(1000 * x) for x in curves[arm, rate, seed]] for seed in seeds] for rate in options.rates
-        ]
-        for arm in task.arms
-    }
+def by_arm(curves, task: Task, options, levels) -> dict:
+    """Of each arm, by rate and seed, looks until success was at each level, and the last success.
+
+    And by rate the median of success over seeds at every look, of runs that have ended the last, in
+    thousandths.
+    """
+    found = {}
+    for arm in task.arms:
+        of_arm = found[str(arm)] = {"reached": [], "last": [], "median": []}
+        for rate in options.rates:
+            runs = [curves[arm, rate, seed] for seed in range(options.seeds)]
+            first = [[next((i for i, x in enumerate(run) if x >= y), None) for y in levels] for run in runs]
+            held = [run + run[-1:] * (max(map(len, runs)) - len(run)) for run in runs]
+            of_arm["reached"].append(first)
+            of_arm["last"].append([round(run[-1], 3) for run in runs])
+            of_arm["median"].append([round(1000 * x) for x in np.median(held, axis=0)])
+    return found
 
 
 def write(path: str, found: dict) -> None:
@@ -462,9 +472,9 @@ def main(given=None) -> None:
     one.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--rates", nargs="+", type=float, default=list(RATES))
-    one.add_argument("--start", type=float, default=START)
-    one.add_argument("--goal", type=float, default=GOAL)
-    one.add_argument("--most", type=int, default=400, help="steps of 64 rollouts")
+    one.add_argument("--start", type=float, default=0.30)
+    one.add_argument("--goal", type=float, default=0.80)
+    one.add_argument("--most", type=int, default=1200, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
     one.add_argument("--pooled", type=int, default=16, help="batches in use behind a prediction")
     one.add_argument("--tokens", type=int, default=128, help="coordinates of a sketch of tokens' scores")

@@ -220,7 +220,7 @@ def teach(task: Task, tables: Tables, seeds: int, start: float, held_out: np.nda
 
 
 def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, so_far):
-    """Train all runs to the goal: success by (arm, rate, seed), a list with a number every ten steps."""
+    """Train all runs to the goal: success by (arm, rate, seed), a list with a number every twenty steps."""
     keys = [(arm, rate, seed) for arm in task.arms for rate in rates for seed in range(len(starts))]
     p = ensemble.stacked([starts[seed] for _, _, seed in keys], device)
     adam = ensemble.Adam(p, torch.tensor([rate for _, rate, _ in keys], device=device))

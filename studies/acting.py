@@ -475,7 +475,7 @@ def main(given=None) -> None:
     one.add_argument("--most", type=int, default=1400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
     one.add_argument("--pooled", type=int, default=8, help="batches in use behind a prediction")
-    one.add_argument("--tokens", type=int, default=128, help="coordinates of a sketch of tokens' scores")
+    one.add_argument("--tokens", type=int, default=64, help="coordinates of a sketch of tokens' scores")
     one.add_argument("--held-out", type=int, default=810, help="pairs")
     one.add_argument("--processes", type=int, default=None, help="that predict beside the training")
     one.set_defaults(call=run)

@@ -11,6 +11,7 @@ import rlvar
 import worlds
 
 calibration = importlib.import_module("calibration")
+monitoring = importlib.import_module("monitoring")
 false_verdicts = importlib.import_module("false_verdicts")
 TAILS = {
     "a tail that both share": worlds.Linear(factor=0.3),
@@ -71,6 +72,15 @@ def test_the_calibration_fails_where_intervals_miss_without_a_note_and_only_ther
     monkeypatch.setattr(calibration, "truth", lambda *given: 2 * right(*given))
     assert calibration.main(["--data-sets", "10"]) == 1
     assert "light, 160 units: variance 0.0%" in capsys.readouterr().out
+
+
+def test_the_truth_of_a_moving_policy_is_what_many_prompts_come_to():
+    for path in monitoring.PATHS:
+        world = 6, 3000, 4, 5, "heavy", 0.8, path
+        covariances, signals, variances, squares = monitoring.run(np.random.default_rng(0), *world)
+        found = np.einsum("tii->ti", covariances)
+        np.testing.assert_allclose(found.mean(axis=0), variances.mean(axis=0), rtol=0.1)
+        assert signals[:, 1, 1].mean() == pytest.approx(squares.mean(), rel=0.1)
 
 
 def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):

@@ -202,6 +202,22 @@ def test_a_plan_for_a_budget_is_never_noisier_than_what_is_in_use_and_says_by_ho
     assert misses <= 4
 
 
+@pytest.mark.parametrize("name", ["single", "rloo"])
+def test_the_gain_is_what_batches_of_either_shape_show(name):
+    def realised(prompts, completions, batches=1500):
+        drawn = draw(np.random.default_rng(1), batches * prompts, completions, spread=3.0)
+        weights = drawn.rewards if name == "single" else rlvar.rloo(drawn.rewards, drawn.groups)
+        gradients = (weights[:, None] * drawn.scores[:, 0]).reshape(batches, -1, drawn.shape[2]).mean(axis=1)
+        return gradients.var(axis=0, ddof=1).sum()
+
+    found = rlvar.plan(draw(np.random.default_rng(0), 600, 16, spread=3.0), name, budget=64)
+    assert found.completions < 16
+    assert found.variance.value == pytest.approx(realised(found.prompts, found.completions), rel=0.08)
+    ratio = realised(4, 16) / realised(found.prompts, found.completions)
+    assert found.gain.value == pytest.approx(ratio, rel=0.08)
+    assert ratio > 1.15
+
+
 def test_what_is_not_resolved_stays_as_it_is():
     rng = np.random.default_rng(5)
     noise = rlvar.Rollouts(

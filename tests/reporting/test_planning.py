@@ -7,7 +7,7 @@ import pytest
 
 import rlvar
 from rlvar.reporting.planning import plan_sentences, plan_table
-from rlvar.reporting.verdict import long_name
+from rlvar.reporting.words import long_name
 
 
 def bandits(rng, prompts=40, completions=8, between=3.0):
@@ -32,7 +32,12 @@ def test_the_verdict_says_what_the_best_shape_of_the_same_rollouts_would_do(repo
     assert (
         f"For the same 320 rollouts, {plan.prompts} prompts x {plan.completions} completions would have "
         f"{1 / gain.value:.2g} times the variance of 40 x 8 with RLOO (95% interval {1 / gain.high:.2g} to "
-        f"{1 / gain.low:.2g})" in text
+        f"{1 / gain.low:.2g}). " in text
+    )
+    single = report.plans["single"].gain
+    assert (
+        f"With single-step, 320 prompts x 1 completion would have {1 / single.value:.2g} times the variance "
+        f"of 40 x 8 with RLOO (95% interval {1 / single.high:.2g} to {1 / single.low:.2g})." in text
     )
 
 

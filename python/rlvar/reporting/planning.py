@@ -47,16 +47,13 @@ def plan_sentences(
     sentences = []
     if reference in told:
         plan = told[reference]
-        beside = {name: each for name, each in told.items() if each.beside and each.gain.low > 1.0}
-        best = max(beside, key=lambda name: beside[name].gain.low, default=None)
-        if best is not None and not beside[best].gain.value > _WORTH * plan.gain.value:
-            best = None
-        sentences.append(_of_reference(plan, f"{_now(plan)} with {names(reference)}"))
-        if best is not None:
-            sentences[0] += (
-                f"; {names(best)} with {_shape(beside[best])}, {_times(beside[best].gain, ' that')}"
-            )
-        sentences[0] += "."
+        using = f"{_now(plan)} with {names(reference)}"
+        sentences.append(_of_reference(plan, using))
+        beside = [name for name, each in told.items() if each.beside and each.gain.low > 1.0]
+        best = max(beside, key=lambda name: told[name].gain.low, default=reference)
+        if told[best].gain.value > _WORTH * plan.gain.value:
+            claim = _times(told[best].gain, f" the variance of {using}")
+            sentences.append(f"With {names(best)}, {_shape(told[best])} would have {claim}.")
     for name, each in told.items():
         if name != reference and not each.beside and each.gain.low > 1.0:
             units = "" if name in same_mean else ", in units of its own mean gradient"
@@ -69,16 +66,16 @@ def plan_sentences(
 def _of_reference(plan: Plan, using: str) -> str:
     same = f"For the same {_rollouts(plan)}"
     if plan.gain.low > 1.0:
-        return f"{same}, {_shape(plan)} would have {_times(plan.gain, f' the variance of {using}')}"
+        return f"{same}, {_shape(plan)} would have {_times(plan.gain, f' the variance of {using}')}."
     gains = [each.gain for each in plan.options]
     if all(gain.value <= _WORTH and math.isfinite(gain.high) for gain in gains):
-        return f"{same}, no other number of completions is much quieter than {using}, by the estimates"
+        return f"{same}, no other number of completions is much quieter than {using}, by the estimates."
     open_ = f"{same}, whether another number of completions would be quieter than {using} is not resolved"
     bounded = [each for each in plan.options if each.gain.value > _WORTH and math.isfinite(each.gain.high)]
     if not bounded:
-        return open_
+        return f"{open_}."
     likely = min(bounded, key=lambda option: option.variance.high)
-    return f"{open_}: {_shape(likely)} appear to have {_times(likely.gain, ' the variance')}"
+    return f"{open_}: {_shape(likely)} appear to have {_times(likely.gain, ' the variance')}."
 
 
 def _shape(option: Plan | PlanOption) -> str:

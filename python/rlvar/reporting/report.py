@@ -20,7 +20,8 @@ from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.planning import plan_table
 from rlvar.reporting.text import chart, rollouts_line, wrapped
-from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
+from rlvar.reporting.verdict import quietest_of, unit, verdict
+from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap

@@ -19,27 +19,21 @@ from rlvar.reporting.sampling import (
     reward_scaled_sentences,
     sampling_sentences,
 )
+from rlvar.reporting.words import (
+    capital,
+    interval,
+    joined,
+    long_name,
+    number,
+    percent,
+    power_law,
+    ratio_sentence,
+    rounded,
+    within,
+)
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.importance import ImportanceRatios
 
-_LONG_NAMES = {
-    "single": "single-step",
-    "multi": "multi-step",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "dr-grpo": "Dr. GRPO",
-    "reinforce++": "REINFORCE++",
-    "opo": "OPO",
-    "gae": "GAE",
-    "single-mean": "single-step with a mean baseline",
-    "multi-mean": "multi-step with a mean baseline",
-    "single-optimal": "the best constant baseline (single-optimal)",
-    "multi-optimal": "a baseline for each step (multi-optimal)",
-    "otb": "token baselines (OTB)",
-    "otb-verl": "verl's token baselines",
-    "james-stein": "the James-Stein baseline",
-    "vl-norm": "VL Norm",
-}
 # Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
 _SPREAD = 1.5
 # Estimators with one number a rollout.
@@ -98,11 +92,6 @@ def quietest_of(comparison: Comparison) -> str:
     return min(same or comparison, key=lambda row: row.variance.value).name
 
 
-def long_name(name: str) -> str:
-    base, bracket, parameters = name.partition("(")
-    return _LONG_NAMES.get(base, base) + bracket + parameters
-
-
 def unit(comparison: Comparison) -> str:
     return f"{comparison.unit}s"
 
@@ -157,7 +146,8 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     units, reference = unit(comparison), comparison.reference
     others = [row for row in comparison if row.name != reference]
     known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
-    sentences = [_ratio_sentence(row, reference, None if doubts else units) for row in known]
+    said = None if doubts else units
+    sentences = [ratio_sentence(row, reference, said, identical=row.identical) for row in known]
     if known and doubts:
         sentences.append(
             f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
@@ -165,7 +155,7 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     denied = [long_name(row.name) for row in others if row.unbiased and row.differs]
     if denied and comparison.reference_unbiased:
         sentences.append(
-            f"On these rollouts {_list([*denied, long_name(reference)])} have different mean gradients, "
+            f"On these rollouts {joined([*denied, long_name(reference)])} have different mean gradients, "
             "though in theory all are unbiased: look for rewards that depend on later actions, a discount, "
             "another policy, or a filter."
         )
@@ -175,50 +165,10 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
         one = len(apart) == 1
         does = "its variance ratio alone does" if one else "their variance ratios alone do"
         sentences.append(
-            f"{_start(_list(apart))} may estimate a different mean gradient than {long_name(reference)}, so "
-            f"{does} not say how many {units} {'it needs' if one else 'they need'}."
+            f"{capital(joined(apart))} may estimate a different mean gradient than {long_name(reference)}, "
+            f"so {does} not say how many {units} {'it needs' if one else 'they need'}."
         )
     return sentences
-
-
-def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> str:
-    """Say how many times as many units the noisier of two estimators needs; without units, its variance."""
-    this, that, factor = long_name(row.name), long_name(reference), row.factor
-    if math.isnan(row.ratio.value):
-        return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
-    if row.identical:
-        return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
-    if math.isinf(row.ratio.value):
-        return f"{_start(that)} does not vary over these rollouts; {this} does."
-    if row.ratio.value == 0.0:
-        return f"{_start(this)} does not vary over these rollouts; {that} does."
-    scaled = units is not None and factor is not None and factor != 1.0
-    ratio = row.noise_scale_ratio if scaled else row.ratio
-    times = "that" if factor is None or _number(factor) == "1" else f"{_number(factor)} times that"
-    length = f"The mean gradient of {this} is {times} of {that} here" if scaled else ""
-    if scaled and ratio.low == ratio.high:  # the same gradient, longer
-        return f"{length}, and so is its noise: both need as many {units} for the same precision."
-    if ratio.value < 1.0:
-        this, that = that, this
-        most = 1 / ratio.low if ratio.low else math.inf
-        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
-    interval = _interval(ratio)
-    if _within(ratio, 1.0):
-        tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
-        claim = f"{this} and {that} {tie}, to within 1%"
-        interval = f"{ratio.confidence:.0%} interval {ratio.low:.4f} to {ratio.high:.4f}"
-    else:
-        noun, verb, seems = (this, "needs", "appears to need")
-        times = f"{_number(ratio.value)} times as many {units} as {that} for the same precision"
-        if units is None:
-            noun, verb, seems = f"the variance of {this}", "is", "appears to be"
-            times = f"{_number(ratio.value)} times that of {that}"
-        claim = f"{noun} {verb} {times}"
-        if not ratio.low > 1.0:
-            but = "that has no interval" if math.isnan(ratio.low) else f"the interval includes 1 ({interval})"
-            claim, interval = f"inconclusive: {noun} {seems} {times}, but {but}", ""
-    start = f"{length}; that divided out, {claim}" if scaled else _start(claim)
-    return f"{start} ({interval})." if interval else f"{start}."
 
 
 def _batches(row: ComparisonRow) -> list[str]:
@@ -239,7 +189,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
-    with_to_go = not (math.isnan(room.reward_to_go.value) or _within(room.reward_to_go, 0.0))
+    with_to_go = not (math.isnan(room.reward_to_go.value) or within(room.reward_to_go, 0.0))
     on_top = with_to_go and not math.isnan(room.on_top.value)
     base, of = (name.partition(":")[0] for name in (room.best, room.reference))
     if base in OVER_TO_GO and of not in ("single", "multi"):
@@ -251,16 +201,16 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
         before = f"{_reward_to_go(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
     if on_top:
         share, whole = room.on_top, "what is left"
-    interval = _interval(share, percent=True)
+    ends = interval(share, percent=True)
     if share.low > 0:
-        claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+        claim = f"{best} would remove {share.value:.1%} of {whole} ({ends})"
         claim += "".join(_in_batches(*each) for each in room.in_batches.items())
     else:
         does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
-        would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
+        would = f"{best} would {does} {percent(part.value)} {of} it ({interval(part, percent=True)})"
         claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
-        f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
+        f"{long_name(name)} {percent(part.value)} ({interval(part, percent=True)})"
         for name, part in room.removed.items()
         if name.partition(":")[0] not in (*BASELINES, *["multi"] * with_to_go)
         and 0 < part.high - part.low < 2  # 0: the reference itself
@@ -268,12 +218,12 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     ]
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
-    return f"{_start(before + claim)}.{achieved}"
+    return f"{capital(before + claim)}.{achieved}"
 
 
 def _in_batches(size: int, share: Estimate) -> str:
     """Say what is left of a baseline's gain where it is fitted to few rollouts."""
-    of_share = f"{round(share.value, 3) + 0.0:.1%} ({_interval(share, percent=True)})"
+    of_share = f"{round(share.value, 3) + 0.0:.1%} ({interval(share, percent=True)})"
     return f"; fitted to batches of {size} rollouts, {of_share}"
 
 
@@ -285,11 +235,11 @@ def _reward_to_go(share: Estimate, whole: str) -> str:
     """Say how much of the variance of single-step reward-to-go removes, or adds."""
     if share.high < 0:
         added = _negative(share)
-        return f"reward-to-go adds {added.value:.1%} to {whole} ({_interval(added, percent=True)})"
-    interval = _interval(share, percent=True)
+        return f"reward-to-go adds {added.value:.1%} to {whole} ({interval(added, percent=True)})"
+    ends = interval(share, percent=True)
     if share.low > 0:
-        return f"reward-to-go removes {share.value:.1%} of {whole} ({interval})"
-    return f"whether reward-to-go reduces {whole} is not resolved: by {_percent(share.value)} ({interval})"
+        return f"reward-to-go removes {share.value:.1%} of {whole} ({ends})"
+    return f"whether reward-to-go reduces {whole} is not resolved: by {percent(share.value)} ({ends})"
 
 
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
@@ -307,7 +257,7 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
     reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
-        return [_power_law(grows, "k", parts.horizon_exponent, reached)]
+        return [power_law(grows, "k", parts.horizon_exponent, reached)]
     _, shortest, longest, measure = parts.length_growth
     if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
         grows = (
@@ -315,20 +265,13 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
             f"variance of {name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
-        return [_power_law(grows, "length", parts.length_exponent, beside)]
+        return [power_law(grows, "length", parts.length_exponent, beside)]
     if not math.isnan(parts.growth_exponent.value):
         grows = (
             f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-        return [_power_law(grows, "k", parts.growth_exponent, reached)]
+        return [power_law(grows, "k", parts.growth_exponent, reached)]
     return []
-
-
-def _power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
-    """Say the power of a size as which something grows, or that it may be linear and quadratic."""
-    resolved = exponent.low > 1 or exponent.high < 2
-    as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
-    return f"{grows} {as_}{_power(exponent.value)} ({_interval(exponent)}; 1 is linear, 2 quadratic){over}."
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
@@ -342,7 +285,7 @@ def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
         cancelled = f"cancels {-covariance.value / parts.variance_terms.value:.0%} of the variance terms"
         claim = f"Covariance between steps is negative in {name} and {cancelled}"
     return (
-        f"{claim}: {_number(covariance.value)} ({_interval(covariance)}) against {_number(total)} in total "
+        f"{claim}: {number(covariance.value)} ({interval(covariance)}) against {number(total)} in total "
         f"({steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms)."
     )
 
@@ -354,7 +297,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     faint = [row for row in varying if not (row.signal.resolved or math.isnan(row.signal.low))]
     if not faint:
         return []
-    names = _list([long_name(row.name) for row in faint])
+    names = joined([long_name(row.name) for row in faint])
     what = (
         f"signal of {names}: its interval includes zero, so its noise scale has no upper bound"
         if len(faint) == 1
@@ -367,7 +310,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         if signal.value > 1e-12 * (signal.value - signal.low):  # else it is rounding
             # Rows with one signal need as many.
             needed[resolved] = (
-                f"about {_round(resolved.value)} {units} would resolve it in half of the cases; a smaller "
+                f"about {rounded(resolved.value)} {units} would resolve it in half of the cases; a smaller "
                 "signal takes more"
             )
     if len(needed) == 1:
@@ -396,7 +339,7 @@ def _agree(ratios: ImportanceRatios, share: float) -> str:
     instead = "no ratios" if kind == "none" else f"{kind} ratios instead of those of whole sequences"
     return (
         f"The recorded log-probabilities differ from the model's by {ratios.gap:.2g} on average, as those of "
-        f"an inference engine may. With {instead}, the bias this makes is at most {_percent(share)} of the "
+        f"an inference engine may. With {instead}, the bias this makes is at most {percent(share)} of the "
         "standard error of the mean gradients, so these rollouts count as on policy."
     )
 
@@ -404,7 +347,7 @@ def _agree(ratios: ImportanceRatios, share: float) -> str:
 def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
-        most = "" if math.isnan(share) else f", by up to {_percent(share)} of their standard error"
+        most = "" if math.isnan(share) else f", by up to {percent(share)} of their standard error"
         return [
             "behavior_logp shows that another policy sampled these rollouts; without importance ratios the "
             f"mean gradients are biased{most}. Sequence ratios would leave an effective sample size of "
@@ -417,7 +360,7 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
-        missed = f"about {_percent(1 - ratios.mean.value)} of the policy's probability"
+        missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
             f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
             f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
@@ -438,45 +381,3 @@ def _distinct(comparison: Comparison) -> list[ComparisonRow]:
     return [
         row for row in comparison if not row.identical or row.name == reference or reference not in comparison
     ]
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]][len(names) == 1 :])
-
-
-def _start(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _within(estimate: Estimate, value: float) -> bool:
-    """Whether an interval lies within 1 % of 1 on either side of a value."""
-    return value - 0.01 <= estimate.low <= estimate.high <= value + 0.01
-
-
-def _power(exponent: float) -> str:
-    """Two decimals, of which 0 has no sign."""
-    return f"{round(exponent, 2) + 0.0:.2f}"
-
-
-def _percent(share: float) -> str:
-    """Whole percents, of which 0 has no sign."""
-    return f"{round(share, 2) + 0.0:.0%}"
-
-
-def _round(count: float) -> str:
-    """Two significant digits of a large number."""
-    digits = max(0, math.floor(math.log10(count)) - 1) if math.isfinite(count) else 0
-    return f"{math.ceil(count / 10**digits) * 10**digits:,}" if count < 1e15 else f"{count:.2g}"
-
-
-def _interval(estimate: Estimate, *, percent: bool = False) -> str:
-    if math.isnan(estimate.low):
-        return "no interval"
-    ends = estimate.low, estimate.high
-    low, high = (f"{round(end, 3) + 0.0:,.1%}" if percent else _number(end) for end in ends)
-    return f"{estimate.confidence:.0%} interval {low} to {high}"

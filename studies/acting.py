@@ -1,6 +1,6 @@
 """Does acting on the verdict pay? Training a small language model with the batch that rlvar asks for.
 
-    python studies/acting.py run --out docs/acting.json --device cuda   # five minutes on one H100
+    python studies/acting.py run --out docs/acting.json --device cuda   # six minutes on one H200
     python studies/acting.py show docs/acting.json --picture docs/acting.svg
 
 The model of `examples/arithmetic.py`, taught until 15 % of its completions are right, is trained by policy
@@ -37,7 +37,7 @@ import ensemble
 import rlvar
 from rlvar.torch import Sketch, sequence_scores, token_scores
 
-ROLLOUTS, START, GOAL, EVERY = 64, 0.15, 0.80, 20
+ROLLOUTS, EVERY = 64, 20  # of a step; steps between two looks at the success
 PAIRS = np.array([(a, b) for a in range(10, 100) for b in range(10, 100)])
 HELD_OUT = np.random.default_rng(0).permutation(len(PAIRS))[: len(PAIRS) // 5]
 SEEN = np.setdiff1d(np.arange(len(PAIRS)), HELD_OUT)
@@ -220,7 +220,7 @@ def teach(task: Task, tables: Tables, seeds: int, start: float, held_out: np.nda
 
 
 def train(task: Task, tables: Tables, starts, rates, goal, most, held_out, device, so_far):
-    """Train all runs to the goal: success by (arm, rate, seed), a list with a number every ten steps."""
+    """Train all runs to the goal: success by (arm, rate, seed), a list with a number every twenty steps."""
     keys = [(arm, rate, seed) for arm in task.arms for rate in rates for seed in range(len(starts))]
     p = ensemble.stacked([starts[seed] for _, _, seed in keys], device)
     adam = ensemble.Adam(p, torch.tensor([rate for _, rate, _ in keys], device=device))
@@ -368,7 +368,7 @@ def run(options) -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "rates": options.rates,
         "every": EVERY * ROLLOUTS,
-        "goal": options.goal,
+        "levels": [x / 10 for x in range(1, 10) if options.start < x / 10 < options.goal] + [options.goal],
         "most": options.most * ROLLOUTS,
         "in use": list(IN_USE),
         "pooled": options.pooled,
@@ -399,7 +399,7 @@ def run(options) -> None:
 
             def so_far(curves, step, running, task=task, of_task=of_task):
                 log(f"  step {step}: {running} of {len(curves)} runs go on")
-                of_task["curves"] = by_arm(curves, task, options)
+                of_task["runs"] = by_arm(curves, task, options, found["levels"])
                 write(options.out, found)
 
             given = starts[name], options.rates, options.goal, options.most, held_out, device
@@ -429,15 +429,23 @@ def result_or_error(asked: Future) -> dict | None:
         return None
 
 
-def by_arm(curves, task: Task, options) -> dict:
-    """Success in thousandths by arm, rate and seed."""
-    seeds = range(options.seeds)
-    return {
-        str(arm): [
-            [[round(1000 * x) for x in curves[arm, rate, seed]] for seed in seeds] for rate in options.rates
-        ]
-        for arm in task.arms
-    }
+def by_arm(curves, task: Task, options, levels) -> dict:
+    """Of each arm, by rate and seed, looks until success was at each level, and the last success.
+
+    And by rate the median of success over seeds at every look, of runs that have ended the last, in
+    thousandths.
+    """
+    found = {}
+    for arm in task.arms:
+        of_arm = found[str(arm)] = {"reached": [], "last": [], "median": []}
+        for rate in options.rates:
+            runs = [curves[arm, rate, seed] for seed in range(options.seeds)]
+            first = [[next((i for i, x in enumerate(run) if x >= y), None) for y in levels] for run in runs]
+            held = [run + run[-1:] * (max(map(len, runs)) - len(run)) for run in runs]
+            of_arm["reached"].append(first)
+            of_arm["last"].append([round(run[-1], 3) for run in runs])
+            of_arm["median"].append([round(1000 * x) for x in np.median(held, axis=0)])
+    return found
 
 
 def write(path: str, found: dict) -> None:
@@ -462,8 +470,8 @@ def main(given=None) -> None:
     one.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--rates", nargs="+", type=float, default=list(RATES))
-    one.add_argument("--start", type=float, default=START)
-    one.add_argument("--goal", type=float, default=GOAL)
+    one.add_argument("--start", type=float, default=0.15)
+    one.add_argument("--goal", type=float, default=0.80)
     one.add_argument("--most", type=int, default=1400, help="steps of 64 rollouts")
     one.add_argument("--repeats", type=int, default=200, help="steps behind each realised variance")
     one.add_argument("--pooled", type=int, default=8, help="batches in use behind a prediction")

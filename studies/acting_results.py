@@ -21,6 +21,7 @@ import numpy as np
 IN_USE = "rloo 4x16"
 OTHER_MEAN = ("grpo", "otb")
 RESAMPLES = 10_000
+DRAWN = 0.5  # the level that most arms reach, beside the goal
 
 
 class Row(NamedTuple):
@@ -30,16 +31,17 @@ class Row(NamedTuple):
     predicted: float  # median over seeds of variance over that in use, by rollouts of the start
     realised: float  # the same over repeated steps
     rate: float  # learning rate, the best
-    reached: np.ndarray  # (S,) rollouts to the goal at that rate, inf where it was not reached
-    all_reached: list[int]  # runs that reached the goal, by rate
+    reached: np.ndarray  # (S,) rollouts to the level at that rate, inf where it was not reached
+    all_reached: list[int]  # runs that reached the level, by rate
     ratio: tuple[float, float, float]  # rollouts of the batch in use over this arm's, and its interval
     earlier: tuple[int, int]  # seeds in which it was earlier than the batch in use, and later
     curve: np.ndarray  # (steps,) median of success over seeds at the best rate
 
 
-def reached(curve: list[int], found: dict) -> float:
-    """Rollouts until a run's success was at the goal."""
-    return (len(curve) - 1) * found["every"] if curve[-1] >= 1000 * found["goal"] else np.inf
+def reached(of_arm: dict, found: dict, level: int) -> np.ndarray:
+    """Rollouts until the success was at a level, (rates, seeds)."""
+    looks = np.array(of_arm["reached"], float)[..., level]  # None is NaN
+    return np.where(np.isnan(looks), np.inf, looks * found["every"])
 
 
 def median(values) -> float:
@@ -48,13 +50,9 @@ def median(values) -> float:
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
-def best_rate(by_rate: list, found: dict) -> int:
-    """Which learning rate of an arm is best."""
-
-    def rank(curves):
-        return median([reached(curve, found) for curve in curves]), -np.mean([curve[-1] for curve in curves])
-
-    return min(range(len(by_rate)), key=lambda i: rank(by_rate[i]))
+def best_rate(rollouts: np.ndarray, last: np.ndarray) -> int:
+    """Which learning rate is best, of rollouts to a level and success at the end, (rates, seeds)."""
+    return min(range(len(last)), key=lambda i: (median(rollouts[i]), -np.mean(last[i])))
 
 
 def paired_ratio(base: np.ndarray, other: np.ndarray, most: int):
@@ -83,31 +81,27 @@ def over_in_use(by_seed: list[dict], arm: str) -> float:
     return float(np.median(ratios)) if ratios else np.nan
 
 
-def rows_of(task: dict, found: dict) -> list[Row]:
+def rows_of(task: dict, found: dict, level: int) -> list[Row]:
     """All arms, the least predicted noise first."""
-    rates, arms = found["rates"], list(task["curves"])
+    arms = list(task["runs"])
     scaled = to_one_scale(task["realised"], arms)
-    best = {arm: best_rate(task["curves"][arm], found) for arm in arms}
-    rollouts = {
-        arm: np.array([reached(curve, found) for curve in task["curves"][arm][best[arm]]]) for arm in arms
-    }
+    rollouts = {arm: reached(runs, found, level) for arm, runs in task["runs"].items()}
+    best = {arm: best_rate(rollouts[arm], np.array(task["runs"][arm]["last"])) for arm in arms}
+    theirs = rollouts[IN_USE][best[IN_USE]]
     rows = []
     for arm in arms:
-        runs = task["curves"][arm][best[arm]]
-        length = max(map(len, runs))
-        held = np.array([curve + curve[-1:] * (length - len(curve)) for curve in runs]) / 1000
-        mine, theirs = rollouts[arm], rollouts[IN_USE]
+        mine = rollouts[arm][best[arm]]
         rows.append(
             Row(
                 arm,
                 over_in_use(task["pooled"], arm),
                 float(np.median(np.divide(scaled[arm], scaled[IN_USE]))),
-                rates[best[arm]],
+                found["rates"][best[arm]],
                 mine,
-                [sum(np.isfinite(reached(c, found)) for c in curves) for curves in task["curves"][arm]],
+                np.isfinite(rollouts[arm]).sum(axis=1).tolist(),
                 paired_ratio(theirs, mine, found["most"]),
                 (int((mine < theirs).sum()), int((mine > theirs).sum())),
-                np.median(held, axis=0),
+                np.array(task["runs"][arm]["median"][best[arm]]) / 1000,
             )
         )
     return sorted(rows, key=lambda row: (np.isnan(row.predicted), row.predicted))
@@ -127,59 +121,79 @@ def count(rollouts: float) -> str:
     return f"{rollouts:,.0f}" if np.isfinite(rollouts) else "never"
 
 
+def shown_range(rollouts: np.ndarray) -> str:
+    if np.isinf(rollouts).all():
+        return "never"
+    return f"{count(median(rollouts))} ({count(rollouts.min())} to {count(rollouts.max())})"
+
+
 def shown_ratio(row: Row, in_use: Row) -> str:
+    """A ratio with its interval; "≥" if runs of the batch in use never arrive, "~" if some of both do not."""
+    if row.arm == IN_USE or np.isinf(row.reached).all():
+        return ""
+    late = np.isinf(in_use.reached).any(), np.isinf(row.reached).any()
+    sign = {(True, True): "~ ", (True, False): "≥ ", (False, True): "≤ ", (False, False): ""}[late]
     value, low, high = row.ratio
-    if row.arm == IN_USE:
-        return "1"
-    at_least = "≥ " if np.isinf(in_use.reached).any() else ""
-    at_most = "≤ " if np.isinf(row.reached).any() and not at_least else ""
-    if np.isinf(row.reached).any() and at_least:
-        at_least = "about "
-    return f"{at_least}{at_most}{value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{sign}{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def table(task: dict, found: dict) -> list[str]:
-    rows = rows_of(task, found)
+def table(task: dict, found: dict, level: int) -> list[str]:
+    """What arms took to a level of success, beside their noise; how the orders agree."""
+    rows = rows_of(task, found, level)
     (in_use,) = (row for row in rows if row.arm == IN_USE)
     seeds = len(in_use.reached)
     rates = ", ".join(f"{rate:g}" for rate in found["rates"])
     lines = [
-        f"| arm | noise predicted | realised | rollouts to {found['goal']:.2f}: median (range) | reached | "
-        f"rate | times fewer than {IN_USE} | seeds earlier, later | reached at {rates} |",
+        f"| arm | noise predicted | realised | rollouts to {found['levels'][level]:.2f}: median (range) "
+        f"| reached | rate | times fewer than {IN_USE} | seeds earlier, later | reached at {rates} |",
         "|---" * 9 + "|",
     ]
     for row in rows:
         predicted = "" if np.isnan(row.predicted) else f"{row.predicted:.2f}"
-        spread = f"{count(median(row.reached))} ({count(row.reached.min())} to {count(row.reached.max())})"
         lines.append(
-            f"| {row.arm} | {predicted} | {row.realised:.2f} | {spread} "
+            f"| {row.arm} | {predicted} | {row.realised:.2f} | {shown_range(row.reached)} "
             f"| {np.isfinite(row.reached).sum()} of {seeds} | {row.rate:g} | {shown_ratio(row, in_use)} "
             f"| {row.earlier[0]}, {row.earlier[1]} | {', '.join(map(str, row.all_reached))} |"
         )
     known = [row for row in rows if np.isfinite(row.predicted)]
-    trained = [median(np.minimum(row.reached, 2 * found["most"])) for row in rows]
-    trained_known = [value for row, value in zip(rows, trained, strict=True) if row in known]
-    lines += [
+    trained = {row.arm: median(row.reached) for row in rows}
+    return [
+        *lines,
         "",
         "Rank correlation over arms: predicted with realised noise "
         f"{rank_correlation([r.predicted for r in known], [r.realised for r in known]):.2f}, "
-        "predicted noise with rollouts to the goal "
-        f"{rank_correlation([r.predicted for r in known], trained_known):.2f}, "
-        f"realised noise with them {rank_correlation([r.realised for r in rows], trained):.2f}.",
+        "predicted noise with rollouts "
+        f"{rank_correlation([r.predicted for r in known], [trained[r.arm] for r in known]):.2f}, "
+        f"realised noise with rollouts "
+        f"{rank_correlation([r.realised for r in rows], list(trained.values())):.2f}.",
     ]
+
+
+def shown_levels(found: dict) -> list[int]:
+    """The places of the level that is drawn and of the goal."""
+    return [i for i, level in enumerate(found["levels"][:-1]) if level == DRAWN] + [len(found["levels"]) - 1]
+
+
+def plans(task: dict) -> list[str]:
+    lines = []
     for key in ("one batch", "pooled"):
-        plans = [seed["plans"] for seed in task[key] if seed]
         for name in ("single", "rloo"):
-            shapes = [f"{p}x{k}" for p, k, *_ in (plan[name] for plan in plans)]
-            counted = ", ".join(f"{shape} {shapes.count(shape)}" for shape in sorted(set(shapes)))
-            lines.append(f"Planned shape for {name}, {key}, seeds: {counted}.")
-    return lines
+            shapes = ["{}x{}".format(*seed["plans"][name]) for seed in task[key] if seed]
+            counted = ", ".join(f"{shape} in {shapes.count(shape)}" for shape in sorted(set(shapes)))
+            lines.append(f"- plan for {name}, {key}, by seeds: {counted}")
+    least = [min(known, key=known.get) for known in (positive(seed) for seed in task["pooled"]) if known]
+    counted = ", ".join(f"{arm} in {least.count(arm)}" for arm in sorted(set(least)))
+    return [*lines, f"- least predicted noise of all arms, pooled, by seeds: {counted}"]
+
+
+def positive(seed: dict | None) -> dict[str, float]:
+    return {arm: x for arm, x in seed["arms"].items() if x is not None and x > 0} if seed else {}
 
 
 def variances(task: dict) -> list[str]:
     """Predicted over realised variance of a step, for arms whose mean is the policy gradient."""
     lines = ["| arm | from one batch: median (range) | pooled: median (range) |", "|---|---|---|"]
-    for arm in task["curves"]:
+    for arm in task["runs"]:
         if arm.split()[0] in OTHER_MEAN:
             continue
         cells = []
@@ -196,42 +210,40 @@ def variances(task: dict) -> list[str]:
 
 
 def draw(found: dict, file: str) -> None:
-    """Success along training above, rollouts to the goal over predicted noise below."""
+    """Success along training above, rollouts to a level over predicted noise below."""
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"svg.hashsalt": "rlvar", "svg.fonttype": "none", "font.size": 9})
     figure, panels = pyplot.subplots(2, len(found["tasks"]), figsize=(10, 8), squeeze=False)
+    most = found["most"]
     for (name, task), (above, below) in zip(found["tasks"].items(), panels.T, strict=True):
-        rows = rows_of(task, found)
-        bold = {row.arm for row in rows[:2]} | {IN_USE, "grpo 4x16", "single 4x16"}
+        rows = rows_of(task, found, -1)
+        bold = {row.arm for row in rows[:2]} | {IN_USE, "grpo 4x16", "rloo 16x4"}
         for row in rows:
             x = np.arange(len(row.curve)) * found["every"]
-            one = (
-                {"linewidth": 1.8, "label": row.arm} if row.arm in bold else {"color": "0.8", "linewidth": 1}
-            )
-            above.plot(x, row.curve, zorder=2 if row.arm in bold else 1, **one)
-        above.axhline(found["goal"], color="0.5", linewidth=0.8, linestyle=":")
+            style = {"label": row.arm, "zorder": 2} if row.arm in bold else {"color": "0.8", "zorder": 1}
+            above.plot(x, row.curve, **style)
+        above.axhline(found["levels"][-1], color="0.5", linewidth=0.8, linestyle=":")
         above.set(title=f"{name}: right on held-out pairs", xlabel="rollouts", ylabel="median over seeds")
         above.legend(frameon=False)
-        most = found["most"]
-        for row in rows:
+        level = shown_levels(found)[0]
+        for place, row in enumerate(rows_of(task, found, level)):
             if np.isnan(row.predicted):
                 continue
-            y = np.minimum(row.reached, most)
-            middle = min(median(row.reached), most)
+            y, middle = np.minimum(row.reached, most), min(median(row.reached), most)
             below.plot([row.predicted] * 2, [y.min(), y.max()], color="0.75", linewidth=1, zorder=1)
             below.plot(row.predicted, middle, "o", color="C3" if row.arm == IN_USE else "C0", zorder=2)
-            below.annotate(row.arm, (row.predicted, middle), (4, 3), textcoords="offset points", fontsize=7)
+            beside = (4, 3 if place % 2 else -8)
+            below.annotate(row.arm, (row.predicted, middle), beside, textcoords="offset points", fontsize=7)
         below.set(
             xscale="log",
             yscale="log",
-            xlabel=f"predicted noise of a step over {IN_USE}'s",
-            ylabel=f"rollouts to {found['goal']:.2f}, median and range",
-            title=f"{name}: predicted before training, and realised",
+            xlabel=f"noise of a step over {IN_USE}'s, predicted before training",
+            ylabel="rollouts, median and range",
+            title=f"{name}: rollouts to {found['levels'][level]:.2f}, dotted: not within {most:,}",
         )
-        if any(np.isinf(row.reached).any() for row in rows):
-            below.axhline(most, color="0.5", linewidth=0.8, linestyle=":")
-            below.annotate("never", (0.01, most), (0, 3), ("axes fraction", "data"), "offset points")
+        below.axhline(most, color="0.5", linewidth=0.8, linestyle=":")
+        below.set_xlim(right=1.6)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None} if file.endswith("svg") else None)
 
@@ -240,12 +252,14 @@ def draw(found: dict, file: str) -> None:
 def show(file: str, picture: str | None = None) -> None:
     found = json.loads(Path(file).read_text())
     seeds = len(next(iter(found["tasks"].values()))["started"])
-    runs = sum(len(task["curves"]) for task in found["tasks"].values()) * len(found["rates"]) * seeds
+    runs = sum(len(task["runs"]) for task in found["tasks"].values()) * len(found["rates"]) * seeds
     print(f"{runs:,} runs, {seeds} seeds, at most {found['most']:,} rollouts each, on {found['device']}.")
     for name, task in found["tasks"].items():
         began = task["started"]
-        print(f"\n## {name}\n\nRight at the start: {min(began):.2f} to {max(began):.2f}.\n")
-        print("\n".join(table(task, found)))
+        print(f"\n## {name}\n\nRight at the start: {min(began):.2f} to {max(began):.2f}.")
+        for level in shown_levels(found):
+            print("\n" + "\n".join(table(task, found, level)))
+        print("\n" + "\n".join(plans(task)))
         print("\nPredicted over realised variance of a step:\n")
         print("\n".join(variances(task)))
     if picture:

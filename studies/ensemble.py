@@ -39,7 +39,9 @@ def logits(p: Parameters, ids: torch.Tensor, past: list | None = None) -> torch.
     """Logits (R, B, L, V) of the next token; `past`, a list, keeps keys and values from call to call."""
     copies, batch, length = ids.shape
     vocabulary = p["lm_head.weight"].shape[1]
-    x = _product(torch.nn.functional.one_hot(ids, vocabulary).float(), p["model.embed_tokens.weight"].mT)
+    words = p["model.embed_tokens.weight"]
+    words = torch.cat([words[:, :1].detach(), words[:, 1:]], 1)  # the first pads: it has no gradient
+    x = _product(torch.nn.functional.one_hot(ids, vocabulary).float(), words.mT)
     start = past[0][0].shape[-2] if past else 0
     width = x.shape[-1] // HEADS
     turns = THETA ** (-torch.arange(0, width, 2, device=ids.device) / width)

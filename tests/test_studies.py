@@ -1,6 +1,7 @@
 """The worlds of the studies have the truth that they say, and a study of intervals fails where they miss."""
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +105,12 @@ def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
         assert f"1 ({kind}): " in capsys.readouterr().out
     monkeypatch.setattr(false_verdicts, "attempts", lambda: [known])
     assert false_verdicts.main(["--data-sets", "5"]) == 0
+
+
+def test_the_tables_of_acting_are_those_of_its_recorded_runs(capsys):
+    docs = Path(__file__).parents[1] / "docs"
+    importlib.import_module("acting_results").show(docs / "acting.json")
+    written = (docs / "acting.md").read_text(encoding="utf-8")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
+    assert len(shown) > 60
+    assert [line for line in shown if line not in written] == []

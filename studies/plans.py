@@ -43,7 +43,7 @@ def simulate(rng, groups, size):
 def trial(parts, truth, target, costs):
     """Whether a plan misses, by the interval and by the estimate; its cost; whether the gain covers."""
     options = dict(zip(("cost_prompt", "cost_completion"), costs, strict=True))
-    best = rlvar.plan(parts, target, **options)
+    best = rlvar.plan(parts, target=target, **options)
     k, now = best.completions, parts.completions
     by_estimate = max(1, int(np.ceil(parts.batch_variance(1, k).value / target)))
     each = {n: truth.batch_variance(1, n).value * (costs[0] + n * costs[1]) for n in (now, k)}

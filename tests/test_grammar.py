@@ -109,7 +109,7 @@ def test_the_repr_of_a_result_is_its_table(rollouts):
         rlvar.on_policy_test(rollouts),
         rlvar.headroom(comparison),
         components,
-        rlvar.plan(components, 1.0, cost_prompt=1, cost_completion=1),
+        rlvar.plan(components, target=1.0, cost_prompt=1),
         comparison["single"].variance,
     ]
     for result in results:

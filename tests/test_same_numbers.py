@@ -55,7 +55,7 @@ for aggregation in ("sum", "sequence-mean", "token-mean"):
         bits("headroom", rlvar.headroom(compared).to_dict())
 parts = rlvar.prompt_components(grouped)
 bits("prompts", parts.to_dict())
-bits("plan", rlvar.plan(parts, 1e3, cost_prompt=9, cost_completion=1).to_dict())
+bits("plan", rlvar.plan(parts, target=1e3, cost_prompt=9).to_dict())
 for rollouts in (flat, grouped):
     found = rlvar.decompose(rollouts, "multi")
     bits("decompose", found.to_dict())

@@ -13,9 +13,11 @@ from rlvar.analysis.headroom import Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, on_policy_test
 from rlvar.analysis.planning import Plan, plan
 from rlvar.analysis.prompts import PromptComponents, prompt_components
+from rlvar.analysis.run_on_policy import RunOnPolicyTest
 from rlvar.config import show_config
 from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
+from rlvar.monitor import Monitor, MonitorRow
 from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.report import Report, report
 from rlvar.reporting.rewards import RewardReport, report_rewards
@@ -43,6 +45,8 @@ __all__ = [
     "Estimator",
     "Headroom",
     "ImportanceRatios",
+    "Monitor",
+    "MonitorRow",
     "OnPolicyTest",
     "Plan",
     "PromptComponents",
@@ -50,6 +54,7 @@ __all__ = [
     "Report",
     "RewardReport",
     "Rollouts",
+    "RunOnPolicyTest",
     "SketchNoise",
     "Totals",
     "__version__",

@@ -364,7 +364,7 @@ def test_two_groups_have_values_without_intervals():
 def test_printable_and_json_ready(rng):
     parts = rlvar.prompt_components(make_rollouts(rng, SIZES), rlvar.estimators()[1], confidence=0.9)
     assert "6 prompts of 1 to 5 completions, 0 with all returns equal" in str(parts)
-    result = rlvar.plan(parts, 0.1, cost_prompt=1, cost_completion=1)
+    result = rlvar.plan(parts, target=0.1, cost_prompt=1)
     for item in (parts, result):
         fields = json.loads(json.dumps(item.to_dict(), allow_nan=False))
         assert fields == item.to_dict()

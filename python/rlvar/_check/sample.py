@@ -85,10 +85,18 @@ def units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
     """Return the independent units: groups of rollouts by label, or single rollouts."""
     if groups is None:
         return Units(np.arange(n), np.arange(n + 1))
+    found = some_units(groups, n)
+    if len(found) < 2:
+        raise ValueError("groups must have at least two different labels, got one")
+    return found
+
+
+def some_units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Units:
+    """Return the same, maybe of one group."""
+    if groups is None:
+        return units(None, n)
     labels = group_labels(groups, n)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
-    if len(offsets) < 3:
-        raise ValueError("groups must have at least two different labels, got one")
     return Units(np.argsort(labels, kind="stable"), offsets)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -103,62 +103,94 @@ def compare_gradients(
     >>> round(result["other"].ratio.value, 1)
     0.5
     """
-    if not isinstance(gradients, Mapping):
-        raise TypeError(f"gradients must be a dict of arrays by name, got {type(gradients).__name__}")
-    names = [name for name in gradients if isinstance(name, str)]
-    if not names:
-        raise ValueError("gradients must name at least one estimator, got none")
+    given = given_gradients(gradients, unbiased, groups, sizes, gram_of, sketched, num_threads)
+    names = given.names
     reference = names[0] if reference is None else _check.text("reference", reference)
-    shared = _check.names("unbiased", unbiased) if len(unbiased) else []
-    for argument, some in (("reference", [reference]), ("unbiased", shared)):
-        for name in some:
-            if name not in names:
-                raise ValueError(f"{argument} must be among {', '.join(names)}, got {name!r}")
+    if reference not in names:
+        raise ValueError(f"reference must be among {', '.join(names)}, got {reference!r}")
     level, bootstrap, threads = _check.confidence(confidence), drawn(interval), _check.threads(num_threads)
     scores_of = None if scores_of is None else _check.text("scores_of", scores_of)
-    sketched, crossed = _check.boolean("sketched", sketched), True
-    if gram_of is None:
-        rows: Mapping[str, Float] = _arrays(gradients, names)
-    elif sketched:
-        raise ValueError("sketched needs the coordinates of gradients, not their inner products (gram_of)")
-    else:
-        gram_of = _check.positive_integer("gram_of", gram_of)
-        grams, eps = _grams(gradients, names)
-        crossed = len(names) == 1 or len(grams) > len(names)
-        rows = rows_of(grams, names, eps, threads)
-    count = len(rows[reference])
-    units = _check.units(groups, count)
-    each_size = np.ones(count) if sizes is None else _check.non_negative("sizes", sizes, count)
-    if not each_size.all():
-        raise ValueError(f"sizes must be positive, got sizes[{np.argmin(each_size)}] = 0")
-    of_units, summed = units.sums(each_size), units if len(units) < count else None
-    samples = [Sample(_Rows(rows[name], each_size), of_units, summed, spans=gram_of) for name in names]
-    classes = ["unbiased" if name in shared else None for name in names]
+    samples = [Sample(rows, given.sizes, given.units, spans=given.spans) for rows in given.rows]
+    classes = ["unbiased" if name in given.unbiased else None for name in names]
     number = names.index(reference)
-    found = infer(samples, number, level, bootstrap, threads, classes, sketched, crossed)
+    found = infer(samples, number, level, bootstrap, threads, classes, given.sketched, given.crossed)
     for name, each in zip(names, found, strict=True):
         if not np.isfinite(each.variance.value):
             raise ValueError(f"gradients[{name!r}] have squares beyond the range of float64; rescale them")
     result = Comparison.of(
         dict(zip(names, found, strict=True)),
         names,
-        {name: True if name in shared else None for name in names},
+        {name: True if name in given.unbiased else None for name in names},
         {},
         reference=reference,
-        units=len(units),
+        units=len(given.sizes),
         unit="unit" if groups is None else "group",
         aggregation=None,
         interval="jackknife" if bootstrap is None else "bootstrap",
         scaled=False,
         scores_of=scores_of,
         of_sequences=False,
-        crossed=crossed,
+        crossed=given.crossed,
     )
     _check.warn_few(result.units, result.unit)
     return result
 
 
-def _arrays(gradients: Mapping[Any, ArrayLike], names: Sequence[str]) -> dict[str, Float]:
+class Given(NamedTuple):
+    """Gradients of the caller's that have been checked."""
+
+    names: list[str]
+    rows: list[_Rows]  # of each name (N, D)
+    sizes: Double  # of the units (U,)
+    units: _check.Units | None  # which rows are in each, if several are
+    unbiased: list[str]
+    spans: int | None  # coordinates of the gradients, if inner products were given
+    sketched: bool
+    crossed: bool  # whether products of different names are known
+
+
+def given_gradients(
+    gradients: Mapping[str, ArrayLike] | Mapping[str | tuple[str, str], ArrayLike],
+    unbiased: str | Sequence[str],
+    groups: Sequence[Hashable] | NDArray[Any] | None,
+    sizes: ArrayLike | None,
+    gram_of: int | None,
+    sketched: bool,
+    num_threads: int | None,
+    least: int = 2,
+) -> Given:
+    """Check what `compare_gradients` takes, of at least so many units."""
+    if not isinstance(gradients, Mapping):
+        raise TypeError(f"gradients must be a dict of arrays by name, got {type(gradients).__name__}")
+    names = [name for name in gradients if isinstance(name, str)]
+    if not names:
+        raise ValueError("gradients must name at least one estimator, got none")
+    shared = _check.names("unbiased", unbiased) if len(unbiased) else []
+    for name in shared:
+        if name not in names:
+            raise ValueError(f"unbiased must be among {', '.join(names)}, got {name!r}")
+    sketched, crossed = _check.boolean("sketched", sketched), True
+    if gram_of is None:
+        rows: Mapping[str, Float] = _arrays(gradients, names, least)
+    elif sketched:
+        raise ValueError("sketched needs the coordinates of gradients, not their inner products (gram_of)")
+    else:
+        gram_of = _check.positive_integer("gram_of", gram_of)
+        grams, eps = _grams(gradients, names)
+        crossed = len(names) == 1 or len(grams) > len(names)
+        rows = rows_of(grams, names, eps, _check.threads(num_threads))
+    count = len(rows[names[0]])
+    units = _check.units(groups, count) if least > 1 else _check.some_units(groups, count)
+    each_size = np.ones(count) if sizes is None else _check.non_negative("sizes", sizes, count)
+    if not each_size.all():
+        raise ValueError(f"sizes must be positive, got sizes[{np.argmin(each_size)}] = 0")
+    summed = units if len(units) < count else None
+    of_units = units.sums(each_size)
+    found = [_Rows(rows[name], each_size) for name in names]
+    return Given(names, found, of_units, summed, shared, gram_of, sketched, crossed)
+
+
+def _arrays(gradients: Mapping[Any, ArrayLike], names: Sequence[str], least: int) -> dict[str, Float]:
     """Check gradients (U, D)."""
     rows: dict[str, Float] = {}
     for name, given in gradients.items():
@@ -171,8 +203,8 @@ def _arrays(gradients: Mapping[Any, ArrayLike], names: Sequence[str]) -> dict[st
         if array.shape != rows[names[0]].shape:
             wanted = f"{rows[names[0]].shape}, as those of {names[0]!r}"
             raise ValueError(f"{what} must have shape (U, D) = {wanted}, got {array.shape}")
-        if len(array) < 2:
-            raise ValueError(f"{what} must have at least U = 2 units, got shape {array.shape}")
+        if len(array) < least:
+            raise ValueError(f"{what} must have at least U = {least} units, got shape {array.shape}")
         _check.finite(what, array)
     return rows
 

@@ -1,38 +1,48 @@
-"""The cheapest prompts x completions for a variance of the mean gradient."""
+r"""The best prompts x completions for what may be spent, or the cheapest for a variance.
+
+The mean gradient over P prompts with K completions each has the variance V(K) / P
+(`rlvar.analysis.prompts`) and the cost P (c_p + K c_c). Beside the K_0 completions in use, which buy P_0
+prompts for the same budget, an option has the
+
+    gain = (V(K_0) / P_0) / (V(K) / P),
+
+whose interval is Fieller's, of two variances from the same groups.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rlvar import _check
-from rlvar.analysis.prompts import PromptComponents
+from rlvar.analysis.prompt_curves import Curve
+from rlvar.analysis.prompts import PromptComponents, batch_variance, prompt_components
+from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result, bounded
 from rlvar.stats.intervals import correlation, fieller
+from rlvar.weights.estimators import EstimatorLike
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
+_SHOWN = 8  # options in the table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan(Result):
-    """The cheapest batch that keeps the variance of the mean gradient at or below the target.
+class PlanOption(Result):
+    """P prompts with K completions each.
 
     Attributes
     ----------
     prompts, completions : int
-        P prompts with K completions each.
+        P and K.
     cost : float
         P (cost of a prompt + K times that of a completion), in the unit of those costs.
     variance : Estimate
-        Variance of the batch's mean gradient. The upper end of its interval is at most the target.
+        Variance of the batch's mean gradient, V(K) / P.
     gain : Estimate
-        For the same variance, the cost with the completions in use over that with these: how many times the
-        cost is saved. 1 where K is that in use.
-    target, max_completions
-        As asked for.
-    components : PromptComponents
-        What it was planned from.
+        With a budget, the variance that the completions in use have for it, over this one. With a target, the
+        cost with the completions in use for a variance, over that with these. 1 where K is that in use.
     """
 
     prompts: int
@@ -40,29 +50,80 @@ class Plan(Result):
     cost: float
     variance: Estimate
     gain: Estimate
-    target: float
-    max_completions: int
-    components: PromptComponents
 
     def __repr__(self) -> str:
-        parts, most = self.components, self.components._curve.most
-        lines = [
-            f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}, "
-            f"cost {self.cost:.6g}",
-            f"variance {_positive(self.variance)}, target {self.target:.4g}",
+        shape = f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}"
+        return (
+            f"{shape}, cost {self.cost:.6g}, variance {_positive(self.variance)}, gain {bounded(self.gain)}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Result):
+    """The best batch for a budget, or the cheapest that keeps the variance at or below a target.
+
+    Attributes
+    ----------
+    prompts, completions, cost, variance, gain
+        Those of the best option: see `PlanOption`. With a target, the upper end of the variance's interval is
+        at most that.
+    options : tuple of PlanOption
+        What came into question, the best first.
+    in_use : int
+        Completions of a prompt in use.
+    budget, target : float or None
+        As asked for: one of them.
+    max_completions : int
+        The most that were looked at.
+    """
+
+    prompts: int
+    completions: int
+    cost: float
+    variance: Estimate
+    gain: Estimate
+    options: tuple[PlanOption, ...]
+    in_use: int
+    budget: float | None
+    target: float | None
+    max_completions: int
+    _most: int | None  # that the curve has
+
+    def __repr__(self) -> str:
+        best = f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}, "
+        best += f"cost {self.cost:.6g}"
+        lines = [best if self.budget is None else f"{best} of {self.budget:.6g}"]
+        lines += self._of_budget() if self.target is None else self._of_target()
+        if self.completions == self._most:
+            lines.append(f"More than {self._most} completions may be better: no group tells.")
+        elif self.completions == self.max_completions:
+            lines.append(f"More completions than max_completions = {self.max_completions} may be better.")
+        return "\n".join(lines)
+
+    def _of_budget(self) -> list[str]:
+        rows = [("", "variance", f"times quieter than x {self.in_use}, as now")]
+        rows += [
+            (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), bounded(each.gain))
+            for each in self.options[:_SHOWN]
         ]
-        if self.completions != parts.completions:
+        wide = [max(len(row[i]) for row in rows) for i in range(2)]
+        lines = [f"{a:>{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows]
+        if (more := len(self.options) - _SHOWN) > 0:
+            lines.append(f"and {more} more options")
+        if math.isnan(self.gain.low):
+            lines.append("There is no interval: the best is that by the estimates.")
+        return lines
+
+    def _of_target(self) -> list[str]:
+        lines = [f"variance {_positive(self.variance)}, target {self.target:.4g}"]
+        if self.completions != self.in_use:
             lines.append(
-                f"for the same variance {parts.completions} completions, as now, cost {bounded(self.gain)} "
+                f"for the same variance {self.in_use} completions, as now, cost {bounded(self.gain)} "
                 "times as much"
             )
         if math.isnan(self.variance.high):
             lines.append("There is no interval: about half of such plans miss their target.")
-        if self.completions == most:
-            lines.append(f"More than {most} completions may be cheaper: no group tells.")
-        elif self.completions == self.max_completions:
-            lines.append(f"More completions than max_completions = {self.max_completions} may be cheaper.")
-        return "\n".join(lines)
+        return lines
 
 
 def _positive(variance: Estimate) -> str:
@@ -74,29 +135,42 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-@_check.quiet
 def plan(
-    components: PromptComponents,
-    target: float,
+    what: Rollouts | PromptComponents,
+    estimator: EstimatorLike | None = None,
     *,
-    cost_prompt: float,
-    cost_completion: float,
+    budget: float | None = None,
+    target: float | None = None,
+    cost_prompt: float = 0.0,
+    cost_completion: float = 1.0,
     max_completions: int = 256,
+    confidence: float | None = None,
+    num_threads: int | None = None,
 ) -> Plan:
-    r"""Find the cheapest prompts x completions for a variance of the mean gradient.
+    r"""Find the best prompts x completions for what may be spent, or the cheapest for a variance.
 
     Parameters
     ----------
-    components : PromptComponents
-        How the variance of the estimator in use depends on the number of prompts and completions.
-    target : float
+    what : Rollouts or PromptComponents
+        Rollouts with groups, the prompts; or how the variance depends on prompts and completions, by
+        `prompt_components`, which has options that are not here.
+    estimator : str or Estimator, optional
+        The estimator in use, as in `prompt_components`, "single" by default. Components have theirs.
+    budget : float, optional
+        What a batch may cost. With the default costs it is a number of rollouts, and the options are all of
+        its factorisations; else for each K as many prompts as can be paid.
+    target : float, optional
         Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
-        signal-to-noise ratio of 1 the signal |E g|^2.
-    cost_prompt, cost_completion : float
+        signal-to-noise ratio of 1 the signal |E g|^2. Exactly one of `budget` and `target` is needed.
+    cost_prompt, cost_completion : float, default 0 and 1
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit, such as
         tokens.
     max_completions : int, default 256
         Largest number of completions of one prompt, at most 4096.
+    confidence : float, optional
+        Nominal coverage of the intervals: 0.95, or that of the components.
+    num_threads : int, optional
+        As in `prompt_components`.
 
     Returns
     -------
@@ -105,20 +179,25 @@ def plan(
     Raises
     ------
     ValueError, TypeError
-        For a target that is not positive or out of reach of float64, a negative cost, two costs of 0,
-        or `max_completions` out of range.
+        For a budget that pays for no rollout, or none that the estimator can use, a target that is not
+        positive or out of reach of float64, a negative cost, two costs of 0, `max_completions` out of range,
+        and as `prompt_components`.
 
     Notes
     -----
-    The cost P (cost_prompt + K cost_completion) is to be least while the upper end of the interval of
-    V(K) / P is at most the target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans,
-    3 % on average (``python studies/plans.py``). A plan by the estimate alone would miss in half of them.
-    Every K up to 64 is tried, then those in steps of 3 %, with the smallest P. Of equal costs the one with
-    the lower upper end is taken.
+    With a budget the best option is the one with the highest lower end of its gain: it leaves the number of
+    completions in use (whose gain is 1) for another only if the rollouts tell that it is quieter, and goes
+    to an extreme only if they tell that too. The option of the least estimated variance may be another one.
 
-    By the two-term V the best K is, for real numbers, K^2 = (within / between) (cost_prompt /
-    cost_completion), whatever the target. The fewer groups, the nearer is a plan to the K in use, where V is
-    known best.
+    With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
+    target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
+    (``python studies/plans.py``). A plan by the estimate alone would miss in half of them. Of equal costs the
+    one with the lower upper end is taken.
+
+    Every K up to 64 is tried, then those in steps of 3 %. By the two-term V the best K is, for real numbers,
+    K^2 = (within / between) (cost_prompt / cost_completion), whatever the budget or the target: without a
+    cost of prompts it is 1. The fewer groups, the nearer is a plan to the K in use, where V is known best.
+    One prompt is an option too, but its batch no longer shows the variance between prompts.
 
     Examples
     --------
@@ -127,48 +206,156 @@ def plan(
     >>> prompts = np.repeat(np.arange(50), 8)
     >>> rewards = 2 * rng.standard_normal(50)[prompts] + rng.standard_normal(400)
     >>> rollouts = rlvar.Rollouts(np.ones((400, 1, 1)), rewards, groups=prompts)
-    >>> parts = rlvar.prompt_components(rollouts)
-    >>> best = rlvar.plan(parts, 0.01, cost_prompt=16, cost_completion=1)  # K = 2 for real numbers
-    >>> best.completions, best.variance.high <= 0.01, best.gain.low > 1
-    (2, True, True)
+    >>> best = rlvar.plan(rollouts, "single", budget=64)
+    >>> best.prompts, best.completions, best.gain.low > 1
+    (64, 1, True)
+    >>> rlvar.plan(rollouts, target=0.01, cost_prompt=16).completions  # 2 for real numbers
+    2
     """
-    if not isinstance(components, PromptComponents):
-        raise TypeError(f"components must be a PromptComponents, got {type(components).__name__}")
-    wanted = _check.positive_number("target", target)
-    each_prompt = _check.non_negative_number("cost_prompt", cost_prompt)
-    each_completion = _check.non_negative_number("cost_completion", cost_completion)
-    if each_prompt == each_completion == 0:
+    if isinstance(what, Rollouts):
+        level = 0.95 if confidence is None else confidence
+        chosen = "single" if estimator is None else estimator
+        parts = prompt_components(what, chosen, confidence=level, num_threads=num_threads)
+    elif isinstance(what, PromptComponents):
+        if estimator is not None:
+            raise ValueError(
+                f"estimator goes with rollouts: these components are those of {what.estimator!r}"
+            )
+        parts = what
+    else:
+        raise TypeError(
+            f"what to plan from must be a Rollouts or a PromptComponents, got {type(what).__name__}"
+        )
+    return plan_curve(
+        parts._curve,
+        in_use=parts.completions,
+        confidence=parts.variance.confidence if confidence is None else _check.confidence(confidence),
+        budget=budget,
+        target=target,
+        cost_prompt=cost_prompt,
+        cost_completion=cost_completion,
+        max_completions=max_completions,
+    )
+
+
+class _Costs(NamedTuple):
+    prompt: float
+    completion: float
+
+    def of(self, k: int) -> float:
+        """Cost of a prompt with its completions."""
+        return self.prompt + k * self.completion
+
+
+@_check.quiet
+def plan_curve(
+    curve: Curve,
+    *,
+    in_use: int,
+    confidence: float,
+    budget: float | None = None,
+    target: float | None = None,
+    cost_prompt: float = 0.0,
+    cost_completion: float = 1.0,
+    max_completions: int = 256,
+) -> Plan:
+    """`plan` from a curve V(K) alone, with the completions `in_use`."""
+    costs = _Costs(
+        _check.non_negative_number("cost_prompt", cost_prompt),
+        _check.non_negative_number("cost_completion", cost_completion),
+    )
+    if costs.prompt == costs.completion == 0:
         raise ValueError("cost_prompt and cost_completion must not both be 0")
-    most = _check.positive_integer("max_completions", max_completions, components._curve.least)
+    if (budget is None) == (target is None):
+        raise ValueError(f"pass one of budget and target, got {'neither' if budget is None else 'both'}")
+    most = _check.positive_integer("max_completions", max_completions, curve.least)
     if most > _MOST_COMPLETIONS:
         raise ValueError(f"max_completions must be at most {_MOST_COMPLETIONS}, got {most}")
+    if budget is not None:
+        budget = _check.positive_number("budget", budget)
+        options = _for_budget(curve, in_use, confidence, budget, costs, most)
+    else:
+        target = _check.positive_number("target", target)
+        options = _for_target(curve, in_use, confidence, target, costs, most)
+    best = options[0]
+    return Plan(
+        prompts=best.prompts,
+        completions=best.completions,
+        cost=best.cost,
+        variance=best.variance,
+        gain=best.gain,
+        options=tuple(options),
+        in_use=in_use,
+        budget=budget,
+        target=target,
+        max_completions=most,
+        _most=curve.most,
+    )
 
+
+def _for_budget(
+    curve: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
+) -> list[PlanOption]:
+    """Return what a budget buys, the option with the highest lower end of its gain first."""
+    shapes = _shapes(curve, budget, costs, most)
+    if not shapes:
+        raise ValueError(
+            f"budget must pay for a prompt with {_count(curve.least, 'completion')}, "
+            f"which {'cost' if curve.least > 1 else 'costs'} {costs.of(curve.least):g}, got {budget!r}"
+        )
+    now = shapes.get(in_use, budget / costs.of(in_use))
+    options = []
+    for k, p in shapes.items():
+        gain = _gain(curve, in_use, k, p / now, level)
+        options.append(PlanOption(p, k, p * costs.of(k), batch_variance(curve, p, k, level), gain))
+    known = not any(math.isnan(each.gain.low) for each in options)
+
+    def order(option: PlanOption) -> tuple[float, float, float]:
+        from_now = abs(math.log(option.completions / in_use))
+        return -option.gain.low if known else 0.0, _upper(option.variance), from_now
+
+    return sorted(options, key=order)
+
+
+def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, int]:
+    """Return the prompts that a budget pays for each number of completions, if at least one."""
+    rollouts = round(budget / costs.completion) if costs.prompt == 0 else 0
+    if rollouts and rollouts * costs.completion == budget:  # all of it can be spent
+        found = {k: rollouts // k for k in range(1, most + 1) if rollouts % k == 0 and curve.has(k)}
+        if found:
+            return found
+    paid = {k: budget / costs.of(k) * (1 + 1e-12) for k in _candidates(curve.least, most) if curve.has(k)}
+    return {k: int(p) for k, p in paid.items() if 1 <= p < 2.0**53}
+
+
+def _for_target(
+    curve: Curve, in_use: int, level: float, target: float, costs: _Costs, most: int
+) -> list[PlanOption]:
+    """Return batches with a variance of at most the target, the cheapest first."""
     # What each K costs at the least, by its estimate: the upper end of its interval is above that.
     by_estimate = []
-    for k in filter(components._curve.has, _candidates(components._curve.least, most)):
-        of_one = each_prompt + k * each_completion
-        by_estimate.append((_prompts(components._curve.at(k).value, wanted) * of_one, k, of_one))
+    for k in filter(curve.has, _candidates(curve.least, most)):
+        by_estimate.append((_prompts(curve.at(k).value, target) * costs.of(k), k))
     found: list[tuple[float, float, int, int]] = []  # cost, upper end, prompts, completions
-    for least, k, of_one in sorted(by_estimate):
+    for least, k in sorted(by_estimate):
         if found and least > min(found)[0]:
             break
-        high = _upper(components.batch_variance(1, k))
-        p = _prompts(high, wanted)
+        high = _upper(curve.interval(k, level))
+        p = _prompts(high, target)
         if p < math.inf:
-            found.append((p * of_one, high / p, int(p), k))
+            found.append((p * costs.of(k), high / p, int(p), k))
     if not found:
         raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
-    cost, _, prompts, completions = min(found)
-    return Plan(
-        prompts=prompts,
-        completions=completions,
-        cost=cost,
-        variance=components.batch_variance(prompts, completions),
-        gain=_gain(components, completions, each_prompt, each_completion),
-        target=wanted,
-        max_completions=most,
-        components=components,
-    )
+    return [
+        PlanOption(
+            p,
+            k,
+            cost,
+            batch_variance(curve, p, k, level),
+            _gain(curve, in_use, k, costs.of(in_use) / costs.of(k), level),
+        )
+        for cost, _, p, k in sorted(found)
+    ]
 
 
 def _candidates(least: int, most: int) -> Iterator[int]:
@@ -189,13 +376,11 @@ def _upper(variance: Estimate) -> float:
     return variance.value if math.isnan(variance.high) else variance.high
 
 
-def _gain(parts: PromptComponents, k: int, cost_prompt: float, cost_completion: float) -> Estimate:
-    """Cost at the completions in use, for a variance, over that at k."""
-    curve, in_use, level = parts._curve, parts.completions, parts.variance.confidence
+def _gain(curve: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
+    """Return V at the completions in use over V at k, times a factor."""
     if k == in_use:
         return Estimate(1.0, 0.0, 1.0, 1.0, level)
     now, then = curve.interval(in_use, level), curve.interval(k, level)
     found = fieller(now, then, correlation(curve.at(in_use).left_out, curve.at(k).left_out))
-    factor = (cost_prompt + in_use * cost_completion) / (cost_prompt + k * cost_completion)
     low, high = found.low * factor, found.high * factor
     return Estimate(found.value * factor, found.stderr * factor, low, high, level, found.resolved)

@@ -123,12 +123,7 @@ def one_way(g: Double, labels: NDArray[np.int64], units: _check.Units) -> Compon
     """
     sizes = units.sizes.astype(np.float64)
     n, u, square = float(len(g)), float(len(units)), float(np.square(sizes).sum())
-    centred = g - g.mean(axis=0)  # sums over groups then lose no digits to a common mean
-    means = units.sums(centred) / sizes[:, None]
-    centred -= means[labels]
-    within_squares = units.sums(np.square(centred).sum(axis=1))
-    means -= (sizes[:, None] * means).sum(axis=0) / n
-    between_squares = sizes * np.square(means).sum(axis=1)
+    within_squares, between_squares = squares_between(g, labels, units)
 
     def per_group(n: Any, u: float, square: Any) -> Any:
         return (n - square / n) / (u - 1)
@@ -147,9 +142,24 @@ def one_way(g: Double, labels: NDArray[np.int64], units: _check.Units) -> Compon
     return Components(values, left_out, float(per_group(n, u, square)))
 
 
-@_check.quiet
-def leave_one_out(s: Double, returns: Double, labels: NDArray[np.int64], units: _check.Units) -> Components:
-    """Return the curve of RLOO from summed scores (N, D) and returns (N,), of groups of four or more."""
+def squares_between(g: Double, labels: NDArray[np.int64], units: _check.Units) -> tuple[Double, Double]:
+    """Return for each group (U,) the squares within it, and n_u |y_u|^2."""
+    sizes = units.sizes.astype(np.float64)
+    centred = g - g.mean(axis=0)  # sums over groups then lose no digits to a common mean
+    means = units.sums(centred) / sizes[:, None]
+    centred -= means[labels]
+    within = units.sums(np.square(centred).sum(axis=1))
+    means -= (sizes[:, None] * means).sum(axis=0) / len(g)
+    return within, sizes * np.square(means).sum(axis=1)
+
+
+def prompt_parts(
+    s: Double, returns: Double, labels: NDArray[np.int64], units: _check.Units
+) -> tuple[tuple[Double, Double, Double], Double]:
+    """Return of each group, of four or more, the parts of a U-statistic's variance, and its mean (U, D).
+
+    The parts: h . h over four different completions, which has E |mean|^2 in it, then `within` and `pairs`.
+    """
     r, k = _centred(returns[:, None], labels, units)[:, 0], units.sizes.astype(np.float64)
     u, d = len(units), s.shape[1]
     norms, c = np.zeros(len(r)), np.empty((u, d))
@@ -166,9 +176,16 @@ def leave_one_out(s: Double, returns: Double, labels: NDArray[np.int64], units: 
     three = three / (k * (k - 1) * (k - 2))
     four = four / (k * (k - 1) * (k - 2) * (k - 3))
     c /= k[:, None] - 1  # the mean gradients of the prompts
+    return (four, 4 * (three - four), 2 * two - 4 * three + 2 * four), c
+
+
+@_check.quiet
+def leave_one_out(s: Double, returns: Double, labels: NDArray[np.int64], units: _check.Units) -> Components:
+    """Return the curve of RLOO from summed scores (N, D) and returns (N,), of groups of four or more."""
+    u, k = len(units), units.sizes.astype(np.float64)
+    parts, c = prompt_parts(s, returns, labels, units)
     ((own, _),) = moments.products([moments.Sample(c)])
     signal = moments.signal(own)
-    parts = four, 4 * (three - four), 2 * two - 4 * three + 2 * four
     values = np.array([each.mean() for each in parts])
     values[0] -= signal.value
     left_out = np.empty((3, 0))

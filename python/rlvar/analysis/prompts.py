@@ -96,9 +96,7 @@ class PromptComponents(Result):
                 f"completions must be at most {self._curve.most} for {self.estimator!r}, whose variance is "
                 f"that of subsets of these groups, and one of the sizes that were tried, got {k}"
             )
-        one = self._curve.interval(k, self.variance.confidence)
-        value, stderr, low, high = (x / p for x in (one.value, one.stderr, one.low, one.high))
-        return Estimate(value, stderr, low, high, one.confidence, one.resolved)
+        return batch_variance(self._curve, p, k, self.variance.confidence)
 
     def __repr__(self) -> str:
         parts = (("within prompts", self.within), ("of pairs", self.pairs), ("between prompts", self.between))
@@ -115,6 +113,13 @@ class PromptComponents(Result):
             f"{self.groups} prompts of {sizes} completions, {self.dead_groups} with all returns equal",
         ]
         return "\n".join(lines)
+
+
+def batch_variance(curve: Curve, prompts: int, completions: int, confidence: float) -> Estimate:
+    """Return V(K) / P."""
+    one = curve.interval(completions, confidence)
+    value, stderr, low, high = (x / prompts for x in (one.value, one.stderr, one.low, one.high))
+    return Estimate(value, stderr, low, high, one.confidence, one.resolved)
 
 
 def prompt_components(

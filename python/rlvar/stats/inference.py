@@ -119,7 +119,7 @@ class _Pair:
         return null_of(self.variance, self.dimension)
 
 
-class _Mean(NamedTuple):
+class Mean(NamedTuple):
     """The mean of a sample, as `scale` times that of the quietest of those that are known to share it."""
 
     quietest: int
@@ -127,13 +127,17 @@ class _Mean(NamedTuple):
 
 
 @quiet
-def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None], reference: int) -> list[_Mean]:
+def means_of(
+    likes: Sequence[tuple[int, float]],
+    variances: Sequence[Moment],
+    classes: Sequence[Hashable | None],
+    reference: int,
+) -> list[Mean]:
     """Find the sample whose signal is the best estimate of each one's.
 
-    Samples of a class have one mean by theory. Those that are a number times one of them belong to it as
-    well, and others that are proportional are a class of their own.
+    Samples of a class have one mean by theory. Those that are a number times one of them, as `likes` say,
+    belong to it as well, and others that are proportional are a class of their own.
     """
-    likes = [pair.own.like for pair in pairs]
     labels: list[tuple[Hashable, float]] = []  # a class, and the mean as a number times that of the class
     # Theory errs on members of a class that are another number times each other.
     classes = [
@@ -148,12 +152,12 @@ def _means(pairs: Sequence[_Pair], classes: Sequence[Hashable | None], reference
             labels.append((("class", classes[kin[0]]), factor / likes[kin[0]][1]))
         else:
             labels.append((("like", root), factor))
-    noise = [_times(pair.variance, scale**-2.0) for pair, (_, scale) in zip(pairs, labels, strict=True)]
+    noise = [times(variance, scale**-2.0) for variance, (_, scale) in zip(variances, labels, strict=True)]
     members: dict[Hashable, list[int]] = {}
-    for i in sorted(range(len(pairs)), key=lambda i: i != reference):
+    for i in sorted(range(len(likes)), key=lambda i: i != reference):
         members.setdefault(labels[i][0], []).append(i)
     quietest = {kind: _quietest(noise, among) for kind, among in members.items()}
-    return [_Mean(quietest[kind], scale / labels[quietest[kind]][1]) for kind, scale in labels]
+    return [Mean(quietest[kind], scale / labels[quietest[kind]][1]) for kind, scale in labels]
 
 
 def _quietest(noise: Sequence[Moment], among: Sequence[int]) -> int:
@@ -171,11 +175,11 @@ def _quietest(noise: Sequence[Moment], among: Sequence[int]) -> int:
         best = following
 
 
-def _times(moment: Moment, factor: float) -> Moment:
+def times(moment: Moment, factor: float) -> Moment:
     return moment if factor == 1.0 else Moment(moment.value * factor, moment.left_out * factor)
 
 
-def _scaled(x: Estimate, factor: float) -> Estimate:
+def scaled(x: Estimate, factor: float) -> Estimate:
     if factor == 1.0:
         return x
     ends = x.value * factor, x.stderr * factor, x.low * factor, x.high * factor
@@ -218,7 +222,8 @@ def infer(
     ]
     # What the data deny is taken from theory, of the reference too: which of the two it errs in is not known.
     denied = {each for each, differs in zip(classes, apart, strict=True) if differs}
-    means = _means(pairs, [None if each in denied else each for each in classes], reference)
+    known = [None if each in denied else each for each in classes]
+    means = means_of([pair.own.like for pair in pairs], [pair.variance for pair in pairs], known, reference)
     if bootstrap is None:
         found = _jackknifed(pairs, means, reference, confidence)
     else:
@@ -283,13 +288,13 @@ def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:
     sign, level = math.copysign(1.0, found.factor), found.ratio.confidence
     ratio, units, squared = found.ratio, found.ratio_units, found.factor**2
     if len(base.own.diagonal) < 3:
-        return found._replace(noise_scale_ratio=_scaled(ratio, 1 / squared), alignment=Estimate(sign))
+        return found._replace(noise_scale_ratio=scaled(ratio, 1 / squared), alignment=Estimate(sign))
     if pair.own.like[0] == base.own.like[0]:  # proportional: the same noise
         ratio, units = Estimate(squared, 0.0, squared, squared, level), math.nan
     return found._replace(
         ratio=ratio,
         ratio_units=units,
-        noise_scale_ratio=_scaled(ratio, 1 / squared),
+        noise_scale_ratio=scaled(ratio, 1 / squared),
         alignment=Estimate(sign, 0.0, sign, sign, level),
     )
 
@@ -297,7 +302,7 @@ def _known(found: Inference, pair: _Pair, base: _Pair) -> Inference:
 def _with_means(
     i: int,
     pairs: Sequence[_Pair],
-    means: Sequence[_Mean],
+    means: Sequence[Mean],
     reference: int,
     signals: Sequence[Estimate],
     drawn: tuple[Double | None, Double | None] = (None, None),
@@ -306,7 +311,7 @@ def _with_means(
     pair, base, mean, of_base = pairs[i], pairs[reference], means[i], means[reference]
     resolved = signals[i].resolved and signals[reference].resolved
     options: dict[str, Any] = {"resolved": resolved, "confidence": signals[i].confidence}
-    signal, base_signal = (_times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
+    signal, base_signal = (times(pairs[m.quietest].signal, m.scale**2) for m in (mean, of_base))
     same = mean.quietest == of_base.quietest
     ratios = quotient(pair.variance, base.variance).left_out
     null = pairs[mean.quietest].null
@@ -327,13 +332,13 @@ def _with_means(
 
 
 def _jackknifed(
-    pairs: Sequence[_Pair], means: Sequence[_Mean], reference: int, confidence: float
+    pairs: Sequence[_Pair], means: Sequence[Mean], reference: int, confidence: float
 ) -> list[Inference]:
     of_mean = {
         q: signal_interval(pairs[q].signal, pairs[q].variance, pairs[q].dimension, confidence)
         for q in {mean.quietest for mean in means}
     }
-    signals = [_scaled(of_mean[mean.quietest], mean.scale**2) for mean in means]
+    signals = [scaled(of_mean[mean.quietest], mean.scale**2) for mean in means]
     results = []
     for i, (pair, mean) in enumerate(zip(pairs, means, strict=True)):
         variance = jackknife(*pair.variance, confidence, positive=True)
@@ -352,7 +357,7 @@ def _jackknifed(
 
 def _bootstrapped(
     pairs: Sequence[_Pair],
-    means: Sequence[_Mean],
+    means: Sequence[Mean],
     reference: int,
     confidence: float,
     bootstrap: Bootstrap,
@@ -360,7 +365,7 @@ def _bootstrapped(
 ) -> list[Inference]:
     base, u = pairs[reference], len(pairs[reference].own.diagonal)
     drawn = _draw(pairs, reference, bootstrap, threads)
-    moments_of = [_times(pairs[mean.quietest].signal, mean.scale**2) for mean in means]
+    moments_of = [times(pairs[mean.quietest].signal, mean.scale**2) for mean in means]
     resampled = [drawn.signal[mean.quietest] * mean.scale**2 for mean in means]
     signals = [bca(signal, x, confidence) for signal, x in zip(moments_of, resampled, strict=True)]
     base_variance, base_signal = drawn.variance[reference], resampled[reference]

@@ -1,0 +1,151 @@
+"""The on-policy test over a whole run, with one chance of a false alarm in all.
+
+Under the policy that sampled them each step's off-diagonal sum and the products of different units'
+summed scores have mean 0 given all that came before (`rlvar.analysis.on_policy`). Divided by the trace of a
+rollout in the steps before, which is known when the step is sampled, they keep that mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rlvar.analysis.steps import StepRecord
+from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.sequential import MeanZero
+
+_FOLLOWS = 0.1  # how fast the trace in the steps before follows
+_UNSEEN = 0.9  # share of the trace that no unseen action has
+
+
+@dataclass(frozen=True, repr=False)
+class RunOnPolicyTest(Result):
+    """Whether scores behave like those of the sampling policy, over all steps of a run.
+
+    Attributes
+    ----------
+    ratio, mean_score : Estimate
+        As in `OnPolicyTest`, as means over the steps so far: 0 on policy. Their intervals hold at all times
+        at once, however often they are looked at.
+    on_policy : bool or None
+        False from the step `since` on at which one of the two was above 0 beyond doubt; the chance of that on
+        policy, ever, is at most 1 - confidence. None before there is an interval.
+    since : int or None
+        The step of the alarm.
+    steps : int
+        Number of steps that count.
+    """
+
+    ratio: Estimate
+    mean_score: Estimate
+    on_policy: bool | None
+    since: int | None
+    steps: int
+
+    def __repr__(self) -> str:
+        verdict = {
+            True: f"consistent with on-policy sampling over {self.steps} steps",
+            False: f"since step {self.since} the scores do not average to 0 given the past, as those of the "
+            "sampling policy do",
+            None: "no interval yet, hence no verdict",
+        }[self.on_policy]
+        return "\n".join(
+            [
+                f"ratio         {self.ratio}  (0 on policy)",
+                f"mean score    {self.mean_score}  (0 on policy)",
+                verdict,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class PolicyWatch:
+    """Both sequences, and the trace of a rollout in the steps before."""
+
+    confidence: float
+    trace: float = math.nan
+    rollouts: int = 0
+    steps: int = 0
+    since: int | None = None
+    ratio: MeanZero = field(default_factory=MeanZero)
+    mean_score: MeanZero = field(default_factory=MeanZero)
+
+    @property
+    def _level(self) -> float:
+        return (1 - self.confidence) / 4
+
+    def add(self, record: StepRecord) -> PolicyWatch:
+        """Return the watch with one more step."""
+        found = record.sampled
+        if found is None or not found.trace > 0:
+            return self
+        n, trace = record.rollouts, found.trace / record.rollouts
+        if math.isnan(self.trace):
+            return replace(self, trace=trace, rollouts=n)
+        ratio, mean_score = self.ratio.add(found.off_diagonal / n / self.trace), self.mean_score
+        pairs = record.gradients.size**2 - record.gradients.square
+        if record.gradients.units > 1:
+            mean_score = mean_score.add(found.pairs / pairs / self.trace)
+        following = replace(
+            self,
+            trace=self.trace + _FOLLOWS * (trace - self.trace),
+            rollouts=self.rollouts + n,
+            steps=self.steps + 1,
+            ratio=ratio,
+            mean_score=mean_score,
+        )
+        if self.since is None and following._alarmed():
+            return replace(following, since=record.step)
+        return following
+
+    def _alarmed(self) -> bool:
+        """Whether one is above 0, by more than an action could make up for that is too rare to be seen.
+
+        In 1 - confidence of all cases, over 2, an action is unseen in N rollouts that has at least the
+        probability log(2 / (1 - confidence)) / N.
+        """
+        for each in (self.ratio, self.mean_score):
+            if each.passes(self._level):
+                low = each.estimate(self._level, self.confidence).low
+                least = low * self.rollouts / math.log(0.5 / self._level)
+                if least / (1 + least) > _UNSEEN:
+                    return True
+        return False
+
+    def join(self, later: PolicyWatch) -> PolicyWatch:
+        """Return the watch that goes on with later steps."""
+        if math.isnan(self.trace):
+            return later
+        if math.isnan(later.trace):
+            return self
+        alarms = [each.since for each in (self, later) if each.since is not None]
+        return PolicyWatch(
+            self.confidence,
+            later.trace,
+            self.rollouts + later.rollouts,
+            self.steps + later.steps,
+            min(alarms, default=None),
+            self.ratio.join(later.ratio),
+            self.mean_score.join(later.mean_score),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """Return it as numbers, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> PolicyWatch:
+        """Return the watch that `to_state` came from."""
+        both = {name: MeanZero.of_state(state[name]) for name in ("ratio", "mean_score")}
+        return cls(**{**state, **both})
+
+    @property
+    def result(self) -> RunOnPolicyTest:
+        ratio, mean_score = (
+            each.estimate(self._level, self.confidence) for each in (self.ratio, self.mean_score)
+        )
+        known = self.mean_score.count > 0
+        on_policy = False if self.since is not None else True if known else None
+        return RunOnPolicyTest(ratio, mean_score, on_policy, self.since, self.steps)

@@ -1,6 +1,8 @@
 """Rollouts of Stable-Baselines3: what it trains on, to its own rounding."""
 
 import copy
+import random
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ baselines = pytest.importorskip("stable_baselines3", reason="needs stable-baseli
 
 import gymnasium as gym  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+from stable_baselines3.common.logger import KVWriter, Logger  # noqa: E402
 from stable_baselines3.common.vec_env import VecNormalize  # noqa: E402
 
 import rlvar  # noqa: E402
@@ -222,3 +225,107 @@ def test_other_algorithms_are_refused_by_name():
         sb3.collect(model)
     with pytest.raises(ValueError, match="no rollout buffer has been filled yet"):
         sb3.Recorder().collected()
+
+
+class Fed(rlvar.Monitor):
+    """A monitor that keeps what it is fed."""
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.fed = []
+
+    def update(self, what, **options):
+        self.fed.append((what, options))
+        super().update(what, **options)
+
+
+class Remembering(KVWriter):
+    """What a logger writes."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.written.append({"step": step, **key_values})
+
+    def close(self):
+        pass
+
+
+def learnt(watch, buffers=3, algorithm=baselines.PPO, **options):
+    """What training leaves: the algorithm, its numbers as bytes, what it logged."""
+    model, logged = made(algorithm, ("CartPole-v1", 12), **options), Remembering()
+    model.set_logger(Logger(None, [logged]))
+    model.learn(buffers * 120, callback=watch, log_interval=1)
+    states = [*model.policy.state_dict().values(), torch.get_rng_state(), torch.as_tensor(model._last_obs)]
+    optimizer = [part for each in model.policy.optimizer.state.values() for part in each.values()]
+    bits = [np.asarray(each).tobytes() for each in (*states, *optimizer)]
+    return model, [*bits, np.random.get_state()[1].tobytes(), random.getstate()], logged.written  # noqa: NPY002
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("algorithm", [baselines.PPO, baselines.A2C])
+def test_watching_never_changes_training(algorithm, fails, monkeypatch):
+    if fails:  # in the midst of it, after numbers were drawn
+        monkeypatch.setattr(Fed, "update", lambda *_, **__: torch.rand(1) / np.random.rand(1) / 0)  # noqa: NPY002
+    watch = sb3.Watch(Fed(["single"]), every=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, bits, _ = learnt(watch, algorithm=algorithm)
+    assert bits == learnt(None, algorithm=algorithm)[1]
+    assert len(watch.monitor.fed) == 3 * (not fails)
+
+
+def test_watching_feeds_the_episodes_of_the_buffer_and_logs():
+    watch = sb3.Watch(every=2)
+    model, _, logged = learnt(watch, buffers=5, gamma=0.9)
+    gae = rlvar.estimator("gae", gamma=0.9, lam=model.gae_lambda)
+    assert [row.name for row in watch.monitor] == ["single", "multi", gae.name]
+    assert watch.monitor.reference == gae.name
+    assert watch.monitor.steps == 3
+    assert [record["step"] for record in watch.monitor.history] == [120, 360, 600]
+    written = [each for each in logged if "rlvar/steps" in each]
+    assert [each["step"] for each in written] == [120, 360, 600]
+    assert written[-1]["rlvar/ratio/single"] == watch.monitor["single"].ratio.value
+    assert 0.0 < written[0]["rlvar/seconds"] < written[-1]["rlvar/seconds"] == watch.seconds
+    assert watch.failures == 0
+
+
+def test_watching_feeds_what_the_recorder_records():
+    watch, recorder = sb3.Watch(Fed(["single", "multi"]), every=1), sb3.Recorder()
+    model = made(baselines.PPO, ("CartPole-v1", 12))
+    model.lr_schedule = lambda _: 0.0
+    model.learn(120, callback=[watch, recorder])
+    ((rollouts, options),), wanted = watch.monitor.fed, recorder.collected().rollouts
+    assert options == {"step": 120}
+    for name in (
+        "scores",
+        "rewards",
+        "values",
+        "logp",
+        "behavior_logp",
+        "truncated",
+        "next_values",
+        "lengths",
+    ):
+        np.testing.assert_array_equal(getattr(rollouts, name), getattr(wanted, name), err_msg=name)
+
+
+def test_what_cannot_be_measured_is_one_warning():
+    watch = sb3.Watch(every=1)
+    with pytest.warns(
+        UserWarning, match="could not be measured, and training goes on: .* at least 2"
+    ) as told:
+        learnt(watch, n_steps=10, envs=1, batch_size=5, buffers=1)  # no episode ends within 10 steps
+    assert len(told) == 1
+    assert watch.failures == 12 - watch.monitor.steps > 1
+
+
+def test_learning_on_goes_on_with_the_monitor():
+    watch = sb3.Watch(every=1)
+    model = made(baselines.PPO, ("CartPole-v1", 12))
+    for reset in (True, False, True):
+        model.learn(120, callback=watch, reset_num_timesteps=reset)
+    assert [record["step"] for record in watch.monitor.history] == [120, 240, 360]
+    with pytest.raises(TypeError, match=r"model must be PPO, A2C .*, got DQN"):
+        baselines.DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=10).learn(5, callback=sb3.Watch())

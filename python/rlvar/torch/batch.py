@@ -1,14 +1,17 @@
 """A training batch as a loop of one's own has it, checked: rows of tokens, rewards, groups.
 
-Rows without a reward (NaN, or None) are left out, as TRL leaves them out of its statistics. Tokens are
-aligned left, and numbers a token are counted by the response's tokens t = 0, 1, ...: then the rows of several
+Rows without a reward (NaN, or None) are left out, as TRL leaves them out of its statistics; so is a row that
+this leaves alone in its group, which has nothing to be compared with: its advantage is 0. Tokens are aligned
+left, and numbers a token are counted by the response's tokens t = 0, 1, ...: then the rows of several
 processes fit together, however each of them was padded.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ class Batch:
     rewards: Double  # (n,), or (n, T)
     groups: list[Hashable] | None  # n labels
     by_token: dict[str, Double]  # (n, T)
+    lost: frozenset[Hashable] = frozenset()  # labels of rows that are left out
 
     @classmethod
     def of(
@@ -41,6 +45,9 @@ class Batch:
         by_token: Mapping[str, ArrayLike | None],
     ) -> Batch:
         """Check what a trainer has; `by_token` may hold None, which is left out, and one number a rollout."""
+        if np.shape(input_ids)[:1] == (0,):
+            nothing = np.zeros((0, 1), bool)
+            return cls(nothing.astype(np.int64), nothing, nothing, np.zeros(0), None, {})
         tokens = Tokens.of(input_ids, attention_mask, response_mask)
         n, length = tokens.ids.shape
         response = np.zeros((n, length), bool)
@@ -59,8 +66,60 @@ class Batch:
             None if groups is None else _labels(groups, n),
             {name: _by_step(tokens, name, given) for name, given in by_token.items() if given is not None},
         )
-        missing = np.isnan(earned) if earned.ndim == 1 else np.isnan(earned).any(axis=1)
-        return whole[np.flatnonzero(~missing)] if missing.any() else whole
+        missing = np.atleast_1d(np.isnan(earned).reshape(n, -1).any(axis=1))
+        if not missing.any():
+            return whole
+        lost = frozenset(compress(whole.groups or (), missing))
+        return replace(whole[np.flatnonzero(~missing)], lost=lost)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """Put the rows of several processes one after the other."""
+        given = {number: part for number, part in enumerate(parts) if len(part)}
+        if not given:
+            return parts[0]
+        first, *_ = some = list(given.values())
+        for number, part in given.items():
+            if part._has != first._has:
+                raise ValueError(
+                    f"all processes must pass the same: process {next(iter(given))} passes "
+                    f"{', '.join(first._has)}, and process {number} {', '.join(part._has)}"
+                )
+        _same_prompts(given)
+
+        def rows(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            width = max(array.shape[1] for array in arrays)
+            return np.concatenate([np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in arrays])
+
+        by_token = {name: rows([part.by_token[name] for part in some]) for name in first.by_token}
+        rewards = [part.rewards for part in some]
+        return cls(
+            rows([part.ids for part in some]),
+            rows([part.attended for part in some]),
+            rows([part.response for part in some]),
+            np.concatenate(rewards) if first.rewards.ndim == 1 else rows(rewards),
+            None if first.groups is None else [label for part in some for label in part.groups or ()],
+            by_token,
+            frozenset[Hashable]().union(*(part.lost for part in parts)),
+        )
+
+    @property
+    def left_alone(self) -> NDArray[np.bool_]:
+        """Which rows (n,) have lost all others of their group."""
+        if self.groups is None:
+            return np.zeros(len(self), bool)
+        count = Counter(self.groups)
+        return np.array([count[label] == 1 and label in self.lost for label in self.groups], bool)
+
+    @property
+    def _has(self) -> list[str]:
+        """What was passed with it."""
+        rewards = "one reward a rollout" if self.rewards.ndim == 1 else "one reward a token"
+        return [rewards, *["groups"] * (self.groups is not None), *self.by_token]
+
+    def prompt(self, row: int) -> bytes:
+        """Return the tokens before the first of the response."""
+        return self.ids[row, : int(self.response[row].argmax())].tobytes()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +127,7 @@ class Batch:
     def __getitem__(self, rows: NDArray[np.int64]) -> Batch:
         """Return some rows."""
         response = self.response[rows]
-        steps = int(response.sum(axis=1).max(initial=0))
+        steps = int(np.count_nonzero(response, axis=1).max(initial=0))
         return Batch(
             self.ids[rows],
             self.attended[rows],
@@ -76,7 +135,21 @@ class Batch:
             self.rewards[rows] if self.rewards.ndim == 1 else self.rewards[rows, :steps],
             None if self.groups is None else [self.groups[row] for row in rows],
             {name: array[rows, :steps] for name, array in self.by_token.items()},
+            self.lost,
         )
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of response tokens of each row."""
+        counts: NDArray[np.int64] = np.count_nonzero(self.response, axis=1)
+        return counts
+
+    def check(self) -> None:
+        """Raise where there is nothing to measure."""
+        if len(self) < 2:
+            raise ValueError(f"rewards must have numbers for at least 2 rollouts, got {len(self)}")
+        if not self.response.any():
+            raise ValueError("response_mask marks no token")
 
     @property
     def tokens(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -95,3 +168,22 @@ def _by_step(tokens: Tokens, name: str, given: ArrayLike) -> Double:
     if array.ndim == 1 and len(array) == len(tokens.counts):
         array = np.where(tokens.live, array[:, None], 0.0)
     return tokens.by_step(name, array)
+
+
+def _same_prompts(parts: Mapping[int, Batch]) -> None:
+    """Raise for a label that several processes have, each for prompts of its own."""
+    seen: dict[Hashable, dict[int, set[bytes]]] = {}
+    for number, part in parts.items():
+        for row, label in enumerate(part.groups or ()):
+            if part.response[row].any():
+                seen.setdefault(label, {}).setdefault(number, set()).add(part.prompt(row))
+    for label, prompts in seen.items():
+        (first, known), *others = prompts.items()
+        for number, more in others:
+            if known.isdisjoint(more):
+                raise ValueError(
+                    f"groups must have the same label for the same prompt alone, on all processes: {label!r} "
+                    f"is that of different prompts on processes {first} and {number}; make labels such as "
+                    "(rank, label)"
+                )
+            known |= more

@@ -173,7 +173,7 @@ def unit_gradients(
     if groups is not None:
         labels = _check.group_labels(groups, n)
         units = _check.Units(np.argsort(labels, kind="stable"), np.append(0, np.cumsum(np.bincount(labels))))
-    scored = partial(_scored, network, tokens, policy, memory)
+    scored = partial(log_probs_alone, network, tokens, policy, memory)
     named, unbiased = weights_of(weights, tokens, scored, rewards, {"groups": groups, **others})
     # Equal weights have equal gradients.
     distinct = {each.tobytes(): each for each in named.values()}
@@ -248,7 +248,9 @@ class _Job:
             yield self.shared, sets[self.shared, n, :1] * gradient
 
 
-def _scored(network: Network, tokens: Tokens, policy: Policy, memory: int, needed: bool) -> TokenScores:
+def log_probs_alone(
+    network: Network, tokens: Tokens, policy: Policy, memory: int, needed: bool
+) -> TokenScores:
     """Return log-probabilities, if they are needed, without scores: NaN, which nothing takes for numbers."""
     logp, squares = np.zeros((2, *tokens.live.shape))
     if needed:

@@ -73,8 +73,6 @@ class Tokens:
                 f"response_mask[{row}] marks the first token, which has no token before it to condition on"
             )
         lengths, counts = np.count_nonzero(kept, axis=1), np.count_nonzero(response, axis=1)
-        if not counts.any():
-            raise ValueError("response_mask marks no token")
         aligned = np.zeros((n, max(lengths)), np.int64)
         rows, columns = np.nonzero(kept)
         aligned[rows, place[rows, columns]] = ids[rows, columns]
@@ -334,6 +332,8 @@ def prepared(
 ) -> tuple[Network, Tokens]:
     """Check what a trainer has, tokens and a model that knows them."""
     tokens = Tokens.of(input_ids, attention_mask, response_mask)
+    if not tokens.counts.any():
+        raise ValueError("response_mask marks no token")
     network = Network(model)
     network.check(tokens)
     return network, tokens

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
+from rlvar._types import Double
 from rlvar.rollouts import Rollouts
 from rlvar.torch.batch import Batch
-from rlvar.torch.gradients import UnitGradients, unit_gradients
-from rlvar.torch.inputs import Network
-from rlvar.torch.language import Of, token_scores
+from rlvar.torch.gathering import Processes, gradients_of_all, rollouts_of_all
+from rlvar.torch.gradients import UnitGradients, log_probs_alone, unit_gradients
+from rlvar.torch.inputs import Network, prepared
+from rlvar.torch.language import Of, TokenScores, token_scores
 from rlvar.torch.policy import Policy
 from rlvar.torch.sketch import Sketch
 from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
@@ -52,6 +55,10 @@ class Probe:
         As the rollouts were sampled: they are part of the policy.
     memory : int, default 2**30
         As in `token_scores` and `unit_gradients`.
+    process_group : torch.distributed.ProcessGroup, optional
+        Of the processes that train together; the default group where torch.distributed is initialised. Each
+        passes its own rows, as many as it has, at the same steps, and all get the rollouts of all, whose
+        scores take memory on each. A group of one process measures alone.
 
     Attributes
     ----------
@@ -62,7 +69,8 @@ class Probe:
 
     Notes
     -----
-    Parameters, gradients, modes, hooks, random states and flags are those of before, also after an error.
+    Parameters, gradients, modes, hooks, random states and flags are those of before, also after an error. An
+    error on one process is an error on all.
 
     Examples
     --------
@@ -92,22 +100,18 @@ class Probe:
         top_p: float | None = None,
         min_p: float | None = None,
         memory: int = 1 << 30,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         Network(model)  # raises for what is none
         _check.choice("of", of, Of)
         if sketch is not None and not isinstance(sketch, Sketch):
             raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")
-        Policy(temperature, top_k, top_p, min_p)
         self.model, self.monitor, self.whole = model, monitor, whole
         self.seconds = 0.0
         self._of, self._sketch = of, sketch
-        self._options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "memory": _check.positive_integer("memory", memory),
-        }
+        self._policy = Policy(temperature, top_k, top_p, min_p)
+        self._memory = _check.positive_integer("memory", memory)
+        self._group = process_group
 
     def update(
         self,
@@ -127,11 +131,11 @@ class Probe:
         Parameters
         ----------
         input_ids, attention_mask, response_mask
-            As for `token_scores`.
+            As for `token_scores`. Of several processes, one may have no rows.
         rewards : array_like, shape (N,), or one a token
-            Rows with NaN are left out.
+            Rows with NaN are left out, and with them a row that is then alone in its group.
         groups : sequence of hashable, shape (N,), optional
-            Label (prompt) of each row.
+            Label (prompt) of each row, the same on all processes.
         behavior_logp, values : array_like, one a token, optional
             As in `TokenScores.rollouts`.
         step, batch : int, optional
@@ -141,26 +145,24 @@ class Probe:
         Returns
         -------
         Rollouts
-            Those with a reward, with their scores.
+            Those with a reward, with their scores; of several processes, first those of the first.
 
         Raises
         ------
         ValueError, TypeError
-            As `token_scores` and `Rollouts`.
+            As `token_scores` and `Rollouts`; for labels that are those of other prompts on other processes.
+        RuntimeError
+            Where another process has failed.
         """
+        by_token = {"behavior_logp": behavior_logp, "values": values}
         with self._measuring():
-            rows = Batch.of(
-                input_ids,
-                attention_mask,
-                response_mask,
-                rewards,
-                groups,
-                {"behavior_logp": behavior_logp, "values": values},
+            mine, whole, processes = self._batches(
+                lambda: Batch.of(input_ids, attention_mask, response_mask, rewards, groups, by_token)
             )
-            _enough(rows)
-            options = self._options if self._sketch is None else {**self._options, "sketch": self._sketch}
-            scored = token_scores(self.model, *rows.tokens, of=self._of, **options)
-            rollouts = scored.rollouts(rows.rewards, groups=rows.groups, **rows.by_token)
+            if processes is None:
+                rollouts = self._scored(mine).rollouts(mine.rewards, groups=mine.groups, **mine.by_token)
+            else:
+                rollouts = rollouts_of_all(processes, mine, whole, self._scored)
             if self.monitor is not None:
                 self.monitor.update(rollouts, step=step, batch=batch)
         return rollouts
@@ -171,7 +173,7 @@ class Probe:
         attention_mask: ArrayLike | None,
         response_mask: ArrayLike,
         rewards: ArrayLike,
-        estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
+        estimators: EstimatorLike | Sequence[EstimatorLike],
         *,
         groups: Sequence[Hashable] | NDArray[Any] | None = None,
         behavior_logp: ArrayLike | None = None,
@@ -185,8 +187,8 @@ class Probe:
         ----------
         input_ids, attention_mask, response_mask, rewards, groups, behavior_logp, values, step, batch
             As in `update`.
-        estimators : estimator or sequence of estimators, optional
-            As the weights of `unit_gradients`; those of `whole` by default.
+        estimators : estimator or sequence of estimators
+            As the weights of `unit_gradients`; in pairs ``("mine", advantages)``, those of this process.
 
         Returns
         -------
@@ -196,42 +198,62 @@ class Probe:
         Raises
         ------
         ValueError, TypeError
-            As `unit_gradients`.
+            As `unit_gradients`, and as `update`.
+        RuntimeError
+            Where another process has failed.
         """
-        with self._measuring():
-            if estimators is None:
-                if self.whole is None:
-                    raise ValueError("estimators must be named, as the probe has no monitor `whole`")
-                estimators = self.whole.estimators
-            wanted = resolve(estimators, "estimators")
+        wanted: list[Estimator] = []
+
+        def given() -> Batch:
+            wanted.extend(resolve(estimators, "estimators"))
             own = {
                 f"weights of {each.name!r}": each.given
                 for each in wanted
                 if isinstance(each, OwnEstimator) and not callable(each.given)
             }
-            rows = Batch.of(
-                input_ids,
-                attention_mask,
-                response_mask,
-                rewards,
-                groups,
-                {"behavior_logp": behavior_logp, "values": values, **own},
-            )
-            _enough(rows)
-            found = self._gradients(rows, wanted)
+            by_token = {"behavior_logp": behavior_logp, "values": values, **own}
+            return Batch.of(input_ids, attention_mask, response_mask, rewards, groups, by_token)
+
+        with self._measuring():
+            mine, whole, processes = self._batches(given)
+            weights, others = _with_weights(wanted, whole)
+            if processes is None:
+                options = {**self._options, **others, "rewards": whole.rewards}
+                found = unit_gradients(self.model, *whole.tokens, weights, whole.groups, **options)
+            else:
+                found = gradients_of_all(
+                    processes, mine, whole, weights, others, self._log_probs, self._weighted
+                )
             if self.whole is not None:
                 self.whole.update(found, **found.known, step=step, batch=batch)
         return found
 
-    def _gradients(self, rows: Batch, wanted: Sequence[Estimator]) -> UnitGradients:
-        by_token: dict[str, Any] = dict(rows.by_token)
-        weights: list[EstimatorLike] = []
-        for each in wanted:
-            own = by_token.pop(f"weights of {each.name!r}", None)
-            weights.append(each if own is None else (each.name, own))
-        options = dict(self._options) if self._sketch is None else {**self._options, "sketch": self._sketch}
-        options |= {"rewards": rows.rewards, **by_token}
-        return unit_gradients(self.model, *rows.tokens, weights, rows.groups, **options)
+    def _batches(self, given: Callable[[], Batch]) -> tuple[Batch, Batch, Processes | None]:
+        """Return the rows of this process and those of all."""
+        processes = Processes.of(self._group)
+        parts, rank = ([given()], 0) if processes is None else (processes.together(given), processes.rank)
+        mine, whole = parts[rank], Batch.joined(parts)
+        if (alone := whole.left_alone).any():
+            before = sum(map(len, parts[:rank]))
+            mine = mine[np.flatnonzero(~alone[before : before + len(mine)])]
+            whole = whole[np.flatnonzero(~alone)]
+        whole.check()
+        return mine, whole, processes
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        sketch = {} if self._sketch is None else {"sketch": self._sketch}
+        return {**asdict(self._policy), "memory": self._memory, **sketch}
+
+    def _scored(self, rows: Batch) -> TokenScores:
+        return token_scores(self.model, *rows.tokens, of=self._of, **self._options)
+
+    def _log_probs(self, rows: Batch) -> TokenScores:
+        network, tokens = prepared(self.model, *rows.tokens)
+        return log_probs_alone(network, tokens, self._policy, self._memory, True)
+
+    def _weighted(self, rows: Batch, weights: dict[str, Double]) -> UnitGradients:
+        return unit_gradients(self.model, *rows.tokens, weights, rows.groups, **self._options)
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -251,8 +273,7 @@ class Probe:
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Restore the state of all generators of random numbers, and keep the caller's cache of autocast apart.
 
-    Autocast keeps the copies that it casts of parameters until its outermost context ends. One that was made
-    while no gradient was wanted would cut the training's own gradients off, so nothing of ours goes into it.
+    Autocast keeps the copies that it casts of parameters until its outermost context ends: none of ours.
     """
     devices = {each.device.index for each in model.parameters() if each.device.type == "cuda"}
     python, cached = random.getstate(), torch.is_autocast_cache_enabled()
@@ -267,6 +288,10 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _enough(rows: Batch) -> None:
-    if len(rows) < 2:
-        raise ValueError(f"rewards must have numbers for at least 2 rollouts, got {len(rows)}")
+def _with_weights(wanted: Sequence[Estimator], rows: Batch) -> tuple[list[EstimatorLike], dict[str, Double]]:
+    """Return estimators with their own weights out of a batch, and what else it holds by token."""
+    by_token, weights = dict(rows.by_token), list[EstimatorLike]()
+    for each in wanted:
+        own = by_token.pop(f"weights of {each.name!r}", None)
+        weights.append(each if own is None else (each.name, own))
+    return weights, by_token

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -27,12 +29,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 
 from rlvar import _check
+from rlvar.monitor import Monitor
 from rlvar.rollouts import Rollouts
+from rlvar.torch.probe import untouched
 from rlvar.torch.sketch import Sketch
 from rlvar.torch.steps import per_step_scores
 from rlvar.weights.estimators import Estimator, estimator
 
-__all__ = ["Collected", "Recorder", "collect"]
+__all__ = ["Collected", "Recorder", "Watch", "collect"]
 
 
 class Collected(NamedTuple):
@@ -214,8 +218,7 @@ class Recorder(BaseCallback):
             scored = per_step_scores(
                 _log_prob, policy, encoded, actions, lengths=lengths, sketch=sketch, memory=memory
             )
-        gae = estimator("gae", gamma=self.model.gamma, lam=self.model.gae_lambda)  # type: ignore[attr-defined]
-        return Collected(scored.rollouts(**arrays), gae)
+        return Collected(scored.rollouts(**arrays), _gae(self.model))
 
     def _end(self, arrays: dict[str, Any], last_values: NDArray[Any]) -> None:
         """Mark the last step of each environment (E, T) as truncated, unless an episode ends there."""
@@ -225,6 +228,105 @@ class Recorder(BaseCallback):
     def _kept(self, ends: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which steps (E, T) are kept."""
         return np.ones(ends.shape, bool)
+
+
+class Watch(Recorder):
+    """A callback that watches a run: it feeds a `Monitor` and logs ``rlvar/...`` with the algorithm's logger.
+
+    The rollouts are the episodes in the algorithm's buffer, and parts of those that its ends cut.
+
+    Parameters
+    ----------
+    monitor : Monitor, optional
+        One of your own, with estimators and a window of your choice. By default it compares "single", "multi"
+        and "gae" with the algorithm's own gamma and lambda, which is the reference.
+    every : int, default 10
+        It measures the first buffer and every so many after it.
+    sketch : Sketch, optional
+        As in `per_step_scores`.
+
+    Attributes
+    ----------
+    monitor : Monitor
+        What was measured: ``watch.monitor.report()``. None before training starts, if none was given.
+    seconds : float
+        Time that it has taken so far.
+    failures : int
+        How many buffers could not be measured. The first is warned of; training goes on.
+
+    Notes
+    -----
+    Training is the same to the bit with and without it.
+
+    Examples
+    --------
+    >>> import stable_baselines3
+    >>> from rlvar.torch import sb3
+    >>> model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu")
+    >>> watch = sb3.Watch(every=2)
+    >>> model = model.learn(384, callback=watch)
+    >>> watch.monitor.steps
+    2
+    """
+
+    def __init__(
+        self, monitor: Monitor | None = None, *, every: int = 10, sketch: Sketch | None = None
+    ) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.seconds, self.failures = 0.0, 0
+        self._every, self._sketch = _check.positive_integer("every", every), sketch
+        self._buffers, self._due = 0, False
+        self._before, self._last = 0, 0  # time steps of calls of learn() before this one, and of this one
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        if self.monitor is None:
+            gae = _gae(self.model)
+            self.monitor = Monitor(["single", "multi", gae], reference=gae.name)
+
+    def _on_training_start(self) -> None:
+        if self.num_timesteps < self._last:
+            self._before += self._last
+
+    def _on_rollout_start(self) -> None:
+        super()._on_rollout_start()
+        self._due = self._buffers % self._every == 0
+        self._buffers += 1
+
+    def _on_step(self) -> bool:
+        if self._due:
+            with self._measuring():
+                super()._on_step()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._last = self.num_timesteps
+        if not self._due:
+            return
+        with self._measuring(), untouched(self.model.policy):
+            super()._on_rollout_end()
+            assert self.monitor is not None
+            self.monitor.update(self.collected(sketch=self._sketch).rollouts, step=self._before + self._last)
+            for name, value in self.monitor.metrics().items():
+                self.logger.record(f"rlvar/{name}", value)
+        self._steps = []
+        self.logger.record("rlvar/seconds", self.seconds)
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Take the time; let no error stop the training."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._due = False
+            self.failures += 1
+            if self.failures == 1:
+                message = f"a rollout buffer could not be measured, and training goes on: {error}"
+                warnings.warn(message, stacklevel=2)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class _Episodes(Recorder):
@@ -257,6 +359,10 @@ class _NoBuffer:
     def reset(self) -> None: ...
     def add(self, *step: Any) -> None: ...
     def compute_returns_and_advantage(self, **ends: Any) -> None: ...
+
+
+def _gae(model: Any) -> Estimator:
+    return estimator("gae", gamma=model.gamma, lam=model.gae_lambda)
 
 
 def _checked(model: Any) -> None:

@@ -21,6 +21,7 @@ from rlvar.monitor import Monitor, MonitorRow
 from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.report import Report, report
 from rlvar.reporting.rewards import RewardReport, report_rewards
+from rlvar.reporting.run import RunReport
 from rlvar.rollouts import Rollouts
 from rlvar.stats.batch_noise import BatchNoise
 from rlvar.stats.estimate import Estimate
@@ -55,6 +56,7 @@ __all__ = [
     "RewardReport",
     "Rollouts",
     "RunOnPolicyTest",
+    "RunReport",
     "SketchNoise",
     "Totals",
     "__version__",

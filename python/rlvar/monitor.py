@@ -535,7 +535,8 @@ class Monitor:
     def metrics(self) -> dict[str, float]:
         """Return numbers for a logger: what is not defined is left out.
 
-        The keys: "noise_scale" of the reference, "batch_over_noise_scale", "ratio/NAME" of the others,
+        The keys: "noise_scale" of the reference, "batch_over_noise_scale", "ratio/NAME" of the others and,
+        of those with another mean gradient, "noise_scale_ratio/NAME",
         "on_policy_ratio", "mean_score", "growth_exponent" and "reward", each with "/low" and "/high";
         "best_prompts", "best_completions", "plan_gain"; "on_policy", 1 or 0; "steps".
         """
@@ -556,6 +557,8 @@ class Monitor:
             for row in self.rows:
                 if row.name != self.reference:
                     put(f"ratio/{row.name}", row.ratio)
+                    if row.factor != 1.0:  # with another mean gradient, variances alone say little
+                        put(f"noise_scale_ratio/{row.name}", row.noise_scale_ratio)
             put("reward", self.reward)
             plan = self.plan()
             if plan is not None:

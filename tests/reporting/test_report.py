@@ -7,7 +7,8 @@ import closed_forms
 import rlvar
 from rlvar.analysis.headroom import Headroom
 from rlvar.cli import main
-from rlvar.reporting.verdict import _headroom_sentence, _percent, _power
+from rlvar.reporting.verdict import _headroom_sentence
+from rlvar.reporting.words import percent, power
 
 
 def verdict(scores, rewards, **options):
@@ -437,8 +438,8 @@ def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign():
-    assert (_power(-0.004), _power(-0.006)) == ("0.00", "-0.01")
-    assert (_percent(-0.004), _percent(-0.006)) == ("0%", "-1%")
+    assert (power(-0.004), power(-0.006)) == ("0.00", "-0.01")
+    assert (percent(-0.004), percent(-0.006)) == ("0%", "-1%")
 
 
 def test_unresolved_quantities_are_shown_as_such(rng):

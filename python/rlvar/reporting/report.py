@@ -18,7 +18,8 @@ from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.text import chart, rollouts_line, wrapped
-from rlvar.reporting.verdict import long_name, quietest_of, unit, verdict
+from rlvar.reporting.verdict import quietest_of, unit, verdict
+from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.analysis.measured import scores_line
-from rlvar.reporting.verdict import long_name
+from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
 
 _BARS = " ▁▂▃▄▅▆▇█"

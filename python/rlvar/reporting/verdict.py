@@ -12,25 +12,19 @@ from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling
 from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
+from rlvar.reporting.words import capital as _start
+from rlvar.reporting.words import interval as _interval
+from rlvar.reporting.words import joined as _list
+from rlvar.reporting.words import long_name
+from rlvar.reporting.words import number as _number
+from rlvar.reporting.words import percent as _percent
+from rlvar.reporting.words import power_law as _power_law
+from rlvar.reporting.words import ratio_sentence as _ratio_sentence
+from rlvar.reporting.words import rounded as _round
+from rlvar.reporting.words import within as _within
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.importance import ImportanceRatios
 
-_LONG_NAMES = {
-    "single": "single-step",
-    "multi": "multi-step",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "dr-grpo": "Dr. GRPO",
-    "reinforce++": "REINFORCE++",
-    "opo": "OPO",
-    "gae": "GAE",
-    "single-optimal": "the best constant baseline (single-optimal)",
-    "multi-optimal": "a baseline for each step (multi-optimal)",
-    "otb": "token baselines (OTB)",
-    "otb-verl": "verl's token baselines",
-    "james-stein": "the James-Stein baseline",
-    "vl-norm": "VL Norm",
-}
 # Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.
 _SPREAD = 1.5
 # Estimators with one number a rollout.
@@ -83,11 +77,6 @@ def quietest_of(comparison: Comparison) -> str:
     """Name the estimator of least variance among those with the mean of the reference."""
     same = [row for row in comparison if comparison.same_mean(row)]
     return min(same or comparison, key=lambda row: row.variance.value).name
-
-
-def long_name(name: str) -> str:
-    base, bracket, parameters = name.partition("(")
-    return _LONG_NAMES.get(base, base) + bracket + parameters
 
 
 def unit(comparison: Comparison) -> str:
@@ -144,7 +133,8 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     units, reference = unit(comparison), comparison.reference
     others = [row for row in comparison if row.name != reference]
     known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
-    sentences = [_ratio_sentence(row, reference, None if doubts else units) for row in known]
+    said = None if doubts else units
+    sentences = [_ratio_sentence(row, reference, said, identical=row.identical) for row in known]
     if known and doubts:
         sentences.append(
             f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
@@ -165,46 +155,6 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
             f"{does} not say how many {units} {'it needs' if one else 'they need'}."
         )
     return sentences
-
-
-def _ratio_sentence(row: ComparisonRow, reference: str, units: str | None) -> str:
-    """Say how many times as many units the noisier of two estimators needs; without units, its variance."""
-    this, that, factor = long_name(row.name), long_name(reference), row.factor
-    if math.isnan(row.ratio.value):
-        return f"{_start(this)} and {that} cannot be compared: neither varies over these rollouts."
-    if row.identical:
-        return f"{_start(this)} and {that} are the same estimator on these rollouts: the variances are equal."
-    if math.isinf(row.ratio.value):
-        return f"{_start(that)} does not vary over these rollouts; {this} does."
-    if row.ratio.value == 0.0:
-        return f"{_start(this)} does not vary over these rollouts; {that} does."
-    scaled = units is not None and factor is not None and factor != 1.0
-    ratio = row.noise_scale_ratio if scaled else row.ratio
-    times = "that" if factor is None or _number(factor) == "1" else f"{_number(factor)} times that"
-    length = f"The mean gradient of {this} is {times} of {that} here" if scaled else ""
-    if scaled and ratio.low == ratio.high:  # the same gradient, longer
-        return f"{length}, and so is its noise: both need as many {units} for the same precision."
-    if ratio.value < 1.0:
-        this, that = that, this
-        most = 1 / ratio.low if ratio.low else math.inf
-        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
-    interval = _interval(ratio)
-    if _within(ratio, 1.0):
-        tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
-        claim = f"{this} and {that} {tie}, to within 1%"
-        interval = f"{ratio.confidence:.0%} interval {ratio.low:.4f} to {ratio.high:.4f}"
-    else:
-        noun, verb, seems = (this, "needs", "appears to need")
-        times = f"{_number(ratio.value)} times as many {units} as {that} for the same precision"
-        if units is None:
-            noun, verb, seems = f"the variance of {this}", "is", "appears to be"
-            times = f"{_number(ratio.value)} times that of {that}"
-        claim = f"{noun} {verb} {times}"
-        if not ratio.low > 1.0:
-            but = "that has no interval" if math.isnan(ratio.low) else f"the interval includes 1 ({interval})"
-            claim, interval = f"inconclusive: {noun} {seems} {times}, but {but}", ""
-    start = f"{length}; that divided out, {claim}" if scaled else _start(claim)
-    return f"{start} ({interval})." if interval else f"{start}."
 
 
 def _batches(row: ComparisonRow) -> list[str]:
@@ -308,13 +258,6 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
         )
         return [_power_law(grows, "k", parts.growth_exponent, reached)]
     return []
-
-
-def _power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
-    """Say the power of a size as which something grows, or that it may be linear and quadratic."""
-    resolved = exponent.low > 1 or exponent.high < 2
-    as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
-    return f"{grows} {as_}{_power(exponent.value)} ({_interval(exponent)}; 1 is linear, 2 quadratic){over}."
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
@@ -424,45 +367,3 @@ def _distinct(comparison: Comparison) -> list[ComparisonRow]:
     return [
         row for row in comparison if not row.identical or row.name == reference or reference not in comparison
     ]
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]][len(names) == 1 :])
-
-
-def _start(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _within(estimate: Estimate, value: float) -> bool:
-    """Whether an interval lies within 1 % of 1 on either side of a value."""
-    return value - 0.01 <= estimate.low <= estimate.high <= value + 0.01
-
-
-def _power(exponent: float) -> str:
-    """Two decimals, of which 0 has no sign."""
-    return f"{round(exponent, 2) + 0.0:.2f}"
-
-
-def _percent(share: float) -> str:
-    """Whole percents, of which 0 has no sign."""
-    return f"{round(share, 2) + 0.0:.0%}"
-
-
-def _round(count: float) -> str:
-    """Two significant digits of a large number."""
-    digits = max(0, math.floor(math.log10(count)) - 1) if math.isfinite(count) else 0
-    return f"{math.ceil(count / 10**digits) * 10**digits:,}" if count < 1e15 else f"{count:.2g}"
-
-
-def _interval(estimate: Estimate, *, percent: bool = False) -> str:
-    if math.isnan(estimate.low):
-        return "no interval"
-    ends = estimate.low, estimate.high
-    low, high = (f"{round(end, 3) + 0.0:,.1%}" if percent else _number(end) for end in ends)
-    return f"{estimate.confidence:.0%} interval {low} to {high}"

@@ -1,0 +1,227 @@
+"""The report on a monitored run: what its steps tell of the noise, alone or beside another run's.
+
+A run has a part for each monitor: one of all parameters, one of the final norm, and so on. A finding on
+estimators comes from all parameters where they tell, else from a part by its name; a noise scale comes from
+all parameters whenever they were measured, for those of parts are of another size.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import import_module
+from os import PathLike
+
+from rlvar import config, files
+from rlvar.analysis.measured import part_note
+from rlvar.reporting import run_verdict
+from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
+from rlvar.reporting.words import capital, measured
+from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.unpaired import unpaired_ratio
+
+_WIDTH = 80
+_NAME = 20  # of an estimator in the table of the terminal
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Finding(Result):
+    """A sentence, and the figure that it is about: its kind and the title of the part it is of."""
+
+    text: str
+    figure: str
+    part: str
+    run: str | None = None  # of two
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunReport(Result):
+    """What `Monitor.report` gives: ``print`` shows sentences and tables, `to_html` writes the page.
+
+    Attributes
+    ----------
+    runs : tuple of Run
+        One run, or two.
+    made : str
+        When the report was made, in UTC.
+    version : str
+        Of rlvar.
+    findings : tuple of Finding
+        The sentences with what they are about.
+    noise_scale_ratios : dict of Estimate
+        Of two runs, the noise scale of the first over that of the second, for each part that both have.
+    """
+
+    _also = ("verdict", "noise_scale_ratios")
+    runs: tuple[Run, ...]
+    made: str
+    version: str = field(default=config.version)
+
+    @property
+    def verdict(self) -> list[str]:
+        """The findings in plain sentences, each with its numbers."""
+        return [each.text for each in self.findings]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(files.printable(text), figure, part, run) for text, figure, part, run in self._sentences()
+        )
+
+    def _sentences(self) -> Iterator[tuple[str, str, str, str | None]]:
+        if len(self.runs) == 1:
+            for text, figure, part in run_verdict.sentences(self.runs[0].parts):
+                yield text, figure, part, None
+            return
+        for text, figure, part in run_verdict.of_two(*self.runs):
+            yield text, figure, part, None
+        for run in self.runs:
+            for text, figure, part in run_verdict.sentences(run.parts, short=True):
+                yield f"{run.name}: {text}", figure, part, run.name
+
+    @property
+    def noise_scale_ratios(self) -> dict[str, Estimate]:
+        if len(self.runs) < 2:
+            return {}
+        pairs = [(a, b) for a in self.runs[0].parts for b in self.runs[1].parts if a.title == b.title]
+        found = {a.title: in_one_unit(a, b) for a, b in pairs}
+        return {title: unpaired_ratio(*pair[:2]) for title, pair in found.items() if pair is not None}
+
+    def __repr__(self) -> str:
+        blocks = ["Verdict\n" + "\n".join(map(_wrapped, self.verdict))]
+        for run in self.runs:
+            for part in run.parts:
+                title = capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}"
+                blocks.append("\n".join([files.printable(title), *_lines(part)]))
+        return "\n\n".join(blocks)
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network, at once or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; what is there is replaced.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
+        OSError
+            If the file cannot be written; what was there before is then as it was.
+        """
+        files.writable(path)  # before the work
+        try:
+            for package in ("jinja2", "matplotlib"):
+                import_module(package)
+        except ImportError as error:
+            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
+            raise ImportError(f"{needs} ({error})") from None
+        from rlvar.reporting.run_page import run_page
+
+        page = run_page(self).encode()
+        with files.replacing(path) as file:
+            file.write(page)
+
+
+def run_report(
+    monitor: Watched | Sequence[Watched],
+    other: Watched | Sequence[Watched] | None = None,
+    *,
+    names: Sequence[str] = ("this run", "the other"),
+) -> RunReport:
+    """Report on a run that monitors have watched, maybe beside another run.
+
+    Parameters
+    ----------
+    monitor : Monitor or sequence of Monitor
+        Those of the run: several are of one part of the parameters each.
+    other : Monitor or sequence of Monitor, optional
+        Those of another run, which is set beside it.
+    names : sequence of str, default ("this run", "the other")
+        What to call the two; the first alone where there is no other.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what is no monitor, two monitors of one part, confidences that differ, or names that are not
+        one for each run.
+
+    Examples
+    --------
+    >>> import numpy as np, rlvar
+    >>> rng = np.random.default_rng(0)
+    >>> monitor = rlvar.Monitor(["rloo", "single"])
+    >>> for step in range(20):  # the training loop
+    ...     scores = rng.standard_normal((64, 1, 100))
+    ...     rewards = (scores[:, 0, 0] + rng.standard_normal(64) > 0).astype(float)
+    ...     monitor.update(rlvar.Rollouts(scores, rewards, groups=np.arange(64) // 8))
+    >>> report = monitor.report()  # report.to_html("run.html") is the page
+    >>> print(report.verdict[1])  # doctest: +NORMALIZE_WHITESPACE
+    Single-step needs 1.74 times as many groups as RLOO for the same precision
+    (95% interval 1.62 to 1.87).
+    """
+    runs = [("monitor", monitor)] if other is None else [("monitor", monitor), ("other", other)]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names must be strings, one for each run, got {names!r}")
+    if len(names) < len(runs) or len(set(names[: len(runs)])) < len(runs):
+        raise ValueError(f"names must be {len(runs)} that differ, got {list(names)!r}")
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    found = tuple(Run(name, parts_of(*each)) for name, each in zip(names, runs, strict=False))
+    if len({part.confidence for run in found for part in run.parts}) > 1:
+        raise ValueError(f"{' and '.join(name for name, _ in runs)} must have one confidence")
+    return RunReport(found, made)
+
+
+def _lines(part: RunPart) -> list[str]:
+    """Return the table of a part, and what it was computed from."""
+    if not part.rows:
+        return ["  no step seen yet"]
+    head = ("estimator", f"ratio to {_cut(part.reference)}", f"noise scale ({part.unit}s)", "variance")
+    lines = [
+        (_cut(row.name), measured(row.ratio), measured(row.noise_scale, bounded=True), measured(row.variance))
+        for row in part.ranked
+    ]
+    columns = list(zip(head, *lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    while 2 + sum(widths) + 2 * (len(widths) - 1) > _WIDTH and len(widths) > 2:
+        widths.pop()
+    table = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        for line in (head, *lines)
+    ]
+    return [*table, *map(_wrapped, basis(part))]
+
+
+def basis(part: RunPart) -> list[str]:
+    """Say what the numbers of a part were computed from."""
+    if part.window is None:
+        pooled = f"pooled with weights of 1, {part.decay:g}, ... back in time"
+    elif part.steps > part.window:
+        pooled = f"of which the last {part.window:,} are pooled"
+    else:
+        pooled = "all pooled"
+    of = "" if part.scores_of is None else f" Scores: {part.scores_of}."
+    lines = [
+        f"{part.steps:,} steps, {pooled}; {part.units:.4g} {part.unit}s a step, {part.batch_units:.4g} in a "
+        f"batch. {part.confidence:.0%} intervals, from pairs of neighbouring steps.{of}"
+    ]
+    if part.part is not None:
+        lines.append(part_note(part.part))
+    return [files.printable(line) for line in lines]
+
+
+def _cut(name: str) -> str:
+    name = files.printable(name)
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _wrapped(sentence: str) -> str:
+    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
+    return textwrap.fill(sentence, _WIDTH, break_on_hyphens=False, **indents)  # type: ignore[arg-type]

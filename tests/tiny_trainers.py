@@ -32,7 +32,9 @@ def by_tokens(prompts, completion_ids, **_):
     return [(sum(ids) * (1 + CHARACTERS.index(prompt[0]))) % 7 for prompt, ids in pairs]
 
 
-def trainer(folder, kind=GRPOTrainer, *, rewards=by_tokens, model=model, peft=None, **changed):
+def trainer(
+    folder, kind=GRPOTrainer, *, rewards=by_tokens, model=model, peft=None, eval_dataset=None, **changed
+):
     """Return a trainer for two steps of 3 prompts with 4 completions each, or as changed."""
     arguments = {
         "output_dir": str(folder),
@@ -53,6 +55,7 @@ def trainer(folder, kind=GRPOTrainer, *, rewards=by_tokens, model=model, peft=No
         reward_funcs=rewards,
         args=CONFIGS[kind](**{**arguments, **changed}),
         train_dataset=PROMPTS,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer(),
         peft_config=peft,
     )

@@ -1,7 +1,9 @@
 """Runs of TRL, watched: what goes in, what comes out, and that the training does not notice."""
 
 import json
+import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ import rlvar  # noqa: E402
 import rlvar.torch.trl  # noqa: E402
 from rlvar.torch import Probe, trl_batches  # noqa: E402
 from rlvar.torch.trl import watch  # noqa: E402
-from tiny_trainers import CHARACTERS, by_tokens, model, trainer  # noqa: E402
+from tiny_trainers import CHARACTERS, PROMPTS, by_tokens, model, trainer  # noqa: E402
 
 GRPO, RLOO = trl.GRPOTrainer, trl.RLOOTrainer
 pytestmark = pytest.mark.filterwarnings(
@@ -142,11 +144,11 @@ def test_each_batch_of_completions_counts_once_and_evaluations_do_not(tmp_path, 
         steps_per_generation=6,
         num_iterations=2,
         max_steps=8,
+        eval_dataset=PROMPTS.select(range(3)),
         eval_strategy="steps",
-        eval_steps=1,
+        eval_steps=4,
         per_device_eval_batch_size=12,
     )
-    made.eval_dataset = made.train_dataset.select(range(3))
     watcher = watch(made, every=1, whole_every=2)
     made.train()
     assert watcher.error is None
@@ -168,7 +170,6 @@ def test_bfloat16_measures_the_policy_that_trains(tmp_path, fed, whole):
     rough = trainer(
         tmp_path, **options, bf16=True, model=lambda: model().to(torch.bfloat16) if whole else model()
     )
-    print("MP", rough.accelerator.mixed_precision, rough.accelerator.native_amp)
     watcher = watch(rough, every=1, whole_every=1)
     rough.train()
     assert watcher.error is None
@@ -324,15 +325,24 @@ def test_the_page_is_written_at_the_end(tmp_path):
 
 
 def test_two_processes_say_what_one_says(tmp_path):
-    here = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    done = subprocess.run(
-        [*command, str(here / "watched_processes.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=here,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = Path(__file__).parents[1] / "watched_processes.py"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path)],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=(tmp_path / f"said{rank}").open("w"),
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [each.wait(timeout=300) for each in running] == [0, 0], (tmp_path / "said0").read_text()
+    finally:
+        for each in running:
+            each.kill()
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     assert [each["error"] for each in ranks] == [None, None]
     assert ranks[0]["monitors"] == ranks[1]["monitors"]

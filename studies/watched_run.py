@@ -41,9 +41,10 @@ def exact(model, seed: int, batches: int) -> rlvar.Estimate:
             pairs = np.repeat(arithmetic.draw_prompts(PROMPTS, rng), COMPLETIONS, axis=0)
             ids, mask, _ = arithmetic.sample(model, pairs)
             rewards, _ = arithmetic.rewards_of(pairs, ids, mask)
+            attended = torch.cat([torch.ones(len(ids), arithmetic.PROMPT), mask], dim=1)
             groups = np.repeat(np.arange(PROMPTS), COMPLETIONS)
             options = {"rewards": rewards, "sketch": None}
-            found = unit_gradients(model, ids, ids != 0, mask, "grpo", groups, **options)
+            found = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)
             rows.append(found["grpo"].astype(np.float32))
     sizes = np.full(PROMPTS * batches, COMPLETIONS)
     return rlvar.compare_gradients({"grpo": np.concatenate(rows)}, sizes=sizes)["grpo"].noise_scale
@@ -68,7 +69,7 @@ def shown(x: rlvar.Estimate) -> str:
 def main() -> None:
     quick = "--quick" in sys.argv
     pages = [each for each in sys.argv[1:] if not each.startswith("-")]
-    last = 12 if quick else 150
+    last = 12 if quick else 120
     torch.set_num_threads(1)
     model = arithmetic.make_model(0)
     arithmetic.teach(model, 300, np.random.default_rng(0))

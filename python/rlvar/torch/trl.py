@@ -4,7 +4,7 @@
     trainer.train()
 
 Of every tenth batch of completions, right after it is sampled and before the model moves, it takes the scores
-of the final norm's gain, which cost a forward pass, and of every fiftieth the gradients of all parameters.
+of the final norm's gain, which cost a forward pass, and of every hundredth the gradients of all parameters.
 Two monitors pool them over the steps. What they say goes to whatever the trainer logs to, as ``rlvar/...``,
 and to a page at the end. The training takes the same course, to the bit, as without.
 """
@@ -54,7 +54,7 @@ def watch(
     trainer: Any,
     *,
     every: int = 10,
-    whole_every: int | None = 50,
+    whole_every: int | None = 100,
     estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
     window: int = 50,
     page: str | os.PathLike[str] | None = None,
@@ -68,7 +68,7 @@ def watch(
     every : int, default 10
         One in so many batches of completions is scored with the gain of the final norm: for the on-policy
         test and the ratios of estimators.
-    whole_every : int or None, default 50
+    whole_every : int or None, default 100
         One in so many is measured by the gradients of all parameters: for the noise scale. None for never.
     estimators : estimator or sequence of estimators, optional
         What is compared. The first is the reference; by default the one in use, then "single", "rloo" and

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,9 +149,15 @@ class Watcher:
             else resolve(estimators)
         )
         compared = list({each.name: each for each in compared}.values())
+        for each in compared:
+            if "values" in each.needs:
+                raise ValueError(
+                    f"estimator {each.name!r} needs values, which {type(trainer).__name__} has not"
+                )
         args = trainer.args
         self.notes = notes_on(trainer, in_use.name)
         self._compared, self._window = compared, window
+        self._of_trl = any(isinstance(each, OwnEstimator) and each.given is _of_trl for each in compared)
         self._page = Path(args.output_dir, "rlvar.html") if page is None else Path(page)
         self._start()
         self._step_rollouts = (
@@ -236,7 +242,7 @@ class Watcher:
             given: dict[str, Any] = {
                 "groups": rows.groups,
                 "behavior_logp": rows.behavior_logp,
-                "values": rows.advantages,
+                "values": rows.advantages if self._of_trl else None,
                 "step": step,
                 "batch": self._step_rollouts,
             }
@@ -250,7 +256,7 @@ class Watcher:
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
         """Let no error of ours end a training: the first is a warning."""
-        began = time.perf_counter()
+        began = perf_counter()
         try:
             yield
         except ChangedError as changed:
@@ -265,7 +271,7 @@ class Watcher:
                 )
             self.error = error
         finally:
-            self.seconds += time.perf_counter() - began
+            self.seconds += perf_counter() - began
 
     def _fall_back(self, changed: ChangedError) -> None:
         import trl

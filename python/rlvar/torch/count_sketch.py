@@ -62,6 +62,9 @@ class CountSketch:
         # One sum on each device, whose backward pass has a thread of its own.
         self._sums: dict[torch.device, torch.Tensor] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        # What is hashed for one gradient serves the next: a bit a number, 1/32 of the parameters' memory.
+        self._hashed: dict[tuple[str, int, torch.device], torch.Tensor] = {}
+        self._turned: dict[tuple[str, int], int] = {}
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
         flat = gradient.reshape(-1)
@@ -71,7 +74,10 @@ class CountSketch:
         row = min(last * max(1, -(-self.size // last)), _PIECE)
         size = row * max(1, min(self.size, _PIECE // row))
         for number, begin in enumerate(range(0, len(flat), size)):
-            turn = int(self._sketch.words(name, slice(number, number + 1), stream=_TURNS))
+            if (name, number) not in self._turned:
+                part = slice(number, number + 1)
+                self._turned[name, number] = int(self._sketch.words(name, part, stream=_TURNS))
+            turn = self._turned[name, number]
             total = total + self._folded(name, flat[begin : begin + size], begin, row, turn)
         self._sums[flat.device] = total
 
@@ -89,8 +95,10 @@ class CountSketch:
         if (device, dtype) not in self._tables:
             bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
             self._tables[device, dtype] = (1 - 2 * (bits & 1)).to(dtype)
-        words = slice(begin // 64, -(-(begin + len(piece)) // 64))
-        hashed = self._sketch.words(name, words, device, _SIGNS).view(torch.uint8)
+        if (name, begin, device) not in self._hashed:
+            words = slice(begin // 64, -(-(begin + len(piece)) // 64))
+            self._hashed[name, begin, device] = self._sketch.words(name, words, device, _SIGNS)
+        hashed = self._hashed[name, begin, device].view(torch.uint8)
         signs = self._tables[device, dtype].index_select(0, hashed.int()).view(-1)
         return signs[begin % 64 :][: len(piece)]
 

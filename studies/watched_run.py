@@ -1,0 +1,99 @@
+"""A run of TRL's GRPOTrainer, watched: the pooled noise scale beside the exact one.
+
+    python studies/watched_run.py [PAGE]   # five minutes on one thread; prints the table of docs/trl.md
+    python studies/watched_run.py --quick  # a few steps: shows that it runs
+
+The model of `examples/arithmetic.py`, taught for 300 steps, learns sums by steps of 8 prompts with 8
+completions each. Every batch is measured by all parameters, and all measurements are pooled. At three
+checkpoints 50 times as many rollouts are sampled from the policy then, and their exact gradients of all
+parameters (no sketch) give its noise scale. The pooled one is that of the steps before it, so the two are of
+one policy only as far as the policy has not moved: the learning rate, 1e-5, is a small one.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import arithmetic
+import arithmetic_trl
+import rlvar
+import rlvar.torch.trl
+from rlvar.torch import unit_gradients
+
+PROMPTS, COMPLETIONS, MORE = 8, 8, 50
+
+
+def exact(model, seed: int, batches: int) -> rlvar.Estimate:
+    """Noise scale of GRPO, in groups, from so many batches and all parameters exactly."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(batches):
+            pairs = np.repeat(arithmetic.draw_prompts(PROMPTS, rng), COMPLETIONS, axis=0)
+            ids, mask, _ = arithmetic.sample(model, pairs)
+            rewards, _ = arithmetic.rewards_of(pairs, ids, mask)
+            attended = torch.cat([torch.ones(len(ids), arithmetic.PROMPT), mask], dim=1)
+            groups = np.repeat(np.arange(PROMPTS), COMPLETIONS)
+            options = {"rewards": rewards, "sketch": None}
+            found = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)
+            rows.append(found["grpo"].astype(np.float32))
+    sizes = np.full(PROMPTS * batches, COMPLETIONS)
+    return rlvar.compare_gradients({"grpo": np.concatenate(rows)}, sizes=sizes)["grpo"].noise_scale
+
+
+class Checkpoints(transformers.TrainerCallback):
+    """Keeps the pooled noise scale after some steps, and the model."""
+
+    def __init__(self, watcher, steps):
+        self.watcher, self.steps, self.kept = watcher, steps, []
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if state.global_step in self.steps:
+            pooled = self.watcher.whole["grpo"].noise_scale
+            self.kept.append((state.global_step, pooled, copy.deepcopy(model)))
+
+
+def shown(x: rlvar.Estimate) -> str:
+    return f"{x.value:6.1f} [{x.low:5.1f}, {x.high:5.1f}]"
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    pages = [each for each in sys.argv[1:] if not each.startswith("-")]
+    last = 12 if quick else 120
+    torch.set_num_threads(1)
+    model = arithmetic.make_model(0)
+    arithmetic.teach(model, 300, np.random.default_rng(0))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = arithmetic_trl.make_trainer(model, folder, steps=last, learning_rate=1e-5)
+        page = pages[0] if pages else None
+        watcher = rlvar.torch.trl.watch(trainer, every=1, whole_every=1, window=last, page=page)
+        kept = Checkpoints(watcher, [last // 3, 2 * last // 3, last])
+        trainer.add_callback(kept)
+        trainer.train()
+    rewards = [each["reward"] for each in trainer.state.log_history if "reward" in each]
+    print(watcher.report())
+    print(f"right: {rewards[0]:.2f} at first, {rewards[-1]:.2f} at last; {watcher.seconds:.0f} s of rlvar")
+    print("steps  pooled noise scale of GRPO, groups  exact                 held")
+    held = []
+    for step, pooled, model in kept.kept:
+        true = exact(model, step, 2 if quick else MORE)
+        held.append(pooled.low <= true.value <= pooled.high)
+        print(f"{step:5d}  {shown(pooled):34s}  {shown(true)}  {'yes' if held[-1] else 'no'}")
+    if not quick:
+        widths = [pooled.high - pooled.low for _, pooled, _ in kept.kept]
+        assert widths == sorted(widths, reverse=True), widths
+        assert all(held)
+
+
+if __name__ == "__main__":
+    main()

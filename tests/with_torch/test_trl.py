@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -374,6 +375,20 @@ def test_the_page_is_written_at_the_end(tmp_path):
     assert "the final norm of LlamaForCausalLM" in page
     assert f"all {sum(p.numel() for p in made.model.parameters()):,} parameters" in page
     assert str(watcher.report())
+
+
+def test_what_the_docs_say_runs_and_names_all_that_is_logged(tmp_path, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "trl.md").read_text()
+    made = trainer(tmp_path, max_steps=1)
+    (example,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    names = {"trainer": made}
+    exec(example, names)
+    assert str(names["watcher"].report()) in capsys.readouterr().out
+    metrics = {re.sub("/(low|high)$", "", key) for key in names["watcher"].metrics()}
+    metrics = {re.sub("^rlvar/(final_norm|all)/", "", key) for key in metrics}
+    metrics = {re.sub("ratio/.*", "ratio/NAME", key) for key in metrics}
+    table = re.findall(r"^\|(.*?)\|", text, re.MULTILINE)
+    assert metrics <= set(re.findall("`([^`]+)`", " ".join(table)))
 
 
 def test_two_processes_say_what_one_says(tmp_path):

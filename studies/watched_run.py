@@ -24,17 +24,20 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import arithmetic
 import arithmetic_trl
-import rlvar
 import rlvar.torch.trl
 from rlvar.torch import unit_gradients
 
 PROMPTS, COMPLETIONS, MORE = 8, 8, 50
 
 
-def exact(model, seed: int, batches: int) -> rlvar.Estimate:
-    """Noise scale of GRPO, in groups, from so many batches and all parameters exactly."""
+def exact(model, seed: int, batches: int) -> tuple[float, float, float]:
+    """Noise scale of GRPO, in groups, with its interval: from so many batches and all parameters exactly.
+
+    V = sum |g - mean g|^2 / (U - 1) and S = |mean g|^2 - V / U of all U groups; the interval is that of S / V,
+    from a jackknife over batches.
+    """
     rng = np.random.default_rng(seed)
-    rows = []
+    sums, squares = [], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _ in range(batches):
@@ -44,10 +47,20 @@ def exact(model, seed: int, batches: int) -> rlvar.Estimate:
             attended = torch.cat([torch.ones(len(ids), arithmetic.PROMPT), mask], dim=1)
             groups = np.repeat(np.arange(PROMPTS), COMPLETIONS)
             options = {"rewards": rewards, "sketch": None}
-            found = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)
-            rows.append(found["grpo"].astype(np.float32))
-    sizes = np.full(PROMPTS * batches, COMPLETIONS)
-    return rlvar.compare_gradients({"grpo": np.concatenate(rows)}, sizes=sizes)["grpo"].noise_scale
+            g = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)["grpo"]
+            sums.append(g.sum(axis=0))
+            squares.append(np.square(g).sum())
+
+    def inverse(total, square, units):
+        variance = (square - total @ total / units) / (units - 1)
+        return (total @ total / units**2 - variance / units) / variance
+
+    total, square, units = sum(sums), sum(squares), PROMPTS * batches
+    value = inverse(total, square, units)
+    left_out = [inverse(total - s, square - q, units - PROMPTS) for s, q in zip(sums, squares, strict=True)]
+    half = 1.96 * np.sqrt((batches - 1) * np.var(left_out))
+    high = 1 / (value - half) if value > half else np.inf
+    return 1 / value, 1 / (value + half), high
 
 
 class Checkpoints(transformers.TrainerCallback):
@@ -62,8 +75,8 @@ class Checkpoints(transformers.TrainerCallback):
             self.kept.append((state.global_step, pooled, copy.deepcopy(model)))
 
 
-def shown(x: rlvar.Estimate) -> str:
-    return f"{x.value:6.1f} [{x.low:5.1f}, {x.high:5.1f}]"
+def shown(value: float, low: float, high: float) -> str:
+    return f"{value:6.1f} [{low:5.1f}, {high:5.1f}]"
 
 
 def main() -> None:
@@ -87,8 +100,10 @@ def main() -> None:
     held = []
     for step, pooled, model in kept.kept:
         true = exact(model, step, 2 if quick else MORE)
-        held.append(pooled.low <= true.value <= pooled.high)
-        print(f"{step:5d}  {shown(pooled):34s}  {shown(true)}  {'yes' if held[-1] else 'no'}")
+        held.append(pooled.low <= true[0] <= pooled.high)
+        print(
+            f"{step:5d}  {shown(pooled.value, pooled.low, pooled.high):34s}  {shown(*true)}  {'yes' if held[-1] else 'no'}"
+        )
     if not quick:
         widths = [pooled.high - pooled.low for _, pooled, _ in kept.kept]
         assert widths == sorted(widths, reverse=True), widths

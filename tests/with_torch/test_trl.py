@@ -241,7 +241,7 @@ def test_what_is_logged_reaches_every_logger_and_is_json(tmp_path):
 
     made = trainer(tmp_path, max_steps=4)
     made.add_callback(Logger())
-    watcher = watch(made, every=2, whole_every=4)
+    watcher = watch(made, every=2, whole_every=4, estimators=["grpo", "rloo"])
     made.train()
     assert ["rlvar/seconds" in logs for logs in heard] == [True, False, True, False, False]
     assert ["rlvar/seconds" in record for record in made.state.log_history] == [
@@ -256,6 +256,7 @@ def test_what_is_logged_reaches_every_logger_and_is_json(tmp_path):
     assert last["rlvar/final_norm/steps"] == 2
     assert last["rlvar/all/steps"] == 1
     assert "rlvar/final_norm/ratio/rloo" in last
+    assert "rlvar/all/ratio/rloo" in last
     assert 0 < last["rlvar/seconds"] <= watcher.seconds
 
 
@@ -410,7 +411,7 @@ def test_two_processes_say_what_one_says(tmp_path):
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     assert [each["error"] for each in ranks] == [None, None]
     assert ranks[0]["monitors"] == ranks[1]["monitors"]
-    monitors = [rlvar.Monitor(("grpo", "single", "rloo"), reference="grpo") for _ in range(2)]
+    monitors = [rlvar.Monitor(each, reference="grpo") for each in (("grpo", "single", "rloo"), ("grpo",))]
     probe = Probe(model(hidden_size=16), monitor=monitors[0], whole=monitors[1])
     for calls in zip(*(each["calls"] for each in ranks), strict=True):
         args = joined(calls)
@@ -418,7 +419,7 @@ def test_two_processes_say_what_one_says(tmp_path):
         groups = np.concatenate([kwargs["groups"] for _, kwargs in calls])
         assert groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
         probe.update(*args, groups=groups, **options)
-        probe.gradients(*args, ("grpo", "single", "rloo"), groups=groups, **options)
+        probe.gradients(*args, "grpo", groups=groups, **options)
     for monitor, found in zip(monitors, ranks[0]["monitors"], strict=True):
         assert found == pytest.approx(monitor.metrics(), rel=1e-9)
     logged = ranks[0]["logged"][0]

@@ -33,8 +33,8 @@ PROMPTS, COMPLETIONS, MORE = 8, 8, 50
 def exact(model, seed: int, batches: int) -> tuple[float, float, float]:
     """Noise scale of GRPO, in groups, with its interval: from so many batches and all parameters exactly.
 
-    V = sum |g - mean g|^2 / (U - 1) and S = |mean g|^2 - V / U of all U groups; the interval is that of S / V,
-    from a jackknife over batches.
+    V = sum |g - mean g|^2 / (U - 1) and S = |mean g|^2 - V / U of all U groups; the interval is that of
+    S / V, from a jackknife over batches.
     """
     rng = np.random.default_rng(seed)
     sums, squares = [], []
@@ -101,9 +101,8 @@ def main() -> None:
     for step, pooled, model in kept.kept:
         true = exact(model, step, 2 if quick else MORE)
         held.append(pooled.low <= true[0] <= pooled.high)
-        print(
-            f"{step:5d}  {shown(pooled.value, pooled.low, pooled.high):34s}  {shown(*true)}  {'yes' if held[-1] else 'no'}"
-        )
+        seen = shown(pooled.value, pooled.low, pooled.high)
+        print(f"{step:5d}  {seen:34s}  {shown(*true)}  {'yes' if held[-1] else 'no'}")
     if not quick:
         widths = [pooled.high - pooled.low for _, pooled, _ in kept.kept]
         assert widths == sorted(widths, reverse=True), widths

@@ -4,7 +4,8 @@
     python studies/watched_run.py --quick  # a few steps: shows that it runs
 
 The model of `examples/arithmetic.py`, taught for 300 steps, learns sums by steps of 8 prompts with 8
-completions each. Every batch is measured by all parameters, and all measurements are pooled. At three
+completions each, with the share of a completion up to its first wrong character as reward. Every batch is
+measured by all parameters, and all measurements are pooled. At three
 checkpoints 50 times as many rollouts are sampled from the policy then, and their exact gradients of all
 parameters (no sketch) give its noise scale. The pooled one is that of the steps before it, so the two are of
 one policy only as far as the policy has not moved: the learning rate, 1e-5, is a small one.
@@ -43,7 +44,10 @@ def exact(model, seed: int, batches: int) -> tuple[float, float, float]:
         for _ in range(batches):
             pairs = np.repeat(arithmetic.draw_prompts(PROMPTS, rng), COMPLETIONS, axis=0)
             ids, mask, _ = arithmetic.sample(model, pairs)
-            rewards, _ = arithmetic.rewards_of(pairs, ids, mask)
+            written = [
+                row[live].tolist() for row, live in zip(ids[:, arithmetic.PROMPT :], mask, strict=True)
+            ]
+            rewards = arithmetic_trl.partly(written, *pairs.T.tolist())
             attended = torch.cat([torch.ones(len(ids), arithmetic.PROMPT), mask], dim=1)
             groups = np.repeat(np.arange(PROMPTS), COMPLETIONS)
             options = {"rewards": rewards, "sketch": None}
@@ -87,7 +91,9 @@ def main() -> None:
     model = arithmetic.make_model(0)
     arithmetic.teach(model, 300, np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = arithmetic_trl.make_trainer(model, folder, steps=last, learning_rate=1e-5)
+        trainer = arithmetic_trl.make_trainer(
+            model, folder, steps=last, reward=arithmetic_trl.partly, learning_rate=1e-5
+        )
         page = pages[0] if pages else None
         watcher = rlvar.torch.trl.watch(trainer, every=1, whole_every=1, window=last, page=page)
         kept = Checkpoints(watcher, [last // 3, 2 * last // 3, last])

@@ -42,7 +42,8 @@ def partly(completion_ids, a, b, **_) -> list[float]:
     """The share of the right completion that is written before the first wrong character."""
     wanted = list(map(arithmetic.right_completion, a, b))
     written = map(arithmetic.decode, completion_ids)
-    return [len(os.path.commonprefix(pair)) / len(pair[0]) for pair in zip(wanted, written, strict=True)]
+    pairs = zip(wanted, written, strict=True)
+    return [len(os.path.commonprefix(pair)) / len(pair[0]) for pair in pairs]  # noqa: RUF071 - of texts
 
 
 def make_trainer(model, folder, *, steps: int, reward=right, seed: int = 0, **options) -> GRPOTrainer:

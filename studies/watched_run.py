@@ -5,10 +5,10 @@
 
 The model of `examples/arithmetic.py`, taught for 300 steps, learns sums by steps of 8 prompts with 8
 completions each, with the share of a completion up to its first wrong character as reward. Every batch is
-measured by all parameters, and all measurements are pooled. At three
-checkpoints 50 times as many rollouts are sampled from the policy then, and their exact gradients of all
-parameters (no sketch) give its noise scale. The pooled one is that of the steps before it, so the two are of
-one policy only as far as the policy has not moved: the learning rate, 1e-5, is a small one.
+measured by all parameters, and all measurements are pooled. At three checkpoints 50 times as many rollouts
+are sampled from the policy then, and their exact gradients of all parameters (no sketch) give its noise
+scale. The pooled one is that of the steps before it, so the two are of one policy only as far as the policy
+has not moved: the learning rate, 1e-5, is a small one.
 """
 
 from __future__ import annotations

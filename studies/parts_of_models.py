@@ -57,7 +57,7 @@ def stages(seed: int, quick: bool):
 
 def numbers(terminal: rlvar.Rollouts, by_token: rlvar.Rollouts | None) -> list[rlvar.Estimate | None]:
     """What is compared; return-to-go needs scores of tokens."""
-    compared = rlvar.compare(terminal, ["single", "rloo"])
+    compared = rlvar.compare(terminal, ["single", "rloo"], reference="single")
     components = rlvar.prompt_components(terminal, "rloo")
     within = 1.0 - components.between.value / components.variance.value
     return [

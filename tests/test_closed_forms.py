@@ -236,7 +236,7 @@ def test_compare_reproduces_leave_one_out_on_all_groups_of_equally_likely_outcom
     units, members = len(draws), draws.ravel()
     labels = np.repeat(np.arange(units), group)
     rollouts = rlvar.Rollouts(scores[members][:, None], rewards[members], groups=labels)
-    result = rlvar.compare(rollouts, ["single", "rloo", "dr-grpo"])
+    result = rlvar.compare(rollouts, ["single", "rloo", "dr-grpo"], reference="single")
     alone = {
         name: rlvar.compare(rollouts, [name], reference=name)[name] for name in ("single", "rloo", "dr-grpo")
     }
@@ -264,7 +264,7 @@ def test_terminal_reward_makes_the_two_estimators_agree_to_the_bit(rng):
     per_step[np.arange(50), lengths - 1] = terminal
     for rewards in (terminal, per_step):
         rollouts = rlvar.Rollouts(scores, rewards, lengths=lengths)
-        result = rlvar.compare(rollouts)
+        result = rlvar.compare(rollouts, ["single", "multi"])
         assert result["single"].variance == result["multi"].variance
         assert result["single"].signal == result["multi"].signal
         assert result["multi"].ratio == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)

@@ -42,7 +42,7 @@ def test_arithmetic_is_a_language_model_part_way():
 
 
 def test_with_a_terminal_reward_single_and_multi_agree_to_the_bit_and_with_token_rewards_multi_is_quieter():
-    assert rlvar.compare(rlvar.datasets.arithmetic())["multi"].identical
+    assert rlvar.compare(rlvar.datasets.arithmetic(), ["single", "multi"])["multi"].identical
     rewarded = rlvar.datasets.arithmetic(rewards="token")
     assert rlvar.compare(rewarded)["multi"].ratio.high < 1
 

@@ -32,6 +32,9 @@ def test_examples_in_docstrings_run(name):
         pytest.importorskip("transformers", reason="needs transformers")
     if name == "rlvar.torch.sb3":
         pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
+    if name in ("rlvar.reporting.html", "rlvar.reporting.plots", "rlvar.reporting.run_page"):
+        for package in ("matplotlib", "jinja2"):
+            pytest.importorskip(package, reason=f"needs {package}")
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
 

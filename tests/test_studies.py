@@ -1,6 +1,7 @@
 """The worlds of the studies have the truth that they say, and a study of intervals fails where they miss."""
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import rlvar
 import worlds
 
 calibration = importlib.import_module("calibration")
+monitoring = importlib.import_module("monitoring")
 false_verdicts = importlib.import_module("false_verdicts")
 TAILS = {
     "a tail that both share": worlds.Linear(factor=0.3),
@@ -72,6 +74,22 @@ def test_the_calibration_fails_where_intervals_miss_without_a_note_and_only_ther
     assert "light, 160 units: variance 0.0%" in capsys.readouterr().out
 
 
+def test_the_truth_of_a_moving_policy_is_what_many_prompts_come_to():
+    for path in monitoring.PATHS:
+        world = 6, 3000, 4, 5, "heavy", 0.8, path
+        covariances, signals, variances, squares = monitoring.run(np.random.default_rng(0), *world)
+        found = np.einsum("tii->ti", covariances)
+        np.testing.assert_allclose(found.mean(axis=0), variances.mean(axis=0), rtol=0.1)
+        assert signals[:, 1, 1].mean() == pytest.approx(squares.mean(), rel=0.1)
+
+
+def test_a_run_of_another_policy_raises_the_alarm_and_one_on_policy_does_not():
+    rng, stale = np.random.default_rng(0), monitoring.worlds.MISMATCHED["stale: logits moved by 10 %"]
+    for behavior, found in ((stale, True), (monitoring.worlds.PI, False)):
+        scores, _ = monitoring.worlds.sample(rng, 64 * 100, monitoring.worlds.PI, behavior)
+        assert (monitoring.alarm(monitoring.records(scores, 64)) is not None) == found
+
+
 def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
     (known,) = (each for each in false_verdicts.attempts() if each.title == "two batches, weak signal")
     wrong = {
@@ -87,3 +105,12 @@ def test_a_verdict_that_misses_the_truth_is_judged_false(monkeypatch, capsys):
         assert f"1 ({kind}): " in capsys.readouterr().out
     monkeypatch.setattr(false_verdicts, "attempts", lambda: [known])
     assert false_verdicts.main(["--data-sets", "5"]) == 0
+
+
+def test_the_tables_of_acting_are_those_of_its_recorded_runs(capsys):
+    docs = Path(__file__).parents[1] / "docs"
+    importlib.import_module("acting_results").show(docs / "acting.json")
+    written = (docs / "acting.md").read_text(encoding="utf-8")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
+    assert len(shown) > 60
+    assert [line for line in shown if line not in written] == []

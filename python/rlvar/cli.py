@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
@@ -103,12 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--estimators",
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
-        default=["single", "multi"],
         metavar="A,B",
-        help=f"estimators to compare, out of {known} (default: single,multi)",
+        help=f"estimators to compare, out of {known} (default: single; multi with rewards of steps; "
+        "rloo,grpo,dr-grpo with groups; else single-mean)",
     )
     report.add_argument(
-        "--reference", default="single", metavar="A", help="what ratios are relative to (default: single)"
+        "--reference",
+        metavar="A",
+        help="what ratios are relative to (default: rloo if it is compared, else single)",
     )
     _add_importance(report)
     report.add_argument(
@@ -229,6 +231,22 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="for what passes through the model at a time (default: 1)",
     )
+    scores.add_argument(
+        "--ray",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_address,
+        metavar="ADDRESS",
+        help="let Ray's workers share the work: of the cluster at this address (host:port), or by default of "
+        "the one that runs or, if none does, of a new one on this machine",
+    )
+    scores.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help="of each of Ray's workers, which needs that --memory (default: 1)",
+    )
 
 
 def _add_importance(command: argparse.ArgumentParser) -> None:
@@ -239,6 +257,14 @@ def _add_importance(command: argparse.ArgumentParser) -> None:
         help="importance ratios, for rollouts with logp and behavior_logp (default: none)",
     )
     command.add_argument("--truncate", type=float, metavar="C", help="largest importance ratio")
+
+
+def _address(text: str) -> str:
+    if ":" not in text and text not in ("auto", "local"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address (host:port, auto or local); write --ray alone last, or --ray=ADDRESS"
+        )
+    return text
 
 
 def _input(text: str) -> str:
@@ -356,6 +382,8 @@ def _scored(
         sketch = scoring.Sketch(int(args.sketch), args.sketch_seed)
     if not 0 < args.memory < 1e6:
         raise ValueError(f"--memory must be a number of GiB above 0, got {args.memory}")
+    if args.cpus is not None and not args.ray:
+        raise ValueError("--cpus are those of Ray's workers, and so need --ray")
     seen: list[tuple[float, int]] = []
 
     def show(done: int, total: int) -> None:
@@ -365,21 +393,24 @@ def _scored(
         about = f", about {left / 60:.0f} minutes left" if left > 60 else ""
         progress(f"scoring: {done} of {total} rollouts{about}")
 
-    scored: RecordedRollouts = scoring.score_recorded(
-        args.model,
-        recorded,
-        out,
-        of=args.of,
-        sketch=sketch,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        dtype=args.dtype,
-        device=args.device,
-        memory=int(args.memory * 2**30),
-        progress=show,
-    )
+    with redirect_stdout(sys.stderr):  # Ray prints there that a worker died and is tried again
+        scored: RecordedRollouts = scoring.score_recorded(
+            args.model,
+            recorded,
+            out,
+            of=args.of,
+            sketch=sketch,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+            dtype=args.dtype,
+            device=args.device,
+            memory=int(args.memory * 2**30),
+            ray=args.ray,
+            cpus=1 if args.cpus is None else args.cpus,
+            progress=show,
+        )
     return scored
 
 

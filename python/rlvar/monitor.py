@@ -11,35 +11,36 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double
-from rlvar.analysis import planning
 from rlvar.analysis.compare_gradients import given_gradients
 from rlvar.analysis.growth import slope
 from rlvar.analysis.measured import scores_line
+from rlvar.analysis.planning import Plan, plan_curve
 from rlvar.analysis.prompt_curves import Components
 from rlvar.analysis.run_on_policy import PolicyWatch, RunOnPolicyTest
+from rlvar.analysis.sampling import FILTER_PROOF
 from rlvar.analysis.steps import (
     StepRecord,
+    all_known,
+    any_filtered,
     record_of_gradients,
     record_of_rollouts,
     separate,
 )
+from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
 from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
 
-if TYPE_CHECKING:
-    from rlvar.analysis.planning import Plan
-    from rlvar.reporting.run import RunReport
-
+_WINDOW = 50
 _FORGOTTEN = 1e-3  # the weight below which a step is let go
 _MEANS = 1 << 22  # numbers of mean gradients that are kept, of the newest steps
 _HISTORY = 512
@@ -156,7 +157,11 @@ class Monitor:
             self.decay = _check.positive_number("decay", decay)
             if not self.decay < 1:
                 raise ValueError(f"decay must lie between 0 and 1, got {decay!r}")
-        self.window = None if decay is not None else _check.positive_integer("window", window or 50, 2)
+        self.window = (
+            None
+            if decay is not None
+            else _check.positive_integer("window", 50 if window is None else window, 2)
+        )
         self.confidence = _check.confidence(confidence)
         self._threads = _check.threads(num_threads)
         self.scores_of: str | None = None
@@ -259,7 +264,7 @@ class Monitor:
         size = None if batch is None else _check.positive_integer("batch", batch)
         if isinstance(what, Rollouts):
             given = {"groups": groups, "sizes": sizes, "gram_of": gram_of, "scores_of": scores_of}
-            for name, value in given.items():
+            for name, value in {**given, "unbiased": unbiased or None, "sketched": sketched or None}.items():
                 if value is not None:
                     raise TypeError(f"{name} goes with gradients; Rollouts have their own")
             grouped = what.groups is not None
@@ -284,8 +289,14 @@ class Monitor:
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
             raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
-        if self._kind is None and self._estimators is not None:
-            what = {each.name: what[each.name] for each in self._estimators if each.name in what}
+        if self._estimators is not None and self._kind != "rollouts":
+            wanted = [each.name for each in self._estimators]
+            if missing := [name for name in wanted if name not in what]:
+                raise ValueError(f"gradients must be of {', '.join(wanted)}, got none of {missing[0]!r}")
+            what = {name: what[name] for name in wanted}
+            unbiased = (
+                [name for name in _check.names("unbiased", unbiased) if name in what] if unbiased else ()
+            )
         found = given_gradients(what, unbiased, groups, sizes, gram_of, sketched, self._threads, least=1)
         several = groups is not None or bool((found.sizes != 1).any())
         unit = "group" if several else "rollout" if sizes is not None else "unit"
@@ -329,7 +340,8 @@ class Monitor:
     def _take(self, record: StepRecord) -> None:
         if self._records and self._records[-1].step == record.step:
             self._refuse_shared()
-            record = self._merged(self._records.pop(), record)
+            record = self._merged(self._records[-1], record)
+            self._records.pop()
             if self._kept and self._kept[-1]["step"] == record.step:
                 self._kept.pop()
         self._records.append(record)
@@ -351,7 +363,7 @@ class Monitor:
         room = _MEANS
         for i in range(len(self._records) - 1, -1, -1):
             room -= self._records[i].kept
-            if room < 0 and self._records[i].mergeable and i < len(self._records) - 1:
+            if room < 0 and self._records[i].mergeable:
                 self._records[i] = self._records[i].without_means()
 
     @property
@@ -375,8 +387,10 @@ class Monitor:
     def _weighed(self, of: Callable[[StepRecord], float | None]) -> tuple[list[StepRecord], Double]:
         """Return the steps that have something to pool, and their weights: degrees of freedom times decay."""
         decay = 1.0 if self.decay is None else self.decay
-        last = len(self._records) - 1
-        found = [(r, (of(r) or 0.0) * decay ** (last - i)) for i, r in enumerate(self._records)]
+        with self._lock:
+            records = list(self._records)
+        last = len(records) - 1
+        found = [(r, (of(r) or 0.0) * decay ** (last - i)) for i, r in enumerate(records)]
         found = [(r, w) for r, w in found if w > 0]
         return [r for r, _ in found], np.array([w for _, w in found])
 
@@ -396,7 +410,10 @@ class Monitor:
         records, weights = self._weighed(lambda r: r.gradients.units - 1.0)
         if not records:
             return ()
-        unbiased = [_all(each) for each in zip(*(r.unbiased for r in records), strict=True)]
+        unbiased = [all_known(each) for each in zip(*(r.unbiased for r in records), strict=True)]
+        if any_filtered(r.filtered for r in records):  # what is common to groups is then in the mean
+            proof = [each.base in FILTER_PROOF for each in self._estimators or ()]
+            unbiased = [known and kept for known, kept in zip(unbiased, proof, strict=True)]
         found = infer_pooled(
             np.stack([r.gradients.covariance for r in records]),
             np.stack([r.gradients.signal for r in records]),
@@ -411,7 +428,8 @@ class Monitor:
         )
 
     @property
-    def _base(self) -> MonitorRow | None:
+    def in_use(self) -> MonitorRow | None:
+        """The row of the reference, also where that was not asked for; None before there is one."""
         self.rows  # noqa: B018 - fills the cache
         found: tuple[MonitorRow, ...] = self._cache.get("rows", ())
         return next((row for row in found if row.name == self.reference), None)
@@ -448,7 +466,7 @@ class Monitor:
     @property
     def enough(self) -> Estimate:
         """The batch in use over the noise scale of the reference: below 1 noise has the larger part."""
-        base, units = self._base, self.batch_units
+        base, units = self.in_use, self.batch_units
         if base is None:
             return Estimate(math.nan, confidence=self.confidence)
         x = base.noise_scale
@@ -507,7 +525,8 @@ class Monitor:
         """Return the best prompts x completions for the cost of a batch in use, or another budget.
 
         As `rlvar.plan` of the reference, from the components pooled over steps, and with its options. None
-        without groups, and for an estimator of which it is not known how its variance depends on completions.
+        without groups, for an estimator of which it is not known how its variance depends on completions,
+        and before there are intervals.
         """
         with self._lock:
             records, weights = self._weighed(
@@ -517,14 +536,18 @@ class Monitor:
             return None
         parts = [r.prompts for r in records if r.prompts is not None]
         pooled = Pooled.of(np.stack([each.values for each in parts]), weights)
+        if not pooled.left_out.size:
+            return None
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
         completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
+        in_use = max(round(completions), curve.least)
         if budget is None and "target" not in options:
-            budget = round(np.mean([r.rollouts if r.batch is None else r.batch for r in records]))
-        return planning.plan_curve(
+            mean = np.mean([r.rollouts if r.batch is None else r.batch for r in records])
+            budget = in_use * max(1, round(mean / in_use))  # whole groups of those in use
+        return plan_curve(
             curve,
-            in_use=max(round(completions), curve.least),
+            in_use=in_use,
             confidence=self.confidence,
             budget=budget,
             **options,
@@ -548,7 +571,7 @@ class Monitor:
                     parts = {key: x.value, f"{key}/low": x.low, f"{key}/high": x.high}
                     found.update((k, float(v)) for k, v in parts.items() if math.isfinite(v))
 
-            base = self._base
+            base = self.in_use
             if base is not None:
                 put("noise_scale", base.noise_scale)
                 put("batch_over_noise_scale", self.enough)
@@ -592,8 +615,6 @@ class Monitor:
         self, other: Monitor | None = None, names: tuple[str, str] = ("this run", "the other")
     ) -> RunReport:
         """Return a page of the run: curves over steps, and what they say; beside another run if given."""
-        from rlvar.reporting.run import run_report
-
         return run_report(self, other, names=names)
 
     # What is kept, moved and joined.
@@ -615,15 +636,16 @@ class Monitor:
         if not isinstance(other, Monitor):
             raise TypeError(f"merge takes a Monitor, got {type(other).__name__}")
         mine, others = self.state_dict(), other.state_dict()  # a moment's state of each
-        if not other._names or not self._names:
-            filled, empty = (self, other) if self._names else (other, self)
-            self._agree(other, ("window", "decay", "confidence"))
-            return self._restored(mine if self._names else others, filled._estimators or empty._estimators)
-        self._agree(other, ("window", "decay", "confidence", "_names", "reference", "unit", "scores_of"))
-        self._agree(other, ("_kind", "_sketched"))
+        self._agree(other, ("window", "decay", "confidence"))
         one, two = (
             self._restored(state, each._estimators) for state, each in ((mine, self), (others, other))
         )
+        one._threads = two._threads = self._threads
+        if not self._names and other._names:
+            return two
+        if not other._names:
+            return one
+        self._agree(other, ("_names", "reference", "unit", "scores_of", "_kind", "_sketched"))
         return one._joined(two)
 
     def _agree(self, other: Monitor, names: Sequence[str]) -> None:
@@ -784,13 +806,16 @@ class Monitor:
         rows = self.rows
         if not rows:
             return f"Monitor: {self.steps} steps, nothing to pool yet"
-        over = f"the last {len(self._records)}" if self.decay is None else f"weights x {self.decay:g} a step"
-        of = scores_line(self.scores_of, self._sketched)
+        pooled, of = len(self._records), scores_line(self.scores_of, self._sketched)
+        head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
+        if pooled > 1:
+            by_decay = f", each counts {self.decay} times the next"
+            head += by_decay if self.decay is not None else f", the last {pooled} pooled"
         lines = [
-            f"{self.steps} steps of {self.units:.4g} {self.unit}s, pooled over {over}",
+            head,
             *([] if of is None else [of]),
             _table(rows, self.reference or ""),
-            f"batch in use: {self.batch_units:.4g} {self.unit}s, {_shown(self.enough)} times the noise scale",
+            f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}",
         ]
         if self.growth is not None:
             lines.append(f"variance grows as length^b, b = {self.growth}")
@@ -799,21 +824,19 @@ class Monitor:
         return "\n".join(lines)
 
 
-def _all(known: Sequence[bool | None]) -> bool | None:
-    return False if False in known else None if None in known else True
-
-
 def _over(units: float, noise_scale: float) -> float:
     if noise_scale == 0:
         return math.inf
     return units / noise_scale
 
 
-def _shown(x: Estimate) -> str:
-    """Show a ratio to a noise scale that may have no upper end."""
+def _times_noise_scale(x: Estimate) -> str:
+    """Say how a batch compares with the noise scale, which may have no upper end."""
     if x.low == 0 and math.isfinite(x.high):
-        return f"below {x.high:.4g}"
-    return str(x) if x.resolved or math.isnan(x.low) else "not resolved, as a multiple of"
+        return f", at most {x.high:.4g} times the noise scale"
+    if x.resolved or math.isnan(x.low):
+        return f", {x} times the noise scale"
+    return "; the noise scale is not resolved"
 
 
 def _table(rows: Sequence[MonitorRow], reference: str) -> str:

@@ -7,6 +7,7 @@ import reference
 import rlvar
 
 N, T = 24, 5
+BOTH = ("single", "multi")
 
 
 @pytest.fixture
@@ -75,14 +76,14 @@ def test_a_clip_biases_unless_the_policies_agree(rng, stale):
     one_step = {"logp": np.log(np.where(tosses, 0.7, 0.3)), "behavior_logp": np.full((N, 1), np.log(0.5))}
     for kind, ratio_unbiased in (("sequence", True), ("token", True)):  # of one step
         rollouts = rlvar.Rollouts(rng.standard_normal((N, 1, 1)), rng.standard_normal(N), **one_step)
-        plain, clipped = (rlvar.compare(rollouts, importance=kind, clip=c) for c in (None, 10.0))
+        plain, clipped = (rlvar.compare(rollouts, BOTH, importance=kind, clip=c) for c in (None, 10.0))
         assert plain["multi"].unbiased is ratio_unbiased
         assert clipped["multi"].unbiased is False
         assert clipped["multi"].variance == plain["multi"].variance
         assert plain["multi"].clipped is None
     same = rlvar.Rollouts(stale.scores, stale.rewards, logp=stale.logp, behavior_logp=stale.logp + 1e-6)
-    assert rlvar.compare(same, importance="token", clip=0.2)["multi"].unbiased
-    assert not rlvar.compare(same, importance="token", clip=1e-7)["multi"].unbiased
+    assert rlvar.compare(same, BOTH, importance="token", clip=0.2)["multi"].unbiased
+    assert not rlvar.compare(same, BOTH, importance="token", clip=1e-7)["multi"].unbiased
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_every_number_matches_its_definition(isa, rng, groups, kind):
         "mask": {"mask": rng.random((18, 7)) < 0.7},
     }[kind]
     rollouts = make_rollouts(rng, groups=groups, **options)
-    result = rlvar.compare(rollouts)
+    result = rlvar.compare(rollouts, ["single", "multi"])
     labels = np.array(groups or np.arange(18))
     alone = {name: rlvar.compare(rollouts, [name], reference=name)[name] for name in ("single", "multi")}
     g = {
@@ -177,7 +177,7 @@ def test_every_named_estimator_is_its_formula(rng, kind):
     weights["vtrace"] = reference.vtrace(rollouts.rewards, values, np.exp(logp - old), **given)[1]
     names = [estimator.name for estimator in rlvar.estimators()]
     assert set(names) == set(weights)
-    result = rlvar.compare(rollouts, names)
+    result = rlvar.compare(rollouts, names, reference="single")
     for name in names:
         own = rlvar.compare(rollouts, [(f"own {name}", weights[name])])[f"own {name}"]
         assert own.unbiased is None
@@ -304,7 +304,7 @@ def test_two_rollouts_have_values_without_intervals(rng):
 
 
 def test_no_variance_gives_an_undefined_ratio():
-    result = rlvar.compare(rlvar.Rollouts(np.ones((5, 2, 1)), np.ones(5)))
+    result = rlvar.compare(rlvar.Rollouts(np.ones((5, 2, 1)), np.ones(5)), ["multi"])
     assert result["multi"].variance.value == 0
     assert np.isnan(result["multi"].ratio.value)
     assert result["multi"].signal.value == pytest.approx(4.0)
@@ -635,7 +635,7 @@ def test_a_token_mean_is_a_ratio_of_sums_over_units(rng, groups, kind):
         {"lengths": rng.integers(0, 8, 18)} if kind == "lengths" else {"mask": rng.random((18, 7)) < 0.7}
     )
     rollouts = make_rollouts(rng, groups=groups, **options)
-    result = rlvar.compare(rollouts, aggregation="token-mean")
+    result = rlvar.compare(rollouts, ["single", "multi"], aggregation="token-mean")
     tokens = reference.live_steps((18, 7), **options).sum(axis=1)
     labels = np.array(groups or np.arange(18))
     for row in result:
@@ -825,7 +825,8 @@ def test_squares_below_the_range_of_float64_are_told(rng):
 
 
 def test_a_bootstrap_of_no_variance_or_two_rollouts_is_undefined_not_wrong(rng):
-    still = rlvar.compare(rlvar.Rollouts(np.ones((12, 2, 1)), np.ones(12)), interval=rlvar.Bootstrap())
+    rollouts = rlvar.Rollouts(np.ones((12, 2, 1)), np.ones(12))
+    still = rlvar.compare(rollouts, ["multi"], interval=rlvar.Bootstrap())
     assert np.isnan(still["multi"].ratio.value)
     assert np.isnan(still["multi"].variance.low)
     two = rlvar.compare(make_rollouts(rng, n=2), interval=rlvar.Bootstrap(100))
@@ -926,3 +927,42 @@ def test_gae_by_its_name_alone_says_what_gamma_and_lambda_it_has(rng):
     report = rlvar.report(rollouts, ["single", own])
     assert report.comparison.notes == ()
     assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in " ".join(report.verdict)
+
+
+def test_what_is_compared_by_default_is_what_the_rollouts_can_tell_apart(rng):
+    scores, by_step, whole = rng.standard_normal((24, 3, 2)), rng.standard_normal((24, 3)), np.arange(24.0)
+    groups, pairs_and_one = np.arange(24) // 4, [0, 0, 0, *np.arange(21)]
+    of_groups = ["rloo", "grpo", "dr-grpo"]
+    late = by_step * [0, 0, 1]  # one reward, but an array of steps
+    for rewards, labels, expected in (
+        (by_step, None, ["single", "multi"]),
+        (by_step, groups, ["single", "multi", *of_groups]),
+        (whole, None, ["single", "single-mean"]),
+        (late, None, ["single", "single-mean"]),
+        (whole, groups, ["single", *of_groups]),
+        (whole, pairs_and_one, ["single", "single-mean"]),
+        (by_step, pairs_and_one, ["single", "multi"]),
+    ):
+        rollouts = rlvar.Rollouts(scores, rewards, groups=labels)
+        assert [row.name for row in rlvar.compare(rollouts)] == expected
+    several = rlvar.Rollouts(
+        scores, by_step, groups=groups, terminated=np.tile([0, 1, 0], (24, 1)).astype(bool)
+    )
+    assert [row.name for row in rlvar.compare(several)] == ["single", "multi"]
+
+
+def test_the_reference_is_rloo_where_it_is_compared_and_varies(rng):
+    scores, groups = rng.standard_normal((24, 1, 2)), np.arange(24) // 4
+    rollouts = rlvar.Rollouts(scores, rng.standard_normal(24), groups=groups)
+    assert rlvar.compare(rollouts).reference == "rloo"
+    assert rlvar.compare(rollouts, ["grpo", "rloo"]).reference == "rloo"
+    assert rlvar.compare(rollouts, ["grpo"]).reference == "single"
+    assert rlvar.compare(rollouts, ["single-mean"]).reference == "single"
+    dead = rlvar.Rollouts(scores, 0.1 + np.repeat(rng.random(6), 4), groups=groups)
+    found = rlvar.compare(dead)
+    assert found.reference == "single"
+    assert found["single"].ratio.value == 1
+    assert found["rloo"].ratio.value == 0
+    assert rlvar.compare(dead, ["rloo", "grpo"]).reference == "rloo"  # neither varies
+    assert rlvar.compare(dead, reference="rloo").reference == "rloo"
+    assert rlvar.compare(dead, ["rloo", "reinforce++", "single-mean"]).reference == "single-mean"

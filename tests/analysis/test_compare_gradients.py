@@ -63,7 +63,7 @@ def assert_same(ours, theirs, names=NAMES, rel=1e-9):
 @pytest.mark.parametrize("d", [6, 400])  # fewer coordinates than units, and more
 def test_gradients_and_their_products_say_what_the_rollouts_say_in_groups(rng, given, interval, d):
     rollouts = make_rollouts(rng, d)
-    theirs = rlvar.compare(rollouts, NAMES, interval=interval)
+    theirs = rlvar.compare(rollouts, NAMES, reference="single", interval=interval)
     gradients, options = gradients_of(rollouts), {}
     if given == "products":
         gradients, options = products_of(gradients), {"gram_of": d}
@@ -86,7 +86,7 @@ def test_means_of_groups_of_unequal_sizes_count_by_their_sizes(rng, given):
     options = {"reference": "single", "unbiased": UNBIASED, "sizes": counts}
     if given == "products":
         gradients, options = products_of(gradients), {**options, "gram_of": 6}
-    theirs = rlvar.compare(rollouts, NAMES)
+    theirs = rlvar.compare(rollouts, NAMES, reference="single")
     assert_same(
         rlvar.compare_gradients(gradients, **options), theirs, [name for name in NAMES if name != FITTED]
     )

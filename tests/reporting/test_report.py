@@ -11,8 +11,10 @@ from rlvar.reporting.verdict import _headroom_sentence
 from rlvar.reporting.words import percent, power
 
 
-def verdict(scores, rewards, **options):
-    return " ".join(rlvar.report(rlvar.Rollouts(scores, rewards, **options)).verdict)
+def verdict(scores, rewards, names=("single", "multi"), **options):
+    return " ".join(
+        rlvar.report(rlvar.Rollouts(scores, rewards, **options), names, reference="single").verdict
+    )
 
 
 def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
@@ -51,7 +53,7 @@ def test_two_rollouts_say_why_there_is_no_interval(rng):
 def test_positive_covariance_is_a_share_of_the_variance(rng):
     # All terms of a rollout are equal: every entry of C is the same, (T - 1) / T is covariance.
     scores = np.repeat(rng.standard_normal((50, 1, 2)), 10, axis=1)
-    report = rlvar.report(rlvar.Rollouts(scores, np.ones(50)))
+    report = rlvar.report(rlvar.Rollouts(scores, np.ones(50)), ["single", "multi"])
     text = " ".join(report.verdict)
     assert "90% of the variance of single-step is covariance between steps" in text
     assert "(45 covariance terms, 10 variance terms)" in text
@@ -81,8 +83,10 @@ def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    text = " ".join(rlvar.report(rollouts, ["single", "grpo"]).verdict)
-    assert "GRPO may estimate a different mean gradient than single-step, so its variance ratio" in text
+    names = ["single", "grpo", ("mine", rng.standard_normal((40, 5)))]
+    text = " ".join(rlvar.report(rollouts, names).verdict)
+    assert "Mine may estimate a different mean gradient than single-step, so its variance ratio" in text
+    assert "GRPO may estimate a different mean gradient than single-step. Scaled by the rewards, it" in text
     assert "times as many rollouts" not in text
 
 
@@ -90,9 +94,10 @@ def test_many_estimators_are_told_in_few_sentences(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    report = rlvar.report(rollouts, ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"])
+    names = ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"]
+    report = rlvar.report(rollouts, names, reference="single")
     text = " ".join(report.verdict)
-    assert "may estimate a different mean gradient than single-step, so" in text
+    assert text.count("may estimate a different mean gradient than single-step. Scaled") == 1
     assert "The mean gradient of Dr. GRPO is 0.75 times that of single-step here; that divided out, " in text
     assert "groups as" in text
     assert str(report).count("Growth of the variance") <= 2
@@ -133,7 +138,7 @@ def test_the_chart_rises_to_the_largest_variance(rng):
 def test_the_verdict_says_what_the_rollouts_cannot_tell():
     rng = np.random.default_rng(1)
     scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
-    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards)).verdict)
+    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards), ["single"]).verdict)
     assert "100 rollouts are too few to resolve the signal of single-step: its interval" in text
     assert "The scores are consistent with on-policy sampling" in text
     assert "of their variance is not excluded" in text
@@ -191,7 +196,7 @@ def test_a_baseline_has_no_credit_for_what_reward_to_go_removes(rng):
 def test_what_the_estimators_in_use_achieve_is_said_of_both_together(rng):
     rollouts = rlvar.Rollouts(rng.standard_normal((200, 4, 2)), 5 + rng.standard_normal((200, 4)))
     text = " ".join(rlvar.report(rollouts, ["single", "multi", "multi-mean"]).verdict)
-    assert " Already achieved of both together: multi-mean 1" in text
+    assert " Already achieved of both together: multi-step with a mean baseline 1" in text
     text = " ".join(rlvar.report(rollouts, ["multi-mean"], reference="multi-mean").verdict)
     assert "over returns-to-go, cross-fitted, would remove" in text
 
@@ -297,13 +302,17 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     groups = np.repeat(np.arange(60), 8)
     signs = rng.choice([-1.0, 1.0], (480, 1, 2))
     rewards = 5 * rng.standard_normal(60)[groups] + signs[:, 0, 0]
-    report = rlvar.report(rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"])
+    report = rlvar.report(
+        rlvar.Rollouts(signs, rewards, groups=groups), ["single", "rloo"], reference="single"
+    )
     assert report.comparison["rloo"].ratio.high < 0.1
     assert report.headroom.removable.low < 0
     text = " ".join(report.verdict)
     assert "No fitted baseline measurably reduces the variance of single-step" in text
     assert "the best constant baseline (single-optimal), one for all groups, cross-fitted, would" in text
-    report = rlvar.report(rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"])
+    report = rlvar.report(
+        rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"], reference="single"
+    )
     text = " ".join(report.verdict)
     assert (
         "The best constant baseline (single-optimal), one for all groups, cross-fitted, would remove" in text
@@ -404,7 +413,8 @@ def test_estimators_that_are_the_same_are_told_once(rng):
     rewards = rng.standard_normal(60)
     logp = -rng.exponential(1.0, (60, 4))
     stale = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
-    report = rlvar.report(rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale))
+    rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale)
+    report = rlvar.report(rollouts, ["single", "multi"])
     text = str(report)
     assert "are the same estimator" in text
     assert "ranked by noise scale" not in text
@@ -428,7 +438,7 @@ def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
         rng = np.random.default_rng(seed)
         scores, rewards = rng.standard_normal((23, 6, 3)), np.zeros(23)
         rewards[seed] = 1.0
-        report = rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval)
+        report = rlvar.report(rlvar.Rollouts(scores, rewards), ["single", "multi"], interval=interval)
         assert str(report).count("not resolved") >= 3  # of either table, and the sentence
         # Returns-to-go of the others vary, whole returns do not.
         rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
@@ -532,7 +542,7 @@ def test_advantages_given_as_rewards_are_one_gradient_of_two_lengths(rng):
     advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
     groups = np.repeat(np.arange(30), 4)
     rollouts = rlvar.Rollouts(rng.standard_normal((120, 1, 3)), advantages, groups=groups)
-    report = rlvar.report(rollouts, ["single", "rloo"])
+    report = rlvar.report(rollouts, ["single", "rloo"], reference="single")
     row = report.comparison["rloo"]
     assert row.factor == pytest.approx(4 / 3)
     assert row.ratio.value == pytest.approx(16 / 9)

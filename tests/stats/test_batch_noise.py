@@ -136,8 +136,8 @@ def test_it_is_said_in_one_sentence(rng):
     assert text.startswith("Two batches of 10 independent groups differ by about")
     assert text.endswith("degrees or more in direction, by chance alone: their signal is not resolved.")
     still = rlvar.Rollouts(np.zeros((10, 1, 2)), np.ones(10))
-    assert str(rlvar.compare(still)["multi"].batch_noise) == "The gradient of every batch is 0."
+    assert str(rlvar.compare(still)["single"].batch_noise) == "The gradient of every batch is 0."
     constant = rlvar.Rollouts(np.ones((10, 1, 2)), np.ones(10))
-    assert rlvar.compare(constant)["multi"].batch_noise.angle.value == 0
+    assert rlvar.compare(constant)["single"].batch_noise.angle.value == 0
     with pytest.raises(ValueError, match="units must be at least 1, got 0"):
         noise.at(0)

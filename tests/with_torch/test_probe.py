@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
+import rlvar  # noqa: E402
 import tiny_models  # noqa: E402
 import two_processes  # noqa: E402
 from rlvar.torch import Probe, Sketch, token_scores, unit_gradients  # noqa: E402
@@ -252,7 +253,7 @@ def outcomes(tmp_path_factory):
     script = [sys.executable, two_processes.__file__, str(folder)]
     running = [subprocess.Popen([*script, str(rank)]) for rank in range(2)]
     try:
-        assert [each.wait(timeout=120) for each in running] == [0, 0]
+        assert [each.wait(timeout=300) for each in running] == [0, 0]
     finally:
         for each in running:
             each.kill()
@@ -364,6 +365,8 @@ def test_the_page_on_verl(policy, tmp_path, capsys):
 
     names = {"model": policy, "data": data, "path": tmp_path / "tq_batch.pt", "Trainer": Trainer}
     names = run(DOCS / "verl.md", names, capsys)
+    names["Watched"](data).fit()
+    assert [record["step"] for record in names["probe"].monitor.history] == [40, 41, 42]
     wanted = {**given, "rewards": given["rewards"].astype(np.float32) * given["response_mask"]}
     wanted["behavior_logp"] = wanted["behavior_logp"].astype(np.float32)
     same(names["rollouts"], expected(policy, wanted))
@@ -420,4 +423,11 @@ def test_the_page_on_openrlhf(policy, tmp_path, capsys):
 def test_the_page_on_loops(capsys):
     pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     names = run(DOCS / "training.md", {}, capsys)
-    assert names["probe"].monitor["rloo"].ratio.value == 1.0
+    probe = names["probe"]
+    assert [part.scores_of for part in probe.report().runs[0].parts] == [
+        probe.whole.scores_of,
+        probe.monitor.scores_of,
+    ]
+    probe.report(probe, names=("one", "two"))
+    with pytest.raises(ValueError, match="needs a monitor that has seen a step"):
+        Probe(probe.model, monitor=rlvar.Monitor()).report()

@@ -34,16 +34,16 @@ from rlvar.stats.inference import Inference, infer
 from rlvar.stats.resampling import Bootstrap, drawn
 from rlvar.terms.passes import Gradients
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.refit import refit_of
 from rlvar.weights.source import estimator_of
 
 
 def compare(
     rollouts: Rollouts,
-    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
     *,
-    reference: str | Estimator = "single",
+    reference: str | Estimator | None = None,
     importance: Importance | Sequence[Importance] = "none",
     truncate: float | None = None,
     clip: float | tuple[float, float] | None = None,
@@ -60,12 +60,15 @@ def compare(
     ----------
     rollouts : Rollouts
         Without groups they are independent; with groups only the groups are.
-    estimators : sequence, default ("single", "multi")
+    estimators : sequence, optional
         Names out of `estimators`, an `Estimator` with parameters (``rlvar.estimator("gae", lam=0.9)``), or
         pairs ``("mine", weights)`` with weights of your own, (N,) or (N, T), or a function from the rollouts
-        to them; all of them mix.
-    reference : str or Estimator, default "single"
-        The estimator whose variance is the denominator of each ratio.
+        to them; all of them mix. By default what the rollouts can tell apart: "single"; "multi" with rewards
+        of steps; "rloo", "grpo" and "dr-grpo" with groups of two or more; else "single-mean" with one reward.
+    reference : str or Estimator, optional
+        The estimator whose variance is the denominator of each ratio. By default "rloo" if it is compared,
+        else "single"; if that does not vary, as "rloo" where each group has equal returns, the first that
+        does, of the unbiased ones if there are some.
     importance : {"none", "token", "sequence", "geometric"} or a sequence of them, default "none"
         Ratios that multiply the weights, as in `importance_ratios`, for rollouts with `logp` and
         `behavior_logp`. With a sequence there is a row for each estimator and ratio, named as in
@@ -146,7 +149,8 @@ def compare(
         for kind in kinds
     }
     metric = Metric.of(scale, blocks, batches[kinds[0]].rollouts.shape[2])
-    result = compare_batches(batches, estimators, reference, aggregation, interval, confidence, metric)
+    asked = default_estimators(batches[kinds[0]]) if estimators is None else resolve(estimators)
+    result = compare_batches(batches, asked, reference, aggregation, interval, confidence, metric)
     _check.warn_few(result.units, result.unit)
     return result
 
@@ -154,8 +158,8 @@ def compare(
 @_check.quiet
 def compare_batches(
     batches: Mapping[str, Batch],
-    estimators: EstimatorLike | Sequence[EstimatorLike],
-    reference: str | Estimator,
+    estimators: Sequence[Estimator],
+    reference: str | Estimator | None,
     aggregation: Aggregation,
     interval: Literal["jackknife"] | Bootstrap,
     confidence: float,
@@ -168,7 +172,10 @@ def compare_batches(
     units = _check.units(rollouts.groups, len(rollouts))
     # Beside an estimator whose mean is biased by its ratios the others would look at fault.
     first = next((kind for kind in kinds if batches[kind].unbiased), kinds[0])
-    asked, label, rows = _rows(resolve(estimators), kinds, reference, first)
+    found_by_itself = reference is None
+    if reference is None:
+        reference = "rloo" if "rloo" in (each.name for each in estimators) else "single"
+    asked, label, rows = _rows(estimators, kinds, reference, first)
     gradients: dict[str, Gradients] = {}
     lacks: dict[str, Gradients] = {}  # what the ratios of whole sequences would add
     for kind, batch in batches.items():
@@ -206,7 +213,6 @@ def compare_batches(
             surplus = units.sums(surplus_of(batches[kind]) * counts)
             lacking_sample = metric.sample(lacks[row], sizes, summed)
             biases[row] = bias_of_ratios(lacking_sample, samples[-1], surplus, level, any_batch.threads)
-    number = list(gradients).index(label)
     unbiased = {
         row: None
         if each.unbiased is None
@@ -220,9 +226,15 @@ def compare_batches(
     classes = [rows[row][1] if unbiased[row] else None for row in gradients]
 
     def inferred(samples: list[moments.Sample]) -> list[Inference]:
+        number = list(gradients).index(label)
         return infer(samples, number, level, bootstrap, any_batch.threads, classes, rollouts.sketched)
 
     found = dict(zip(gradients, inferred(samples), strict=True))
+    if found_by_itself and not found[label].variance.value > 0:
+        varying = [row for row in asked if found[row].variance.value > 0]
+        if varying:
+            label = next((row for row in varying if unbiased[row]), varying[0])
+            found = dict(zip(gradients, inferred(samples), strict=True))
     if metric.scale is not None and not all(np.isfinite(each.variance.value) for each in found.values()):
         raise ValueError("scale makes squares of the gradients that are beyond the range of float64")
     blocks = metric.by_block(gradients, sizes, summed, inferred)

@@ -12,17 +12,26 @@ whose interval is Fieller's, of two variances from the same groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rlvar import _check
 from rlvar.analysis.prompt_curves import Curve
-from rlvar.analysis.prompts import PromptComponents, batch_variance, prompt_components
+from rlvar.analysis.prompts import (
+    PromptComponents,
+    batch_variance,
+    components_of,
+    prompt_components,
+    why_not,
+)
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result, bounded
-from rlvar.stats.intervals import correlation, fieller
-from rlvar.weights.estimators import EstimatorLike
+from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import Estimator, EstimatorLike
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
 _SHOWN = 8  # options in the table
@@ -41,8 +50,8 @@ class PlanOption(Result):
     variance : Estimate
         Variance of the batch's mean gradient, V(K) / P.
     gain : Estimate
-        With a budget, the variance that the completions in use have for it, over this one. With a target, the
-        cost with the completions in use for a variance, over that with these. 1 where K is that in use.
+        With a budget, the variance that what is in use has for it, over this one. With a target, the cost of
+        what is in use for a variance, over this one's. 1 for what is in use itself.
     """
 
     prompts: int
@@ -71,6 +80,8 @@ class Plan(Result):
         What came into question, the best first.
     in_use : int
         Completions of a prompt in use.
+    beside : bool
+        Whether another estimator is in use: in a `Report` the reference, for those of its mean.
     budget, target : float or None
         As asked for: one of them.
     max_completions : int
@@ -84,6 +95,7 @@ class Plan(Result):
     gain: Estimate
     options: tuple[PlanOption, ...]
     in_use: int
+    beside: bool
     budget: float | None
     target: float | None
     max_completions: int
@@ -101,7 +113,7 @@ class Plan(Result):
         return "\n".join(lines)
 
     def _of_budget(self) -> list[str]:
-        rows = [("", "variance", f"times quieter than x {self.in_use}, as now")]
+        rows = [("", "variance", "times quieter than now")]
         rows += [
             (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), bounded(each.gain))
             for each in self.options[:_SHOWN]
@@ -185,9 +197,10 @@ def plan(
 
     Notes
     -----
-    With a budget the best option is the one with the highest lower end of its gain: it leaves the number of
-    completions in use (whose gain is 1) for another only if the rollouts tell that it is quieter, and goes
-    to an extreme only if they tell that too. The option of the least estimated variance may be another one.
+    With a budget the plan leaves the completions in use only for options whose gain is above 1 by its whole
+    interval. Of these the best is the one with the lowest upper end of its variance: no extreme is chosen
+    that the rollouts do not tell, and the option of the lowest estimate may be another one. Without
+    intervals, of fewer than three groups, it is the estimates that decide.
 
     With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
     target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
@@ -218,9 +231,7 @@ def plan(
         parts = prompt_components(what, chosen, confidence=level, num_threads=num_threads)
     elif isinstance(what, PromptComponents):
         if estimator is not None:
-            raise ValueError(
-                f"estimator goes with rollouts: these components are those of {what.estimator!r}"
-            )
+            raise ValueError(f"estimator is for rollouts: these components are those of {what.estimator!r}")
         parts = what
     else:
         raise TypeError(
@@ -258,8 +269,12 @@ def plan_curve(
     cost_prompt: float = 0.0,
     cost_completion: float = 1.0,
     max_completions: int = 256,
+    now: Curve | None = None,
 ) -> Plan:
-    """`plan` from a curve V(K) alone, with the completions `in_use`."""
+    """`plan` from a curve V(K) alone, with the completions `in_use`.
+
+    `now` is the curve of the estimator in use, where it is another one of the same mean and groups.
+    """
     costs = _Costs(
         _check.non_negative_number("cost_prompt", cost_prompt),
         _check.non_negative_number("cost_completion", cost_completion),
@@ -273,10 +288,10 @@ def plan_curve(
         raise ValueError(f"max_completions must be at most {_MOST_COMPLETIONS}, got {most}")
     if budget is not None:
         budget = _check.positive_number("budget", budget)
-        options = _for_budget(curve, in_use, confidence, budget, costs, most)
+        options = _for_budget(curve, now or curve, in_use, confidence, budget, costs, most)
     else:
         target = _check.positive_number("target", target)
-        options = _for_target(curve, in_use, confidence, target, costs, most)
+        options = _for_target(curve, now or curve, in_use, confidence, target, costs, most)
     best = options[0]
     return Plan(
         prompts=best.prompts,
@@ -286,6 +301,7 @@ def plan_curve(
         gain=best.gain,
         options=tuple(options),
         in_use=in_use,
+        beside=now is not None,
         budget=budget,
         target=target,
         max_completions=most,
@@ -293,28 +309,63 @@ def plan_curve(
     )
 
 
+def plans_of(
+    batch: Batch, estimators: Sequence[Estimator], reference: str, same_mean: Collection[str], level: float
+) -> dict[str, Plan]:
+    """Plan the rollouts of a batch anew, for each estimator whose V(K) its groups tell, by name.
+
+    What is in use is the reference with these groups: for those of the same mean, the others are beside
+    themselves. "dr-grpo" is planned as "rloo" is.
+    """
+    groups = batch.rollouts.groups
+    if groups is None or batch.aggregation == "token-mean":  # lengths of others in the group count there
+        return {}
+    known = {each.name: each for each in estimators if why_not(each, groups) is None}
+    if "rloo" in known:
+        known.pop("dr-grpo", None)
+    parts = {name: components_of(batch, each, level) for name, each in known.items()}
+    in_use, plans = parts.get(reference), {}
+    for name, each in parts.items():
+        curve, k = each._curve, each.completions
+        if not each.variance.value > 0:
+            continue
+        beside = in_use is not None and name in same_mean and np.array_equal(each.sizes, in_use.sizes)
+        now = in_use._curve if in_use is not None and beside and name != reference else None
+        count = len(np.unique(groups)) * k
+        plans[name] = plan_curve(curve, in_use=k, confidence=level, budget=count, now=now)
+    return plans
+
+
 def _for_budget(
-    curve: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
+    curve: Curve, now: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
 ) -> list[PlanOption]:
-    """Return what a budget buys, the option with the highest lower end of its gain first."""
+    """Return what a budget buys, the best first."""
     shapes = _shapes(curve, budget, costs, most)
     if not shapes:
         raise ValueError(
             f"budget must pay for a prompt with {_count(curve.least, 'completion')}, "
             f"which {'cost' if curve.least > 1 else 'costs'} {costs.of(curve.least):g}, got {budget!r}"
         )
-    now = shapes.get(in_use, budget / costs.of(in_use))
+    prompts = shapes.get(in_use, budget / costs.of(in_use))
     options = []
     for k, p in shapes.items():
-        gain = _gain(curve, in_use, k, p / now, level)
+        gain = _gain(curve, now, in_use, k, p / prompts, level)
         options.append(PlanOption(p, k, p * costs.of(k), batch_variance(curve, p, k, level), gain))
+    return sorted(options, key=preference(options, in_use if now is curve else None))
+
+
+def preference(options: Sequence[PlanOption], in_use: int | None) -> Callable[[PlanOption], tuple[Any, ...]]:
+    """Return a key that sorts options: those that surely gain, what is in use, the others.
+
+    Each by the upper end of their variance; all by their estimates if there are no intervals.
+    """
     known = not any(math.isnan(each.gain.low) for each in options)
 
-    def order(option: PlanOption) -> tuple[float, float, float]:
-        from_now = abs(math.log(option.completions / in_use))
-        return -option.gain.low if known else 0.0, _upper(option.variance), from_now
+    def key(option: PlanOption) -> tuple[Any, ...]:
+        surely, now = option.gain.low > 1.0, option.completions == in_use
+        return known and not surely, known and not now, _upper(option.variance), option.completions
 
-    return sorted(options, key=order)
+    return key
 
 
 def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, int]:
@@ -329,7 +380,7 @@ def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, 
 
 
 def _for_target(
-    curve: Curve, in_use: int, level: float, target: float, costs: _Costs, most: int
+    curve: Curve, now: Curve, in_use: int, level: float, target: float, costs: _Costs, most: int
 ) -> list[PlanOption]:
     """Return batches with a variance of at most the target, the cheapest first."""
     # What each K costs at the least, by its estimate: the upper end of its interval is above that.
@@ -352,7 +403,7 @@ def _for_target(
             k,
             cost,
             batch_variance(curve, p, k, level),
-            _gain(curve, in_use, k, costs.of(in_use) / costs.of(k), level),
+            _gain(curve, now, in_use, k, costs.of(in_use) / costs.of(k), level),
         )
         for cost, _, p, k in sorted(found)
     ]
@@ -376,11 +427,15 @@ def _upper(variance: Estimate) -> float:
     return variance.value if math.isnan(variance.high) else variance.high
 
 
-def _gain(curve: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
-    """Return V at the completions in use over V at k, times a factor."""
-    if k == in_use:
+def _gain(curve: Curve, now: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
+    """Return V in use over V at k, times a factor."""
+    if now is curve and k == in_use:
         return Estimate(1.0, 0.0, 1.0, 1.0, level)
-    now, then = curve.interval(in_use, level), curve.interval(k, level)
-    found = fieller(now, then, correlation(curve.at(in_use).left_out, curve.at(k).left_out))
+    above, below = now.at(in_use), curve.at(k)
+    if max(in_use / now.pivot, k / curve.pivot) <= 1.0:
+        found = ratio_of_variances(above, below, level)
+    else:  # a V is a difference there
+        ends = now.interval(in_use, level), curve.interval(k, level)
+        found = fieller(*ends, correlation(above.left_out, below.left_out))
     low, high = found.low * factor, found.high * factor
     return Estimate(found.value * factor, found.stderr * factor, low, high, level, found.resolved)

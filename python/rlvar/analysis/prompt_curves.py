@@ -100,6 +100,10 @@ class Subsets:
     def most(self) -> int:
         return max(self.moments)
 
+    @property
+    def pivot(self) -> float:
+        return math.inf  # each is a variance itself
+
     def at(self, k: int) -> Moment:
         return self.moments[k]
 

@@ -203,12 +203,22 @@ def prompt_components(
     if rollouts.groups is None:
         raise ValueError("rollouts need groups, the prompts: pass groups= to Rollouts")
     chosen, level = estimator_of(estimator), _check.confidence(confidence)
-    kept = _usable(chosen, rollouts.groups)
-    labels = _check.group_labels(rollouts.groups[kept], len(kept))
+    if (reason := why_not(chosen, rollouts.groups)) is not None:
+        raise ValueError(reason)
+    parts = components_of(batch, chosen, level)
+    _check.warn_few(parts.groups, "group")
+    return parts
+
+
+def components_of(batch: Batch, chosen: Estimator, level: float) -> PromptComponents:
+    """Return the components of an estimator that nothing speaks against, by `why_not`."""
+    groups = batch.rollouts.groups
+    assert groups is not None
+    kept = np.arange(len(groups))
+    if chosen.base in _LEAVE_ONE_OUT:
+        kept = np.flatnonzero(np.bincount(groups)[groups] >= LEAST)
+    labels = _check.group_labels(groups[kept], len(kept))
     units, returns = _check.units(labels, len(labels)), batch.returns[kept]
-    if len(units) == len(labels):
-        raise ValueError("groups must hold one of two rollouts or more, got singletons alone")
-    _check.warn_few(len(units), "group")
     curve = _curve_of(chosen, batch, kept, labels, units, returns)
     between = within = pairs = None
     if isinstance(curve, Components):
@@ -234,27 +244,26 @@ def prompt_components(
     )
 
 
-def _usable(chosen: Estimator, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rollouts whose groups are large enough for an estimator."""
+def why_not(chosen: Estimator, groups: NDArray[np.int64]) -> str | None:
+    """Say why these groups do not tell how the variance of an estimator depends on their size, if so."""
     sizes, name = np.bincount(groups), chosen.name
-    if chosen.base in _LEAVE_ONE_OUT:
-        if np.count_nonzero(sizes >= LEAST) < 2:
-            raise ValueError(
-                f"{name!r} needs two groups of {LEAST} rollouts or more to say how its variance depends on "
-                f"their number, got groups of {sizes.min()} to {sizes.max()}"
-            )
-        return np.flatnonzero(sizes[groups] >= LEAST)
-    if chosen.base in _BY_SUBSETS:
-        if sizes.min() < 2:
-            raise ValueError(f"{name!r} needs two rollouts or more in each group, got a group of one")
-    elif not chosen.per_rollout:
+    if chosen.base in _LEAVE_ONE_OUT and np.count_nonzero(sizes >= LEAST) < 2:
+        return (
+            f"{name!r} needs two groups of {LEAST} rollouts or more to say how its variance depends on "
+            f"their number, got groups of {sizes.min()} to {sizes.max()}"
+        )
+    if chosen.base in _BY_SUBSETS and sizes.min() < 2:
+        return f"{name!r} needs two rollouts or more in each group, got a group of one"
+    if not (chosen.per_rollout or chosen.base in (*_LEAVE_ONE_OUT, *_BY_SUBSETS)):
         alone = [each.name for each in estimators() if each.per_rollout]
         known = ", ".join((*alone, *_LEAVE_ONE_OUT, *_BY_SUBSETS))
-        raise ValueError(
+        return (
             f"estimator must be one of {known}, got {name!r}: how the variance of others depends on the "
             "number of completions is not known"
         )
-    return np.arange(len(groups))
+    if sizes.max() < 2:
+        return "groups must hold one of two rollouts or more, got singletons alone"
+    return None
 
 
 def _curve_of(

@@ -17,7 +17,6 @@ from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.sequential import MeanZero
 
 _FOLLOWS = 0.1  # how fast the trace in the steps before follows
-_UNSEEN = 0.9  # share of the trace that no unseen action has
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,15 +33,24 @@ class RunOnPolicyTest(Result):
         policy, ever, is at most 1 - confidence. None before there is an interval.
     since : int or None
         The step of the alarm.
-    steps : int
-        Number of steps that count.
+    steps, rollouts : int
+        Number of steps and rollouts behind it.
     """
 
+    _also = ("unseen_share",)
     ratio: Estimate
     mean_score: Estimate
     on_policy: bool | None
     since: int | None
     steps: int
+    rollouts: int
+
+    @property
+    def unseen_share(self) -> float:
+        """Share of the trace that an unseen action must have to explain the alarm, as in `OnPolicyTest`."""
+        lows = self.ratio.low, self.mean_score.low * self.rollouts / 3
+        least = max((low for low in lows if low > 0), default=0.0)
+        return least / (1 + least)
 
     def __repr__(self) -> str:
         verdict = {
@@ -74,7 +82,7 @@ class PolicyWatch:
 
     @property
     def _level(self) -> float:
-        return (1 - self.confidence) / 4
+        return (1 - self.confidence) / 2
 
     def add(self, record: StepRecord) -> PolicyWatch:
         """Return the watch with one more step."""
@@ -96,23 +104,9 @@ class PolicyWatch:
             ratio=ratio,
             mean_score=mean_score,
         )
-        if self.since is None and following._alarmed():
+        if self.since is None and any(each.passes(self._level) for each in (ratio, mean_score)):
             return replace(following, since=record.step)
         return following
-
-    def _alarmed(self) -> bool:
-        """Whether one is above 0, by more than an action could make up for that is too rare to be seen.
-
-        In 1 - confidence of all cases, over 2, an action is unseen in N rollouts that has at least the
-        probability log(2 / (1 - confidence)) / N.
-        """
-        for each in (self.ratio, self.mean_score):
-            if each.passes(self._level):
-                low = each.estimate(self._level, self.confidence).low
-                least = low * self.rollouts / math.log(0.5 / self._level)
-                if least / (1 + least) > _UNSEEN:
-                    return True
-        return False
 
     def join(self, later: PolicyWatch) -> PolicyWatch:
         """Return the watch that goes on with later steps."""
@@ -148,4 +142,4 @@ class PolicyWatch:
         )
         known = self.mean_score.count > 0
         on_policy = False if self.since is not None else True if known else None
-        return RunOnPolicyTest(ratio, mean_score, on_policy, self.since, self.steps)
+        return RunOnPolicyTest(ratio, mean_score, on_policy, self.since, self.steps, self.rollouts)

@@ -16,7 +16,7 @@ not those of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from rlvar import _check
 from rlvar._types import Double
 from rlvar.analysis.compare_gradients import Given
 from rlvar.analysis.prompt_curves import LEAST, prompt_parts, squares_between
-from rlvar.analysis.sampling import FILTER_PROOF, filtered_groups
+from rlvar.analysis.sampling import filtered_groups
 from rlvar.rollouts import Rollouts
 from rlvar.stats.moments import column_parts
 from rlvar.weights.batch import Batch
@@ -200,7 +200,8 @@ class StepRecord:
     reward: float  # mean return; NaN of gradients
     reference: int  # which of the estimators
     gradients: Cloud  # of the estimators
-    unbiased: tuple[bool | None, ...]  # of the estimators
+    unbiased: tuple[bool | None, ...]  # of the estimators, but for a filter
+    filtered: bool | None = None  # whether groups look kept by their outcome
     sampled: Sampled | None = None
     prompts: Prompts | None = None  # of the reference
     lengths: tuple[int, ...] = ()  # numbers of steps, and the sums of so many first terms
@@ -240,7 +241,8 @@ class StepRecord:
             reward=(self.reward * self.rollouts + other.reward * other.rollouts) / n,
             reference=self.reference,
             gradients=first.merge(second),
-            unbiased=tuple(a and b for a, b in zip(self.unbiased, other.unbiased, strict=True)),
+            unbiased=tuple(map(all_known, zip(self.unbiased, other.unbiased, strict=True))),
+            filtered=any_filtered((self.filtered, other.filtered)),
             sampled=sampled,
             prompts=prompts,
             lengths=lengths if cuts is not None else (),
@@ -295,6 +297,18 @@ class StepRecord:
         )
 
 
+def all_known(values: Iterable[bool | None]) -> bool | None:
+    """Return False if one is, else None if one is, else True."""
+    found = set(values)
+    return False if False in found else None if None in found else True
+
+
+def any_filtered(values: Iterable[bool | None]) -> bool | None:
+    """Return whether groups look kept by their outcome: never where one dead group was not."""
+    found = set(values)
+    return False if False in found else True if True in found else None
+
+
 def _plain(value: Any) -> Any:
     """Turn dataclasses into dicts, tuples into lists."""
     if is_dataclass(value):
@@ -338,7 +352,6 @@ def record_of_rollouts(
         spread = batch.spread(each)
         if spread is not None:  # of a fit to fewer rollouts, which is not in the rows
             gradients.scatter[i, i] += spread.sum() * (len(units) - 1) / len(units)
-    filtered = bool(filtered_groups(batch))
     chosen, sums = estimators[reference], batch.summed_scores()
     squares = batch.plain.step_squares.sum()
     of_units = units.sums(sums) if grouped else sums
@@ -357,11 +370,9 @@ def record_of_rollouts(
         reference=reference,
         gradients=gradients,
         unbiased=tuple(
-            None
-            if each.unbiased is None
-            else each.unbiased and batch.unbiased and (not filtered or each.base in FILTER_PROOF)
-            for each in estimators
+            None if each.unbiased is None else each.unbiased and batch.unbiased for each in estimators
         ),
+        filtered=filtered_groups(batch) if len(units) > 1 else None,
         sampled=Sampled(off, float(squares), square, total, float(np.square(total).sum()) - square),
         prompts=None if rollouts.groups is None else _prompts(batch, chosen, units),
         lengths=lengths,

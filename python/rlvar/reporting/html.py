@@ -51,4 +51,4 @@ def page(template: str, **context: Any) -> str:
 
 def _shown(value: Any) -> Any:
     """Escape control characters of text; what is markup is ours."""
-    return files.printable(value) if type(value) is str else value
+    return files.printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -85,7 +86,7 @@ class Dot:
 def over_steps(key: str, alt: str, panels: Sequence[Panel], xlabel: str = "training step") -> str:
     """Draw panels one below the other; `key` keeps the names within the SVG apart from those of others."""
     width, height = _SIZE
-    with matplotlib.rc_context(_RC | {"svg.hashsalt": key}):
+    with _style(key):
         height = height if len(panels) == 1 else 1.8 * len(panels) + 0.5
         figure = Figure(figsize=(width, height))
         for i, panel in enumerate(panels):
@@ -100,7 +101,7 @@ def over_steps(key: str, alt: str, panels: Sequence[Panel], xlabel: str = "train
 
 def dots(key: str, alt: str, rows: Sequence[Dot], xlabel: str, *, line: float) -> str:
     """Draw values with intervals on a log axis, the first on top, and a line at what they compare with."""
-    with matplotlib.rc_context(_RC | {"svg.hashsalt": key}):
+    with _style(key):
         height = 0.9 + 0.3 * max(len(rows), 3)
         figure = Figure(figsize=(_SIZE[0], height))
         axes = figure.add_subplot()
@@ -123,6 +124,15 @@ def dots(key: str, alt: str, rows: Sequence[Dot], xlabel: str, *, line: float) -
         widest = max(len(row.label) for row in rows)
         figure.subplots_adjust(min(0.45, 0.05 + 0.021 * widest), 0.56 / height, 0.965, 1 - 0.1 / height)
         return _svg(figure, key, alt)
+
+
+@contextmanager
+def _style(key: str) -> Iterator[None]:
+    """Draw alike whatever style the caller has set, and leave that as it is."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC | {"svg.hashsalt": key})
+        yield
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -156,7 +166,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         _log_ticks(axes.yaxis, low, high)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     steps = np.concatenate([curve.x for curve in panel.curves])
     first, last = float(steps.min()), float(steps.max())
@@ -243,5 +253,6 @@ def _svg(figure: Figure, key: str, alt: str) -> str:
     text = text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     for i, ink in enumerate(_INKS):
         text = text.replace(ink, f"var(--c{i})")
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     return f'<svg viewBox="{box}" role="img" aria-label="{escape(alt)}">{text}'

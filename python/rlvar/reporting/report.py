@@ -12,11 +12,13 @@ import numpy as np
 from rlvar import _check
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import compare_batches
-from rlvar.analysis.comparison import Comparison, side_by_side
+from rlvar.analysis.comparison import Comparison, ComparisonRow, side_by_side
 from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
 from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
+from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
+from rlvar.reporting.planning import plan_table
 from rlvar.reporting.text import chart, rollouts_line, wrapped
 from rlvar.reporting.verdict import quietest_of, unit, verdict
 from rlvar.reporting.words import long_name
@@ -24,7 +26,7 @@ from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.batch import Batch
-from rlvar.weights.estimators import Estimator, EstimatorLike, resolve
+from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.estimators import estimator as make_estimator
 
 
@@ -32,8 +34,8 @@ from rlvar.weights.estimators import estimator as make_estimator
 class Report(Result):
     """What `rlvar report` prints: the answers on `rollouts`, which came from `source`.
 
-    There is a decomposition for each estimator compared, and no headroom where no baseline leaves the mean
-    alone.
+    There is a decomposition for each estimator compared, a plan of as many rollouts for each whose groups say
+    how its variance depends on their size, and no headroom where no baseline leaves the mean alone.
     """
 
     _also = ("verdict",)
@@ -44,13 +46,14 @@ class Report(Result):
     on_policy: OnPolicyTest
     sampling: Sampling
     headroom: Headroom | None
+    plans: dict[str, Plan]
 
     @property
     def verdict(self) -> list[str]:
         """The findings in plain sentences, each with its numbers."""
         reach = _reach(self.rollouts)
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return verdict(*found, reach)
+        return verdict(*found, self.plans, reach)
 
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)
@@ -72,13 +75,18 @@ class Report(Result):
                 f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
                 "dependent;\n  the sections below use single rollouts."
             )
+        at_the_end = self.rollouts.rewards.ndim == 1 and self.rollouts.shape[1] > 1
+        if at_the_end and "single" in comparison and "multi" not in comparison:
+            table.append("  With one reward at the end, multi-step is single-step.")
         if tokens:
             table.append("  Below, gradients are sums over tokens, not divided by their number.")
         blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
         for names, parts in self._distinct():
-            same = "".join(f" ({long_name(name)} is the same)" for name in names[1:])
+            same = "".join(f" ({long_name(name)}{self._times(name)})" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
             blocks.append(f"{title}\n{indent(sources(parts), '  ')}")
+        if self.plans:
+            blocks.append(plan_table(self.plans, comparison.reference))
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         for names, parts in self._distinct():
             drawn = {comparison.reference, quietest_of(comparison)} & set(names)
@@ -87,18 +95,30 @@ class Report(Result):
         return "\n\n".join(blocks)
 
     def _distinct(self) -> list[tuple[list[str], Decomposition]]:
-        """Return each decomposition once, with the names of the estimators that it is of."""
-        names: dict[int, list[str]] = {}
-        for name, parts in self.decompositions.items():
-            names.setdefault(id(parts), []).append(name)
-        return [(each, self.decompositions[each[0]]) for each in names.values()]
+        """Return each decomposition once, with the names of those that it is of, but for a factor."""
+        names: dict[str, list[str]] = {}
+        reference = self.comparison.reference
+        for row in self.comparison:
+            like = reference if _proportional(row) and reference in self.comparison else row.name
+            names.setdefault(like, []).append(row.name)
+        ordered = ([like, *[name for name in each if name != like]] for like, each in names.items())
+        return [(each, self.decompositions[each[0]]) for each in ordered]
+
+    def _times(self, name: str) -> str:
+        row = self.comparison[name]
+        return " is the same" if row.identical else f": {row.ratio.value:.4g} times these variances"
+
+
+def _proportional(row: ComparisonRow) -> bool:
+    """Whether the gradients of an estimator are those of the reference, but for a factor."""
+    return row.identical or (row.factor is not None and row.ratio.low == row.ratio.high)
 
 
 def report(
     rollouts: Rollouts,
-    estimators: EstimatorLike | Sequence[EstimatorLike] = ("single", "multi"),
+    estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
     *,
-    reference: str | Estimator = "single",
+    reference: str | Estimator | None = None,
     importance: Importance = "none",
     truncate: float | None = None,
     aggregation: Aggregation = "sum",
@@ -142,17 +162,18 @@ def report(
     batch = Batch.of(
         rollouts, importance=importance, truncate=truncate, aggregation=aggregation, threads=num_threads
     )
-    asked = resolve(estimators)
+    asked = default_estimators(batch) if estimators is None else resolve(estimators)
     names = [each.name for each in asked]
     progress(f"comparing {len(asked)} estimators")
     # One constant for the rollout takes one return for it, and one for each step takes the steps.
     known = BASELINES if not batch.several.any() else [name for name in BASELINES if name != "single-optimal"]
     known = ["single-optimal"] if batch.of_sequences else known
     # What a baseline over returns-to-go removes is due to those first.
-    beside: list[EstimatorLike] = [name for name in ("multi", *known) if name not in names]
+    with_to_go = [] if batch.one_reward else ["multi"]
+    beside = [make_estimator(name) for name in (*with_to_go, *known)]
     if 2 * len(rollouts) >= 3 * BATCH:  # else these are about one batch
-        small = [make_estimator(name, batch_size=BATCH) for name in known]
-        beside += [each for each in small if each.name not in names]
+        beside += [make_estimator(name, batch_size=BATCH) for name in known]
+    beside = [each for each in beside if each.name not in names]
     everything = compare_batches(
         {importance: batch},
         [*asked, *beside],
@@ -178,8 +199,13 @@ def report(
     fair = everything.reference_unbiased and not sampling.filtered
     fair = fair and not any(row.unbiased and row.differs for row in everything)
     room = headroom(everything) if fair else None
+    plans: dict[str, Plan] = {}
+    if comparison.units >= 3 and not (sampling.filtered or sampling.copied):
+        progress("planning prompts and completions")
+        same = [row.name for row in comparison if comparison.same_mean(row)]
+        plans = plans_of(batch, asked, comparison.reference, same, comparison.confidence)
     _check.warn_few(comparison.units, comparison.unit)
-    return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room)
+    return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room, plans)
 
 
 def _reach(rollouts: Rollouts) -> int:

@@ -209,8 +209,9 @@ def basis(part: RunPart) -> list[str]:
         pooled = "all pooled"
     of = "" if part.scores_of is None else f" Scores: {part.scores_of}."
     lines = [
-        f"{part.steps:,} steps, {pooled}; {part.units:.4g} {part.unit}s a step, {part.batch_units:.4g} in a "
-        f"batch. {part.confidence:.0%} intervals, from pairs of neighbouring steps.{of}"
+        f"{part.steps:,} monitored steps, {pooled}; {part.units:.4g} {part.unit}s a step, "
+        f"{part.batch_units:.4g} in a batch. {part.confidence:.0%} intervals, from pairs of neighbouring "
+        f"steps.{of}"
     ]
     if part.part is not None:
         lines.append(part_note(part.part))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rlvar.reporting.words import capital, long_name, number
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
+_MOST_POINTS = 256  # of a curve: more than a figure has pixels for
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class _Member:
 
     def curve(self, key: str, look: int, dashes: int) -> Curve | None:
         """Return a metric over the steps with its interval; None where it was never defined."""
-        history = self.part.history
+        every = max(1, math.ceil(len(self.part.history) / _MOST_POINTS))
+        history = self.part.history[::-1][::every][::-1]  # the last one among them
         x, y, low, high = (
             np.array([float(each.get(name, math.nan)) for each in history])
             for name in ("step", key, f"{key}/low", f"{key}/high")
@@ -53,10 +55,21 @@ class _Section:
     number: int
     title: str
     members: tuple[_Member, ...]
+    looks: dict[str, int]  # of estimators, on the whole page
 
     @property
     def two(self) -> bool:
         return len(self.members) > 1
+
+    @property
+    def unit(self) -> tuple[str, list[float]]:
+        """The unit that all members share, and how many of it are in one of each member's own."""
+        sizes = {(member.part.unit, member.part.rollouts_per_unit) for member in self.members}
+        each = [member.part.rollouts_per_unit for member in self.members]
+        if len(sizes) == 1:
+            return self.members[0].part.unit, [1.0] * len(each)
+        known = [float(size) for size in each if size is not None]
+        return ("rollout", known) if len(known) == len(each) else ("unit", [1.0] * len(each))
 
     def has(self, metric: str) -> bool:
         """Whether a metric was ever defined."""
@@ -70,6 +83,9 @@ def run_page(report: RunReport) -> str:
     """Return the page of a report."""
     several = len(report.runs) > 1
     titles = dict.fromkeys(part.title for run in report.runs for part in run.parts)
+    parts = [part for run in report.runs for part in run.parts]
+    compared = dict.fromkeys(row.name for part in parts for row in part.rows if row.name != part.reference)
+    looks = {name: i for i, name in enumerate(compared)}
     sections = []
     for i, title in enumerate(titles, 1):
         members = [
@@ -78,7 +94,7 @@ def run_page(report: RunReport) -> str:
             for part in run.parts
             if part.title == title
         ]
-        sections.append(_Section(i, title, tuple(members)))
+        sections.append(_Section(i, title, tuple(members), looks))
     # Rewards are of no part of the parameters: one figure, of the first section that has them.
     rewarded = next((each.number for each in sections if each.has("reward")), None)
     drawn = {each.number: list(_pictures(each, rewarded == each.number)) for each in sections}
@@ -91,13 +107,13 @@ def run_page(report: RunReport) -> str:
             anchor = section.key("table")
         title = f"Figure: {where[anchor]}" if anchor in where else "Table"
         findings.append((finding.text, anchor, title))
-    parts = [part for run in report.runs for part in run.parts]
     return page(
         "run.html",
         report=report,
         findings=findings,
         sections=[(section, drawn[section.number]) for section in sections],
         steps=max(part.steps for part in parts),
+        last=max((each["step"] for part in parts for each in part.history), default=None),
         basis=basis,
         capital=capital,
         long_name=long_name,
@@ -116,19 +132,20 @@ def _pictures(section: _Section, rewards: bool) -> Iterator[Picture]:
 
 def _noise_scale(section: _Section) -> Picture | None:
     curves, keys, alts, batches = [], [], [], []
-    for member in section.members:
+    unit, factors = section.unit
+    for member, factor in zip(section.members, factors, strict=True):
         part = member.part
         curve = member.curve("noise_scale", member.run, member.run)
         if curve is None:
             continue
+        curve = replace(curve, y=curve.y * factor, low=curve.low * factor, high=curve.high * factor)
         curves.append(curve)
         keys.append(Key(member.label(long_name(part.reference)), member.run, DASHES[member.run]))
         alts.append(member.label(f"noise scale of {long_name(part.reference)}") + _course(curve))
         if part.batch_units > 0:
-            batches.append(part.batch_units)
+            batches.append(part.batch_units * factor)
     if not curves:
         return None
-    unit = section.members[0].part.unit
     for batch in dict.fromkeys(batches):
         keys.append(Key(f"batch: {number(batch)} {unit}s", None, _LINE))
         alts.append(f"a dashed line marks the batch of {number(batch)} {unit}s")
@@ -139,7 +156,6 @@ def _noise_scale(section: _Section) -> Picture | None:
 
 def _ratios(section: _Section) -> Picture | None:
     """Draw ratios of variances and, of estimators with another mean gradient, of noise scales."""
-    looks: dict[str, int] = {}
     keys: dict[Key, None] = {}
     panels, alts = [], []
     kinds = {"ratio": "ratio of variances", "noise_scale_ratio": "ratio of noise scales"}
@@ -147,7 +163,7 @@ def _ratios(section: _Section) -> Picture | None:
         curves = []
         for member in section.members:
             for row in member.part.rows:
-                look = looks.setdefault(row.name, len(looks))
+                look = section.looks.get(row.name, 0)
                 dashes = member.run if section.two else look
                 curve = member.curve(f"{metric}/{row.name}", look, dashes)
                 if curve is not None:
@@ -177,7 +193,8 @@ def _signal(section: _Section) -> Picture | None:
                 alts.append(member.label(what) + _course(curve))
     if not curves:
         return None
-    unit = section.members[0].part.unit
+    units = {(member.part.unit, member.part.rollouts_per_unit) for member in section.members}
+    unit = section.members[0].part.unit if len(units) == 1 else "unit"
     panel = Panel(curves, "squared gradient", log=True)
     aid = (
         f"Variance of one {unit}'s gradient and squared norm of the mean gradient: their distance is the "

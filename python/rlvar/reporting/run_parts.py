@@ -35,6 +35,8 @@ class Watched(Protocol):
     @property
     def rows(self) -> Sequence[Any]: ...
     @property
+    def in_use(self) -> Any: ...
+    @property
     def on_policy(self) -> Any: ...
     @property
     def growth(self) -> Estimate | None: ...
@@ -49,7 +51,8 @@ class RunPart(Result):
 
     Attributes
     ----------
-    scores_of, unit, units, batch_units, steps, window, decay, confidence, reference, rows, on_policy, growth
+    scores_of, unit, units, batch_units, steps, window, decay, confidence, reference, rows, in_use, on_policy,
+    growth
         As those of `Monitor`.
     noise_over_signal : Estimate or None
         The noise scale of the reference over the units of a batch: the variance of a step's gradient over the
@@ -72,6 +75,7 @@ class RunPart(Result):
     confidence: float
     reference: str
     rows: tuple[Any, ...]
+    in_use: Any
     on_policy: Any
     plan: Any
     growth: Estimate | None
@@ -92,6 +96,7 @@ class RunPart(Result):
             confidence=monitor.confidence,
             reference=monitor.reference or "",
             rows=tuple(monitor.rows) if seen else (),
+            in_use=monitor.in_use if seen else None,
             on_policy=monitor.on_policy if seen else None,
             plan=monitor.plan() if seen else None,
             growth=monitor.growth if seen else None,
@@ -106,11 +111,6 @@ class RunPart(Result):
     @property
     def title(self) -> str:
         return self.part or ("the scores given" if self.scores_of is None else "all parameters")
-
-    @property
-    def in_use(self) -> Any:
-        """The row of the reference; None before the first step."""
-        return next((row for row in self.rows if row.name == self.reference), None)
 
     @property
     def rollouts_per_unit(self) -> int | None:

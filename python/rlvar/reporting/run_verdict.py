@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rlvar.reporting.planning import plan_sentences
 from rlvar.reporting.run_parts import Run, RunPart, in_one_unit
 from rlvar.reporting.words import (
     capital,
@@ -53,9 +54,10 @@ def _sentences(parts: Sequence[RunPart], short: bool) -> Iterator[Said]:
         return
     for text, part in _alternatives(seen, alarm):
         yield _of_part(text, part), "ratios", part.title
-    planned = _first(seen, lambda part: None if part.plan is None else _gain(part.plan))
+    planned = _first(seen, lambda part: None if part.plan is None else _widest(part.plan))
     if planned is not None:
-        yield _of_part(_shape(planned), planned), "plan", planned.title
+        for text in _shape(planned):
+            yield _of_part(text, planned), "plan", planned.title
     if tested is not None and not alarm:
         yield _of_part(_consistent(tested), tested), "on-policy", tested.title
     grown = _first(seen, lambda part: part.growth)
@@ -97,10 +99,10 @@ def _reference(part: RunPart) -> str:
 def _over(part: RunPart) -> str:
     """Say which steps the numbers are pooled from."""
     if part.window is None:
-        return f"over {part.steps:,} steps, the last of which count most"
+        return f"over {part.steps:,} monitored steps, the last of which count most"
     if part.steps <= part.window:
-        return f"over all {part.steps:,} steps" if part.steps > 1 else "in one step"
-    return f"over the last {part.window:,} steps"
+        return f"over all {part.steps:,} monitored steps" if part.steps > 1 else "in one step"
+    return f"over the last {part.window:,} monitored steps"
 
 
 def _noise(part: RunPart) -> str:
@@ -109,36 +111,29 @@ def _noise(part: RunPart) -> str:
     scale, share, over = row.noise_scale, part.noise_over_signal, _over(part)
     if row.variance.value == row.signal.value == 0:
         return f"All gradient estimates of {name} are 0 {over}: no weight or no score is other than 0."
-    if math.isnan(scale.low):
-        seems = f"the noise scale of {name} appears to be {number(scale.value)} {units}, but that has"
-        found = seems if scale.value > 0 and math.isfinite(scale.value) else f"the noise scale of {name} has"
+    if math.isnan(row.variance.low):
+        found = "has no interval"
+        if scale.value > 0 and math.isfinite(scale.value):
+            found = f"appears to be {number(scale.value)} {units}, but that has no interval"
         steps = "One step is" if part.steps == 1 else f"{part.steps:,} steps are"
-        return f"{steps} too few to resolve the signal: {found} no interval."
-    batch = f"a batch of {number(part.batch_units)} {units}"
+        return f"{steps} too few to resolve the signal: the noise scale of {name} {found}."
+    batch = f"in a batch of {number(part.batch_units)} {units}"
     if not scale.resolved:
-        least = (
-            ""
-            if not scale.low > 0
-            else f" ({scale.confidence:.0%} interval from {number(scale.low)} {units})"
-        )
-        sentence = (
-            f"The signal of {name} is not resolved {over}: its interval includes zero, so its noise scale "
-            f"has no upper bound{least}"
-        )
+        sentence = f"The signal of {name} is not resolved {over}: its interval includes zero, so its noise "
+        sentence += "scale has no upper bound"
+        if scale.low > 0:
+            sentence += f" ({scale.confidence:.0%} interval from {number(scale.low)} {units})"
         if share is not None and share.low > 1:
-            sentence += (
-                f"; in {batch} the noise of the gradient is at least {number(share.low)} times its signal"
-            )
+            sentence += f"; {batch} the variance of the gradient is at least {number(share.low)} times the "
+            sentence += "square of its mean"
         return f"{sentence}."
     sentence = f"The noise scale of {name} is {number(scale.value)} {units} ({interval(scale)}) {over}"
     if share is None:
         return f"{sentence}."
-    rules = (
-        "noise dominates" if share.low > 1 else "signal dominates" if share.high < 1 else "neither dominates"
-    )
+    sides = {"noise dominates": share.low > 1, "signal dominates": share.high < 1, "neither dominates": True}
     return (
-        f"{sentence}; in {batch} the variance of the gradient is {number(share.value)} times the square of "
-        f"its mean ({interval(share)}): {rules}."
+        f"{sentence}; {batch} the variance of the gradient is {number(share.value)} times the square of its "
+        f"mean ({interval(share)}): {next(side for side, holds in sides.items() if holds)}."
     )
 
 
@@ -147,10 +142,10 @@ def _alternatives(parts: Sequence[RunPart], alarm: bool) -> Iterator[tuple[str, 
     chosen: dict[str, tuple[Any, RunPart]] = {}
     for part in parts:
         for row in part.rows:
-            better = row.name in chosen and math.isnan(chosen[row.name][0].ratio.low) > math.isnan(
-                row.ratio.low
-            )
-            if row.name != part.reference and (row.name not in chosen or better):
+            if row.name == part.reference:
+                continue
+            before = chosen.get(row.name)
+            if before is None or (math.isnan(before[0].ratio.low) and not math.isnan(row.ratio.low)):
                 chosen[row.name] = row, part
     kinds: dict[tuple[str, str], list[tuple[Any, RunPart]]] = {}
     for row, part in chosen.values():
@@ -171,7 +166,11 @@ def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
     if kind == "precision":
         return ratio_sentence(row, part.reference, units, identical=same)
     if kind == "signal":
-        return _by_signal(this, that, row.noise_scale_ratio, units)
+        means = "their mean gradients may differ"
+        if row.differs and row.unbiased and part.in_use is not None and part.in_use.unbiased:
+            means = "their mean gradients differ, though in theory both are unbiased: look for rewards that "
+            means += "depend on later actions, a discount, another policy, or a filter"
+        return _by_signal(this, that, row.noise_scale_ratio, units, means)
     if row.factor is not None:
         return ratio_sentence(row, part.reference, None, identical=same)
     claim = (
@@ -185,9 +184,9 @@ def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
     )
 
 
-def _by_signal(this: str, that: str, ratio: Estimate, units: str) -> str:
+def _by_signal(this: str, that: str, ratio: Estimate, units: str, means: str) -> str:
     """Say how many times as many units the noisier needs, each for a mean gradient of its own."""
-    purpose, means = "for the same signal-to-noise ratio", "their mean gradients may differ"
+    purpose = "for the same signal-to-noise ratio"
     if ratio.value < 1:
         this, that = that, this
         most = 1 / ratio.low if ratio.low else math.inf
@@ -234,41 +233,25 @@ def _longer(row: Any, kind: str) -> bool:
     return kind == "precision" and row.factor != 1
 
 
-def _gain(plan: Any) -> Estimate | None:
-    """Return the gain that the shape of a batch is decided by."""
-    found: Estimate | None = _other(plan).gain if _other(plan) is not None else None
-    return found
-
-
-def _other(plan: Any) -> Any:
-    """Return the best option, or that which seems best beside the one in use; None if there is no other."""
-    best = plan.options[0]
-    others = [each for each in plan.options if each.completions != plan.in_use and each.gain.value > 0]
-    return best if best.completions != plan.in_use else max(others, key=lambda x: x.gain.value, default=None)
-
-
-def _shape(part: RunPart) -> str:
-    """Say which prompts x completions have the least variance for the rollouts in use."""
-    plan, name = part.plan, _reference(part)
-    other, now = _other(plan), next((each for each in plan.options if each.completions == plan.in_use), None)
-    gain, rollouts = other.gain, f"the same {other.prompts * other.completions:,} rollouts"
-    shape = f"{plan.in_use} completions a prompt" if now is None else _as(now)
-    if gain.high < 1:
-        more = _inverse(gain)
-        return (
-            f"With {name}, {shape}, as now, has the least variance of all shapes for {rollouts}: that of "
-            f"{_as(other)}, the next, is {number(more.value)} times as large ({interval(more)})."
+def _shape(part: RunPart) -> list[str]:
+    """Say what other prompts x completions would do with the rollouts in use, if that has an interval."""
+    plan, that = part.plan, part.reference
+    sentences = plan_sentences({that: plan}, that, [that], long_name)
+    others = [each for each in plan.options if each.completions != plan.in_use]
+    if sentences and sentences[0].endswith("by the estimates.") and others:
+        following = max(others, key=lambda option: option.gain.value)
+        times = _inverse(following.gain)
+        sentences[0] = (
+            f"{sentences[0][:-1]}; {_as(following)} would have {number(times.value)} times its variance "
+            f"({interval(times)})."
         )
-    if gain.low > 1:
-        return (
-            f"With {name}, {shape}, as now, has {number(gain.value)} times the variance of {_as(other)} for "
-            f"{rollouts} ({interval(gain)})."
-        )
-    unsure = "that has no interval" if math.isnan(gain.low) else f"the interval includes 1 ({interval(gain)})"
-    return (
-        f"Inconclusive: with {name}, {shape}, as now, appears to have {number(gain.value)} times the "
-        f"variance of {_as(other)} for {rollouts}, but {unsure}."
-    )
+    return sentences
+
+
+def _widest(plan: Any) -> Estimate:
+    """Return the gain of another shape than that in use, if there is one."""
+    gains: list[Estimate] = [each.gain for each in plan.options if each.completions != plan.in_use]
+    return next(iter(gains), Estimate(1.0, 0.0, 1.0, 1.0))
 
 
 def _as(option: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rlvar.analysis.comparison import Comparison
+from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.sampling import Sampling, kept_noise_scale
 from rlvar.stats.estimate import Estimate
@@ -142,20 +142,28 @@ def _positions(test: OnPolicyTest, sampling: Sampling) -> str:
     )
 
 
+def is_reward_scaled(row: ComparisonRow) -> bool:
+    """Whether an estimator of another mean compares by the scale that the rewards give."""
+    ratio = row.reward_scaled_ratio
+    return ratio is not None and math.isfinite(ratio.value) and not math.isnan(ratio.low)
+
+
 def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str]) -> list[str]:
     """Say how many groups estimators of another length need, by the scale that the rewards give."""
     found, that = [], names(comparison.reference)
-    for row in comparison:
+    for row in filter(is_reward_scaled, comparison):
         ratio, bracket = row.reward_scaled_ratio, row.reward_scaled_bracket
-        if ratio is None or not math.isfinite(ratio.value) or math.isnan(ratio.low):
-            continue
+        assert ratio is not None
+        one = ratio.low <= 1.0 <= ratio.high
         ends = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
+        ends += ", which includes 1" if one else ""
         if bracket is not None and bracket[1] / bracket[0] > 1.01 * ratio.high / ratio.low:
             ends += f"; if only no prompt opposes the mean gradient, {bracket[0]:.2f} to {bracket[1]:.2f}"
         found.append(
-            f"Scaled by the rewards, {names(row.name)} needs {ratio.value:.2f} times as many groups as "
-            f"{that} for the same precision, if the gradient of each prompt along the mean gradient is "
-            f"proportional to the variance of its rewards ({ends})."
+            f"{names(row.name)} may estimate a different mean gradient than {that}. Scaled by the rewards, "
+            f"it {'appears to need' if one else 'needs'} {ratio.value:.2f} times as many groups for the same "
+            "precision, if the gradient of each prompt along the mean gradient is proportional to the "
+            f"variance of its rewards ({ends})."
         )
     return found
 

@@ -10,18 +10,27 @@ from rlvar.analysis.decompose import Decomposition
 from rlvar.analysis.headroom import BASELINES, OVER_TO_GO, Headroom
 from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
+from rlvar.analysis.planning import Plan
 from rlvar.analysis.sampling import Sampling
-from rlvar.reporting.sampling import on_policy_sentence, reward_scaled_sentences, sampling_sentences
-from rlvar.reporting.words import capital as _start
-from rlvar.reporting.words import interval as _interval
-from rlvar.reporting.words import joined as _list
-from rlvar.reporting.words import long_name
-from rlvar.reporting.words import number as _number
-from rlvar.reporting.words import percent as _percent
-from rlvar.reporting.words import power_law as _power_law
-from rlvar.reporting.words import ratio_sentence as _ratio_sentence
-from rlvar.reporting.words import rounded as _round
-from rlvar.reporting.words import within as _within
+from rlvar.reporting.planning import plan_sentences
+from rlvar.reporting.sampling import (
+    is_reward_scaled,
+    on_policy_sentence,
+    reward_scaled_sentences,
+    sampling_sentences,
+)
+from rlvar.reporting.words import (
+    capital,
+    interval,
+    joined,
+    long_name,
+    number,
+    percent,
+    power_law,
+    ratio_sentence,
+    rounded,
+    within,
+)
 from rlvar.stats.estimate import Estimate
 from rlvar.weights.importance import ImportanceRatios
 
@@ -40,6 +49,7 @@ def verdict(
     room: Headroom | None,
     on_policy: OnPolicyTest,
     sampling: Sampling,
+    plans: Mapping[str, Plan],
     steps: int,
 ) -> list[str]:
     """Say which estimator is quieter, where its variance comes from, and what cannot be told.
@@ -58,12 +68,15 @@ def verdict(
     alone = part_of(comparison.scores_of)
     on_sampling = [*sampling_sentences(sampling, rloo, alone), *_stale(comparison, on_policy, sampling)]
     one_coordinate = decompositions[quietest].mean.shape[1] < 2
+    same = [row.name for row in comparison if comparison.same_mean(row)]
+    planned = [] if doubts else plan_sentences(plans, comparison.reference, same, long_name)
     batches = [] if doubts or one_coordinate else _batches(comparison[quietest])
     return [
         *(on_sampling if doubts else []),  # what puts the rest in question comes first
         *_comparisons(comparison, doubts),
         *_unless_filtered(comparison, doubts, sampling),
         *([] if doubts else reward_scaled_sentences(comparison, long_name)),
+        *(_of_part(sentence, alone) for sentence in planned),
         *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *comparison.notes,
@@ -134,7 +147,7 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     others = [row for row in comparison if row.name != reference]
     known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
     said = None if doubts else units
-    sentences = [_ratio_sentence(row, reference, said, identical=row.identical) for row in known]
+    sentences = [ratio_sentence(row, reference, said, identical=row.identical) for row in known]
     if known and doubts:
         sentences.append(
             f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
@@ -142,17 +155,18 @@ def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
     denied = [long_name(row.name) for row in others if row.unbiased and row.differs]
     if denied and comparison.reference_unbiased:
         sentences.append(
-            f"On these rollouts {_list([*denied, long_name(reference)])} have different mean gradients, "
+            f"On these rollouts {joined([*denied, long_name(reference)])} have different mean gradients, "
             "though in theory all are unbiased: look for rewards that depend on later actions, a discount, "
             "another policy, or a filter."
         )
-    apart = [long_name(row.name) for row in others if row not in known]
+    scaled = [] if doubts else [row for row in others if is_reward_scaled(row)]
+    apart = [long_name(row.name) for row in others if row not in known and row not in scaled]
     if apart:
         one = len(apart) == 1
         does = "its variance ratio alone does" if one else "their variance ratios alone do"
         sentences.append(
-            f"{_start(_list(apart))} may estimate a different mean gradient than {long_name(reference)}, so "
-            f"{does} not say how many {units} {'it needs' if one else 'they need'}."
+            f"{capital(joined(apart))} may estimate a different mean gradient than {long_name(reference)}, "
+            f"so {does} not say how many {units} {'it needs' if one else 'they need'}."
         )
     return sentences
 
@@ -175,7 +189,7 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     best, reference, share = long_name(room.best), long_name(room.reference), room.removable
     if not math.isfinite(share.value):  # the reference does not vary
         return f"No baseline has anything to remove from {reference}."
-    with_to_go = not (math.isnan(room.reward_to_go.value) or _within(room.reward_to_go, 0.0))
+    with_to_go = not (math.isnan(room.reward_to_go.value) or within(room.reward_to_go, 0.0))
     on_top = with_to_go and not math.isnan(room.on_top.value)
     base, of = (name.partition(":")[0] for name in (room.best, room.reference))
     if base in OVER_TO_GO and of not in ("single", "multi"):
@@ -187,16 +201,16 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
         before = f"{_reward_to_go(room.reward_to_go, whole)}; {'' if on_top else 'without it '}"
     if on_top:
         share, whole = room.on_top, "what is left"
-    interval = _interval(share, percent=True)
+    ends = interval(share, percent=True)
     if share.low > 0:
-        claim = f"{best} would remove {share.value:.1%} of {whole} ({interval})"
+        claim = f"{best} would remove {share.value:.1%} of {whole} ({ends})"
         claim += "".join(_in_batches(*each) for each in room.in_batches.items())
     else:
         does, of, part = ("remove", "of", share) if share.value >= 0 else ("add", "to", _negative(share))
-        would = f"{best} would {does} {_percent(part.value)} {of} it ({_interval(part, percent=True)})"
+        would = f"{best} would {does} {percent(part.value)} {of} it ({interval(part, percent=True)})"
         claim = f"no fitted baseline measurably reduces {whole}: {would}"
     parts = [
-        f"{long_name(name)} {_percent(part.value)} ({_interval(part, percent=True)})"
+        f"{long_name(name)} {percent(part.value)} ({interval(part, percent=True)})"
         for name, part in room.removed.items()
         if name.partition(":")[0] not in (*BASELINES, *["multi"] * with_to_go)
         and 0 < part.high - part.low < 2  # 0: the reference itself
@@ -204,12 +218,12 @@ def _headroom_sentence(room: Headroom, grouped: bool) -> str:
     ]
     all_ = "both together" if on_top else "that reduction"
     achieved = f" Already achieved of {all_}: {', '.join(parts)}." if parts else ""
-    return f"{_start(before + claim)}.{achieved}"
+    return f"{capital(before + claim)}.{achieved}"
 
 
 def _in_batches(size: int, share: Estimate) -> str:
     """Say what is left of a baseline's gain where it is fitted to few rollouts."""
-    of_share = f"{round(share.value, 3) + 0.0:.1%} ({_interval(share, percent=True)})"
+    of_share = f"{round(share.value, 3) + 0.0:.1%} ({interval(share, percent=True)})"
     return f"; fitted to batches of {size} rollouts, {of_share}"
 
 
@@ -221,11 +235,11 @@ def _reward_to_go(share: Estimate, whole: str) -> str:
     """Say how much of the variance of single-step reward-to-go removes, or adds."""
     if share.high < 0:
         added = _negative(share)
-        return f"reward-to-go adds {added.value:.1%} to {whole} ({_interval(added, percent=True)})"
-    interval = _interval(share, percent=True)
+        return f"reward-to-go adds {added.value:.1%} to {whole} ({interval(added, percent=True)})"
+    ends = interval(share, percent=True)
     if share.low > 0:
-        return f"reward-to-go removes {share.value:.1%} of {whole} ({interval})"
-    return f"whether reward-to-go reduces {whole} is not resolved: by {_percent(share.value)} ({interval})"
+        return f"reward-to-go removes {share.value:.1%} of {whole} ({ends})"
+    return f"whether reward-to-go reduces {whole} is not resolved: by {percent(share.value)} ({ends})"
 
 
 def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
@@ -243,7 +257,7 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
     reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
-        return [_power_law(grows, "k", parts.horizon_exponent, reached)]
+        return [power_law(grows, "k", parts.horizon_exponent, reached)]
     _, shortest, longest, measure = parts.length_growth
     if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
         grows = (
@@ -251,12 +265,12 @@ def _growth(name: str, parts: Decomposition) -> list[str]:
             f"variance of {name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
-        return [_power_law(grows, "length", parts.length_exponent, beside)]
+        return [power_law(grows, "length", parts.length_exponent, beside)]
     if not math.isnan(parts.growth_exponent.value):
         grows = (
             f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-        return [_power_law(grows, "k", parts.growth_exponent, reached)]
+        return [power_law(grows, "k", parts.growth_exponent, reached)]
     return []
 
 
@@ -271,7 +285,7 @@ def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
         cancelled = f"cancels {-covariance.value / parts.variance_terms.value:.0%} of the variance terms"
         claim = f"Covariance between steps is negative in {name} and {cancelled}"
     return (
-        f"{claim}: {_number(covariance.value)} ({_interval(covariance)}) against {_number(total)} in total "
+        f"{claim}: {number(covariance.value)} ({interval(covariance)}) against {number(total)} in total "
         f"({steps * (steps - 1) // 2:,} covariance terms, {steps:,} variance terms)."
     )
 
@@ -283,7 +297,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
     faint = [row for row in varying if not (row.signal.resolved or math.isnan(row.signal.low))]
     if not faint:
         return []
-    names = _list([long_name(row.name) for row in faint])
+    names = joined([long_name(row.name) for row in faint])
     what = (
         f"signal of {names}: its interval includes zero, so its noise scale has no upper bound"
         if len(faint) == 1
@@ -296,7 +310,7 @@ def _faint_signals(comparison: Comparison) -> list[str]:
         if signal.value > 1e-12 * (signal.value - signal.low):  # else it is rounding
             # Rows with one signal need as many.
             needed[resolved] = (
-                f"about {_round(resolved.value)} {units} would resolve it in half of the cases; a smaller "
+                f"about {rounded(resolved.value)} {units} would resolve it in half of the cases; a smaller "
                 "signal takes more"
             )
     if len(needed) == 1:
@@ -325,7 +339,7 @@ def _agree(ratios: ImportanceRatios, share: float) -> str:
     instead = "no ratios" if kind == "none" else f"{kind} ratios instead of those of whole sequences"
     return (
         f"The recorded log-probabilities differ from the model's by {ratios.gap:.2g} on average, as those of "
-        f"an inference engine may. With {instead}, the bias this makes is at most {_percent(share)} of the "
+        f"an inference engine may. With {instead}, the bias this makes is at most {percent(share)} of the "
         "standard error of the mean gradients, so these rollouts count as on policy."
     )
 
@@ -333,7 +347,7 @@ def _agree(ratios: ImportanceRatios, share: float) -> str:
 def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     rollouts, size, kind = len(ratios.values), ratios.effective_size, ratios.importance
     if kind == "none":
-        most = "" if math.isnan(share) else f", by up to {_percent(share)} of their standard error"
+        most = "" if math.isnan(share) else f", by up to {percent(share)} of their standard error"
         return [
             "behavior_logp shows that another policy sampled these rollouts; without importance ratios the "
             f"mean gradients are biased{most}. Sequence ratios would leave an effective sample size of "
@@ -346,7 +360,7 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
         )
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
-        missed = f"about {_percent(1 - ratios.mean.value)} of the policy's probability"
+        missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
             f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
             f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "

@@ -17,6 +17,8 @@ _LONG_NAMES = {
     "reinforce++": "REINFORCE++",
     "opo": "OPO",
     "gae": "GAE",
+    "single-mean": "single-step with a mean baseline",
+    "multi-mean": "multi-step with a mean baseline",
     "single-optimal": "the best constant baseline (single-optimal)",
     "multi-optimal": "a baseline for each step (multi-optimal)",
     "otb": "token baselines (OTB)",

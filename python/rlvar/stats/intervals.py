@@ -187,9 +187,10 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
 def skewed(variance: Moment, confidence: float) -> Estimate:
     r"""Interval of a variance by left-out values that do not tell its skewness, as differences do not.
 
-    The upper end is that of :math:`\log V` by the cubic of `ratio_of_variances` as if the values behind V were
-    log-normal, to first order of a skewness of three times their coefficient of variation :math:`\sigma`. Then
-    :math:`p = q = \sigma / (2 \sqrt M)`. It is never below that of `jackknife`, whose lower end stays.
+    The upper end is that of :math:`\log V` by the cubic of `ratio_of_variances` as if the values behind V
+    were log-normal, to first order of a skewness of three times their coefficient of variation
+    :math:`\sigma`. Then :math:`p = q = \sigma / (2 \sqrt M)`. It is never below that of `jackknife`, whose
+    lower end stays.
     """
     plain, left_out = jackknife(*variance, confidence, positive=True), variance.left_out
     if not (plain.stderr > 0 and variance.value > 0 and (left_out > 0).all()):

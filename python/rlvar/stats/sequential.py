@@ -22,7 +22,7 @@ from typing import Any
 from rlvar.stats.estimate import Estimate
 
 BURN_IN = 4  # steps that are not zero
-_SHARPEST = 10.0  # steps
+_SHARPEST = 30.0  # steps
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double
+from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.torch.batch import Batch
 from rlvar.torch.gathering import Processes, gradients_of_all, rollouts_of_all
@@ -145,7 +146,8 @@ class Probe:
         Returns
         -------
         Rollouts
-            Those with a reward, with their scores; of several processes, first those of the first.
+            Those with a reward, with their scores. Of several processes they are packed, those of the first
+            process first.
 
         Raises
         ------
@@ -227,6 +229,37 @@ class Probe:
             if self.whole is not None:
                 self.whole.update(found, **found.known, step=step, batch=batch)
         return found
+
+    def report(
+        self, other: Probe | None = None, *, names: Sequence[str] = ("this run", "the other")
+    ) -> RunReport:
+        """Report on the run so far, from both monitors, maybe beside another probe's run.
+
+        Parameters
+        ----------
+        other : Probe, optional
+            That of another run.
+        names : sequence of str
+            What to call the two.
+
+        Returns
+        -------
+        RunReport
+            ``print`` shows it, ``.to_html(path)`` writes a page.
+
+        Raises
+        ------
+        ValueError
+            For a probe whose monitors have seen no step.
+        """
+        runs = [
+            [each for each in (probe.whole, probe.monitor) if each is not None and each.steps]
+            for probe in (self, other)
+            if probe is not None
+        ]
+        if not all(runs):
+            raise ValueError("a report needs a monitor that has seen a step")
+        return run_report(*runs, names=names)
 
     def _batches(self, given: Callable[[], Batch]) -> tuple[Batch, Batch, Processes | None]:
         """Return the rows of this process and those of all."""

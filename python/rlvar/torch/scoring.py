@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rlvar.config import version
 from rlvar.files import writable
 from rlvar.recorded.container import RecordedRollouts, padded
 from rlvar.recorded.folder import ScoreFolder
-from rlvar.torch import inputs
+from rlvar.torch import inputs, shards
 from rlvar.torch.language import Of, token_scores
 from rlvar.torch.policy import Policy
 from rlvar.torch.pretrained import Dtype, load_model, load_tokenizer, tokenised
@@ -47,6 +47,8 @@ def score_recorded(
     dtype: Dtype = "auto",
     device: str | None = None,
     memory: int = 1 << 30,
+    ray: bool | str = False,
+    cpus: int = 1,
     progress: bool | Callable[[int, int], object] = False,
 ) -> RecordedRollouts:
     """Score recorded rollouts with a model, into a folder that `load_rollouts` reads.
@@ -73,6 +75,12 @@ def score_recorded(
         Of a model by name; "auto" is that of its files.
     device : str, optional
         Of a model by name. By default "cuda" if there is one, or else "cpu".
+    ray : bool or str, default False
+        Whether Ray's workers score the blocks (it needs ``rlvar[ray]``): True for the cluster that runs or,
+        if none does, a new one on this machine for the time being; or the address of a cluster, as
+        ``ray.init`` takes it. The bits are those of one process with as many threads as a worker.
+    cpus : int, default 1
+        CPUs, and threads, of each of Ray's workers; on GPUs each has one of them too. Each needs `memory`.
     progress : bool or callable, default False
         Whether to show a progress bar (it needs tqdm), or a function of the rollouts done and all of them.
 
@@ -87,7 +95,10 @@ def score_recorded(
         As `token_scores`; for rewards alone, without tokens or text; for a folder that was begun with another
         model, other rollouts or other options.
     OSError
-        If the folder is there already or cannot be written.
+        If the folder is there already or cannot be written; if Ray's cluster cannot be reached, or its
+        workers die again and again.
+    ImportError, MemoryError
+        If a package is missing; if memory is, here or in a worker.
 
     Examples
     --------
@@ -107,6 +118,7 @@ def score_recorded(
         raise TypeError(f"recorded must be a RecordedRollouts, got {type(recorded).__name__}")
     _check.choice("of", of, Of)
     _check.choice("dtype", dtype, Dtype)
+    cpus = _check.positive_integer("cpus", cpus)
     if recorded.ids is None and recorded.texts is None:
         raise ValueError(
             f"{recorded.source}: it has rewards but neither token ids nor text to score; name their columns "
@@ -132,38 +144,51 @@ def score_recorded(
     lengths = recorded.lengths
     if not lengths.any():
         raise ValueError(f"{recorded.source}: no response has a token")
-    if not isinstance(model, torch.nn.Module):
-        model = load_model(os.fspath(model), dtype, device)
-    inner = inputs.unwrapped(model)
-    known = inputs.named(inner)
-    parameter = next(iter(known.values()), None)
-    options: dict[str, Any] = {
-        "of": of,
-        "sketch": sketch,
-        "temperature": policy.temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "memory": memory,
-    }
-    key = {
-        "model": _hash_of(inner),
-        "set of rollouts": _hash_of(recorded),
-        **{name: value if name != "sketch" else repr(value) for name, value in options.items()},
-        "kind of device": "none" if parameter is None else parameter.device.type,
-        "version of rlvar": version,
-    }
-    n = len(recorded)
-    size = sum(each.numel() for each in known.values()) if sketch is None else sketch.k
     with contextlib.ExitStack() as stack:
+        cluster = None
+        if ray:
+            cluster = stack.enter_context(shards.connected(None if ray is True else ray))
+        by_name = isinstance(model, str | PathLike)
+        if not isinstance(model, torch.nn.Module):
+            model = load_model(os.fspath(model), dtype, device if cluster is None else "cpu")
+        inner = inputs.unwrapped(model)
+        known = inputs.named(inner)
+        kind = next((each.device.type for each in known.values()), "none")
+        if cluster is not None:
+            kind = cluster.device(device if by_name else kind)
+        options: dict[str, Any] = {
+            "of": of,
+            "sketch": sketch,
+            "temperature": policy.temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "memory": memory,
+        }
+        key = {
+            "model": _hash_of(inner),
+            "set of rollouts": _hash_of(recorded),
+            **{name: value if name != "sketch" else repr(value) for name, value in options.items()},
+            "kind of device": kind,
+            "version of rlvar": version,
+        }
+        n = len(recorded)
+        size = sum(each.numel() for each in known.values()) if sketch is None else sketch.k
         shown = _check.reporter(progress, n, " rollouts", stack)
         target = stack.enter_context(ScoreFolder(folder, key, lengths))
-        for start, stop in _blocks(lengths, 4 * size):
-            if stop <= target.done:
-                continue
-            shown(start, n)
-            blocks, scores_of, sketched = _block(model, recorded, start, stop, options, shown)
-            target.append(stop - start, blocks, scores_of, sketched)
+        cuts = [(start, stop) for start, stop in _blocks(lengths, 4 * size) if stop > target.done]
+        shown(target.done, n)
+        if cluster is None:
+            found: Generator[Any, None, None] = (
+                _block(model, *_rows(recorded, *cut), options, _within(shown, *cut, n)) for cut in cuts
+            )
+        else:
+            parts = [(*_rows(recorded, *cut), options) for cut in cuts]
+            found = cluster.map(_block, inner, parts, cpus=cpus, device=kind)
+            stack.enter_context(contextlib.closing(found))
+        for (start, stop), scored in zip(cuts, found, strict=True):
+            target.append(stop - start, *scored)
+            shown(stop, n)
         shown(n, n)
         arrays: dict[str, NDArray[Any]] = {"rewards": recorded.rewards}
         if recorded.token_rewards is not None:
@@ -190,28 +215,36 @@ def _blocks(lengths: NDArray[np.int64], coordinate_bytes: int) -> Iterator[tuple
     yield from zip(cuts, [*cuts[1:], len(lengths)], strict=True)
 
 
-def _block(
-    model: torch.nn.Module,
-    recorded: RecordedRollouts,
-    start: int,
-    stop: int,
-    options: dict[str, Any],
-    shown: Callable[[int, int], object],
-) -> tuple[dict[str, NDArray[Any]], str, bool]:
-    """Score some rollouts; return what goes into the folder."""
+def _rows(
+    recorded: RecordedRollouts, start: int, stop: int
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
+    """Return the tokens and the masks of those of some rollouts that have a token to score."""
     assert recorded.ids is not None
     assert recorded.masks is not None
-    rows = [n for n in range(start, stop) if recorded.masks[n].any()]
-    ids, masks = [recorded.ids[n] for n in rows], [recorded.masks[n] for n in rows]
+    live = [n for n in range(start, stop) if recorded.masks[n].any()]
+    return [recorded.ids[n] for n in live], [recorded.masks[n] for n in live]
+
+
+def _within(
+    shown: Callable[[int, int], object], start: int, stop: int, n: int
+) -> Callable[[int, int], object]:
+    """Return what shows how far a block has come."""
+    return lambda done, total: shown(start + (stop - start) * done // total, n)
+
+
+def _block(
+    model: torch.nn.Module,
+    ids: list[NDArray[np.int64]],
+    masks: list[NDArray[np.bool_]],
+    options: dict[str, Any],
+    progress: bool | Callable[[int, int], object] = False,
+) -> tuple[dict[str, NDArray[Any]], str, bool]:
+    """Score some rollouts; return what goes into the folder."""
     width = max(map(len, ids))
     attended = np.arange(width) < np.array([len(each) for each in ids])[:, None]
-
-    def report(done: int, total: int) -> None:
-        shown(start + (stop - start) * done // total, len(recorded))
-
     try:
         found = token_scores(
-            model, padded(ids, width), attended, padded(masks, width), progress=report, **options
+            model, padded(ids, width), attended, padded(masks, width), progress=progress, **options
         )
     except torch.OutOfMemoryError:
         raise MemoryError("the device's memory is too small; lower memory") from None

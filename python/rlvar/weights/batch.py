@@ -146,6 +146,11 @@ class Batch:
         return bool(2 * sizes[last].sum() > sizes.sum())
 
     @cached_property
+    def one_reward(self) -> bool:
+        """Whether no reward comes before the end of an episode, so that "multi" is "single"."""
+        return bool(np.array_equal(self.to_go(), self.episode_returns()))
+
+    @cached_property
     def plain(self) -> Batch:
         """The same rollouts without factors."""
         return self if self.factors is None else Batch(self.rollouts, threads=self.threads)

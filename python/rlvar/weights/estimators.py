@@ -177,6 +177,21 @@ def resolve(
     return found
 
 
+def default_estimators(batch: Batch) -> list[Estimator]:
+    """Return what is compared where nothing was asked for: what these rollouts can tell apart.
+
+    "single"; "multi" where it differs, not with one reward at the end; what takes groups of two or more;
+    without those "single-mean", if "multi" does not differ.
+    """
+    names = ["single"] if batch.one_reward else ["single", "multi"]
+    sizes = np.bincount(batch.rollouts.groups) if batch.rollouts.groups is not None else np.zeros(0, int)
+    if len(sizes) > 1 and sizes.min() > 1 and not batch.several.any():
+        names += ["rloo", "grpo", "dr-grpo"]
+    elif batch.one_reward and not batch.several.any():
+        names += ["single-mean"]
+    return [estimator(name) for name in names]
+
+
 def _is_pair(value: object) -> bool:
     """Whether it is a name with weights, and no sequence of two estimators."""
     pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)

@@ -5,6 +5,8 @@ python examples/arithmetic_trl.py  # two minutes on one thread
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import transformers
 from datasets import Dataset
@@ -36,7 +38,15 @@ def right(completion_ids, a, b, **_) -> list[float]:
     return [float(one == other) for one, other in zip(written, wanted, strict=True)]
 
 
-def make_trainer(model, folder, *, steps: int, seed: int = 0, **options) -> GRPOTrainer:
+def partly(completion_ids, a, b, **_) -> list[float]:
+    """The share of the right completion that is written before the first wrong character."""
+    wanted = list(map(arithmetic.right_completion, a, b))
+    written = map(arithmetic.decode, completion_ids)
+    pairs = zip(wanted, written, strict=True)
+    return [len(os.path.commonprefix(pair)) / len(pair[0]) for pair in pairs]  # noqa: RUF071 - of texts
+
+
+def make_trainer(model, folder, *, steps: int, reward=right, seed: int = 0, **options) -> GRPOTrainer:
     """Return a trainer for steps of 8 prompts with 8 completions each."""
     arguments = {
         "per_device_train_batch_size": 64,
@@ -54,7 +64,7 @@ def make_trainer(model, folder, *, steps: int, seed: int = 0, **options) -> GRPO
     }
     return GRPOTrainer(
         model=model,
-        reward_funcs=right,
+        reward_funcs=reward,
         args=GRPOConfig(output_dir=str(folder), **{**arguments, **options}),
         train_dataset=prompts(8 * steps, np.random.default_rng(seed)),
         processing_class=make_tokenizer(),

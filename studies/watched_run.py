@@ -4,10 +4,11 @@
     python studies/watched_run.py --quick  # a few steps: shows that it runs
 
 The model of `examples/arithmetic.py`, taught for 300 steps, learns sums by steps of 8 prompts with 8
-completions each. Every batch is measured by all parameters, and all measurements are pooled. At three
-checkpoints 50 times as many rollouts are sampled from the policy then, and their exact gradients of all
-parameters (no sketch) give its noise scale. The pooled one is that of the steps before it, so the two are of
-one policy only as far as the policy has not moved: the learning rate, 1e-5, is a small one.
+completions each, with the share of a completion up to its first wrong character as reward. Every batch is
+measured by all parameters, and all measurements are pooled. At three checkpoints 50 times as many rollouts
+are sampled from the policy then, and their exact gradients of all parameters (no sketch) give its noise
+scale. The pooled one is that of the steps before it, so the two are of one policy only as far as the policy
+has not moved: the learning rate, 1e-5, is a small one.
 """
 
 from __future__ import annotations
@@ -24,30 +25,46 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import arithmetic
 import arithmetic_trl
-import rlvar
 import rlvar.torch.trl
 from rlvar.torch import unit_gradients
 
 PROMPTS, COMPLETIONS, MORE = 8, 8, 50
 
 
-def exact(model, seed: int, batches: int) -> rlvar.Estimate:
-    """Noise scale of GRPO, in groups, from so many batches and all parameters exactly."""
+def exact(model, seed: int, batches: int) -> tuple[float, float, float]:
+    """Noise scale of GRPO, in groups, with its interval: from so many batches and all parameters exactly.
+
+    V = sum |g - mean g|^2 / (U - 1) and S = |mean g|^2 - V / U of all U groups; the interval is that of
+    S / V, from a jackknife over batches.
+    """
     rng = np.random.default_rng(seed)
-    rows = []
+    sums, squares = [], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _ in range(batches):
             pairs = np.repeat(arithmetic.draw_prompts(PROMPTS, rng), COMPLETIONS, axis=0)
             ids, mask, _ = arithmetic.sample(model, pairs)
-            rewards, _ = arithmetic.rewards_of(pairs, ids, mask)
+            written = [
+                row[live].tolist() for row, live in zip(ids[:, arithmetic.PROMPT :], mask, strict=True)
+            ]
+            rewards = arithmetic_trl.partly(written, *pairs.T.tolist())
             attended = torch.cat([torch.ones(len(ids), arithmetic.PROMPT), mask], dim=1)
             groups = np.repeat(np.arange(PROMPTS), COMPLETIONS)
             options = {"rewards": rewards, "sketch": None}
-            found = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)
-            rows.append(found["grpo"].astype(np.float32))
-    sizes = np.full(PROMPTS * batches, COMPLETIONS)
-    return rlvar.compare_gradients({"grpo": np.concatenate(rows)}, sizes=sizes)["grpo"].noise_scale
+            g = unit_gradients(model, ids, attended, mask, "grpo", groups, **options)["grpo"]
+            sums.append(g.sum(axis=0))
+            squares.append(np.square(g).sum())
+
+    def inverse(total, square, units):
+        variance = (square - total @ total / units) / (units - 1)
+        return (total @ total / units**2 - variance / units) / variance
+
+    total, square, units = sum(sums), sum(squares), PROMPTS * batches
+    value = inverse(total, square, units)
+    left_out = [inverse(total - s, square - q, units - PROMPTS) for s, q in zip(sums, squares, strict=True)]
+    half = 1.96 * np.sqrt((batches - 1) * np.var(left_out))
+    high = 1 / (value - half) if value > half else np.inf
+    return 1 / value, 1 / (value + half), high
 
 
 class Checkpoints(transformers.TrainerCallback):
@@ -62,8 +79,8 @@ class Checkpoints(transformers.TrainerCallback):
             self.kept.append((state.global_step, pooled, copy.deepcopy(model)))
 
 
-def shown(x: rlvar.Estimate) -> str:
-    return f"{x.value:6.1f} [{x.low:5.1f}, {x.high:5.1f}]"
+def shown(value: float, low: float, high: float) -> str:
+    return f"{value:6.1f} [{low:5.1f}, {high:5.1f}]"
 
 
 def main() -> None:
@@ -74,7 +91,9 @@ def main() -> None:
     model = arithmetic.make_model(0)
     arithmetic.teach(model, 300, np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = arithmetic_trl.make_trainer(model, folder, steps=last, learning_rate=1e-5)
+        trainer = arithmetic_trl.make_trainer(
+            model, folder, steps=last, reward=arithmetic_trl.partly, learning_rate=1e-5
+        )
         page = pages[0] if pages else None
         watcher = rlvar.torch.trl.watch(trainer, every=1, whole_every=1, window=last, page=page)
         kept = Checkpoints(watcher, [last // 3, 2 * last // 3, last])
@@ -87,8 +106,9 @@ def main() -> None:
     held = []
     for step, pooled, model in kept.kept:
         true = exact(model, step, 2 if quick else MORE)
-        held.append(pooled.low <= true.value <= pooled.high)
-        print(f"{step:5d}  {shown(pooled):34s}  {shown(true)}  {'yes' if held[-1] else 'no'}")
+        held.append(pooled.low <= true[0] <= pooled.high)
+        seen = shown(pooled.value, pooled.low, pooled.high)
+        print(f"{step:5d}  {seen:34s}  {shown(*true)}  {'yes' if held[-1] else 'no'}")
     if not quick:
         widths = [pooled.high - pooled.low for _, pooled, _ in kept.kept]
         assert widths == sorted(widths, reverse=True), widths

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -240,7 +241,7 @@ def test_what_is_logged_reaches_every_logger_and_is_json(tmp_path):
 
     made = trainer(tmp_path, max_steps=4)
     made.add_callback(Logger())
-    watcher = watch(made, every=2, whole_every=4)
+    watcher = watch(made, every=2, whole_every=4, estimators=["grpo", "rloo"])
     made.train()
     assert ["rlvar/seconds" in logs for logs in heard] == [True, False, True, False, False]
     assert ["rlvar/seconds" in record for record in made.state.log_history] == [
@@ -255,6 +256,7 @@ def test_what_is_logged_reaches_every_logger_and_is_json(tmp_path):
     assert last["rlvar/final_norm/steps"] == 2
     assert last["rlvar/all/steps"] == 1
     assert "rlvar/final_norm/ratio/rloo" in last
+    assert "rlvar/all/ratio/rloo" in last
     assert 0 < last["rlvar/seconds"] <= watcher.seconds
 
 
@@ -376,6 +378,20 @@ def test_the_page_is_written_at_the_end(tmp_path):
     assert str(watcher.report())
 
 
+def test_what_the_docs_say_runs_and_names_all_that_is_logged(tmp_path, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "trl.md").read_text()
+    made = trainer(tmp_path, max_steps=1)
+    (example,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    names = {"trainer": made}
+    exec(example, names)
+    assert str(names["watcher"].report()) in capsys.readouterr().out
+    metrics = {re.sub("/(low|high)$", "", key) for key in names["watcher"].metrics()}
+    metrics = {re.sub("^rlvar/(final_norm|all)/", "", key) for key in metrics}
+    metrics = {re.sub("ratio/.*", "ratio/NAME", key) for key in metrics}
+    table = re.findall(r"^\|(.*?)\|", text, re.MULTILINE)
+    assert metrics <= set(re.findall("`([^`]+)`", " ".join(table)))
+
+
 def test_two_processes_say_what_one_says(tmp_path):
     script = Path(__file__).parents[1] / "watched_processes.py"
     with socket.socket() as free:
@@ -395,7 +411,7 @@ def test_two_processes_say_what_one_says(tmp_path):
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     assert [each["error"] for each in ranks] == [None, None]
     assert ranks[0]["monitors"] == ranks[1]["monitors"]
-    monitors = [rlvar.Monitor(("grpo", "single", "rloo"), reference="grpo") for _ in range(2)]
+    monitors = [rlvar.Monitor(each, reference="grpo") for each in (("grpo", "single", "rloo"), ("grpo",))]
     probe = Probe(model(hidden_size=16), monitor=monitors[0], whole=monitors[1])
     for calls in zip(*(each["calls"] for each in ranks), strict=True):
         args = joined(calls)
@@ -403,7 +419,7 @@ def test_two_processes_say_what_one_says(tmp_path):
         groups = np.concatenate([kwargs["groups"] for _, kwargs in calls])
         assert groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
         probe.update(*args, groups=groups, **options)
-        probe.gradients(*args, ("grpo", "single", "rloo"), groups=groups, **options)
+        probe.gradients(*args, "grpo", groups=groups, **options)
     for monitor, found in zip(monitors, ranks[0]["monitors"], strict=True):
         assert found == pytest.approx(monitor.metrics(), rel=1e-9)
     logged = ranks[0]["logged"][0]

@@ -4,7 +4,7 @@
     trainer.train()
 
 Of every tenth batch of completions, right after it is sampled and before the model moves, it takes the scores
-of the final norm's gain, which cost a forward pass, and of every hundredth the gradients of all parameters.
+of the final norm's gain, which cost a forward pass, and of every fiftieth the gradients of all parameters.
 Two monitors pool them over the steps. What they say goes to whatever the trainer logs to, as ``rlvar/...``,
 and to a page at the end. The training takes the same course, to the bit, as without.
 """
@@ -54,7 +54,7 @@ def watch(
     trainer: Any,
     *,
     every: int = 10,
-    whole_every: int | None = 100,
+    whole_every: int | None = 50,
     estimators: EstimatorLike | Sequence[EstimatorLike] | None = None,
     window: int = 50,
     page: str | os.PathLike[str] | None = None,
@@ -68,11 +68,12 @@ def watch(
     every : int, default 10
         One in so many batches of completions is scored with the gain of the final norm: for the on-policy
         test and the ratios of estimators.
-    whole_every : int or None, default 100
+    whole_every : int or None, default 50
         One in so many is measured by the gradients of all parameters: for the noise scale. None for never.
     estimators : estimator or sequence of estimators, optional
         What is compared. The first is the reference; by default the one in use, then "single", "rloo" and
-        "grpo".
+        "grpo", of which all parameters measure the one in use alone: each other one would cost as much again.
+        Those that you name are measured by all parameters too.
     window : int, default 50
         How many of the last measurements are pooled, as for `Monitor`.
     page : path, optional
@@ -157,6 +158,7 @@ class Watcher:
         args = trainer.args
         self.notes = notes_on(trainer, in_use.name)
         self._compared, self._window = compared, window
+        self._in_whole = compared[:1] if estimators is None else compared
         self._of_trl = any(isinstance(each, OwnEstimator) and each.given is _of_trl for each in compared)
         self._page = Path(args.output_dir, "rlvar.html") if page is None else Path(page)
         self._start()
@@ -180,7 +182,7 @@ class Watcher:
         self.monitor = Monitor(self._compared, reference=reference, window=window)
         self.whole = None
         if self._whole_every is not None:
-            self.whole = Monitor(self._compared, reference=reference, window=window)
+            self.whole = Monitor(self._in_whole, reference=reference, window=window)
         policy = policy_of(self._trainer.args)
         self._probe = Probe(self._trainer.model, monitor=self.monitor, whole=self.whole, **policy)
         self._batches, self._last_step = 0, -1
@@ -250,7 +252,7 @@ class Watcher:
             if of_part:
                 self._probe.update(*tokens, **given)
             if of_whole:
-                self._probe.gradients(*tokens, self._compared, **given)
+                self._probe.gradients(*tokens, self._in_whole, **given)
             self._fresh = True
 
     @contextlib.contextmanager

@@ -68,7 +68,7 @@ def exact(model, seed: int, batches: int) -> tuple[float, float, float]:
 
 
 class Checkpoints(transformers.TrainerCallback):
-    """Keeps the pooled noise scale after some steps, and the model."""
+    """Keeps the pooled noise scale after some steps, and the parameters."""
 
     def __init__(self, watcher, steps):
         self.watcher, self.steps, self.kept = watcher, steps, []
@@ -76,11 +76,11 @@ class Checkpoints(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **_):
         if state.global_step in self.steps:
             pooled = self.watcher.whole["grpo"].noise_scale
-            self.kept.append((state.global_step, pooled, copy.deepcopy(model)))
+            self.kept.append((state.global_step, pooled, copy.deepcopy(model.state_dict())))
 
 
 def shown(value: float, low: float, high: float) -> str:
-    return f"{value:6.1f} [{low:5.1f}, {high:5.1f}]"
+    return f"{value:5.1f} [{low:4.1f}, {high:5.1f}]   {1 / value:.3f} [{1 / high:.3f}, {1 / low:.3f}]"
 
 
 def main() -> None:
@@ -102,15 +102,18 @@ def main() -> None:
     rewards = [each["reward"] for each in trainer.state.log_history if "reward" in each]
     print(watcher.report())
     print(f"right: {rewards[0]:.2f} at first, {rewards[-1]:.2f} at last; {watcher.seconds:.0f} s of rlvar")
-    print("steps  pooled noise scale of GRPO, groups  exact                 held")
+    print("       pooled: noise scale, and one over it    exact: the same                         held")
     held = []
-    for step, pooled, model in kept.kept:
+    for step, pooled, parameters in kept.kept:
+        model = arithmetic.make_model(0)  # a copy of the trainer's would run its own wrapped forward
+        model.load_state_dict(parameters)
         true = exact(model, step, 2 if quick else MORE)
         held.append(pooled.low <= true[0] <= pooled.high)
         seen = shown(pooled.value, pooled.low, pooled.high)
-        print(f"{step:5d}  {seen:34s}  {shown(*true)}  {'yes' if held[-1] else 'no'}")
+        print(f"{step:5d}  {seen}  {shown(*true)}  {'yes' if held[-1] else 'no'}")
     if not quick:
-        widths = [pooled.high - pooled.low for _, pooled, _ in kept.kept]
+        # Of the signal over the variance, which has an end where the noise scale may have none.
+        widths = [1 / pooled.low - 1 / pooled.high for _, pooled, _ in kept.kept]
         assert widths == sorted(widths, reverse=True), widths
         assert all(held)
 

@@ -1,6 +1,7 @@
 """A probe in a loop of one's own: what it gives, and that training never sees it."""
 
 import copy
+import math
 import pickle
 import random
 import re
@@ -431,3 +432,18 @@ def test_the_page_on_loops(capsys):
     probe.report(probe, names=("one", "two"))
     with pytest.raises(ValueError, match="needs a monitor that has seen a step"):
         Probe(probe.model, monitor=rlvar.Monitor()).report()
+
+
+def test_a_probe_has_monitors_of_its_own(llama):
+    probe = Probe(llama)
+    probe.update(IDS, ATTENDED, RESPONSE, REWARDS, groups=GROUPS)
+    assert (probe.monitor.steps, probe.whole.steps) == (1, 0)
+    assert probe.monitor.scores_of.startswith("the final norm")
+
+
+def test_a_model_with_parameters_that_are_not_finite_is_told_as_such(llama):
+    broken = copy.deepcopy(llama)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = math.nan
+    with pytest.raises(ValueError, match="the logits of LlamaForCausalLM are not finite"):
+        Probe(broken).update(IDS, ATTENDED, RESPONSE, REWARDS, groups=GROUPS)

@@ -133,7 +133,7 @@ def _of_steps(row: ComparisonRow) -> bool:
 def _unless_filtered(comparison: Comparison, doubts: Sequence[str], sampling: Sampling) -> list[str]:
     """Say what one mean of estimators rests on, where groups do not show whether they were filtered."""
     known = [row for row in comparison if row.name != comparison.reference and comparison.same_mean(row)]
-    if doubts or not known or not sampling.binary or sampling.dead_groups:
+    if doubts or not known or not sampling.binary or sampling.dead_groups or not sampling.groups:
         return []
     return [
         f"This holds if no groups were dropped for their outcome: none of these {sampling.groups:,} is dead, "

@@ -60,6 +60,11 @@ class Head:
         self.probe = short(tokens).to(network.device)
         with torch.no_grad():
             logits, calls = self.recorded(self.probe)
+            if logits.isnan().any():
+                raise ValueError(
+                    f"the logits of {self.name} are not finite: parameters of the model are not, or its "
+                    "precision overflows"
+                )
             self.module = self._found(logits, calls)
             mine = [call for call in calls if call.module is self.module]
             states = self._states(mine[0].given, self.probe, 0)

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double
+from rlvar.monitor import Monitor
 from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.torch.batch import Batch
@@ -31,9 +32,6 @@ from rlvar.torch.policy import Policy
 from rlvar.torch.sketch import Sketch
 from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
 
-if TYPE_CHECKING:
-    from rlvar.monitor import Monitor
-
 
 class Probe:
     """Measures the batches of a training loop, and feeds monitors.
@@ -43,10 +41,10 @@ class Probe:
     model : torch.nn.Module
         As for `token_scores`: the model that is trained, wrapped or not.
     monitor : Monitor, optional
-        Fed by `update`, with scores of the part `of` of the model.
+        Fed by `update`, with scores of the part `of` of the model; by default ``Monitor()``.
     whole : Monitor, optional
-        Fed by `gradients`, with gradients of all trainable parameters. Where there is one, its noise scale is
-        the model's: that of a part is another number, as `scores_of` says.
+        Fed by `gradients`, with gradients of all trainable parameters; by default ``Monitor()``. Its noise
+        scale is the model's: that of a part is another number, as `scores_of` says.
     of : {"final_norm", "last_block", "head", "all"}, default "final_norm"
         What the scores are with respect to, as in `token_scores`.
     sketch : Sketch, optional
@@ -63,8 +61,10 @@ class Probe:
 
     Attributes
     ----------
-    model, monitor, whole
+    model : torch.nn.Module
         As given.
+    monitor, whole : Monitor
+        As given, or those made here.
     seconds : float
         Time that the probe has taken so far.
 
@@ -107,7 +107,9 @@ class Probe:
         _check.choice("of", of, Of)
         if sketch is not None and not isinstance(sketch, Sketch):
             raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")
-        self.model, self.monitor, self.whole = model, monitor, whole
+        self.model = model
+        self.monitor = Monitor() if monitor is None else monitor
+        self.whole = Monitor() if whole is None else whole
         self.seconds = 0.0
         self._of, self._sketch = of, sketch
         self._policy = Policy(temperature, top_k, top_p, min_p)
@@ -165,8 +167,7 @@ class Probe:
                 rollouts = self._scored(mine).rollouts(mine.rewards, groups=mine.groups, **mine.by_token)
             else:
                 rollouts = rollouts_of_all(processes, mine, whole, self._scored)
-            if self.monitor is not None:
-                self.monitor.update(rollouts, step=step, batch=batch)
+            self.monitor.update(rollouts, step=step, batch=batch)
         return rollouts
 
     def gradients(
@@ -226,8 +227,7 @@ class Probe:
                 found = gradients_of_all(
                     processes, mine, whole, weights, others, self._log_probs, self._weighted
                 )
-            if self.whole is not None:
-                self.whole.update(found, **found.known, step=step, batch=batch)
+            self.whole.update(found, **found.known, step=step, batch=batch)
         return found
 
     def report(
@@ -253,7 +253,7 @@ class Probe:
             For a probe whose monitors have seen no step.
         """
         runs = [
-            [each for each in (probe.whole, probe.monitor) if each is not None and each.steps]
+            [each for each in (probe.whole, probe.monitor) if each.steps]
             for probe in (self, other)
             if probe is not None
         ]

@@ -406,10 +406,11 @@ def notes_on(trainer: Any, in_use: str) -> list[str]:
     """Say what is measured, and which of a trainer's settings are not in it."""
     args, beta = trainer.args, trainer.beta
     weights = trainer.reward_weights.tolist()
-    terms = [f"{weight:g} {name}" for weight, name in zip(weights, trainer.reward_func_names, strict=True)]
+    terms = [f"{weight:g} x {name}" for weight, name in zip(weights, trainer.reward_func_names, strict=True)]
     notes = [
         f"The estimator in use is {in_use}.",
-        f"Rewards are {' + '.join(terms)}; completions without one are left out, or alone in their group.",
+        f"The reward of a completion is {' + '.join(terms)}. A completion without one is left out, and so is "
+        "one that is then alone in its group.",
     ]
     if beta and penalised(trainer):
         notes.append(f"The KL penalty (beta={beta:g}) is in the rewards, but for its mean over each group.")

@@ -79,6 +79,7 @@ def trial(rng, setting, units, values, confidence, bootstrap):
     result = rlvar.compare(
         world.rollouts(rng, units),
         ["single", *estimators.values()],
+        reference="single",
         interval=interval,
         confidence=confidence,
         **world.options,

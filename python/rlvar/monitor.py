@@ -38,7 +38,14 @@ from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
-from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, resolve
+from rlvar.weights.batch import Batch
+from rlvar.weights.estimators import (
+    Estimator,
+    EstimatorLike,
+    OwnEstimator,
+    default_estimators,
+    resolve,
+)
 
 _WINDOW = 50
 _FORGOTTEN = 1e-3  # the weight below which a step is let go
@@ -83,8 +90,8 @@ class Monitor:
     Parameters
     ----------
     estimators : sequence, optional
-        What to compare, as in `compare`. By default "single", "rloo" and "grpo" for rollouts with groups,
-        else "single" and "multi"; for gradients all that are given.
+        What to compare, as in `compare`. By default what the rollouts of the first step can tell apart, as
+        there; for gradients all that are given.
     reference : str, optional
         The estimator in use, whose variance is the denominator of each ratio: "rloo" by default where it is
         compared, else the first.
@@ -270,7 +277,7 @@ class Monitor:
             grouped = what.groups is not None
             self._like("rollouts", "group" if grouped else "rollout", what.scores_of)
             if self._estimators is None:
-                self._estimators = resolve(("single", "rloo", "grpo") if grouped else ("single", "multi"))
+                self._estimators = default_estimators(Batch.of(what, threads=self._threads))
             chosen = self._estimators
             for each in chosen:
                 if isinstance(each, OwnEstimator) and not callable(each.given):

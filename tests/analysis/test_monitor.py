@@ -317,7 +317,7 @@ def test_what_is_compared_by_default():
     rng = np.random.default_rng(9)
     grouped, alone = draw(rng), rng.standard_normal((10, 3, 2))
     monitor = fed([grouped], None)
-    assert [row.name for row in monitor] == ["single", "rloo", "grpo"]
+    assert [row.name for row in monitor] == ["single", "rloo", "grpo", "dr-grpo"]
     assert monitor.reference == "rloo"
     monitor = fed([rlvar.Rollouts(alone, rng.standard_normal((10, 3)))], None)
     assert [row.name for row in monitor] == ["single", "multi"]
@@ -332,6 +332,16 @@ def test_what_is_compared_by_default():
     assert "nothing" in repr(empty)
     with pytest.raises(KeyError, match="none yet"):
         empty["grpo"]
+
+
+def test_rollouts_of_several_episodes_are_watched_as_far_as_they_tell(rng):
+    ends = np.zeros((12, 6), bool)
+    ends[::3, 2] = True
+    steps = rng.standard_normal((12, 6, 2)), rng.standard_normal((12, 6))
+    rollouts = rlvar.Rollouts(*steps, terminated=ends, groups=np.arange(12) // 4)
+    monitor = fed([rollouts] * 2, None)
+    assert [row.name for row in monitor] == ["single", "multi"]
+    assert not rlvar.report(rollouts).plans
 
 
 def test_a_plan_is_that_of_the_pooled_components():

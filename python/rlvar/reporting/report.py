@@ -200,7 +200,8 @@ def report(
     fair = fair and not any(row.unbiased and row.differs for row in everything)
     room = headroom(everything) if fair else None
     plans: dict[str, Plan] = {}
-    if comparison.units >= 3 and not (sampling.filtered or sampling.copied):
+    completions = not batch.several.any()  # of a prompt is what has one return
+    if completions and comparison.units >= 3 and not (sampling.filtered or sampling.copied):
         progress("planning prompts and completions")
         same = [row.name for row in comparison if comparison.same_mean(row)]
         plans = plans_of(batch, asked, comparison.reference, same, comparison.confidence)

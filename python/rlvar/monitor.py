@@ -531,9 +531,9 @@ class Monitor:
     def plan(self, budget: float | None = None, **options: Any) -> Plan | None:
         """Return the best prompts x completions for the cost of a batch in use, or another budget.
 
-        As `rlvar.plan` of the reference, from the components pooled over steps, and with its options. None
-        without groups, for an estimator of which it is not known how its variance depends on completions,
-        and before there are intervals.
+        As `rlvar.plan` of the reference, from the components pooled over steps, and with its options. In use
+        is what the newest step has. None without groups, for an estimator of which it is not known how its
+        variance depends on completions, before there are intervals, and where its variance is not positive.
         """
         with self._lock:
             records, weights = self._weighed(
@@ -547,10 +547,13 @@ class Monitor:
             return None
         pivot = float(np.average([each.pivot for each in parts], weights=weights))
         curve = Components(pooled.values, pooled.left_out, pivot, least=parts[0].least)
-        completions = sum(each.rollouts for each in parts) / sum(each.groups for each in parts)
-        in_use = max(round(completions), curve.least)
+        completions = [max(round(each.rollouts / each.groups), curve.least) for each in parts]
+        in_use = completions[-1]
+        if not curve.at(in_use).value > 0:
+            return None
         if budget is None and "target" not in options:
-            mean = np.mean([r.rollouts if r.batch is None else r.batch for r in records])
+            alike = [r for r, k in zip(records, completions, strict=True) if k == in_use]
+            mean = np.mean([r.rollouts if r.batch is None else r.batch for r in alike])
             budget = in_use * max(1, round(mean / in_use))  # whole groups of those in use
         return plan_curve(
             curve,

@@ -16,6 +16,11 @@ def components(within, between, pairs=None, left_out=None):
     return rlvar.PromptComponents(*one, "single", 4, 9, np.full(9, 4), 0, curve)
 
 
+def certain(within, between, pairs=None):
+    """Components that no group changes: their intervals are points."""
+    return components(within, between, pairs, np.repeat([[between], [within], [pairs or 0.0]], 9, axis=1))
+
+
 @pytest.mark.parametrize("within", [0.0, 0.3, 4.0])
 @pytest.mark.parametrize("between", [0.0, 0.2, 5.0])
 @pytest.mark.parametrize("costs", [(1, 1), (10, 1), (0, 2), (7.5, 0), (1, 30)])
@@ -138,9 +143,9 @@ def test_large_groups_are_planned_in_steps_that_miss_little():
 
 
 @pytest.mark.parametrize("pairs", [None, 4.0])
-@pytest.mark.parametrize("budget", [64, 60, 97])
+@pytest.mark.parametrize("budget", [64, 60, 96])
 def test_for_a_budget_of_rollouts_the_options_are_all_its_factorisations(pairs, budget):
-    parts = components(3.0, 0.2, pairs)
+    parts = certain(3.0, 0.2, pairs)
     found = rlvar.plan(parts, budget=budget)
     shapes = {(each.prompts, each.completions) for each in found.options}
     least = 1 if pairs is None else 2
@@ -153,14 +158,11 @@ def test_for_a_budget_of_rollouts_the_options_are_all_its_factorisations(pairs, 
         assert each.variance.value == pytest.approx(variance)
         assert each.gain.value == pytest.approx(now / variance)
     by_variance = sorted(found.options, key=lambda each: each.variance.value)
-    assert list(found.options) == by_variance  # without intervals
     assert (found.prompts, found.completions) == (by_variance[0].prompts, by_variance[0].completions)
 
 
 def test_for_a_budget_of_tokens_each_number_of_completions_gets_all_the_prompts_that_it_pays_for():
-    found = rlvar.plan(
-        components(3.0, 0.2), budget=1000, cost_prompt=20, cost_completion=7, max_completions=64
-    )
+    found = rlvar.plan(certain(3.0, 0.2), budget=1000, cost_prompt=20, cost_completion=7, max_completions=64)
     assert sorted(each.completions for each in found.options) == list(range(1, 65))
     for each in found.options:
         of_one = 20 + 7 * each.completions
@@ -172,10 +174,91 @@ def test_for_a_budget_of_tokens_each_number_of_completions_gets_all_the_prompts_
     assert now.gain == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
 
 
-def test_a_budget_that_no_shape_divides_is_spent_as_far_as_it_goes():
+@pytest.mark.parametrize("budget", [67, 61, 101, 7])
+def test_a_budget_that_the_completions_in_use_leave_a_rest_of_has_them_and_what_spends_nearly_all(budget):
+    found = rlvar.plan(components(3.0, 0.2), budget=budget)
+    shapes = {each.completions: each.prompts for each in found.options}
+    assert shapes[4] == budget // 4
+    assert (shapes[1], shapes[budget]) == (budget, 1)
+    assert all(k * p >= 0.95 * budget for k, p in shapes.items() if k != 4)
+    assert len(set(shapes.values()) - {budget // 4}) >= len(shapes) - 2  # of 1 prompt not 66 and 67
+    (now,) = [each for each in found.options if each.completions == 4]
+    assert now.gain == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+    other = next(each for each in found.options if each.completions == 1)
+    assert other.gain.value == pytest.approx((0.2 + 3 / 4) / (budget // 4) / (3.2 / budget))
+
+
+def test_a_plan_for_a_budget_that_nothing_divides_leaves_what_is_in_use_for_a_sure_gain_alone():
+    left = {"single": 0, "rloo": 0}
+    for name, budget, seed in [(n, b, s) for n in left for b in (67, 61, 101, 7) for s in range(4)]:
+        parts = rlvar.prompt_components(draw(np.random.default_rng(seed), 16, 4), name)
+        found = rlvar.plan(parts, budget=budget)
+        left[name] += found.completions != 4
+        assert found.completions == 4 or found.gain.low > 1
+    assert left["single"] < 16
+
+
+def test_grpo_is_planned_for_a_prime_budget_too():
     parts = rlvar.prompt_components(draw(np.random.default_rng(3), 40, 8), "grpo")
-    found = rlvar.plan(parts, budget=67)  # a prime
-    assert {each.completions: each.prompts for each in found.options} == {k: 67 // k for k in range(2, 9)}
+    found = rlvar.plan(parts, budget=67)
+    shapes = {each.completions: each.prompts for each in found.options}
+    assert shapes == {k: 67 // k for k in (2, 3, 4, 5, 6, 8)}  # 9 x 7 leaves four
+
+
+def test_the_mean_size_of_unequal_groups_is_among_the_options():
+    rng, sizes = np.random.default_rng(0), np.array([4, 5, 6, 6, 6, 6, 7, 6, 6, 6])
+    groups = np.arange(10).repeat(sizes)
+    rollouts = rlvar.Rollouts(rng.standard_normal((58, 1, 3)), rng.standard_normal(58), groups=groups)
+    found = rlvar.plan(rollouts, "rloo", budget=64)
+    assert found.in_use == 6
+    assert [each.prompts for each in found.options if each.completions == 6] == [10]
+
+
+@pytest.mark.parametrize("costs", [(0, 1), (10, 1)])
+def test_more_completions_in_use_than_are_tried_are_an_option(costs):
+    parts = rlvar.prompt_components(draw(np.random.default_rng(3), 20, 71), "single")
+    found = rlvar.plan(parts, budget=810, cost_prompt=costs[0], cost_completion=costs[1], max_completions=64)
+    assert [each.prompts for each in found.options if each.completions == 71] == [810 // (costs[0] + 71)]
+    wide = rlvar.plan(parts, budget=810, cost_prompt=10)  # 71 is between two of the steps of 3 %
+    assert 71 in {each.completions for each in wide.options}
+
+
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("name", ["single", "rloo"])
+@pytest.mark.parametrize("budget", [64, 67])
+def test_two_groups_tell_nothing_and_the_plan_stays(size, name, budget):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rollouts = rlvar.Rollouts(
+            rng.standard_normal((2 * size, 1, 3)),
+            rng.standard_normal(2 * size),
+            groups=np.arange(2).repeat(size),
+        )
+        with pytest.warns(UserWarning, match="only 2 groups"):
+            found = rlvar.plan(rollouts, name, budget=budget)
+        assert (found.completions, found.prompts, found.gain.value) == (size, budget // size, 1.0)
+        assert all(each.variance.value > 0 or np.isnan(each.gain.value) for each in found.options)
+        assert "nothing tells whether another shape is quieter" in str(found)
+        assert "nan" not in str(found)
+        assert "-" not in str(found)
+        assert "nan" not in repr(found.options)
+
+
+def test_a_shape_whose_variance_is_not_positive_is_never_the_best():
+    for seed in range(40):
+        parts = rlvar.prompt_components(draw(np.random.default_rng(seed), 6, 4), "rloo")
+        for found in (rlvar.plan(parts, budget=64), rlvar.plan(parts, budget=63)):
+            assert found.gain.value >= 1
+            assert all(each.variance.low >= 0 for each in found.options if each.variance.value > 0)
+            assert " (-" not in str(found)
+
+
+def test_no_target_is_met_by_a_negative_estimate_without_an_interval():
+    best = rlvar.plan(components(2, -0.1), target=0.01, **COSTS, max_completions=64)
+    assert best.variance.value > 0
+    assert best.completions < 20
+    with pytest.raises(ValueError, match="target must be within reach"):
+        rlvar.plan(components(0.1, -2), target=0.01, **COSTS)
 
 
 def test_rollouts_are_planned_as_their_components_are():
@@ -229,12 +312,48 @@ def test_what_is_not_resolved_stays_as_it_is():
     assert min(each.variance.value for each in found.options) < found.variance.value
 
 
-def test_a_gradient_that_is_always_0_has_no_gain():
-    found = rlvar.plan(
-        rlvar.Rollouts(np.ones((12, 1, 2)), np.zeros(12), groups=np.arange(12) // 4), budget=12
-    )
-    assert found.variance.value == 0
-    assert "12 of 12" in str(found)
+@pytest.mark.parametrize("name", ["single", "rloo", "grpo"])
+@pytest.mark.parametrize("budget", [12, 13])
+def test_a_gradient_that_is_always_0_stays_as_it_is(name, budget):
+    rollouts = rlvar.Rollouts(np.ones((12, 1, 2)), np.zeros(12), groups=np.arange(12) // 4)
+    found = rlvar.plan(rollouts, name, budget=budget)
+    assert (found.variance.value, found.prompts, found.completions) == (0, 3, 4)
+    assert found.gain == rlvar.Estimate(1.0, 0.0, 1.0, 1.0)
+    assert f"3 prompts x 4 completions, cost 12 of {budget}" in str(found)
+    assert "The variance of what is in use is 0: no other shape can be quieter." in str(found)
+    assert "nan" not in str(found)
+
+
+def test_a_monitor_of_rewards_that_are_all_equal_plans_nothing():
+    rng = np.random.default_rng(0)
+    monitor = rlvar.Monitor(["rloo"])
+    for _ in range(10):
+        monitor.update(
+            rlvar.Rollouts(rng.standard_normal((64, 1, 3)), np.ones(64), groups=np.arange(64) // 4)
+        )
+    assert monitor.plan() is None
+    assert "best_prompts" not in monitor.metrics()
+
+
+@pytest.mark.parametrize(("first", "then"), [(4, 8), (8, 4)])
+def test_a_monitor_plans_beside_the_shape_of_the_newest_step(first, then):
+    rng = np.random.default_rng(0)
+    monitor = rlvar.Monitor(["single"])
+    for k in [first] * 6 + [then] * 6:
+        monitor.update(draw(rng, 16, k))
+    found = monitor.plan()
+    assert (found.in_use, found.budget) == (then, 16 * then)
+    (now,) = [each for each in found.options if each.completions == then]
+    assert now.prompts == 16
+
+
+@pytest.mark.parametrize(
+    ("size", "got"), [(1, "got singletons"), (3, "got groups of 3$"), (None, "groups of 1 to 3$")]
+)
+def test_groups_that_are_too_small_are_named_as_they_are(size, got):
+    groups = np.arange(12) // size if size else np.array([0, 0, 0, 1, 2, 2, 2, 3, 3, 3, 4, 4])
+    with pytest.raises(ValueError, match=got):
+        rlvar.plan(rlvar.Rollouts(np.ones((12, 1, 2)), np.arange(12.0), groups=groups), "rloo", budget=12)
 
 
 def test_the_table_shows_the_best_first_and_counts_the_rest():

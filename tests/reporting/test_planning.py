@@ -125,7 +125,8 @@ def test_dead_groups_alone_have_another_reference_and_no_plan_of_rloo(rng):
 def test_a_gain_without_an_interval_is_not_told():
     rng = np.random.default_rng(0)
     plan = rlvar.plan(bandits(rng, prompts=2), "single", budget=16)
-    assert plan_sentences({"single": plan}, "single", ["single"], long_name) == []
+    (sentence,) = plan_sentences({"single": plan}, "single", ["single"], long_name)
+    assert sentence.endswith("would be quieter than 2 x 8 with single-step is not resolved.")
 
 
 def test_a_rare_shape_is_left_out_of_the_table():

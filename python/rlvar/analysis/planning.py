@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from rlvar.weights.estimators import Estimator, EstimatorLike
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
 _SHOWN = 8  # options in the table
+_SPENT = 0.95  # of a budget of rollouts, at the least, by an option where the completions in use leave a rest
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,10 +49,12 @@ class PlanOption(Result):
     cost : float
         P (cost of a prompt + K times that of a completion), in the unit of those costs.
     variance : Estimate
-        Variance of the batch's mean gradient, V(K) / P.
+        Variance of the batch's mean gradient, V(K) / P. An estimate that is not positive is left as it is,
+        unbiased; the interval of one that is ends at 0.
     gain : Estimate
         With a budget, the variance that what is in use has for it, over this one. With a target, the cost of
-        what is in use for a variance, over this one's. 1 for what is in use itself.
+        what is in use for a variance, over this one's. 1 for what is in use itself. NaN without an interval
+        where one of the variances is not positive by its estimate, and where that in use is 0.
     """
 
     prompts: int
@@ -62,9 +65,8 @@ class PlanOption(Result):
 
     def __repr__(self) -> str:
         shape = f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}"
-        return (
-            f"{shape}, cost {self.cost:.6g}, variance {_positive(self.variance)}, gain {bounded(self.gain)}"
-        )
+        variance, gain = _positive(self.variance), _known(self.gain)
+        return f"{shape}, cost {self.cost:.6g}, variance {variance}, gain {gain}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,6 +108,8 @@ class Plan(Result):
         best += f"cost {self.cost:.6g}"
         lines = [best if self.budget is None else f"{best} of {self.budget:.6g}"]
         lines += self._of_budget() if self.target is None else self._of_target()
+        if self._still:
+            return "\n".join(lines)
         if self.completions == self._most:
             lines.append(f"More than {self._most} completions may be better: no group tells.")
         elif self.completions == self.max_completions:
@@ -115,16 +119,32 @@ class Plan(Result):
     def _of_budget(self) -> list[str]:
         rows = [("", "variance", "times quieter than now")]
         rows += [
-            (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), bounded(each.gain))
+            (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), _known(each.gain))
             for each in self.options[:_SHOWN]
         ]
         wide = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:>{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows]
         if (more := len(self.options) - _SHOWN) > 0:
             lines.append(f"and {more} more options")
-        if math.isnan(self.gain.low):
-            lines.append("There is no interval: the best is that by the estimates.")
+        if self._still:
+            lines.append("The variance of what is in use is 0: no other shape can be quieter.")
+        elif not self.tells:
+            lines.append(
+                "There is no interval, of too few groups: nothing tells whether another shape is quieter."
+            )
         return lines
+
+    @property
+    def tells(self) -> bool:
+        """Whether the gain of an option beside what is in use has an interval, if there is such an option."""
+        now = None if self.beside else self.in_use
+        gains = [each.gain for each in self.options if each.completions != now]
+        return not gains or not all(math.isnan(gain.low) for gain in gains)
+
+    @property
+    def _still(self) -> bool:
+        used = [each for each in self.options if each.completions == self.in_use]
+        return self.budget is not None and any(each.variance.value == 0 for each in used)
 
     def _of_target(self) -> list[str]:
         lines = [f"variance {_positive(self.variance)}, target {self.target:.4g}"]
@@ -140,7 +160,13 @@ class Plan(Result):
 
 def _positive(variance: Estimate) -> str:
     """Show a variance; of an estimate that is not positive, how large it may be."""
-    return str(variance) if variance.value > 0 else f"at most {variance.high:.4g}"
+    if variance.value > 0 or variance.interval == (0.0, 0.0):
+        return str(variance)
+    return "not known" if math.isnan(variance.high) else f"at most {max(variance.high, 0.0):.4g}"
+
+
+def _known(gain: Estimate) -> str:
+    return "not known" if math.isnan(gain.value) and math.isnan(gain.low) else bounded(gain)
 
 
 def _count(number: int, what: str) -> str:
@@ -169,8 +195,9 @@ def plan(
     estimator : str or Estimator, optional
         The estimator in use, as in `prompt_components`, "single" by default. Components have theirs.
     budget : float, optional
-        What a batch may cost. With the default costs it is a number of rollouts, and the options are all of
-        its factorisations; else for each K as many prompts as can be paid.
+        What a batch may cost. The options are for each K as many prompts as can be paid. With the default
+        costs it is a number of rollouts, and they are all of its factorisations if the completions in use are
+        among them, else those that spend at least 95 % of it, and what is in use.
     target : float, optional
         Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
         signal-to-noise ratio of 1 the signal |E g|^2. Exactly one of `budget` and `target` is needed.
@@ -178,7 +205,8 @@ def plan(
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit, such as
         tokens.
     max_completions : int, default 256
-        Largest number of completions of one prompt, at most 4096.
+        Largest number of completions of one prompt, at most 4096. With a budget those in use are an option
+        even if they are more.
     confidence : float, optional
         Nominal coverage of the intervals: 0.95, or that of the components.
     num_threads : int, optional
@@ -199,8 +227,9 @@ def plan(
     -----
     With a budget the plan leaves the completions in use only for options whose gain is above 1 by its whole
     interval. Of these the best is the one with the lowest upper end of its variance: no extreme is chosen
-    that the rollouts do not tell, and the option of the lowest estimate may be another one. Without
-    intervals, of fewer than three groups, it is the estimates that decide.
+    that the rollouts do not tell, and the option of the lowest estimate may be another one. So it stays with
+    what is in use without intervals, of fewer than three groups, and where the gradient does not vary. A
+    budget that pays for no prompt with the completions in use has the option of the lowest upper end.
 
     With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
     target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
@@ -340,43 +369,55 @@ def _for_budget(
     curve: Curve, now: Curve, in_use: int, level: float, budget: float, costs: _Costs, most: int
 ) -> list[PlanOption]:
     """Return what a budget buys, the best first."""
-    shapes = _shapes(curve, budget, costs, most)
+    shapes = _shapes(curve, budget, costs, most, in_use)
     if not shapes:
         raise ValueError(
             f"budget must pay for a prompt with {_count(curve.least, 'completion')}, "
             f"which {'cost' if curve.least > 1 else 'costs'} {costs.of(curve.least):g}, got {budget!r}"
         )
     prompts = shapes.get(in_use, budget / costs.of(in_use))
-    options = []
-    for k, p in shapes.items():
-        gain = _gain(curve, now, in_use, k, p / prompts, level)
-        options.append(PlanOption(p, k, p * costs.of(k), batch_variance(curve, p, k, level), gain))
+    options = [_option(curve, now, in_use, p, k, costs, p / prompts, level) for k, p in shapes.items()]
     return sorted(options, key=preference(options, in_use if now is curve else None))
 
 
 def preference(options: Sequence[PlanOption], in_use: int | None) -> Callable[[PlanOption], tuple[Any, ...]]:
     """Return a key that sorts options: those that surely gain, what is in use, the others.
 
-    Each by the upper end of their variance; all by their estimates if there are no intervals.
+    Each by the upper end of their variance. An estimate that is not positive says nothing of how small a
+    variance is, and comes last.
     """
-    known = not any(math.isnan(each.gain.low) for each in options)
 
     def key(option: PlanOption) -> tuple[Any, ...]:
-        surely, now = option.gain.low > 1.0, option.completions == in_use
-        return known and not surely, known and not now, _upper(option.variance), option.completions
+        positive = option.variance.value > 0
+        surely, now = positive and option.gain.low > 1.0, option.completions == in_use
+        return not surely, not now, not positive, _upper(option.variance), option.completions
 
     return key
 
 
-def _shapes(curve: Curve, budget: float, costs: _Costs, most: int) -> dict[int, int]:
+def _shapes(curve: Curve, budget: float, costs: _Costs, most: int, in_use: int) -> dict[int, int]:
     """Return the prompts that a budget pays for each number of completions, if at least one."""
-    rollouts = round(budget / costs.completion) if costs.prompt == 0 else 0
+    tried = {k for k in _candidates(curve.least, most) if curve.has(k)}
+    rollouts, least = round(budget / costs.completion) if costs.prompt == 0 else 0, 0.0
     if rollouts and rollouts * costs.completion == budget:  # all of it can be spent
-        found = {k: rollouts // k for k in range(1, most + 1) if rollouts % k == 0 and curve.has(k)}
-        if found:
-            return found
-    paid = {k: budget / costs.of(k) * (1 + 1e-12) for k in _candidates(curve.least, most) if curve.has(k)}
-    return {k: int(p) for k, p in paid.items() if 1 <= p < 2.0**53}
+        tried = {k for k in range(1, most + 1) if curve.has(k)}
+        if rollouts % in_use == 0:
+            tried = {k for k in tried if rollouts % k == 0}
+        else:  # of as many prompts the most completions
+            tried = {k for k in tried if k + 1 not in tried or rollouts // k > rollouts // (k + 1)}
+        least = _SPENT * rollouts
+    paid = {k: budget / costs.of(k) * (1 + 1e-12) for k in sorted(tried | {in_use})}
+    shapes = {k: int(p) for k, p in paid.items() if 1 <= p < 2.0**53}
+    return {k: p for k, p in shapes.items() if k == in_use or k * p >= least}
+
+
+def _option(
+    curve: Curve, now: Curve, in_use: int, p: int, k: int, costs: _Costs, factor: float, level: float
+) -> PlanOption:
+    variance = batch_variance(curve, p, k, level)
+    if variance.value > 0 > variance.low:
+        variance = replace(variance, low=0.0)
+    return PlanOption(p, k, p * costs.of(k), variance, _gain(curve, now, in_use, k, factor, level))
 
 
 def _for_target(
@@ -385,7 +426,8 @@ def _for_target(
     """Return batches with a variance of at most the target, the cheapest first."""
     # What each K costs at the least, by its estimate: the upper end of its interval is above that.
     by_estimate = []
-    for k in filter(curve.has, _candidates(curve.least, most)):
+    tried = {*_candidates(curve.least, most), *([in_use] if in_use <= most else [])}
+    for k in filter(curve.has, sorted(tried)):
         by_estimate.append((_prompts(curve.at(k).value, target) * costs.of(k), k))
     found: list[tuple[float, float, int, int]] = []  # cost, upper end, prompts, completions
     for least, k in sorted(by_estimate):
@@ -398,14 +440,8 @@ def _for_target(
     if not found:
         raise ValueError(f"target must be within reach of 2^53 prompts, got {target!r}")
     return [
-        PlanOption(
-            p,
-            k,
-            cost,
-            batch_variance(curve, p, k, level),
-            _gain(curve, now, in_use, k, costs.of(in_use) / costs.of(k), level),
-        )
-        for cost, _, p, k in sorted(found)
+        _option(curve, now, in_use, p, k, costs, costs.of(in_use) / costs.of(k), level)
+        for _, _, p, k in sorted(found)
     ]
 
 
@@ -424,7 +460,10 @@ def _prompts(variance: float, target: float) -> float:
 
 
 def _upper(variance: Estimate) -> float:
-    return variance.value if math.isnan(variance.high) else variance.high
+    """Return how large it may be: not known of an estimate below 0 without an interval."""
+    if not math.isnan(variance.high):
+        return variance.high
+    return variance.value if variance.value >= 0 else math.inf
 
 
 def _gain(curve: Curve, now: Curve, in_use: int, k: int, factor: float, level: float) -> Estimate:
@@ -437,5 +476,7 @@ def _gain(curve: Curve, now: Curve, in_use: int, k: int, factor: float, level: f
     else:  # a V is a difference there
         ends = now.interval(in_use, level), curve.interval(k, level)
         found = fieller(*ends, correlation(above.left_out, below.left_out))
+    if above.value == 0 or (math.isnan(found.low) and not (above.value > 0 and below.value > 0)):
+        return Estimate(math.nan, confidence=level)
     low, high = found.low * factor, found.high * factor
     return Estimate(found.value * factor, found.stderr * factor, low, high, level, found.resolved)

@@ -248,9 +248,11 @@ def why_not(chosen: Estimator, groups: NDArray[np.int64]) -> str | None:
     """Say why these groups do not tell how the variance of an estimator depends on their size, if so."""
     sizes, name = np.bincount(groups), chosen.name
     if chosen.base in _LEAVE_ONE_OUT and np.count_nonzero(sizes >= LEAST) < 2:
+        low, high = sizes.min(), sizes.max()
+        got = f"groups of {low}" + (f" to {high}" if high > low else "")
         return (
             f"{name!r} needs two groups of {LEAST} rollouts or more to say how its variance depends on "
-            f"their number, got groups of {sizes.min()} to {sizes.max()}"
+            f"their number, got {'singletons' if high == 1 else got}"
         )
     if chosen.base in _BY_SUBSETS and sizes.min() < 2:
         return f"{name!r} needs two rollouts or more in each group, got a group of one"

@@ -6,6 +6,7 @@ products), and pools it as ratios of sums (`rlvar.stats.pooled`); the gradients 
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import warnings
@@ -459,14 +460,14 @@ class Monitor:
 
     @property
     def units(self) -> float:
-        """Mean number of units of a step; NaN before the first."""
-        records, _ = self._weighed(lambda r: 1.0)
+        """Mean number of units of a step, of those with two or more; NaN before the first."""
+        records, _ = self._weighed(lambda r: r.gradients.units - 1.0)
         return float(np.mean([r.gradients.units for r in records])) if records else math.nan
 
     @property
     def batch_units(self) -> float:
         """Number of units in a batch in use; NaN before the first step."""
-        records, _ = self._weighed(lambda r: 1.0)
+        records, _ = self._weighed(lambda r: r.gradients.units - 1.0)
         sizes = [r.gradients.units * (1.0 if r.batch is None else r.batch / r.rollouts) for r in records]
         return float(np.mean(sizes)) if sizes else math.nan
 
@@ -576,22 +577,25 @@ class Monitor:
         with self._lock:
             found: dict[str, float] = {"steps": float(self.steps)}
 
-            def put(key: str, x: Estimate | None) -> None:
+            def put(key: str, x: Estimate | None, *, of_signal: bool = False) -> None:
                 if x is not None:
                     parts = {key: x.value, f"{key}/low": x.low, f"{key}/high": x.high}
+                    if of_signal and not (x.resolved or math.isnan(x.low)):
+                        # Without a resolved signal only a bound is known, and no value.
+                        parts = {k: v for k, v in parts.items() if k != key and v > 0}
                     found.update((k, float(v)) for k, v in parts.items() if math.isfinite(v))
 
             base = self.in_use
             if base is not None:
-                put("noise_scale", base.noise_scale)
-                put("batch_over_noise_scale", self.enough)
+                put("noise_scale", base.noise_scale, of_signal=True)
+                put("batch_over_noise_scale", self.enough, of_signal=True)
                 put("signal", base.signal)
                 put("variance", base.variance)
             for row in self.rows:
                 if row.name != self.reference:
                     put(f"ratio/{row.name}", row.ratio)
                     if row.factor != 1.0:  # with another mean gradient, variances alone say little
-                        put(f"noise_scale_ratio/{row.name}", row.noise_scale_ratio)
+                        put(f"noise_scale_ratio/{row.name}", row.noise_scale_ratio, of_signal=True)
             put("reward", self.reward)
             plan = self.plan()
             if plan is not None:
@@ -632,9 +636,9 @@ class Monitor:
     def merge(self, other: Monitor) -> Monitor:
         """Return a monitor of what both have seen; neither changes.
 
-        Steps that both have are taken for shards, disjoint units of one step: what comes out is what one
-        monitor would say of the whole, to rounding. Their history is that of the first. Other steps are
-        joined, and the last of all are pooled.
+        Steps that both have are taken for shards, disjoint units of one step, no group in both: what comes
+        out is what one monitor would say of the whole, to rounding. Their history is that of the first.
+        Other steps are joined, and the last of all are pooled.
 
         Raises
         ------
@@ -645,11 +649,10 @@ class Monitor:
         """
         if not isinstance(other, Monitor):
             raise TypeError(f"merge takes a Monitor, got {type(other).__name__}")
-        mine, others = self.state_dict(), other.state_dict()  # a moment's state of each
+        if other is self:
+            raise ValueError("merge takes another monitor, of other rollouts, got this one itself")
         self._agree(other, ("window", "decay", "confidence"))
-        one, two = (
-            self._restored(state, each._estimators) for state, each in ((mine, self), (others, other))
-        )
+        one, two = copy.copy(self), copy.copy(other)  # a moment's state of each
         one._threads = two._threads = self._threads
         if not self._names and other._names:
             return two
@@ -717,6 +720,8 @@ class Monitor:
                 )
 
     def _merged(self, one: StepRecord, two: StepRecord) -> StepRecord:
+        if np.array_equal(one.gradients.scatter, two.gradients.scatter) and one.gradients.scatter.any():
+            raise ValueError(f"step {one.step} of both has the same rollouts: shards must be disjoint")
         if not (one.mergeable and two.mergeable):
             raise ValueError(
                 f"the mean gradients of step {one.step} were not kept, so its shards do not merge: merge "
@@ -729,9 +734,11 @@ class Monitor:
         return one.merge(two)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that it holds, for a checkpoint: numbers, strings, lists, dicts and numpy arrays.
+        """Return what it pools, for a checkpoint: plain numbers, strings, lists and dicts.
 
-        Functions are not in it: of weights of your own there is the name alone.
+        So ``torch.load`` takes it with ``weights_only=True``, and JSON holds it. Not in it are functions, of
+        weights of your own there is the name alone, and the mean gradients by which shards of a step merge,
+        which a pickle keeps.
         """
         with self._lock:
             return {
@@ -749,7 +756,7 @@ class Monitor:
                 "names": list(self._names),
                 "asked": self._asked,
                 "sketched": self._sketched,
-                "records": [r.to_state() for r in self._records],
+                "records": [r.without_means().to_state() for r in self._records],
                 "let_go": None if self._let_go is None else list(self._let_go),
                 "watch": self._watch.to_state(),
                 "history": [dict(each) for each in self._kept],
@@ -771,7 +778,11 @@ class Monitor:
         """
         if not isinstance(state, Mapping) or state.get("version") != _STATE:
             raise ValueError("state must be what state_dict of a Monitor of this version returned")
-        return cls._restored(state, None if estimators is None else resolve(estimators))
+        own = None if estimators is None else resolve(estimators)
+        try:
+            return cls._restored(state, own)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"state is not what state_dict of a Monitor returned: {error!r}") from error
 
     @classmethod
     def _restored(cls, state: Mapping[str, Any], estimators: list[Estimator] | None) -> Monitor:

@@ -164,9 +164,13 @@ def test_what_does_not_merge_is_refused(steps):
     a, b = fed(steps[:3], ["rloo", "single-mean"]), fed(steps[:3], ["rloo", "single-mean"])
     with pytest.raises(ValueError, match="single-mean"):
         a.merge(b)
-    a, b = fed(steps, window=5), fed(steps[:18], window=5)
+    a, b = fed(steps, window=5), fed(steps[17::-1], window=5)
     with pytest.raises(ValueError, match="let go"):
         a.merge(b)
+    with pytest.raises(ValueError, match="got this one itself"):
+        a.merge(a)
+    with pytest.raises(ValueError, match="has the same rollouts: shards must be disjoint"):
+        fed(steps[:3]).merge(fed(steps[:3]))
     with pytest.raises(ValueError, match="window"):
         a.merge(fed(steps, window=6))
     with pytest.raises(ValueError, match="estimators"):
@@ -454,3 +458,32 @@ def test_the_mean_of_ratios_would_say_nothing():
     assert found.low < truth < found.high
     assert abs(found.value / truth - 1) < 0.3
     assert not abs(ratios.mean() / truth - 1) < 0.3
+
+
+def test_a_state_is_plain_and_goes_through_json(monitor):
+    state = json.loads(json.dumps(monitor.state_dict()))
+    again = rlvar.Monitor.from_state(state)
+    assert again.metrics() == monitor.metrics()
+    assert again.history == monitor.history
+    assert repr(again) == repr(monitor)
+    del state["every"]
+    with pytest.raises(ValueError, match="state is not what state_dict of a Monitor returned: KeyError"):
+        rlvar.Monitor.from_state(state)
+
+
+def test_what_rests_on_an_unresolved_signal_is_logged_by_its_bounds_alone():
+    rng = np.random.default_rng(5)
+    metrics = fed([draw(rng, signal=0.0) for _ in range(20)]).metrics()
+    assert {"noise_scale", "batch_over_noise_scale"}.isdisjoint(metrics)
+    assert metrics["noise_scale/low"] > 0
+    assert metrics["batch_over_noise_scale/high"] > 0
+    assert "batch_over_noise_scale/low" not in metrics
+
+
+def test_steps_of_one_group_count_for_nothing_but_rewards():
+    rng = np.random.default_rng(6)
+    several, alone = [draw(rng) for _ in range(9)], [draw(rng, groups=1) for _ in range(9)]
+    with pytest.warns(UserWarning, match="one group only"):
+        both = fed([*several, *alone])
+    assert (both.units, both.batch_units) == (8, 8)
+    assert both["rloo"].noise_scale.value == pytest.approx(fed(several)["rloo"].noise_scale.value)

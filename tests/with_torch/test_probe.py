@@ -447,3 +447,10 @@ def test_a_model_with_parameters_that_are_not_finite_is_told_as_such(llama):
         broken.model.norm.weight[0] = math.nan
     with pytest.raises(ValueError, match="the logits of LlamaForCausalLM are not finite"):
         Probe(broken).update(IDS, ATTENDED, RESPONSE, REWARDS, groups=GROUPS)
+
+
+def test_a_batch_in_use_has_as_many_groups_where_rows_are_left_out(llama):
+    probe = Probe(llama)
+    rewards = [*REWARDS[:3], math.nan, *REWARDS[4:]]
+    probe.update(IDS, ATTENDED, RESPONSE, rewards, groups=GROUPS, batch=16)
+    assert (probe.monitor.units, probe.monitor.batch_units) == (3, 6)

@@ -345,6 +345,10 @@ def test_a_resumed_run_says_what_the_whole_one_says(tmp_path):
     assert resumed.monitor.metrics() == whole.monitor.metrics()
     assert resumed.whole.metrics() == whole.whole.metrics()
     assert resumed.monitor.history == whole.monitor.history
+    made = trainer(tmp_path, **options)
+    watcher = watch(made, every=1, whole_every=None, window=7)
+    with pytest.raises(ValueError, match="window 50, not of those watched now: it starts afresh"):
+        watcher.load(tmp_path / "checkpoint-2")
 
 
 def test_removed_it_leaves_the_trainer_as_it_was(tmp_path, fed):
@@ -353,6 +357,8 @@ def test_removed_it_leaves_the_trainer_as_it_was(tmp_path, fed):
     watcher = watch(made, every=1)
     with pytest.raises(ValueError, match="watched already"):
         watch(made)
+    assert "No training step" in str(watcher.report())
+    watcher.remove()
     watcher.remove()
     assert vars(made) == before
     assert made.callback_handler.callbacks == callbacks

@@ -255,7 +255,8 @@ class StepRecord:
         return 0 if self.gradients.mean is None else self.gradients.mean.shape[1]
 
     def to_state(self) -> dict[str, Any]:
-        """Return it as numbers, lists, dicts and arrays."""
+        """Return it as numbers, lists and dicts, without means."""
+        assert not self.mergeable
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     @classmethod
@@ -265,12 +266,14 @@ class StepRecord:
         return cls(
             **{
                 **state,
-                "gradients": Cloud(**state["gradients"]),
+                "gradients": _cloud(state["gradients"]),
                 "unbiased": tuple(state["unbiased"]),
                 "sampled": None if sampled is None else Sampled(**sampled),
                 "prompts": None
                 if prompts is None
-                else Prompts(**{**prompts, "cloud": _cloud(prompts["cloud"])}),
+                else Prompts(
+                    **{**prompts, "sums": np.array(prompts["sums"]), "cloud": _cloud(prompts["cloud"])}
+                ),
                 "lengths": tuple(state["lengths"]),
                 "cuts": _cloud(state["cuts"]),
             }
@@ -310,14 +313,18 @@ def any_filtered(values: Iterable[bool | None]) -> bool | None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn dataclasses into dicts, tuples into lists."""
+    """Turn dataclasses into dicts, tuples and arrays into lists."""
     if is_dataclass(value):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
 def _cloud(state: Mapping[str, Any] | None) -> Cloud | None:
-    return None if state is None else Cloud(**state)
+    if state is None:
+        return None
+    return Cloud(**{**state, "scatter": np.array(state["scatter"]), "dots": np.array(state["dots"])})
 
 
 def separate(estimator: Estimator, grouped: bool) -> bool:

@@ -33,6 +33,7 @@ class Batch:
     groups: list[Hashable] | None  # n labels
     by_token: dict[str, Double]  # (n, T)
     lost: frozenset[Hashable] = frozenset()  # labels of rows that are left out
+    asked: int = 0  # rows before some were left out
 
     @classmethod
     def of(
@@ -65,6 +66,7 @@ class Batch:
             earned,
             None if groups is None else _labels(groups, n),
             {name: _by_step(tokens, name, given) for name, given in by_token.items() if given is not None},
+            asked=n,
         )
         missing = np.atleast_1d(np.isnan(earned).reshape(n, -1).any(axis=1))
         if not missing.any():
@@ -101,6 +103,7 @@ class Batch:
             None if first.groups is None else [label for part in some for label in part.groups or ()],
             by_token,
             frozenset[Hashable]().union(*(part.lost for part in parts)),
+            sum(part.asked for part in parts),
         )
 
     @property
@@ -136,7 +139,12 @@ class Batch:
             None if self.groups is None else [self.groups[row] for row in rows],
             {name: array[rows, :steps] for name, array in self.by_token.items()},
             self.lost,
+            self.asked,
         )
+
+    def in_use(self, batch: int | None) -> int | None:
+        """Return how many of the rollouts of a batch in use count, where as many as here are left out."""
+        return None if batch is None else max(1, round(batch * len(self) / self.asked))
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -143,7 +143,7 @@ class Probe:
             As in `TokenScores.rollouts`.
         step, batch : int, optional
             For `Monitor.update`: the trainer's number of the step, and the rollouts of a training batch where
-            they are not those given.
+            they are not those given, before any are left out.
 
         Returns
         -------
@@ -167,7 +167,7 @@ class Probe:
                 rollouts = self._scored(mine).rollouts(mine.rewards, groups=mine.groups, **mine.by_token)
             else:
                 rollouts = rollouts_of_all(processes, mine, whole, self._scored)
-            self.monitor.update(rollouts, step=step, batch=batch)
+            self.monitor.update(rollouts, step=step, batch=whole.in_use(batch))
         return rollouts
 
     def gradients(
@@ -227,7 +227,7 @@ class Probe:
                 found = gradients_of_all(
                     processes, mine, whole, weights, others, self._log_probs, self._weighted
                 )
-            self.whole.update(found, **found.known, step=step, batch=batch)
+            self.whole.update(found, **found.known, step=step, batch=whole.in_use(batch))
         return found
 
     def report(

@@ -40,6 +40,7 @@ from rlvar.torch.trl_batches import (
     penalised,
     replaced,
 )
+from rlvar.torch.unit_weights import FITTED
 from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, estimator, resolve
 
 if TYPE_CHECKING:
@@ -157,8 +158,16 @@ class Watcher:
                 )
         args = trainer.args
         self.notes = notes_on(trainer, in_use.name)
+        fitted = [each.name for each in compared if each.base in FITTED]
+        if fitted:
+            self.notes.append(f"All parameters do not measure {', '.join(fitted)}, fitted to scores.")
+        if compared[0].name != in_use.name:
+            self.notes.append(f"Ratios are to {compared[0].name}.")
         self._compared, self._window = compared, window
         self._in_whole = compared[:1] if estimators is None else compared
+        self._in_whole = [each for each in self._in_whole if each.base not in FITTED]
+        if not self._in_whole:
+            self._whole_every = None
         self._of_trl = any(isinstance(each, OwnEstimator) and each.given is _of_trl for each in compared)
         self._page = Path(args.output_dir, "rlvar.html") if page is None else Path(page)
         self._start()
@@ -182,7 +191,7 @@ class Watcher:
         self.monitor = Monitor(self._compared, reference=reference, window=window)
         self.whole = None
         if self._whole_every is not None:
-            self.whole = Monitor(self._in_whole, reference=reference, window=window)
+            self.whole = Monitor(self._in_whole, reference=self._in_whole[0].name, window=window)
         policy = policy_of(self._trainer.args)
         self._probe = Probe(self._trainer.model, monitor=self.monitor, whole=self.whole, **policy)
         self._batches, self._last_step = 0, -1
@@ -203,10 +212,12 @@ class Watcher:
         from rlvar.reporting.run import run_report
 
         monitors = [each for each in (self.whole, self.monitor) if each is not None and each.steps]
-        return run_report(monitors)
+        return run_report(monitors or self.monitor)
 
     def remove(self) -> None:
         """Stop watching: the trainer is as it was before."""
+        if self._callback not in self._trainer.callback_handler.callbacks:
+            return
         if self._source is not None:
             self._source.remove()
         self._undo_log()
@@ -219,13 +230,19 @@ class Watcher:
             name: None if each is None else each.state_dict() for name, each in monitors.items()
         }
         state |= zip(_COUNTS, (self._batches, self._last_step, self.seconds), strict=True)
-        torch.save(_converted(state, np.ndarray, torch.from_numpy), Path(folder, _FILE))
+        torch.save(state, Path(folder, _FILE))
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint, as it is done where training resumes from the output directory."""
-        saved = torch.load(Path(folder, _FILE), weights_only=True)
-        state = _converted(saved, torch.Tensor, torch.Tensor.numpy)
-        self.monitor = self._probe.monitor = Monitor.from_state(state["monitor"], self._compared)
+        state = torch.load(Path(folder, _FILE), weights_only=True)
+        begun = state["monitor"]
+        wanted = [each.name for each in self._compared], self._window
+        if begun["names"] and (begun["names"][: begun["asked"]], begun["window"]) != wanted:
+            raise ValueError(
+                f"{Path(folder, _FILE)} is of estimators {', '.join(begun['names'])} and window "
+                f"{begun['window']}, not of those watched now: it starts afresh"
+            )
+        self.monitor = self._probe.monitor = Monitor.from_state(begun, self._compared)
         if self.whole is not None and state["whole"] is not None:
             self.whole = self._probe.whole = Monitor.from_state(state["whole"], self._compared)
         self._batches, self._last_step, self.seconds = (state[name] for name in _COUNTS)
@@ -330,17 +347,6 @@ class Watcher:
 
 _FILE = "rlvar_monitor.pt"
 _COUNTS = ("batches", "last_step", "seconds")
-
-
-def _converted(state: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """Return a state with all its arrays, or tensors, converted: files of tensors are safe to load."""
-    if isinstance(state, kind):
-        return convert(state)
-    if isinstance(state, dict):
-        return {key: _converted(each, kind, convert) for key, each in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_converted(each, kind, convert) for each in state)
-    return state
 
 
 class _Callback(transformers.TrainerCallback):

@@ -17,7 +17,7 @@ from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import EstimatorLike, OwnEstimator, resolve
 
 #: Estimators whose weights are fitted to scores.
-_FITTED = ("single-optimal", "multi-optimal", "otb")
+FITTED = ("single-optimal", "multi-optimal", "otb")
 #: What comes with the log-probabilities of the policy.
 _PROBABILITIES = {"logp", "behavior_logp", "score_squares"}
 
@@ -50,7 +50,7 @@ def weights_of(
         return own, ()
     found, unbiased = {}, []
     for each in resolve(given, "weights"):
-        if each.base in _FITTED:
+        if each.base in FITTED:
             raise ValueError(
                 f"estimator {each.name!r} is fitted to scores: compare it by sequence_scores or token_scores"
             )

@@ -444,3 +444,19 @@ def test_runs_of_other_parameters_do_not_compare(norm):
     report = run_report(norm, run(9, scores_of="all 5 parameters of A"))
     assert "not measured on the same parameters" in report.verdict[0]
     assert report.noise_scale_ratios == {}
+
+
+def test_what_has_no_interval_yet_or_does_not_vary_is_told_without_infinities():
+    rng = np.random.default_rng(0)
+    groups = np.arange(32) // 4
+    for count, constant in ((13, False), (12, True)):
+        monitor = rlvar.Monitor(["rloo", "grpo", "single"])
+        for _ in range(count):
+            scores = rng.standard_normal((32, 1, 12))
+            rewards = np.ones(32) if constant else scores[:, 0, 0] + rng.standard_normal(32)
+            monitor.update(rlvar.Rollouts(scores, rewards, groups=groups))
+        told = " ".join(monitor.report().verdict)
+        assert "inf " not in told
+        assert "nan" not in told
+        assert "consistent with on-policy" not in told
+        assert ("does not vary" in told) is constant

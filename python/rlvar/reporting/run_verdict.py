@@ -173,6 +173,9 @@ def _one(row: Any, part: RunPart, kind: str, alarm: bool) -> str:
         return _by_signal(this, that, row.noise_scale_ratio, units, means)
     if row.factor is not None:
         return ratio_sentence(row, part.reference, None, identical=same)
+    if not math.isfinite(row.ratio.value):
+        still = that if row.variance.value > 0 else this
+        return f"The variance of {this} cannot be compared with that of {that}: {still} does not vary."
     claim = (
         f"The variance of {this} is {number(row.ratio.value)} times that of {that} ({interval(row.ratio)})"
     )
@@ -265,13 +268,13 @@ def _inverse(x: Estimate) -> Estimate:
 
 
 def _tested(part: RunPart) -> bool:
-    return part.on_policy is not None and part.on_policy.on_policy is not None
+    return part.on_policy is not None and part.on_policy.on_policy is not None and bool(_statistics(part))
 
 
 def _statistics(part: RunPart) -> dict[str, Estimate]:
     test = part.on_policy
     found = {"correlation between steps": test.ratio, "squared mean score": test.mean_score}
-    return {name: x for name, x in found.items() if not math.isnan(x.low)}
+    return {name: x for name, x in found.items() if math.isfinite(x.low) and math.isfinite(x.high)}
 
 
 def _consistent(part: RunPart) -> str:

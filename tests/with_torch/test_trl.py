@@ -427,7 +427,8 @@ def test_two_processes_say_what_one_says(tmp_path):
         probe.update(*args, groups=groups, **options)
         probe.gradients(*args, "grpo", groups=groups, **options)
     for monitor, found in zip(monitors, ranks[0]["monitors"], strict=True):
-        assert found == pytest.approx(monitor.metrics(), rel=1e-9)
+        # Gradients of float32, by as many threads as there are: their rounding. (In float64 see test_probe.)
+        assert found == pytest.approx(monitor.metrics(), rel=1e-6)
     logged = ranks[0]["logged"][0]
     assert logged["rlvar/all/steps"] == 1
 

@@ -465,6 +465,11 @@ class Monitor:
         return float(np.mean([r.gradients.units for r in records])) if records else math.nan
 
     @property
+    def pooled(self) -> int:
+        """Number of steps that are pooled: of those in the window, the ones with two or more units."""
+        return len(self._weighed(lambda r: r.gradients.units - 1.0)[0])
+
+    @property
     def batch_units(self) -> float:
         """Number of units in a batch in use; NaN before the first step."""
         records, _ = self._weighed(lambda r: r.gradients.units - 1.0)
@@ -580,7 +585,7 @@ class Monitor:
             def put(key: str, x: Estimate | None, *, of_signal: bool = False) -> None:
                 if x is not None:
                     parts = {key: x.value, f"{key}/low": x.low, f"{key}/high": x.high}
-                    if of_signal and not (x.resolved or math.isnan(x.low)):
+                    if of_signal and not _told(x):
                         # Without a resolved signal only a bound is known, and no value.
                         parts = {k: v for k, v in parts.items() if k != key and v > 0}
                     found.update((k, float(v)) for k, v in parts.items() if math.isfinite(v))
@@ -720,7 +725,7 @@ class Monitor:
                 )
 
     def _merged(self, one: StepRecord, two: StepRecord) -> StepRecord:
-        if np.array_equal(one.gradients.scatter, two.gradients.scatter) and one.gradients.scatter.any():
+        if one.same(two):
             raise ValueError(f"step {one.step} of both has the same rollouts: shards must be disjoint")
         if not (one.mergeable and two.mergeable):
             raise ValueError(
@@ -827,11 +832,12 @@ class Monitor:
         rows = self.rows
         if not rows:
             return f"Monitor: {self.steps} steps, nothing to pool yet"
-        pooled, of = len(self._records), scores_line(self.scores_of, self._sketched)
+        pooled, of = self.pooled, scores_line(self.scores_of, self._sketched)
         head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
         if pooled > 1:
             by_decay = f", each counts {self.decay} times the next"
-            head += by_decay if self.decay is not None else f", the last {pooled} pooled"
+            last = "the last " if pooled in (self.steps, self.window) else ""
+            head += by_decay if self.decay is not None else f", {last}{pooled} pooled"
         lines = [
             head,
             *([] if of is None else [of]),
@@ -851,18 +857,27 @@ def _over(units: float, noise_scale: float) -> float:
     return units / noise_scale
 
 
+def _told(x: Estimate) -> bool:
+    """Whether what rests on a signal has a value to tell: without an interval, one that it can have."""
+    return x.resolved or (math.isnan(x.low) and math.copysign(1.0, x.value) > 0)
+
+
+def _scale(x: Estimate) -> str:
+    return bounded(x) if _told(x) or not math.isnan(x.low) else "not resolved"
+
+
 def _times_noise_scale(x: Estimate) -> str:
     """Say how a batch compares with the noise scale, which may have no upper end."""
     if x.low == 0 and math.isfinite(x.high):
         return f", at most {x.high:.4g} times the noise scale"
-    if x.resolved or math.isnan(x.low):
+    if _told(x):
         return f", {x} times the noise scale"
     return "; the noise scale is not resolved"
 
 
 def _table(rows: Sequence[MonitorRow], reference: str) -> str:
     head = ("estimator", f"ratio to {reference}", "signal |E g|^2", "noise scale")
-    cells = [(r.name, str(r.ratio), str(r.signal), bounded(r.noise_scale)) for r in rows]
+    cells = [(r.name, str(r.ratio), str(r.signal), _scale(r.noise_scale)) for r in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -480,10 +480,29 @@ def test_what_rests_on_an_unresolved_signal_is_logged_by_its_bounds_alone():
     assert "batch_over_noise_scale/low" not in metrics
 
 
+def test_a_few_steps_log_and_show_no_noise_scale_below_zero():
+    rng = np.random.default_rng(0)
+    monitor = next(m for m in (fed([draw(rng, signal=0.0)]) for _ in range(50)) if m["rloo"].signal.value < 0)
+    assert {"noise_scale", "batch_over_noise_scale"}.isdisjoint(monitor.metrics())
+    assert "noise scale is not resolved" in repr(monitor)
+
+
+def test_no_step_merges_with_a_copy_of_itself_though_all_rewards_are_one():
+    monitor = rlvar.Monitor(["rloo"])
+    for scores in np.random.default_rng(1).standard_normal((3, 32, 1, 12)):
+        monitor.update(rlvar.Rollouts(scores, np.ones(32), groups=np.arange(32) // 4))
+    with pytest.raises(ValueError, match="step 1 of both has the same rollouts"):
+        monitor.merge(pickle.loads(pickle.dumps(monitor)))
+
+
 def test_steps_of_one_group_count_for_nothing_but_rewards():
     rng = np.random.default_rng(6)
     several, alone = [draw(rng) for _ in range(9)], [draw(rng, groups=1) for _ in range(9)]
     with pytest.warns(UserWarning, match="one group only"):
         both = fed([*several, *alone])
-    assert (both.units, both.batch_units) == (8, 8)
+    assert (both.units, both.batch_units, both.pooled) == (8, 8, 9)
+    assert "18 steps of 8 groups, 9 pooled" in repr(both)
+    report = both.report()
+    assert "over 9 monitored steps of two or more groups" in report.verdict[0]
+    assert "18 monitored steps, of which 9," in str(report)
     assert both["rloo"].noise_scale.value == pytest.approx(fed(several)["rloo"].noise_scale.value)

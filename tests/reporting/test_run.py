@@ -460,3 +460,7 @@ def test_what_has_no_interval_yet_or_does_not_vary_is_told_without_infinities():
         assert "nan" not in told
         assert "consistent with on-policy" not in told
         assert ("does not vary" in told) is constant
+
+
+def test_a_run_beside_itself_has_the_same_noise_scale(norm):
+    assert "is the same in this run and the other: " in run_report(norm, norm).verdict[0]

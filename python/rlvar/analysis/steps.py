@@ -216,6 +216,23 @@ class StepRecord:
     def mergeable(self) -> bool:
         return self.gradients.mean is not None
 
+    def same(self, other: StepRecord) -> bool:
+        """Whether the sums of both are the same to the bit, as of the same rollouts."""
+        mine, others = self._numbers(), other._numbers()
+        both = [(a, b) for a, b in zip(mine, others, strict=True) if a is not None and b is not None]
+        return all(np.array_equal(a, b) for a, b in both) and any(np.any(a) for a, _ in both)
+
+    def _numbers(self) -> list[Double | None]:
+        sampled = self.sampled
+        sums = None if sampled is None else np.array([sampled.trace, sampled.off_diagonal, sampled.squares])
+        return [
+            self.gradients.scatter,
+            self.gradients.dots,
+            self.gradients.mean,
+            sums,
+            None if sampled is None else sampled.total,
+        ]
+
     def merge(self, other: StepRecord) -> StepRecord:
         """Return the record of the step, of which the two are shards of disjoint units."""
         n, first, second = self.rollouts + other.rollouts, self.gradients, other.gradients

@@ -203,6 +203,8 @@ def basis(part: RunPart) -> list[str]:
     """Say what the numbers of a part were computed from."""
     if part.window is None:
         pooled = f"pooled with weights of 1, {part.decay:g}, ... back in time"
+    elif part.pooled < min(part.steps, part.window):
+        pooled = f"of which {part.pooled:,}, with two or more {part.unit}s, are pooled"
     elif part.steps > part.window:
         pooled = f"of which the last {part.window:,} are pooled"
     else:

@@ -17,6 +17,8 @@ class Watched(Protocol):
     @property
     def steps(self) -> int: ...
     @property
+    def pooled(self) -> int: ...
+    @property
     def window(self) -> int | None: ...
     @property
     def decay(self) -> float | None: ...
@@ -51,8 +53,8 @@ class RunPart(Result):
 
     Attributes
     ----------
-    scores_of, unit, units, batch_units, steps, window, decay, confidence, reference, rows, in_use, on_policy,
-    growth
+    scores_of, unit, units, batch_units, steps, pooled, window, decay, confidence, reference, rows, in_use,
+    on_policy, growth
         As those of `Monitor`.
     noise_over_signal : Estimate or None
         The noise scale of the reference over the units of a batch: the variance of a step's gradient over the
@@ -70,6 +72,7 @@ class RunPart(Result):
     units: float
     batch_units: float
     steps: int
+    pooled: int
     window: int | None
     decay: float | None
     confidence: float
@@ -91,6 +94,7 @@ class RunPart(Result):
             units=monitor.units if seen else 0.0,
             batch_units=monitor.batch_units if seen else math.nan,
             steps=monitor.steps,
+            pooled=monitor.pooled if seen else 0,
             window=monitor.window,
             decay=monitor.decay,
             confidence=monitor.confidence,

@@ -100,6 +100,9 @@ def _over(part: RunPart) -> str:
     """Say which steps the numbers are pooled from."""
     if part.window is None:
         return f"over {part.steps:,} monitored steps, the last of which count most"
+    if part.pooled < min(part.steps, part.window):
+        many = part.pooled > 1
+        return f"over {part.pooled:,} monitored step{'s' * many} of two or more {part.unit}s"
     if part.steps <= part.window:
         return f"over all {part.steps:,} monitored steps" if part.steps > 1 else "in one step"
     return f"over the last {part.window:,} monitored steps"
@@ -115,7 +118,7 @@ def _noise(part: RunPart) -> str:
         found = "has no interval"
         if scale.value > 0 and math.isfinite(scale.value):
             found = f"appears to be {number(scale.value)} {units}, but that has no interval"
-        steps = "One step is" if part.steps == 1 else f"{part.steps:,} steps are"
+        steps = "One step is" if part.pooled == 1 else f"{part.pooled:,} steps are"
         return f"{steps} too few to resolve the signal: the noise scale of {name} {found}."
     batch = f"in a batch of {number(part.batch_units)} {units}"
     if not scale.resolved:
@@ -312,6 +315,9 @@ def _noisier(one: str, a: RunPart, two: str, b: RunPart) -> str:
     if not ratio.resolved or math.isnan(ratio.low):
         faint = [name for name, each in ((one, x), (two, y)) if not each.resolved or math.isnan(each.low)]
         return f"The noise scales{of} cannot be compared: the signal is not resolved in {joined(faint)}."
+    if (x.value, x.low, x.high) == (y.value, y.low, y.high):
+        same = f"the same in {one} and {two}"
+        return f"The noise scale{of} is {same}: {number(x.value)} {units} ({interval(x)})."
     if ratio.value < 1:
         one, two, x, y, ratio = two, one, y, x, _inverse(ratio)
     values = f"{number(x.value)} against {number(y.value)} {units}"

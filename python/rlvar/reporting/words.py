@@ -141,10 +141,16 @@ def capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def measured(x: Estimate, *, bounded: bool = False) -> str:
-    """Return value and interval to three digits; of what rests on a signal, `bounded`, what it tells."""
+def measured(x: Estimate, *, bounded: bool = False, most: float = math.inf) -> str:
+    """Return value and interval to three digits; of what rests on a signal, `bounded`, what it tells.
+
+    Without an interval a value that it cannot have, negative or above `most`, tells nothing.
+    """
     if bounded and not x.resolved and not math.isnan(x.low):
         return f"above {number(x.low)}" if x.low > 0 else "not resolved"
     if math.isnan(x.low):
-        return "undefined" if math.isnan(x.value) else number(x.value)
+        if math.isnan(x.value):
+            return "undefined"
+        cannot = bounded and (math.copysign(1.0, x.value) < 0 or x.value > most)
+        return "not resolved" if cannot else number(x.value)
     return f"{number(x.value)} ({number(x.low)} to {number(x.high)})"

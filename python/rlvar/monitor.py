@@ -165,11 +165,9 @@ class Monitor:
             self.decay = _check.positive_number("decay", decay)
             if not self.decay < 1:
                 raise ValueError(f"decay must lie between 0 and 1, got {decay!r}")
-        self.window = (
-            None
-            if decay is not None
-            else _check.positive_integer("window", 50 if window is None else window, 2)
-        )
+        self.window = None
+        if decay is None:
+            self.window = _check.positive_integer("window", _WINDOW if window is None else window, 2)
         self.confidence = _check.confidence(confidence)
         self._threads = _check.threads(num_threads)
         self.scores_of: str | None = None
@@ -392,7 +390,9 @@ class Monitor:
     def steps(self) -> int:
         return len(self._records) + (self._let_go[2] if self._let_go else 0)
 
-    def _weighed(self, of: Callable[[StepRecord], float | None]) -> tuple[list[StepRecord], Double]:
+    def _weighed(
+        self, of: Callable[[StepRecord], float | None] = lambda r: r.weight
+    ) -> tuple[list[StepRecord], Double]:
         """Return the steps that have something to pool, and their weights: degrees of freedom times decay."""
         decay = 1.0 if self.decay is None else self.decay
         with self._lock:
@@ -415,7 +415,7 @@ class Monitor:
         return found[: self._asked]
 
     def _rows(self) -> tuple[MonitorRow, ...]:
-        records, weights = self._weighed(lambda r: r.gradients.units - 1.0)
+        records, weights = self._weighed()
         if not records:
             return ()
         unbiased = [all_known(each) for each in zip(*(r.unbiased for r in records), strict=True)]
@@ -461,18 +461,18 @@ class Monitor:
     @property
     def units(self) -> float:
         """Mean number of units of a step, of those with two or more; NaN before the first."""
-        records, _ = self._weighed(lambda r: r.gradients.units - 1.0)
+        records, _ = self._weighed()
         return float(np.mean([r.gradients.units for r in records])) if records else math.nan
 
     @property
     def pooled(self) -> int:
         """Number of steps that are pooled: of those in the window, the ones with two or more units."""
-        return len(self._weighed(lambda r: r.gradients.units - 1.0)[0])
+        return len(self._weighed()[0])
 
     @property
     def batch_units(self) -> float:
         """Number of units in a batch in use; NaN before the first step."""
-        records, _ = self._weighed(lambda r: r.gradients.units - 1.0)
+        records, _ = self._weighed()
         sizes = [r.gradients.units * (1.0 if r.batch is None else r.batch / r.rollouts) for r in records]
         return float(np.mean(sizes)) if sizes else math.nan
 
@@ -518,7 +518,7 @@ class Monitor:
     @_check.quiet
     def _growth(self) -> Estimate | None:
         records, weights = self._weighed(
-            lambda r: None if r.cuts is None or not self._records[-1].lengths else r.gradients.units - 1.0
+            lambda r: None if r.cuts is None or not self._records[-1].lengths else r.weight
         )
         if not records:
             return None

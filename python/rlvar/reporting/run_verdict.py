@@ -15,6 +15,7 @@ from rlvar.reporting.run_parts import Run, RunPart, in_one_unit
 from rlvar.reporting.words import (
     capital,
     interval,
+    inverse,
     joined,
     long_name,
     number,
@@ -195,8 +196,7 @@ def _by_signal(this: str, that: str, ratio: Estimate, units: str, means: str) ->
     purpose = "for the same signal-to-noise ratio"
     if ratio.value < 1:
         this, that = that, this
-        most = 1 / ratio.low if ratio.low else math.inf
-        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
+        ratio = inverse(ratio)
     times = f"{number(ratio.value)} times as many {units} as {that} {purpose}"
     if within(ratio, 1.0):
         ends = f"{ratio.confidence:.0%} interval {ratio.low:.4f} to {ratio.high:.4f}"
@@ -246,7 +246,7 @@ def _shape(part: RunPart) -> list[str]:
     others = [each for each in plan.options if each.completions != plan.in_use]
     if sentences and sentences[0].endswith("by the estimates.") and others:
         following = max(others, key=lambda option: option.gain.value)
-        times = _inverse(following.gain)
+        times = inverse(following.gain)
         sentences[0] = (
             f"{sentences[0][:-1]}; {_as(following)} would have {number(times.value)} times its variance "
             f"({interval(times)})."
@@ -263,11 +263,6 @@ def _widest(plan: Any) -> Estimate:
 def _as(option: Any) -> str:
     prompts, completions = option.prompts, option.completions
     return f"{prompts} prompt{'s' * (prompts != 1)} x {completions} completion{'s' * (completions != 1)}"
-
-
-def _inverse(x: Estimate) -> Estimate:
-    ends = 1 / x.high if x.high else math.inf, 1 / x.low if x.low > 0 else math.inf
-    return Estimate(1 / x.value, math.nan, *ends, x.confidence)
 
 
 def _tested(part: RunPart) -> bool:
@@ -319,7 +314,7 @@ def _noisier(one: str, a: RunPart, two: str, b: RunPart) -> str:
         same = f"the same in {one} and {two}"
         return f"The noise scale{of} is {same}: {number(x.value)} {units} ({interval(x)})."
     if ratio.value < 1:
-        one, two, x, y, ratio = two, one, y, x, _inverse(ratio)
+        one, two, x, y, ratio = two, one, y, x, inverse(ratio)
     values = f"{number(x.value)} against {number(y.value)} {units}"
     if ratio.low > 1:
         times = f"{number(ratio.value)} times that in {two}: {values} ({interval(ratio)})"

@@ -68,8 +68,7 @@ def ratio_sentence(row: Compared, reference: str, units: str | None, *, identica
         return f"{length}, and so is its noise: both need as many {units} for the same precision."
     if ratio.value < 1.0:
         this, that = that, this
-        most = 1 / ratio.low if ratio.low else math.inf
-        ratio = Estimate(1 / ratio.value, math.nan, 1 / ratio.high, most, ratio.confidence)
+        ratio = inverse(ratio)
     ends = interval(ratio)
     if within(ratio, 1.0):
         tie = "have the same variance" if units is None else f"need as many {units} for the same precision"
@@ -94,6 +93,13 @@ def power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
     resolved = exponent.low > 1 or exponent.high < 2
     as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
     return f"{grows} {as_}{power(exponent.value)} ({interval(exponent)}; 1 is linear, 2 quadratic){over}."
+
+
+def inverse(ratio: Estimate) -> Estimate:
+    """Return the ratio the other way round; it has no upper end where this one reaches 0."""
+    low = 1 / ratio.high if ratio.high else math.inf
+    high = math.inf if ratio.low <= 0 else 1 / ratio.low
+    return Estimate(1 / ratio.value, math.nan, low, high, ratio.confidence)
 
 
 def interval(estimate: Estimate, *, percent: bool = False) -> str:

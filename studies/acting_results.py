@@ -211,7 +211,7 @@ def variances(task: dict) -> list[str]:
 
 def draw(found: dict, file: str) -> None:
     """Success along training above, rollouts to a level over predicted noise below."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.rcParams.update({"svg.hashsalt": "rlvar", "svg.fonttype": "none", "font.size": 9})
     figure, panels = pyplot.subplots(2, len(found["tasks"]), figsize=(10, 8), squeeze=False)
@@ -233,8 +233,9 @@ def draw(found: dict, file: str) -> None:
             y, middle = np.minimum(row.reached, most), min(median(row.reached), most)
             below.plot([row.predicted] * 2, [y.min(), y.max()], color="0.75", linewidth=1, zorder=1)
             below.plot(row.predicted, middle, "o", color="C3" if row.arm == IN_USE else "C0", zorder=2)
-            beside = (4, 3 if place % 2 else -8)
-            below.annotate(row.arm, (row.predicted, middle), beside, textcoords="offset points", fontsize=7)
+            beside = {"xytext": (5, -2.5)} if place % 2 else {"xytext": (-5, -2.5), "ha": "right"}
+            at = {"xy": (row.predicted, middle), "textcoords": "offset points", "fontsize": 7}
+            below.annotate(row.arm, **at, **beside)
         below.set(
             xscale="log",
             yscale="log",
@@ -243,7 +244,14 @@ def draw(found: dict, file: str) -> None:
             title=f"{name}: rollouts to {found['levels'][level]:.2f}, dotted: not within {most:,}",
         )
         below.axhline(most, color="0.5", linewidth=0.8, linestyle=":")
-        below.set_xlim(right=1.6)
+        below.set_xlim(0.12, 1.6)
+        for axis, ticks in (
+            (below.xaxis, (0.2, 0.3, 0.5, 1)),
+            (below.yaxis, (10_000, 20_000, 40_000, 80_000)),
+        ):
+            axis.set_major_locator(ticker.FixedLocator(ticks))
+            axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,g}"))
+            axis.set_minor_locator(ticker.NullLocator())
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None} if file.endswith("svg") else None)
 

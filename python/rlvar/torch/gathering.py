@@ -100,7 +100,7 @@ def rollouts_of_all(
         if not mine.response.any():
             return None
         scored = score(mine)
-        live = np.arange(scored.logp.shape[1]) < scored.lengths[:, None]
+        live = scored.live
         known = scored.scores_of, scored.sketch is not None
         of_tokens.extend([scored.logp[live], scored.score_squares[live]])
         return scored.scores[live]
@@ -145,12 +145,10 @@ def gradients_of_all(
                 if not mine.response.any():
                     return None
                 found = log_probs(mine)
-                live = np.arange(found.logp.shape[1]) < found.lengths[:, None]
-                return np.stack([found.logp[live], found.log_sum_squares[live]], axis=1)
+                return np.stack([found.logp[found.live], found.log_sum_squares[found.live]], axis=1)
 
             logp[tokens.live], squares[tokens.live] = processes.rows(some).T
-        nothing = np.broadcast_to(np.float32(np.nan), (*tokens.live.shape, 1))
-        return TokenScores(nothing, tokens.counts, logp, squares, "nothing", None, tokens)
+        return TokenScores.unscored(tokens, logp, squares)
 
     named, unbiased = weights_of(weights, tokens, scored, whole.rewards, {"groups": whole.groups, **by_token})
     n = len(whole)

@@ -251,10 +251,9 @@ class _Job:
 def log_probs_alone(
     network: Network, tokens: Tokens, policy: Policy, memory: int, needed: bool
 ) -> TokenScores:
-    """Return log-probabilities, if they are needed, without scores: NaN, which nothing takes for numbers."""
+    """Return log-probabilities, if they are needed, without scores."""
     logp, squares = np.zeros((2, *tokens.live.shape))
     if needed:
         with inputs.still(network.module):
             logp, squares = _log_probs(network, tokens, policy, memory)
-    nothing = np.broadcast_to(np.float32(np.nan), (*tokens.live.shape, 1))
-    return TokenScores(nothing, tokens.counts, logp, squares, "nothing", None, tokens)
+    return TokenScores.unscored(tokens, logp, squares)

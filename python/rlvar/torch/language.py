@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar import _check
 from rlvar._types import Double, Float
@@ -59,6 +59,17 @@ class TokenScores:
     scores_of: str
     sketch: Sketch | None
     _tokens: Tokens = field(repr=False)
+
+    @classmethod
+    def unscored(cls, tokens: Tokens, logp: Double, log_sum_squares: Double) -> TokenScores:
+        """Return log-probabilities (N, T) without scores: NaN, which nothing takes for numbers."""
+        nothing = np.broadcast_to(np.float32(np.nan), (*tokens.live.shape, 1))
+        return cls(nothing, tokens.counts, logp, log_sum_squares, "nothing", None, tokens)
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """Where (N, T) a row has a token."""
+        return self._tokens.live
 
     @property
     def score_squares(self) -> Double:

@@ -248,9 +248,8 @@ def _block(
         )
     except torch.OutOfMemoryError:
         raise MemoryError("the device's memory is too small; lower memory") from None
-    live = np.arange(found.logp.shape[1]) < found.lengths[:, None]
     arrays = {"logp": found.logp, "score_squares": found.score_squares, "scores": found.scores}
-    blocks: dict[str, NDArray[Any]] = {name: array[live] for name, array in arrays.items()}
+    blocks: dict[str, NDArray[Any]] = {name: array[found.live] for name, array in arrays.items()}
     return blocks, found.scores_of, found.sketch is not None
 
 

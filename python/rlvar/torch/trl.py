@@ -159,7 +159,7 @@ class Watcher:
         args = trainer.args
         self.notes = notes_on(trainer, in_use.name)
         fitted = [each.name for each in compared if each.base in FITTED]
-        if fitted:
+        if fitted and whole_every is not None:
             self.notes.append(f"All parameters do not measure {', '.join(fitted)}, fitted to scores.")
         if compared[0].name != in_use.name:
             self.notes.append(f"Ratios are to {compared[0].name}.")

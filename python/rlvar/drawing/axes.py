@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from rlvar.drawing.palette import Palette
 
@@ -24,13 +24,12 @@ def frame(axes: Axes, palette: Palette) -> None:
     axes.yaxis.label.set_color(palette.ink)
 
 
-def above(axes: Axes, ylabel: str, palette: Palette) -> None:
-    """Write what the y axis counts above it, where it takes no width: at the left edge of the figure."""
-    axes.set_ylabel("")
+def above(axes: Axes, ylabel: str, palette: Palette, *, left: float) -> None:
+    """Write what the y axis counts above it, where it takes no width: `left` points beside the axis."""
     axes.annotate(
         ylabel,
         (0, 1),
-        (-axes.get_position().x0 * axes.figure.get_figwidth() * 72 + 2, 5),
+        (-left, 5),
         xycoords="axes fraction",
         textcoords="offset points",
         annotation_clip=False,
@@ -51,10 +50,12 @@ def padded(points: Sequence[float], *, log: bool) -> tuple[float, float]:
     return first - pad, last + pad
 
 
-def linear_ticks(axis: Axis, *, most: int = 5, whole: bool = False) -> None:
-    axis.set_major_locator(
-        MaxNLocator(most, integer=True) if whole else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
-    )
+def linear_ticks(axis: Axis, most: int = 5) -> None:
+    ticks_of(axis, MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+
+
+def ticks_of(axis: Axis, locator: Locator) -> None:
+    axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(tick))
 
 
@@ -75,10 +76,9 @@ def log_ticks(axis: Axis, low: float, high: float, *, most: int = 6) -> None:
     ticks = next((each for each in inside if len(each) <= most), inside[-1])
     if len(inside[0]) < 3:
         ticks = [x for x in MaxNLocator(most - 1).tick_values(low, high) if low <= x <= high and x > 0]
-    axis.set_major_locator(FixedLocator(ticks))
+    ticks_of(axis, FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(tick))
 
 
 def tick(x: float, _: object = None) -> str:

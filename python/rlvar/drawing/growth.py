@@ -7,10 +7,11 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
 from rlvar._types import Double
-from rlvar.drawing.axes import frame, linear_ticks, log_ticks, padded
+from rlvar.drawing.axes import frame, log_ticks, padded, ticks_of
 from rlvar.drawing.palette import PLAIN, Palette, dashes, marker
 from rlvar.stats.estimate import Estimate
 
@@ -75,15 +76,15 @@ def alive(axes: Axes, counts: ArrayLike, *, log: bool = True, palette: Palette =
     low, high = padded([float(x[0]), float(x[-1])], log=log)
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1.08 * float(y.max()) or 1.0)
-    linear_ticks(axes.yaxis, most=3, whole=True)
+    ticks_of(axes.yaxis, MaxNLocator(3, integer=True))
     if log:
         log_ticks(axes.xaxis, low, high)
     axes.set_ylabel("rollouts")
 
 
-def _spread(length: int, points: int = _POINTS) -> Double:
+def _spread(length: int, points: int = _POINTS) -> NDArray[np.int64]:
     """Return places of a curve, evenly on a log axis, with both ends."""
-    return np.unique(np.rint(np.geomspace(1, length, points)).astype(np.int64)) - 1
+    return np.asarray(np.unique(np.rint(np.geomspace(1, length, points)).astype(np.int64)) - 1)
 
 
 def _set_limits(axes: Axes) -> None:
@@ -101,7 +102,7 @@ def _set_limits(axes: Axes) -> None:
 
 
 def _guides(axes: Axes, meet: tuple[float, float], palette: Palette) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    (left, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     for slope in _GUIDES:
         ends = np.array([left, right])
         line = Line2D(ends, meet[1] * (ends / meet[0]) ** slope, color=palette.ink, linewidth=1, alpha=0.7)

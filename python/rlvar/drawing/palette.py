@@ -1,4 +1,4 @@
-"""Colours and marks of drawings: safe for colour-blind readers, and lines differ by dashes and markers too."""
+"""Colours and marks of drawings: safe for colour-blind readers; lines differ by dashes and markers too."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ class Report(Result):
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All sentences, each with the figure behind it: the verdict first, then the notes."""
-        reach = _reach(self.rollouts)
+        steps = steps_reached(self.rollouts)
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return tuple(findings(verdict(*found, self.plans, reach)))
+        return tuple(findings(verdict(*found, self.plans, steps)))
 
     @property
     def verdict(self) -> list[str]:
@@ -123,7 +123,7 @@ class Report(Result):
         if tokens:
             table.append("  Below, gradients are sums over tokens, not divided by their number.")
         blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
-        for names, parts in self._distinct():
+        for names, parts in self.distinct():
             same = "".join(f" ({long_name(name)}{self._times(name)})" for name in names[1:])
             title = f"Where the variance of {long_name(names[0])} comes from{same}"
             blocks.append(f"{title}\n{indent(sources(parts), '  ')}")
@@ -132,13 +132,13 @@ class Report(Result):
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
         if self.notes:
             blocks.append("Notes\n" + "\n".join(map(wrapped, self.notes)))
-        for names, parts in self._distinct():
+        for names, parts in self.distinct():
             drawn = {comparison.reference, quietest_of(comparison)} & set(names)
             if drawn and parts.variance.value > 0:
-                blocks.append(chart(names[0], parts.growth[: _reach(self.rollouts)]))
+                blocks.append(chart(names[0], parts.growth[: steps_reached(self.rollouts)]))
         return "\n\n".join(blocks)
 
-    def _distinct(self) -> list[tuple[list[str], Decomposition]]:
+    def distinct(self) -> list[tuple[list[str], Decomposition]]:
         """Return each decomposition once, with the names of those that it is of, but for a factor."""
         names: dict[str, list[str]] = {}
         reference = self.comparison.reference
@@ -267,7 +267,7 @@ def report(
     return Report(source, *found, options, dict(sha256 or {}), made)
 
 
-def _reach(rollouts: Rollouts) -> int:
+def steps_reached(rollouts: Rollouts) -> int:
     """Return the number of steps up to the last that any rollout reaches, at least 1."""
     live = rollouts.live.any(axis=0)
     return int(np.flatnonzero(live)[-1]) + 1 if live.any() else 1

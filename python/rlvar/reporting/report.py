@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from rlvar import _check
@@ -15,6 +16,7 @@ from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
+from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.report_text import reach, report_text
 from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
@@ -34,7 +36,7 @@ class Report(Result):
     how its variance depends on their size, and no headroom where no baseline leaves the mean alone.
     """
 
-    _also = ("verdict",)
+    _also = ("verdict", "notes")
     source: str
     rollouts: Rollouts
     comparison: Comparison
@@ -44,11 +46,21 @@ class Report(Result):
     headroom: Headroom | None
     plans: dict[str, Plan]
 
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All sentences, each with the figure behind it: the verdict first, then the notes."""
+        found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
+        return tuple(findings(verdict(*found, self.plans, reach(self.rollouts))))
+
     @property
     def verdict(self) -> list[str]:
-        """The findings in plain sentences, each with its numbers."""
-        found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return verdict(*found, self.plans, reach(self.rollouts))
+        """The main findings in at most six sentences, each with its numbers."""
+        return [each.text for each in self.findings if each.kind == "verdict"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the numbers, and findings that the verdict has no room for."""
+        return [each.text for each in self.findings if each.kind == "note"]
 
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)

@@ -1,12 +1,11 @@
 """The report on a terminal: the verdict, one table, how the variance grows, and where to look for more.
 
-`Report.text` prints it. Its table ranks the estimators, the quietest first: by variance where all have the
-mean of the reference, or a known multiple of it, which is divided out; by noise scale where means may differ.
+`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor between
+the mean gradients divided out; where means may differ, noise scales rank the estimators (`Comparison.ranked`).
 """
 
 from __future__ import annotations
 
-import math
 from textwrap import indent
 from typing import TYPE_CHECKING
 
@@ -38,6 +37,7 @@ def report_text(report: Report, *, full: bool, colour: bool) -> str:
     blocks = [
         rollouts_lines(report.source, report.rollouts),
         [painted("Verdict", "bold", colour), *map(wrapped, report.verdict)],
+        *([[painted("Notes", "bold", colour), *map(wrapped, report.notes)]] if report.notes else []),
         _estimators(comparison, colour),
     ]
     drawn = {name: curve for name, curve in _growth(report).items() if len(curve) > 1}
@@ -52,13 +52,6 @@ def report_text(report: Report, *, full: bool, colour: bool) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def ranked(comparison: Comparison) -> list[ComparisonRow]:
-    """Return the rows, the quietest first: by variance if all are comparable, else by noise scale."""
-    if all(comparable(comparison, row) for row in comparison):
-        return sorted(comparison, key=lambda row: _finite(relative(row).value))
-    return sorted(comparison, key=_by_noise_scale)
-
-
 def comparable(comparison: Comparison, row: ComparisonRow) -> bool:
     """Whether the variance of a row, with a known factor divided out, says how many rollouts it needs."""
     return row.name == comparison.reference or row.factor is not None or comparison.same_mean(row)
@@ -69,23 +62,11 @@ def relative(row: ComparisonRow) -> Estimate:
     return row.ratio if row.factor in (None, 1.0) else row.noise_scale_ratio
 
 
-def _by_noise_scale(row: ComparisonRow) -> tuple[float, float]:
-    scale = row.noise_scale
-    told = scale.value >= 0 and (scale.resolved or math.isnan(scale.low))
-    return (scale.value if told else math.inf), _finite(relative(row).value)
-
-
-def _finite(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
 def _estimators(comparison: Comparison, colour: bool) -> list[str]:
-    reference, rows = comparison.reference, ranked(comparison)
+    reference, rows = comparison.reference, comparison.ranked
     apart = [row for row in rows if not comparable(comparison, row)]
     scaled = [row for row in rows if row.factor not in (None, 1.0)]
-    by = "noise scale" if apart and any(_by_noise_scale(row)[0] < math.inf for row in rows) else "variance"
     level, units = f"{comparison.confidence:.0%}", f"{comparison.units:,} {unit(comparison)}"
-    title = f"Estimators, lowest {by} first"
     head = (
         "estimator",
         f"variance / {clipped(printable(reference), _REFERENCE)}",
@@ -95,14 +76,15 @@ def _estimators(comparison: Comparison, colour: bool) -> list[str]:
     cells = [(row.name + mark, *_cells(row, reference)) for row, mark in zip(rows, marks, strict=True)]
     styles = ["dim" if row in apart else _certainty(relative(row)) for row in rows]
     lines = [
-        painted(title, "bold", colour),
+        painted("Estimators, the quietest first", "bold", colour),
         *table(head, cells, styles=styles, colour=colour),
         wrapped(f"{level} intervals in brackets: {comparison.interval} over {units}."),
     ]
     if apart:
         lines.append(
             wrapped(
-                f"* may have another mean gradient than {reference}: go by the noise scale, not the variance."
+                f"* may have another mean gradient than {reference}: go by the noise scale, as the order "
+                "does, not by the variance."
             )
         )
     if scaled:

@@ -7,6 +7,7 @@ import rlvar
 from rlvar.analysis.sampling import sampling_of
 from rlvar.reporting.sampling import on_policy_sentence, sampling_sentences
 from rlvar.weights.batch import Batch
+from sentences import told
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_what_rests_on_unfiltered_groups_says_so_where_none_of_them_is_dead():
     scores, groups = rng.standard_normal((96, 1, 3)), np.arange(96) // 8
     right = np.tile([1.0, 0.0], 48)
     spoken = [
-        " ".join(rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups), names).verdict)
+        told(rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups), names))
         for rewards, names in (
             (right, ["single", "rloo"]),
             (np.where(groups == 1, 1.0, right), ["single", "rloo"]),  # one is dead

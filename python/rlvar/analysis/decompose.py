@@ -339,7 +339,7 @@ def decompose(
 
     on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
     strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
-    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/mathematics.md``.
 
     Examples
     --------

@@ -188,7 +188,7 @@ def on_policy_test(
 
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
-    ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
+    ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
     wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
     speaks.
 

@@ -1,7 +1,7 @@
 """The report on a terminal: the verdict, one table, how the variance grows, and where to look for more.
 
-`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor between
-the mean gradients divided out; where means may differ, noise scales rank the estimators (`Comparison.ranked`).
+`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor
+between the mean gradients divided out; where means may differ, noise scales rank (`Comparison.ranked`).
 """
 
 from __future__ import annotations

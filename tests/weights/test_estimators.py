@@ -83,7 +83,7 @@ def test_an_estimator_built_directly_is_checked_as_by_name():
 
 
 def test_ratios_of_importance_are_in_vtrace_once(rollouts):
-    with pytest.raises(ValueError, match="'vtrace': it has importance ratios of its own"):
+    with pytest.raises(ValueError, match="'vtrace': it has importance ratios already"):
         rlvar.compare(rollouts, ["vtrace"], importance="token")
 
 

@@ -78,19 +78,19 @@ class ScoreFolder:
         fresh = {"key": key, "rollouts": 0, "coordinates": 0, "scores_of": "", "sketched": False}
         if UNFINISHED not in names:
             if names:
-                raise FileExistsError(17, "it is there already; name another place", str(self.place))
+                raise FileExistsError(17, "it exists already; choose another place", str(self.place))
             return fresh
         with door(self.place / UNFINISHED):
             state = json.loads((self.place / UNFINISHED).read_bytes())
             if not isinstance(state, dict) or {name: type(x) for name, x in state.items()} != {
                 name: type(x) for name, x in fresh.items()
             }:
-                raise ValueError("it does not say how far scoring came; remove the folder")
+                raise ValueError("it does not say how far scoring got; remove the folder")
         other = [name for name in key if state["key"].get(name) != key[name]]
         if state["rollouts"] and other:
             raise ValueError(
                 f"{_shown(self.place)}: it was begun with another {' and another '.join(other)}; continue "
-                "with what it was begun with, or name another place"
+                "with the same, or choose another place"
             )
         return state if state["rollouts"] else fresh
 
@@ -100,7 +100,7 @@ class ScoreFolder:
         if not self.done:
             self._state |= {"coordinates": coordinates, "scores_of": scores_of, "sketched": sketched}
         elif (coordinates, scores_of) != (self._state["coordinates"], self._state["scores_of"]):
-            raise ValueError(f"{_shown(self.place)}: it holds scores of {self._state['scores_of']}")
+            raise ValueError(f"{_shown(self.place)}: it has scores of {self._state['scores_of']}")
         for name, block in blocks.items():
             header, row = self._layout(name)
             with self._writing(name) as file:

@@ -149,7 +149,7 @@ def chosen(form: Format, row: Mapping[str, Any], given: Mapping[str, str | None]
         columns = () if name == "none" else tuple(part.strip() for part in name.split(","))
         for column in columns:
             if not has(row, column):
-                raise ValueError(f"{field}: there is no column {column!r}, but {listed_names(row)}")
+                raise ValueError(f"{field}: there is no column {column!r}; there are {listed_names(row)}")
         if len(columns) > 1 and field != "reward":
             raise ValueError(f"{field}: one column is needed, got {name!r}")
         found[field] = columns

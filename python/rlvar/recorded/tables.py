@@ -73,7 +73,7 @@ def _of_lines(place: Path) -> Rows:
                 raise ValueError(f"line {number} is not JSON: {error}{cut}") from None
             if not isinstance(row, dict):
                 what = type(row).__name__
-                raise ValueError(f"line {number} holds a {what}, but JSON Lines have one object a line")
+                raise ValueError(f"line {number} is a {what}, but JSON Lines have one object per line")
             yield f"line {number}", row
 
 
@@ -106,7 +106,7 @@ def _values(column: Any, kinds: Any) -> list[Any]:
 def _pickled(place: Path, trusted: bool) -> Rows:
     if not trusted:
         raise ValueError(
-            "it is a pickle, and loading one runs whatever code it holds; if you know who wrote it, say "
+            "it is a pickle, and loading one runs any code in it; if you trust whoever wrote it, pass "
             "--trust-pickle (trust_pickle=True)"
         )
     try:

@@ -134,7 +134,7 @@ def score_recorded(
     if archive is not None:
         writable(archive)
     elif place.exists() and not place.is_dir():
-        raise FileExistsError(17, "it is there already; name another place", str(place))
+        raise FileExistsError(17, "it exists already; choose another place", str(place))
     if recorded.texts is not None:
         if tokenizer is None:
             if isinstance(model, torch.nn.Module):

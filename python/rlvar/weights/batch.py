@@ -87,7 +87,9 @@ class Batch:
         outside = None
         if clip is not None:
             if ratios is None or importance == "none" or truncate is not None:
-                raise ValueError("clip needs importance ratios, not truncated: importance='token' as in PPO")
+                raise ValueError(
+                    "clip needs importance ratios without truncate: importance='token' as in PPO"
+                )
             below, above = _check.clip(clip)
             large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
             outside = large, small
@@ -103,9 +105,9 @@ class Batch:
         return cls(rollouts, factors, threads, ratios, unbiased and of_ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
-        """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
+        """Return the batch, without scores, as if the rollouts had been cut after so many steps.
 
-        Rewards, ratios and lengths end there too; no value stands for what is cut off.
+        Rewards, ratios and lengths end there too; no value replaces what is cut off.
         """
         state = self.rollouts.__getstate__()
         if state["tokens"] is not None and self.aggregation == "sequence-mean":

@@ -101,8 +101,8 @@ class Estimator:
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
         if batch.of_sequences and (self.base in _OF_STEPS or self.parameters.get("gamma", 1.0) != 1.0):
             raise ValueError(
-                f"estimator {self.name!r} needs the scores of tokens: one step holds all tokens of a rollout "
-                "here, and it weighs them differently"
+                f"estimator {self.name!r} needs token scores: it weighs the tokens of a rollout differently, "
+                "and here one step is all of them"
             )
         needed = {name: getattr(batch.rollouts, name) for name in self.needs}
         for name, array in needed.items():
@@ -279,7 +279,7 @@ def _vtrace(
     c_clip: float = 1.0,
 ) -> Float:
     if batch.importance is not None and batch.importance.importance != "none":
-        raise ValueError("it has importance ratios of its own; use importance='none'")
+        raise ValueError("it has importance ratios already; use importance='none'")
     with np.errstate(all="ignore"):  # what is not live is not read
         ratios = np.minimum(np.exp(logp - behavior_logp), max(rho_clip, c_clip))
     options = {"rho_clip": rho_clip, "c_clip": c_clip, **batch.tails}

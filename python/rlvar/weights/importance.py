@@ -118,8 +118,8 @@ class ImportanceRatios(Result):
         """The values, as factors of scores: an error if all of live steps are below the range of float64."""
         if self._log_largest == -math.inf and self.impossible:
             raise ValueError(
-                f"all {self.importance} ratios are 0: by a logp of minus infinity, the policy never takes "
-                "what these rollouts hold"
+                f"all {self.importance} ratios are 0: with a logp of minus infinity, the policy never takes "
+                "the actions of these rollouts"
             )
         if -math.inf < self._log_largest < _LOWEST:
             raise ValueError(
@@ -139,7 +139,7 @@ class ImportanceRatios(Result):
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
         size = f"{self.effective_size:.1f} of {len(self.values)}"
-        bias = "unbiased if the sampler can draw whatever the policy can" if self.unbiased else "biased"
+        bias = "unbiased if the sampler can draw all that the policy can" if self.unbiased else "biased"
         denied = "" if self.consistent else f", as ratios of steps average to {self.step_mean}, not 1"
         return (
             f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
@@ -212,7 +212,7 @@ def importance_ratios(
            [0.96, 0.96]])
     >>> print(result)  # doctest: +NORMALIZE_WHITESPACE
     sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44,
-    unbiased if the sampler can draw whatever the policy can
+    unbiased if the sampler can draw all that the policy can
     """
     new = _check.doubles("logp", logp)
     live = _check.live(new.shape, lengths, mask, "logp")

@@ -243,7 +243,7 @@ def test_what_cannot_be_scored_is_one_line(tmp_path, folder, data, capsys):
     refused(capsys, ["score", folder, alone, *out], "neither token ids nor text to score")
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt_ids": [1], "response_ids": [99], "reward": 1}\n' * 2)
-    refused(capsys, ["score", folder, other, *out], "input_ids holds 99")
+    refused(capsys, ["score", folder, other, *out], "input_ids has token 99")
     assert not (tmp_path / "out").exists()
 
 

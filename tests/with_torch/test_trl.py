@@ -189,7 +189,7 @@ def test_the_reference_is_what_the_settings_make(tmp_path, fed, kind, settings, 
 
 
 def test_estimators_without_what_they_need_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="estimator 'gae' needs values, which GRPOTrainer has not"):
+    with pytest.raises(ValueError, match="estimator 'gae' needs values, which GRPOTrainer does not have"):
         watch(trainer(tmp_path), estimators=["rloo", "gae"])
 
 
@@ -347,7 +347,7 @@ def test_a_resumed_run_says_what_the_whole_one_says(tmp_path):
     assert resumed.monitor.history == whole.monitor.history
     made = trainer(tmp_path, **options)
     watcher = watch(made, every=1, whole_every=None, window=7)
-    with pytest.raises(ValueError, match="window 50, not of those watched now: it starts afresh"):
+    with pytest.raises(ValueError, match="window 50, not those of this watcher: watching starts anew"):
         watcher.load(tmp_path / "checkpoint-2")
 
 
@@ -355,7 +355,7 @@ def test_removed_it_leaves_the_trainer_as_it_was(tmp_path, fed):
     made = trainer(tmp_path)
     before, callbacks = dict(vars(made)), list(made.callback_handler.callbacks)
     watcher = watch(made, every=1)
-    with pytest.raises(ValueError, match="watched already"):
+    with pytest.raises(ValueError, match="already watched"):
         watch(made)
     assert "No training step" in str(watcher.report())
     watcher.remove()

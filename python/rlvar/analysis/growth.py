@@ -130,7 +130,7 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     """Fit the variance of whole gradients (N, D) to the lengths (N,) of rollouts.
 
     With deviations y from the mean of stratum s, of N_s rollouts, leaving out unit u leaves
-    sum |y|^2 less the unit's |y|^2 and |sum of its y|^2 / (N_s - its size) there. O(N D).
+    sum |y|^2 minus the unit's |y|^2 and minus |sum of its y|^2 / (N_s - its size) there. O(N D).
     """
     labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
     step = max(1, _CHUNK // n)

@@ -66,27 +66,27 @@ class Sampling(Result):
     rollouts : int
         Their number.
     repeated : int
-        Rollouts that equal an earlier one in rewards, and in scores but for rounding.
+        Rollouts that equal an earlier one in rewards, and in scores up to rounding.
     copied : bool
-        Whether that is no chance: the repetitions have a pattern that independent rollouts do not have, given
-        their groups. Without groups they may also be completions of one prompt that agree.
+        Whether that cannot be chance: the repetitions have a pattern that independent rollouts do not have,
+        given their groups. Without groups they may also be completions of one prompt that agree.
     sharing : int
-        Without groups: rollouts whose first state, by `values`, or else first score another one shares, which
-        is no copy. 0 with groups.
+        Without groups: rollouts whose first state, by `values`, or else first score is that of another one
+        that is no copy. 0 with groups.
     shared : str
         What they share, "first value" or "first score".
     neighbours : bool
         Without groups: whether rollouts in a row resemble each other in returns or gradients, beyond chance.
     grouped : bool
-        Whether either is no chance: these rollouts come in groups, which were not given.
+        Whether either cannot be chance: these rollouts come in groups, which were not given.
     groups, dead_groups : int or None
         Groups of two rollouts or more, and those of them whose returns are all equal. None without groups.
     binary : bool
-        Whether the returns of rollouts in groups take two values, and so tell of a filter.
+        Whether the returns of rollouts in groups take two values, so that a filter can be detected.
     filtered : bool or None
-        True if groups were kept by their outcome: none is dead, which has a probability below 1 %; False if
-        some are. None where that cannot be told: without groups, with returns of more than two values, or
-        where none is dead, but perhaps by chance.
+        True if groups were kept by their outcome: none is dead, which has a probability below 1 % without a
+        filter; False if some are. None where that cannot be decided: without groups, with returns of more
+        than two values, or where none is dead, but perhaps by chance.
     impossible : int
         Live steps whose `logp` is minus infinity, without `behavior_logp`: the policy that scores them never
         takes these actions, so another one did.

@@ -95,7 +95,7 @@ def _along(
     except RuntimeError as error:
         name, why = inputs.name_of(network.module), str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"of='all' needs forward-mode derivatives, which an operation of {name} lacks ({why}); take "
+            f"of='all' needs forward-mode derivatives, which an operation of {name} lacks ({why}); use "
             "of='last_block', sequence_scores or unit_gradients"
         ) from error
 

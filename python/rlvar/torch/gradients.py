@@ -45,7 +45,7 @@ class UnitGradients(Mapping[str, Double]):
     sizes : ndarray of int, shape (U,)
         Number of rollouts of each unit. Units are in the order in which their labels appear first.
     scores_of : str
-        What the gradients are with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+        What the gradients are with respect to, such as "all 162,368 parameters of LlamaForCausalLM".
     sketch : Sketch or None
         The sketch whose coordinates they are; None for exact coordinates.
     unbiased : tuple of str

@@ -1,4 +1,4 @@
-r"""Baselines that need the scores, cross-fitted: what they gain is not made up on the same rollouts.
+r"""Baselines that need the scores, cross-fitted: no rollout is in the fit of its own baseline.
 
 The best baselines are ratios of expectations, b = E[numerator] / E[denominator]. The units (groups, or
 rollouts without groups) are dealt into F = min(10, units) folds, unit u, by order of first appearance, into
@@ -6,10 +6,10 @@ fold u modulo F; the baseline of a fold is the ratio of the sums over the rollou
 those it is a constant, so the mean is exact for any N (docs/statistics.md). Rollouts of different folds are
 each in the other's baseline: their covariance is O(1/N^2), O(1/N) of the variance of the batch's mean.
 
-With `batch_size` the units are dealt at random into batches of about so many rollouts first, and a baseline
-comes from the other folds of its batch: what a fit to as few rollouts gains. Which rollouts meet is chance,
-so where there are few batches they are dealt several times, always in the same way. The weights are the mean
-over deals, and
+With `batch_size` the units are first dealt at random into batches of about that many rollouts, and a baseline
+comes from the other folds of its batch: it shows what a fit to as few rollouts gains. Which rollouts meet is
+chance, so where there are few batches they are dealt several times, always in the same way. The weights are
+the mean over deals, and
 
     E |g|^2 = |sum_t E[w_t] S_t|^2 + sum_t Var(w_t) |S_t|^2
 

@@ -32,7 +32,7 @@ class Estimator:
     Attributes
     ----------
     base, name : str
-        What it is called without its parameters, and by results: "gae", "gae(lam=0.9)".
+        Its name without parameters, and its name in results: "gae", "gae(lam=0.9)".
     changed : tuple of (str, value)
         The parameters that differ from their defaults.
     parameters : dict
@@ -42,8 +42,8 @@ class Estimator:
     needs : tuple of str
         What the rollouts must have beside scores and rewards.
     unbiased : bool or None
-        Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
-        means over the batch; never with a gamma below 1. None for weights of your own.
+        Whether by theory its gradient estimate has the mean of "single", up to O(1/N) for means over the
+        batch; never with a gamma below 1. None for weights of your own.
     per_rollout : bool or None
         Whether a rollout's weights depend on that rollout alone, as `prompt_components` needs. None for
         weights of your own.
@@ -178,7 +178,7 @@ def resolve(
 
 
 def default_estimators(batch: Batch) -> list[Estimator]:
-    """Return what is compared where nothing was asked for: what these rollouts can tell apart.
+    """Return what is compared by default: the estimators that these rollouts can tell apart.
 
     "single"; "multi" where it differs, not with one reward at the end; what takes groups of two or more;
     without those "single-mean", if "multi" does not differ.
@@ -217,15 +217,16 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     name : str
         One of those that `estimators` lists.
     **parameters
-        What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
-        `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
-        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of "single-optimal",
-        "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default all.
+        Those that differ from the defaults: `gamma` of estimators with returns-to-go; `lam` of "gae"; `n` of
+        "n-step"; `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo"
+        (see `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of
+        "single-optimal", "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default
+        all.
 
     Returns
     -------
     Estimator
-        It goes wherever a name goes, compares by value and pickles.
+        Usable in place of a name; equal by value; can be pickled.
 
     Raises
     ------

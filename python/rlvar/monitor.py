@@ -1,7 +1,7 @@
-"""A training run, watched: what each step says, pooled over the last steps.
+"""A training run, watched: the numbers of each step, pooled over the last steps.
 
-One step resolves little. A `Monitor` keeps of each step what is unbiased (variances, signals, their
-products), and pools it as ratios of sums (`rlvar.stats.pooled`); the gradients themselves are not kept.
+One step resolves little. A `Monitor` keeps unbiased numbers of each step (variances, signals, their products)
+and pools them as ratios of sums (`rlvar.stats.pooled`); the gradients themselves are not kept.
 """
 
 from __future__ import annotations

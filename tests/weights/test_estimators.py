@@ -208,7 +208,7 @@ def test_returns_end_with_their_episode():
     multi, single = (rlvar.estimator(name).weights(rollouts) for name in ("multi", "single"))
     np.testing.assert_array_equal(multi, [[3, 2, 17, 14, 105], [5, 4, 3, 2, 1]])
     np.testing.assert_array_equal(single, [[3, 3, 17, 17, 105], [5, 5, 5, 5, 5]])
-    with pytest.raises(ValueError, match="estimator 'single-mean': rollout 0 holds several episodes"):
+    with pytest.raises(ValueError, match="estimator 'single-mean': rollout 0 has several episodes"):
         rlvar.estimator("single-mean").weights(rollouts)
 
 

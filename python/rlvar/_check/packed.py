@@ -131,7 +131,7 @@ def unpacked(
 
 
 def unpacked_or_whole(name: str, value: ArrayLike, lengths: NDArray[np.int64]) -> NDArray[Any]:
-    """Return an array of steps, as `unpacked`, or one number a rollout (N,)."""
+    """Return an array of steps, as `unpacked`, or one number per rollout (N,)."""
     array, n, rows = _plain(name, value), len(lengths), int(lengths.sum())
     if array.shape == (n,) and n == rows and (lengths != 1).any():
         raise ValueError(

@@ -67,7 +67,7 @@ def compare_gradients(
         Number of rollouts that each is the mean of, where they differ: the batch's gradient is the mean over
         rollouts. Ones by default.
     gram_of : int, optional
-        The number D of coordinates that the gradients have, where `gradients` holds inner products.
+        The number D of coordinates that the gradients have, where `gradients` has inner products.
     scores_of, sketched
         As in `Rollouts`: what these are gradients with respect to, and whether the D coordinates are
         independent random directions of that.

@@ -182,7 +182,7 @@ class Comparison(Result):
         that "multi" is "single" because each rollout is a single step; which gamma and lambda "gae" has if
         none were given; that the scores are of a part of the parameters, or a small sketch.
     of_sequences : bool
-        Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
+        Whether one step has all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
         Whether coordinates are scaled.
     scores_of : str or None

@@ -74,7 +74,7 @@ class Decomposition(Result):
     growth_exponent : Estimate
         How the terms add up along the sequence: slope of log V(k) on log k over the steps `growth_range`, for
         the first k terms of rollouts that go on to their end. 1 is linear growth, 2 quadratic; NaN if the
-        range holds one step only.
+        range has one step only.
     horizon_exponent : Estimate
         How the variance grows with the horizon: the slope over the same steps, had the rollouts been cut
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the

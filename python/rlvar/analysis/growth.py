@@ -1,7 +1,7 @@
 r"""How the variance grows with length: exponents b of V ~ length^b.
 
 - along the sequence: V(k), the variance of the sum of the first k terms of rollouts that go on to their end,
-  whose weights hold the rewards after step k too;
+  whose weights include the rewards after step k;
 - with the horizon: V_k, the variance of the gradient had the rollouts been cut after k steps, with the
   rewards up to there. With Z_j = S_1 + ... + S_j it is that of R_k Z_k for "single", that of the sum of
   r_j Z_j over j <= k for "multi";

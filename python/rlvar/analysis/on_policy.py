@@ -14,8 +14,8 @@ c_jt has mean 0 given the past of t, so E P_j = 0 too, and E[c_is . c_jt] = 0 fo
 
     E[P_i . P_j] = sum_{t >= i, j} E[c_it . c_jt],    E |sum_j P_j|^2 = sum_t E |S_t|^2 :
 
-steps without a mean that correlate, to either sign. Another policy gives scores a mean first, which is seen
-far sooner than correlations are.
+steps without a mean that correlate, positively or negatively. Another policy gives scores a mean, which shows
+far sooner than correlations do.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Prompt = str | list[dict[str, Any]]  # text, or chat messages
 class RecordedRollouts:
     """N rollouts of a language model without scores: what `read_recorded` returns.
 
-    What is of different length for each rollout is a list of N arrays: L_n tokens of prompt and response, T_n
+    Fields whose length differs between rollouts are lists of N arrays: L_n tokens of prompt and response, T_n
     of them chosen by the policy and seen by the loss.
 
     Attributes
@@ -29,7 +29,7 @@ class RecordedRollouts:
     source : str
         The file.
     format : str
-        Whose file it is, as "NeMo-RL", or what kind of file.
+        Trainer that wrote the file, such as "NeMo-RL", or the kind of file.
     rewards : ndarray, shape (N,)
         Whole reward of each rollout.
     groups : ndarray of int, shape (N,), or None
@@ -45,7 +45,7 @@ class RecordedRollouts:
     temperature : float or None
         Of sampling, where it was recorded.
     notes : tuple of str
-        What a reader of any result should know of the file.
+        What a reader of results should know about the file.
 
     Raises
     ------

@@ -27,7 +27,7 @@ _OF_KEY = re.compile(r"(.+)_\d+_\d+")  # verl's keys are uid_session_index
 
 
 def is_recorded(path: str | PathLike[str]) -> bool:
-    """Whether a file holds recorded rollouts, by its content: JSON Lines, Parquet or a pickle."""
+    """Whether a file has recorded rollouts, by its content: JSON Lines, Parquet or a pickle."""
     place = Path(os.fsdecode(path))
     with door(place):
         return kind_of(place) is not None
@@ -49,10 +49,10 @@ def read_recorded(
 ) -> RecordedRollouts:
     """Read rollouts as a trainer wrote them: token ids or text, with rewards.
 
-    Known by their columns are NeMo-RL's ``train_data_step*.jsonl``, open-instruct's ``*_rollouts_*.jsonl``,
-    verl's ``tq_batch.pt`` and ``rollout_data_dir``, slime's ``--save-debug-rollout-data``, the completions of
-    TRL and ms-swift. Any other JSON Lines or Parquet file is read by usual names of columns, or by those
-    given.
+    Recognised by their columns are NeMo-RL's ``train_data_step*.jsonl``, open-instruct's
+    ``*_rollouts_*.jsonl``, verl's ``tq_batch.pt`` and ``rollout_data_dir``, slime's
+    ``--save-debug-rollout-data``, the completions of TRL and ms-swift. Any other JSON Lines or Parquet file
+    is read by usual names of columns, or by the names given here.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ def read_recorded(
         In place of them: a column of prompt and response together, in token ids, and one that is 1 for each
         token that the policy chose and the loss sees. With `response`, a mask of the response's tokens.
     reward : str, optional
-        Column of rewards. Several, as "format,accuracy", are summed; "reward.accuracy" is a key of a
+        Column of rewards. Several, such as "format,accuracy", are summed; "reward.accuracy" is a key of a
         dictionary in the column reward. Numbers for each token are summed.
     per_token_reward : str, optional
         Column of a reward for each token of the response.
     group : str, optional
-        Column of what rollouts of one prompt have in common. By default those of equal prompts are a group.
+        Column of labels that rollouts of one prompt share. By default rollouts of equal prompts are a group.
     logp : str, optional
-        Column of log-probabilities that the sampler recorded. Any of these columns is "none" to have none.
+        Column of log-probabilities that the sampler recorded. Pass "none" for any column to ignore it.
     step : int, optional
         Take rollouts of this training step alone.
     trust_pickle : bool, default False
-        Whether to load a pickle, which runs code that the file holds.
+        Whether to load a pickle, which runs any code in the file.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def read_recorded(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file, or a line of it, does not fit: it is named with what is missing.
+        If the file, or a line of it, does not fit: the message names it, and what is missing.
     ImportError
         If the file needs a package that is not installed.
 

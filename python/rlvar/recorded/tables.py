@@ -1,6 +1,6 @@
 """Files of rows, each a dictionary: JSON Lines and Parquet, recognised by their content.
 
-What a row is called, "line 3" or "row 3", comes along: errors name it.
+Each row comes with its name for errors, "line 3" or "row 3".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS = 64  # of Parquet at a time
 
 
 def kind_of(place: Path) -> Kind | None:
-    """Return what kind of file of recorded rollouts it is; None for what is none."""
+    """Return the kind of a file of recorded rollouts; None for any other file."""
     if place.is_dir():
         return None
     with open_regular(place) as file:

@@ -1,4 +1,4 @@
-"""What a row of a file holds, checked: each error says what is wrong with which column."""
+"""The values of a row, checked: each error says what is wrong with which column."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def lay(name: str, values: Double, into: NDArray[Any], live: Marks, prompt: int)
 
 
 def to_chosen(values: Double, live: Marks) -> Double:
-    """Return rewards (t,) of the tokens chosen: what came with another token is due to the last before it."""
+    """Return rewards (t,) of the tokens chosen: that of another goes to the last chosen before it."""
     earned = np.flatnonzero(values)
     if not len(earned):
         return np.zeros(np.count_nonzero(live))
@@ -137,7 +137,7 @@ def response_of(response: Any) -> str:
 
 
 def seen(value: Any) -> str:
-    """Return what a value is, shortly."""
+    """Describe a value briefly."""
     if isinstance(value, (list, np.ndarray)):
         every = value if isinstance(value, list) else value.tolist()
         odd = [each for each in every if isinstance(each, bool) or not isinstance(each, (int, float))]

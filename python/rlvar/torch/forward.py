@@ -108,7 +108,7 @@ def exact(
     scales: Mapping[str, torch.Tensor],
     report: Callable[[int], object],
 ) -> Float:
-    """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass a token."""
+    """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass per token."""
     sizes = [each.numel() for each in chosen.values()]
     result = np.zeros((*tokens.live.shape, sum(sizes)), np.float32)
     scale = torch.cat([scales[name].flatten() for name in chosen]) if scales else None

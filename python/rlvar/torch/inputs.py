@@ -88,7 +88,7 @@ class Tokens:
         return np.arange(self.places.shape[1]) < self.counts[:, None]
 
     def by_step(self, name: str, array: Double) -> Double:
-        """Return numbers a token (N, T) from those in the shape of the response mask, or as they are."""
+        """Return numbers per token (N, T) from those in the shape of the response mask, or as they are."""
         if array.shape == self.mask_shape:
             return np.where(self.live, np.take_along_axis(array, self.columns, axis=1), 0.0)
         if array.shape == self.live.shape:

@@ -89,9 +89,9 @@ class TokenScores:
 
         Parameters
         ----------
-        rewards : array_like, shape (N,), or one a token
-            What comes one a token has the shape of the response mask, or (N, T).
-        behavior_logp, values : array_like, one a token, optional
+        rewards : array_like, shape (N,), or one per token
+            Numbers per token have the shape of the response mask, or (N, T).
+        behavior_logp, values : array_like, one per token, optional
             As for `Rollouts`: `behavior_logp` is what the sampler recorded.
         **others
             The rest of `Rollouts`, such as `groups`.

@@ -135,11 +135,11 @@ class Probe:
         ----------
         input_ids, attention_mask, response_mask
             As for `token_scores`. Of several processes, one may have no rows.
-        rewards : array_like, shape (N,), or one a token
+        rewards : array_like, shape (N,), or one per token
             Rows with NaN are left out, and with them a row that is then alone in its group.
         groups : sequence of hashable, shape (N,), optional
             Label (prompt) of each row, the same on all processes.
-        behavior_logp, values : array_like, one a token, optional
+        behavior_logp, values : array_like, one per token, optional
             As in `TokenScores.rollouts`.
         step, batch : int, optional
             For `Monitor.update`: the trainer's number of the step, and the rollouts of a training batch where

@@ -48,11 +48,11 @@ class SequenceScores(TokenScores):
 
         Parameters
         ----------
-        rewards : array_like, shape (N,), or one a token
-            What comes one a token has the shape of the response mask, or (N, T). Rewards of tokens are added
-            up: estimators that weigh tokens by later rewards need `token_scores`; here they are refused or,
-            like "multi", reported to be "single".
-        behavior_logp : array_like, one a token, optional
+        rewards : array_like, shape (N,), or one per token
+            Numbers per token have the shape of the response mask, or (N, T). Rewards of tokens are added up:
+            estimators that weigh tokens by later rewards need `token_scores`; here they are refused or, like
+            "multi", reported to be "single".
+        behavior_logp : array_like, one per token, optional
             What the sampler recorded, for ratios of whole sequences.
         **others
             The rest of `Rollouts` that is one for each rollout, such as `groups`.
@@ -87,7 +87,7 @@ class SequenceScores(TokenScores):
         )
 
     def _summed(self, name: str, array: Any) -> Any:
-        """Sums (N, 1) of what comes one a token."""
+        """Sums (N, 1) of numbers per token."""
         by_step = self._tokens.by_step(name, array.astype(np.float64))
         return np.where(self._tokens.live, by_step, 0.0).sum(axis=1, keepdims=True)
 

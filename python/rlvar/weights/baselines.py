@@ -17,7 +17,7 @@ over deals, on policy, as a baseline that knows nothing of the rollout leaves E[
 part is kept by the batch (`Batch.spreads`).
 
 The functions take a batch and give weights: from the whole returns R (N,), or from the returns-to-go G
-(N, T) and 0 where not live. The scores S below hold the batch's factors, such as importance ratios: the
+(N, T) and 0 where not live. The scores S below include the batch's factors, such as importance ratios: the
 baseline is the best for the estimator in use. Where a denominator is 0, as at a step that no rollout of the
 other folds reaches, the baseline is 0.
 """
@@ -78,12 +78,12 @@ def multi_optimal(batch: Batch, gamma: float = 1.0, batch_size: int | None = Non
     of the sum b_t E[|S_t|^2] is left. Off policy the T equations are coupled, and these constants need not
     be the best.
 
-    S_t . g also holds the covariance terms G_j S_t . S_j, unlike the weighted mean of returns that minimises
-    the variance terms one by one, and so it is noisy: where few rollouts reach a step, constants lay far
-    outside of all returns. A baseline stands for a return, so it is clipped to the range of those. That can
-    keep it from the best constant, which lies outside where covariance terms outweigh the variance term.
-    On the embedded CartPole rollouts the variance is 0.98 times that of "multi" (5 times without the clip),
-    and that of `token_baseline` 0.81 times.
+    S_t . g also includes the covariance terms G_j S_t . S_j, unlike the weighted mean of returns that
+    minimises the variance terms one by one, and so it is noisy: where few rollouts reach a step, constants
+    lay far outside of all returns. A baseline stands for a return, so it is clipped to the range of those.
+    That can keep it from the best constant, which lies outside where covariance terms outweigh the variance
+    term. On the embedded CartPole rollouts the variance is 0.98 times that of "multi" (5 times without the
+    clip), and that of `token_baseline` 0.81 times.
 
     References
     ----------

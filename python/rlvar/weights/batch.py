@@ -32,7 +32,7 @@ class Batch:
     rollouts: Rollouts
     factors: Double | None = None  # (N, T); 1 if None
     threads: int | None = None
-    importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
+    importance: ImportanceRatios | None = None  # of rollouts with behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
     unbiased_but_for_ratios: bool = True
@@ -134,7 +134,7 @@ class Batch:
 
     @cached_property
     def of_sequences(self) -> bool:
-        """Whether one step holds all tokens of each rollout, so that nothing tells them apart."""
+        """Whether one step has all tokens of each rollout, so that they cannot be told apart."""
         steps, tokens = self.rollouts.live_steps, self.rollouts.token_counts
         return bool(steps.max() <= 1 < tokens.max())
 
@@ -203,7 +203,7 @@ class Batch:
         """Return R of each rollout (N,), if it is one episode."""
         if self.several.any():
             raise ValueError(
-                f"rollout {np.argmax(self.several)} holds several episodes, so it has no one return; "
+                f"rollout {np.argmax(self.several)} has several episodes, so no single return; "
                 "split it where it is terminated or truncated"
             )
         rewards = self.rollouts.rewards

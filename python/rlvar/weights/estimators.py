@@ -94,7 +94,7 @@ class Estimator:
         return _TABLE[self.base]
 
     def weights(self, rollouts: Rollouts | Batch) -> Double:
-        """Return its weights for some rollouts, shape (N, T), read-only where they are one number a rollout.
+        """Return its weights for some rollouts, shape (N, T), read-only if one number per rollout.
 
         Errors, such as for what the rollouts lack, name the estimator.
         """

@@ -229,7 +229,7 @@ def importance_ratios(
     words = counts if tokens is None else _check.token_counts(tokens, counts)
     if importance == "token" and (words > counts).any():
         raise ValueError(
-            "importance='token' needs the log-probability of each token, and steps here hold several tokens; "
+            "importance='token' needs the log-probability of each token, and here a step has several; "
             "choose 'sequence' or 'geometric'"
         )
     whole = logs.sum(axis=1)[counts > 0]

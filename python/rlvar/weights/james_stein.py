@@ -54,7 +54,7 @@ def james_stein(rewards: ArrayLike, groups: Groups) -> Double:
 
     Notes
     -----
-    The baseline holds neither the sample's own reward nor, in :math:`\lambda_u`, that of any sample of its
+    The baseline includes neither the sample's own reward nor, in :math:`\lambda_u`, that of any sample of its
     prompt, so the gradient is unbiased. Where prompts are draws with means of variance :math:`\tau^2` and the
     rewards of each have variance :math:`\sigma^2`, the mixture with the least mean squared error has
 

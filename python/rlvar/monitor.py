@@ -294,7 +294,7 @@ class Monitor:
             assert self._estimators is not None
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
-            raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
+            raise TypeError(f"what must be Rollouts or a dict of gradients, got {type(what).__name__}")
         if self._estimators is not None and self._kind != "rollouts":
             wanted = [each.name for each in self._estimators]
             if missing := [name for name in wanted if name not in what]:
@@ -650,12 +650,12 @@ class Monitor:
         ValueError, TypeError
             For a monitor of other estimators, options, units or scores; for shards of steps that one has let
             go, or whose mean gradients it has not kept, or of estimators whose weights depend on more than
-            their own rollout or group, as means over the batch.
+            their own rollout or group, such as means over the batch.
         """
         if not isinstance(other, Monitor):
-            raise TypeError(f"merge takes a Monitor, got {type(other).__name__}")
+            raise TypeError(f"other must be a Monitor, got {type(other).__name__}")
         if other is self:
-            raise ValueError("merge takes another monitor with other rollouts, got this one itself")
+            raise ValueError("other must be another monitor, with other rollouts, got this one itself")
         self._agree(other, ("window", "decay", "confidence"))
         one, two = copy.copy(self), copy.copy(other)  # a moment's state of each
         one._threads = two._threads = self._threads

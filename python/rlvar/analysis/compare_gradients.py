@@ -85,7 +85,12 @@ def compare_gradients(
     ------
     ValueError, TypeError
         Naming the estimator: for other shapes, fewer than two units, what is not finite; matrices that are
-        not symmetric, or no inner products of any gradients. Fewer than ten units are warned of.
+        not symmetric, or no inner products of any gradients.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----

@@ -2,7 +2,7 @@
 
 With the variances V of "single", "multi" and the best baseline b, reward-to-go removes 1 - V_multi / V_single
 of the variance. A baseline over returns-to-go has that in it, and removes 1 - V_b / V_multi of what is left.
-Baselines are fitted to all rollouts at hand, and beside that to batches of 64, as a training step has them.
+Baselines are fitted to all rollouts at hand, and also to batches of 64, as in a training step.
 """
 
 from __future__ import annotations

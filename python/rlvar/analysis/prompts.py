@@ -155,8 +155,12 @@ def prompt_components(
     ------
     ValueError, TypeError
         For fewer than two groups, groups that are too small for the estimator, another estimator than those
-        above or one whose needs are not met, or scores that are not finite (the first is named). Fewer than
-        ten groups are warned of.
+        above or one whose needs are not met, or scores that are not finite (the first is named).
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten groups.
 
     Notes
     -----

@@ -110,7 +110,7 @@ def collect(
     if env is None:
         raise ValueError("model has no environment: use model.set_env(env) or PPO.load(path, env=env)")
     if episodes is not None and steps is not None:
-        raise ValueError("give episodes or steps, not both")
+        raise ValueError("pass episodes or steps, not both")
     recorder: Recorder
     if episodes is not None:
         episodes, count = _check.positive_integer("episodes", episodes), env.num_envs

@@ -138,13 +138,15 @@ class OwnEstimator(Estimator):
 
     def __post_init__(self) -> None:
         if self.base in _TABLE or not self.base:
-            raise ValueError(f"weights of your own need a name of their own, got {self.base!r}")
+            raise ValueError(
+                f"weights of your own need a name that no estimator of rlvar has, got {self.base!r}"
+            )
         if self.given is None:
             raise TypeError(f"estimator {self.base!r}: weights must be an array or a function, got None")
 
     @property
     def _entry(self) -> _Entry:
-        # Nobody but the caller knows whether it is unbiased.
+        # Only the caller knows whether it is unbiased.
         return _Entry(self._given, "weights of your own", unbiased=None, per_rollout=None)
 
     def _given(self, batch: Batch) -> ArrayLike:

@@ -267,9 +267,7 @@ def test_rows_out_of_reward_functions_are_those_out_of_the_trainer(tmp_path, fed
     inside.train()
     monkeypatch.setitem(trl_batches._PARAMETERS, "_score_completions", 2)
     outside = trainer(tmp_path, rewards=list(rewards))
-    with pytest.warns(
-        UserWarning, match="GRPOTrainer has no _score_completions. rlvar reads the arguments of the reward"
-    ):
+    with pytest.warns(UserWarning, match="GRPOTrainer has no _score_completions. rlvar reads the arguments"):
         watcher = watch(outside, every=1, whole_every=None)
     outside.train()
     assert watcher.error is None
@@ -300,9 +298,7 @@ def test_where_trl_returns_other_keys_the_next_batch_is_read_otherwise(tmp_path,
     monkeypatch.setitem(sys.modules["tiny_trainers"].CONFIGS, Later, trl.GRPOConfig)
     made = trainer(tmp_path, Later, max_steps=3)
     watcher = watch(made, every=1, whole_every=None)
-    with pytest.warns(
-        UserWarning, match="returns no prompt_mask. rlvar reads the arguments of the reward functions"
-    ):
+    with pytest.warns(UserWarning, match="returns no prompt_mask. rlvar reads the arguments of the reward"):
         made.train()
     assert watcher.error is None
     assert len(fed) == 2

@@ -134,8 +134,8 @@ class OfRewardFunctions:
     """The reward functions of one trainer, wrapped: they are given this process's rows, in groups."""
 
     lacks = (
-        "rlvar reads the arguments of the reward functions instead: prompts are tokenised again, all tokens of "
-        "a completion count as the policy's, and there are no log-probabilities of the sampler and no KL "
+        "rlvar reads the arguments of the reward functions instead: prompts are tokenised again, all tokens "
+        "of a completion count as the policy's, and there are no log-probabilities of the sampler and no KL "
         "penalty in the rewards"
     )
 

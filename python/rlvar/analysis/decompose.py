@@ -136,9 +136,13 @@ class Decomposition(Result):
 
     @cached_property
     def covariance(self) -> Double:
-        source, steps = self._source, len(self.growth)
-        result = np.empty((steps, steps))
-        source.terms.covariance(source.samples.weight, source.normaliser, 1, result)
+        return self.block_covariance(1)
+
+    def block_covariance(self, block_size: int) -> Double:
+        """Return the sums of `covariance` over blocks of so many steps, as `rlvar.covariance` does."""
+        source, blocks = self._source, -(-len(self.growth) // block_size)
+        result = np.empty((blocks, blocks))
+        source.terms.covariance(source.samples.weight, source.normaliser, block_size, result)
         return result
 
     @cached_property

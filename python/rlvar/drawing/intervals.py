@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from rlvar import files
 from rlvar.drawing.axes import frame, log_ticks, padded, tick
 from rlvar.drawing.palette import PLAIN, Palette, marker
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import printable
 
 _FAR = 20.0  # times beyond the values: so wide an interval would leave no room for the rest
 _LONGEST = 26  # characters of a label
@@ -71,7 +71,7 @@ def intervals(
 
 def shortened(label: str) -> str:
     """Return a label that leaves room for a drawing: its start and its end, and nothing that steers text."""
-    label = files.printable(label)
+    label = printable(label)
     if len(label) <= _LONGEST:
         return label
     half = _LONGEST // 2

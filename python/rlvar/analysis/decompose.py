@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ from rlvar.analysis.growth import (
 )
 from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
@@ -42,6 +43,9 @@ from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class _Source(NamedTuple):
@@ -235,6 +239,32 @@ class Decomposition(Result):
         """Covariance terms as a share of the total variance; negative if they reduce it."""
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw on log axes how `growth` goes with the number of steps, beside slopes of 1, 2 and 3.
+
+        A broad line has the `growth_exponent` over the steps that it is fitted to.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        axes, palette = canvas(ax)
+        from rlvar.drawing.growth import growth
+
+        reached = self.growth[: np.count_nonzero(self.alive)]
+        growth(axes, reached, exponent=self.growth_exponent, span=self.growth_range, palette=palette)
+        return axes
 
     def to_frame(self) -> Any:
         """Return a data frame with a row for each step: pandas', or polars' where that alone is there.

@@ -76,7 +76,7 @@ def test_unusable_input_is_one_line_and_status_2(tmp_path, capsys):
     cases = {
         str(tmp_path / "none.npz"): "No such file",
         str(tmp_path / "text.npz"): "is not an .npz file",
-        str(tmp_path): "holds no array named scores",
+        str(tmp_path): "it has no array named scores",
         write(tmp_path / "nan.npz", scores=nan): "got scores[3, 2, 1] = nan",
         write(tmp_path / "shape.npz", rewards=np.ones(3)): "rewards must have shape",
         write(tmp_path / "flat.npz", scores=np.ones(3)): "scores must have shape (N, T, D), got (3,)",
@@ -239,7 +239,7 @@ def test_a_file_comes_by_standard_input_and_a_pipe_is_refused(tmp_path):
         assert "Verdict" in run("report", "-", stdin=file).stdout
     piped = run("report", "/dev/stdin", input="PK")
     assert piped.returncode == 2
-    assert piped.stderr == "rlvar: /dev/stdin: it is a pipe, but a file is needed\n"
+    assert piped.stderr == "rlvar: /dev/stdin: it is a pipe, not a regular file\n"
 
 
 STEERING = "\x1b]0;t\x07\r\u202e\x9b2J\nrlvar: verified"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,7 @@ from rlvar.analysis.growth import (
 )
 from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
@@ -43,6 +44,9 @@ from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class _Source(NamedTuple):
@@ -77,14 +81,14 @@ class Decomposition(Result):
     growth_exponent : Estimate
         How the terms add up along the sequence: slope of log V(k) on log k over the steps `growth_range`, for
         the first k terms of rollouts that go on to their end. 1 is linear growth, 2 quadratic; NaN if the
-        range holds one step only.
+        range has one step only.
     horizon_exponent : Estimate
         How the variance grows with the horizon: the slope over the same steps, had the rollouts been cut
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
         estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
         How the variance grows with the length of rollouts, over quartiles of length (number of live steps, or
-        of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
+        of tokens where the rollouts count them apart), including all else that differs with length. NaN
         if all lengths are equal, and with `sample_weight`.
     signal : Estimate
         ``|E g|^2`` without the bias of a plug-in, ``|mean g|^2 - ddof V / N`` with the effective size for N;
@@ -113,7 +117,7 @@ class Decomposition(Result):
     growth_range : tuple of int
         First and last k (both included) of the fits of `growth_exponent` and `horizon_exponent`.
     effective_size : float
-        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
+        Number of equally weighted rollouts with the same precision: (sum p)^2 / sum p^2, with
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
@@ -237,6 +241,32 @@ class Decomposition(Result):
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw on log axes how `growth` goes with the number of steps, beside slopes of 1, 2 and 3.
+
+        A broad line has the `growth_exponent` over the steps that it is fitted to.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        axes, palette = canvas(ax)
+        from rlvar.drawing.growth import growth
+
+        reached = self.growth[: np.count_nonzero(self.alive)]
+        growth(axes, reached, exponent=self.growth_exponent, span=self.growth_range, palette=palette)
+        return axes
+
     def to_frame(self) -> Any:
         """Return a data frame with a row for each step: pandas', or polars' where that alone is there.
 
@@ -321,7 +351,7 @@ def sources(parts: Decomposition) -> str:
     weighed = parts._source.weighed
     if weighed is not None and weighed[0].of_sequences:
         lines.append(
-            "one step holds all tokens of a rollout: covariance between tokens is in its variance term"
+            "each rollout is a single step: covariance between its tokens is inside the variance term"
         )
     return "\n".join(lines)
 
@@ -365,13 +395,18 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups. Fewer than ten units are warned of.
+        As for `covariance`; also for fewer than two groups.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. Over the same steps the horizon exponent is the slope of the variance
+    the curve flattens under any law. Over the same steps the horizon exponent is the slope of the variance
     of the gradients of rollouts that are cut after k steps, for "single" and "multi"
 
     .. math:: R_k \sum_{t \le k} S_t, \qquad \sum_{j \le k} r_j \sum_{t \le j} S_t .

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlvar import _check, config
 from rlvar._types import Aggregation, Importance
@@ -26,9 +26,13 @@ from rlvar.reporting.writing import write_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.estimators import estimator as make_estimator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,6 +103,19 @@ class Report(Result):
         return result
 
     to_dict.__doc__ = Result.to_dict.__doc__
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the estimators, as `Comparison.plot`; each of `decompositions` and `plans` has a plot too."""
+        return self.comparison.plot(ax)
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator, as `Comparison.to_frame`."""
+        return self.comparison.to_frame()
+
+    def _repr_html_(self) -> str:
+        about = html_lines(about(self.source, self.rollouts))
+        verdict, notes = (html_list(*each) for each in (("Verdict", self.verdict), ("Notes", self.notes)))
+        return about + verdict + self.comparison.html_table() + notes
 
     def text(self, *, full: bool = False, colour: bool = False) -> str:
         """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.

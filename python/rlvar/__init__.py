@@ -5,6 +5,7 @@ from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
 from rlvar.analysis.blocks import BlockRow
 from rlvar.analysis.compare import compare
 from rlvar.analysis.compare_gradients import compare_gradients
+from rlvar.analysis.compare_rollouts import RolloutsComparison, RolloutsComparisonRow, compare_rollouts
 from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
@@ -55,6 +56,8 @@ __all__ = [
     "Report",
     "RewardReport",
     "Rollouts",
+    "RolloutsComparison",
+    "RolloutsComparisonRow",
     "RunOnPolicyTest",
     "RunReport",
     "SketchNoise",
@@ -62,6 +65,7 @@ __all__ = [
     "__version__",
     "compare",
     "compare_gradients",
+    "compare_rollouts",
     "covariance",
     "covariance_factored",
     "datasets",

@@ -275,7 +275,7 @@ truncated, next_values, bootstrap_value, tokens
 
     def _called_as(self, whole: Rollouts) -> Rollouts:
         """Give groups, whose labels are numbers of those of `whole`, the labels they have there."""
-        object.__setattr__(self, "_labels", tuple(whole._labels[number] for number in self._labels))
+        object.__setattr__(self, "_labels", tuple(map(dict(enumerate(whole._labels)).get, self._labels)))
         return self
 
     @property

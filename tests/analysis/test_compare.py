@@ -10,6 +10,7 @@ import reference
 import rlvar
 from rlvar.stats.inference import infer
 from rlvar.stats.moments import Sample
+from sentences import told
 
 
 def make_rollouts(rng, n=18, t=7, d=3, **options):
@@ -926,7 +927,7 @@ def test_gae_by_its_name_alone_says_what_gamma_and_lambda_it_has(rng):
     own = rlvar.estimator("gae", gamma=0.99, lam=0.9)
     report = rlvar.report(rollouts, ["single", own])
     assert report.comparison.notes == ()
-    assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in " ".join(report.verdict)
+    assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in told(report)
 
 
 def test_what_is_compared_by_default_is_what_the_rollouts_can_tell_apart(rng):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from textwrap import indent
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
+from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.planning import plan_table
 from rlvar.reporting.text import chart, rollouts_line, wrapped
 from rlvar.reporting.verdict import quietest_of, unit, verdict
@@ -38,7 +40,7 @@ class Report(Result):
     how its variance depends on their size, and no headroom where no baseline leaves the mean alone.
     """
 
-    _also = ("verdict",)
+    _also = ("verdict", "notes")
     source: str
     rollouts: Rollouts
     comparison: Comparison
@@ -48,12 +50,22 @@ class Report(Result):
     headroom: Headroom | None
     plans: dict[str, Plan]
 
-    @property
-    def verdict(self) -> list[str]:
-        """The findings in plain sentences, each with its numbers."""
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All sentences, each with the figure behind it: the verdict first, then the notes."""
         reach = _reach(self.rollouts)
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return verdict(*found, self.plans, reach)
+        return tuple(findings(verdict(*found, self.plans, reach)))
+
+    @property
+    def verdict(self) -> list[str]:
+        """The main findings in at most six sentences, each with its numbers."""
+        return [each.text for each in self.findings if each.kind == "verdict"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the numbers, and findings that the verdict has no room for."""
+        return [each.text for each in self.findings if each.kind == "note"]
 
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)
@@ -88,6 +100,8 @@ class Report(Result):
         if self.plans:
             blocks.append(plan_table(self.plans, comparison.reference))
         blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
+        if self.notes:
+            blocks.append("Notes\n" + "\n".join(map(wrapped, self.notes)))
         for names, parts in self._distinct():
             drawn = {comparison.reference, quietest_of(comparison)} & set(names)
             if drawn and parts.variance.value > 0:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
+from rlvar.stats.shown import printable as printable
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")
@@ -369,11 +370,6 @@ class _Stream(io.BufferedWriter):
 
     def tell(self) -> int:
         raise io.UnsupportedOperation("tell")
-
-
-def printable(text: str) -> str:
-    """Return text on one line that a terminal shows as it is: what steers it or reorders is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(names: Sequence[str]) -> str:

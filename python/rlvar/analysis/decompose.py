@@ -86,8 +86,8 @@ class Decomposition(Result):
         of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
         if all lengths are equal, and with `sample_weight`.
     signal : Estimate
-        |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
-        can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
+        ``|E g|^2`` without the bias of a plug-in, ``|mean g|^2 - ddof V / N`` with the effective size for N;
+        it can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
         groups.
     noise_scale : Estimate
         Number of rollouts in a batch at which the variance of its mean and the signal are equal: total
@@ -380,7 +380,7 @@ def decompose(
 
     on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
     strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
-    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/mathematics.md``.
 
     Examples
     --------

@@ -238,7 +238,7 @@ def plan(
         among them, else those that spend at least 95 % of it, and what is in use.
     target : float, optional
         Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
-        signal-to-noise ratio of 1 the signal |E g|^2. Exactly one of `budget` and `target` is needed.
+        signal-to-noise ratio of 1 the signal ``|E g|^2``. Exactly one of `budget` and `target` is needed.
     cost_prompt, cost_completion : float, default 0 and 1
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit, such as
         tokens.

@@ -20,6 +20,7 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
 from rlvar.monitor import Monitor, MonitorRow
 from rlvar.recorded import RecordedRollouts, read_recorded
+from rlvar.reporting.pair import PairReport, report_pair
 from rlvar.reporting.report import Report, report
 from rlvar.reporting.rewards import RewardReport, report_rewards
 from rlvar.reporting.run import RunReport
@@ -50,6 +51,7 @@ __all__ = [
     "Monitor",
     "MonitorRow",
     "OnPolicyTest",
+    "PairReport",
     "Plan",
     "PromptComponents",
     "RecordedRollouts",
@@ -89,6 +91,7 @@ __all__ = [
     "read_recorded",
     "reinforce_pp",
     "report",
+    "report_pair",
     "report_rewards",
     "reward_to_go",
     "rloo",

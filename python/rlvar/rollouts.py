@@ -275,7 +275,8 @@ truncated, next_values, bootstrap_value, tokens
 
     def _called_as(self, whole: Rollouts) -> Rollouts:
         """Give groups, whose labels are numbers of those of `whole`, the labels they have there."""
-        object.__setattr__(self, "_labels", tuple(map(dict(enumerate(whole._labels)).get, self._labels)))
+        labels = dict[Hashable, Hashable](enumerate(whole._labels))
+        object.__setattr__(self, "_labels", tuple(labels[number] for number in self._labels))
         return self
 
     @property

@@ -5,9 +5,9 @@ independent units, and the signal S = |E m|^2. Groups of different sizes have a 
 
     variance of a rollout   v = N Var(m) ,        noise scale   n = v / S   in rollouts,
 
-so that a batch of n' rollouts, in groups as they are here, has the variance v / n', and as much signal as noise
-at n' = n. All ratios are those of the second set over the first. Units that are in both sets (prompts by their
-labels) are left out of both together, the others of the one that has them: `rlvar.stats.matched`.
+so that a batch of M rollouts, in groups as they are here, has the variance v / M, and as much signal as noise
+at M = n. All ratios are those of the second set over the first. Units that are in both sets (prompts by
+their labels) are left out of both together, the others of the one that has them: `rlvar.stats.matched`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class RolloutsComparison(Result):
     reward_difference, length_difference : Estimate
         Mean of B less that of A.
     reference : str
-        The estimator to look at first: "rloo" if it is compared, else the first.
+        The estimator to look at first: "rloo" if it is compared, or "multi", else the first.
     aggregation : str
         As asked for.
     confidence : float
@@ -246,22 +246,29 @@ def compare_rollouts(
     >>> rlvar.compare_rollouts(whole[:128], whole[128:])["multi"].noise_scale_ratio.low < 1
     True
     """
-    pair = _Pair.of(a, b, names)
-    pair.coordinates(), pair.matched(paired)  # what they refuse, before the work
+    names = check_pair(a, b, names, paired)
     batches = []
-    for each, name in zip(pair.rollouts, pair.names, strict=True):
+    for each, name in zip((a, b), names, strict=True):
         with of_set(name):
             options: dict[str, Any] = {"truncate": truncate, "aggregation": aggregation}
             batches.append(Batch.of(each, importance=importance, threads=num_threads, **options))
     asked = resolve(estimators) if estimators is not None else common(map(default_estimators, batches))
     found = []
-    for batch, name in zip(batches, pair.names, strict=True):
+    for batch, name in zip(batches, names, strict=True):
         with of_set(name):
             found.append(
                 compare_batches({importance: batch}, asked, None, aggregation, "jackknife", confidence)
             )
             _check.warn_few(found[-1].units, found[-1].unit)
     return beside(a, b, (found[0], found[1]), names=names, paired=paired)
+
+
+def check_pair(a: Rollouts, b: Rollouts, names: tuple[str, str], paired: bool | None) -> tuple[str, str]:
+    """Refuse what does not compare, before the work; return names that differ."""
+    pair = _Pair.of(a, b, names)
+    pair.coordinates()
+    pair.matched(paired)
+    return pair.names
 
 
 def common(several: Any) -> list[Estimator]:
@@ -312,7 +319,7 @@ def beside(
         reward_difference=reward_difference,
         length=length,
         length_difference=length_difference,
-        reference="rloo" if "rloo" in kept else kept[0],
+        reference=next((name for name in ("rloo", "multi") if name in kept), kept[0]),
         aggregation=str(found[0].aggregation),
         confidence=level,
         notes=() if identical else tuple(_notes(pair, found, rows, matched, coordinates)),
@@ -439,8 +446,8 @@ class _Pair(NamedTuple):
                 alone,
                 "none",
                 f"{independent}: the labels of their groups are consecutive numbers, which each may have "
-                "given to its own prompts. If equal numbers are the same prompt, pair them: the intervals are then "
-                "narrower.",
+                "given to its own prompts. If equal numbers are the same prompt, pair them: that makes the "
+                "intervals narrower.",
             )
         found = Matched.of(*labels)
         why = ", as asked" if paired else ""

@@ -22,6 +22,7 @@ from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.analysis.growth import (
     NO_HORIZON,
+    NO_STRATA,
     HorizonGrowth,
     LengthGrowth,
     has_horizon,
@@ -224,10 +225,10 @@ class Decomposition(Result):
     @cached_property
     @_check.quiet
     def length_growth(self) -> LengthGrowth:
-        """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
+        """The fit of `length_exponent`, with the variance in each stratum of length."""
         source = self._source
         if source.weighted:
-            return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
+            return NO_STRATA
         lengths, tokens = source.terms.alive.sum(axis=1), None
         if source.weighed is not None and (tokens := source.weighed[0].rollouts.tokens) is not None:
             lengths = tokens
@@ -332,11 +333,12 @@ def _parts(parts: Decomposition) -> Iterator[tuple[str, Estimate, str]]:
     yield "variance terms", parts.variance_terms, shares[0]
     yield "covariance terms", parts.covariance_terms, shares[1]
     first, last = parts.growth_range
-    _, shortest, longest, measure = parts.length_growth
+    strata = parts.length_growth
+    ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}" if len(strata.lengths) else ""
     for name, of in {
         "growth": f"of the sum of the first k terms, k = {first} to {last}",
         "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
-        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}" + " tokens" * (measure == "tokens"),
+        "length": f"over mean lengths {ends}" + " tokens" * (strata.measure == "tokens"),
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):

@@ -274,8 +274,8 @@ def _growth(name: str, parts: Decomposition) -> list[Said]:
     if not math.isnan(parts.length_exponent.value) and strata.lengths[-1] >= _SPREAD * strata.lengths[0]:
         ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}"
         grows = (
-            f"From quartile to quartile of length, on average {ends} {strata.measure}, the variance of {name} "
-            "grows"
+            f"From quartile to quartile of length, on average {ends} {strata.measure}, the variance of "
+            f"{name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
         return [Said(power_law(grows, "length", parts.length_exponent, beside), "length", 2)]

@@ -162,13 +162,14 @@ def _of_two(args: argparse.Namespace, show: Progress) -> PairReport:
     if args.reference is not None or args.interval != "jackknife":
         option = "--interval" if args.reference is None else "--reference"
         raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
-    paths = [printable(each) for each in args.files]
-    names = next(each for each in ([Path(path).stem for path in paths], paths) if each[0] != each[1])
+    first, second = map(printable, args.files)
+    short = Path(first).stem, Path(second).stem
     return report_pair(
-        *map(load_rollouts, args.files),
+        load_rollouts(args.files[0]),
+        load_rollouts(args.files[1]),
         args.estimators,
-        names=tuple(names),
-        sources=tuple(paths),
+        names=short if short[0] != short[1] else (first, second),
+        sources=(first, second),
         importance=args.importance,
         truncate=args.truncate,
         aggregation=args.aggregation,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import rlvar
-from rlvar import cli
 from rlvar._check import arrays
 from rlvar.analysis import accumulator
 from rlvar.cli import main
@@ -104,7 +103,7 @@ def refused(capsys, command, message):
 
 @pytest.mark.parametrize("command", [("report", "--json"), ("covariance", "--out")])
 def test_outputs_are_looked_at_before_the_rollouts_are(tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setattr(cli, "load_rollouts", None)
+    monkeypatch.setattr(f"rlvar.cli.{command[0]}.load_rollouts", None)
     (tmp_path / "file").touch()
     for output, message in (
         ("none/out", "none: No such file or directory"),
@@ -301,15 +300,15 @@ def test_the_reference_is_chosen(tmp_path, capsys):
 
 
 INTERRUPTED = """
-import os, signal, sys
-from rlvar import cli
+import importlib, os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-setattr(cli, sys.argv[1], lambda *arguments, **options: os.kill(os.getpid(), signal.SIGINT))
-sys.exit(cli.main(["report"]))
+module, name = sys.argv[1].split(":")
+setattr(importlib.import_module(module), name, lambda *arguments, **options: os.kill(os.getpid(), signal.SIGINT))
+sys.exit(importlib.import_module("rlvar.cli").main(["report"]))
 """
 
 
-@pytest.mark.parametrize("stage", ["make_report", "_drawable"])
+@pytest.mark.parametrize("stage", ["rlvar.cli.report:make_report", "rlvar.cli.streams:shown"])
 def test_ctrl_c_is_status_130_without_a_word(stage):
     command = [sys.executable, "-c", INTERRUPTED, stage]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
+from rlvar.stats.shown import printable as printable
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")
@@ -360,11 +361,6 @@ class _Stream(io.BufferedWriter):
 
     def tell(self) -> int:
         raise io.UnsupportedOperation("tell")
-
-
-def printable(text: str) -> str:
-    """Return text on one line, safe for a terminal: control and bidirectional characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -126,7 +126,7 @@ class Monitor:
     Intervals have pairs of neighbouring steps as units; a drift of the policy does not widen them. They need
     eight steps. What is pooled is the mean over the window: the policy now is the newest of it.
 
-    ``docs/statistics.md`` says how often they cover, and how the test over the whole run is made.
+    ``docs/promises.md`` says how often they cover, ``docs/mathematics.md`` how the test over the whole run is made.
 
     The state is of constant size: numbers for each step in the window and, of the newest, mean gradients, at
     most 32 MB of them, by which shards of a step `merge`.

@@ -15,10 +15,13 @@ from rlvar.analysis.blocks import BlockRow, table_of_blocks
 from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.measured import part_note, part_of, scores_line, sketch_line, sketch_note
 from rlvar.analysis.ratio_bias import NEGLIGIBLE, small
+from rlvar.analysis.table import estimator_columns, estimators_html, ranked
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.inference import Inference
 from rlvar.stats.intervals import Null
+from rlvar.stats.shown import html_lines
 from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.importance import ImportanceRatios
 
@@ -31,6 +34,9 @@ _OF_SEQUENCES = (
     "Each rollout is a single step here, so multi-step is single-step: the effect of reward-to-go, token by "
     "token, needs token scores."
 )
+
+# Of a row in a data frame, beside what all tables of estimators have.
+_IN_FRAME = ("factor", "unbiased", "identical", "variance_units", "ratio_units")
 
 # Trainers have a discount of their own, and it decides the variance.
 _GAE = (
@@ -306,10 +312,36 @@ class Comparison(Result):
         """Return some of the rows, in the order of `names`."""
         return replace(self, rows=tuple(self[name] for name in names))
 
+    @property
+    def ranked(self) -> tuple[ComparisonRow, ...]:
+        """The rows, the quietest first by `noise_scale_ratio`; where that is not resolved, last."""
+        return tuple(ranked(self))
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator: pandas', or polars' where that alone is there.
+
+        Of each `Estimate` there are three columns, as "ratio", "ratio_low" and "ratio_high".
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        return frame(estimator_columns(self.rows, *_IN_FRAME))
+
+    def _scores_line(self) -> str | None:
+        return scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
+
     def __repr__(self) -> str:
-        of = scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
+        of = self._scores_line()
         notes = (textwrap.fill(each, 110) for each in self.notes)
         return "\n".join([*([] if of is None else [of]), side_by_side(self), *notes])
+
+    def _repr_html_(self) -> str:
+        of, level = self._scores_line(), f"{self.confidence:.0%} intervals ({self.interval})"
+        basis = f"Quietest first, with {level} over {self.units:,} {self.unit}s."
+        table = estimators_html(self.rows, self.reference, self.unit)
+        return table + html_lines(filter(None, [basis, of, *self.notes]))
 
 
 def _of_ratios(row: ComparisonRow) -> str:
@@ -348,18 +380,15 @@ def side_by_side(comparison: Comparison) -> str:
     text = _table([head, *rows])
     if not all(comparison.same_mean(row) for row in comparison):
         # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-        # One that is negative or undefined, for want of a signal, comes last.
-        scales = {row.name: row.noise_scale.value for row in comparison}
-        ranked = sorted(comparison, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
         columns = (
             "by noise scale",
             f"its ratio to {comparison.reference}",
             f"alignment with {comparison.reference}",
         )
-        aligned = {row.name: bounded(row.alignment) for row in ranked}
+        aligned = {row.name: bounded(row.alignment) for row in comparison.ranked}
         if not comparison.crossed:
-            aligned.update((row.name, "not known") for row in ranked if row.factor is None)
-        lines = [(row.name, bounded(row.noise_scale_ratio), aligned[row.name]) for row in ranked]
+            aligned.update((row.name, "not known") for row in comparison if row.factor is None)
+        lines = [(row.name, bounded(row.noise_scale_ratio), aligned[row.name]) for row in comparison.ranked]
         text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
             [columns, *lines]
         )

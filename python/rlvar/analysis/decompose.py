@@ -10,7 +10,7 @@ T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinat
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,8 +34,10 @@ from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
+from rlvar.stats.shown import html_lines, html_table, measured
 from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
@@ -84,8 +86,8 @@ class Decomposition(Result):
         of tokens where the rollouts count them apart), including all else that differs with length. NaN
         if all lengths are equal, and with `sample_weight`.
     signal : Estimate
-        |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
-        can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
+        ``|E g|^2`` without the bias of a plug-in, ``|mean g|^2 - ddof V / N`` with the effective size for N;
+        it can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
         groups.
     noise_scale : Estimate
         Number of rollouts in a batch at which the variance of its mean and the signal are equal: total
@@ -130,9 +132,13 @@ class Decomposition(Result):
 
     @cached_property
     def covariance(self) -> Double:
-        source, steps = self._source, len(self.growth)
-        result = np.empty((steps, steps))
-        source.terms.covariance(source.samples.weight, source.normaliser, 1, result)
+        return self.block_covariance(1)
+
+    def block_covariance(self, block_size: int) -> Double:
+        """Return the sums of `covariance` over blocks of so many steps, as `rlvar.covariance` does."""
+        source, blocks = self._source, -(-len(self.growth) // block_size)
+        result = np.empty((blocks, blocks))
+        source.terms.covariance(source.samples.weight, source.normaliser, block_size, result)
         return result
 
     @cached_property
@@ -230,22 +236,54 @@ class Decomposition(Result):
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
-    def __repr__(self) -> str:
-        scores_of, sketch = None, None
-        if self._source.weighed is not None:
-            rollouts = self._source.weighed[0].rollouts
-            scores_of, sketch = rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
-        measured, part = scores_line(scores_of, sketch), part_of(scores_of)
-        lines = [*filter(None, [measured]), sources(self), f"signal            {self.signal}"]
-        scale = bounded(self.noise_scale)
-        size = len(self._source.units.members) / len(self._source.units)
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each step: pandas', or polars' where that alone is there.
+
+        Row k has `step_variance` and `step_share` of step k, from 1, how many rollouts are `alive` there, and
+        `growth`, the variance of the first k terms' sum.
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        columns = {name: getattr(self, name) for name in ("step_variance", "step_share", "growth", "alive")}
+        return frame({"step": np.arange(1, len(self.growth) + 1), **columns})
+
+    def _scores_of(self) -> tuple[str | None, int | None]:
+        """Return what the scores are of, and the dimension of their sketch."""
+        if self._source.weighed is None:
+            return None, None
+        rollouts = self._source.weighed[0].rollouts
+        return rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
+
+    def _of_rollouts(self) -> str:
+        """Say what the noise scale counts."""
+        size, part = len(self._source.units.members) / len(self._source.units), part_of(self._scores_of()[0])
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
-        alone = "" if part is None else f", for {part} alone"
-        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved") + alone)
+        return of * (bounded(self.noise_scale) != "not resolved") + f", for {part} alone" * (part is not None)
+
+    def __repr__(self) -> str:
+        lines = [
+            *filter(None, [scores_line(*self._scores_of())]),
+            sources(self),
+            f"signal            {self.signal}",
+        ]
+        lines.append(f"noise scale       {bounded(self.noise_scale)}{self._of_rollouts()}")
         if self._source.weighted:
             n = len(self._source.terms.weights)
             lines.append(f"effective size    {self.effective_size:.4g} of {n} rollouts")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        scale = measured(self.noise_scale, bounded=True)
+        rows = [
+            *((name, measured(x), of) for name, x, of in _parts(self)),
+            ("signal", measured(self.signal), ""),
+            ("noise scale", scale, self._of_rollouts().lstrip(", ")),
+        ]
+        head = ("quantity", f"value ({self.variance.confidence:.0%} interval)", "")
+        return html_table(head, rows) + html_lines(filter(None, [scores_line(*self._scores_of())]))
 
 
 def _possible(covariance: Estimate, most: float, steps: int) -> Estimate:
@@ -256,15 +294,13 @@ def _possible(covariance: Estimate, most: float, steps: int) -> Estimate:
     return replace(covariance, low=ends[0], high=ends[1])
 
 
-def sources(parts: Decomposition) -> str:
-    """Return the lines on where the variance comes from and how it grows."""
+def _parts(parts: Decomposition) -> Iterator[tuple[str, Estimate, str]]:
+    """Yield where the variance comes from and how it grows: name, number and what it is of."""
     share = parts.covariance_share
-    shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
-    lines = [
-        f"variance          {parts.variance}",
-        f"variance terms    {parts.variance_terms}{shares[0]}",
-        f"covariance terms  {parts.covariance_terms}{shares[1]}",
-    ]
+    shares = [f"{each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
+    yield "variance", parts.variance, ""
+    yield "variance terms", parts.variance_terms, shares[0]
+    yield "covariance terms", parts.covariance_terms, shares[1]
     first, last = parts.growth_range
     _, shortest, longest, measure = parts.length_growth
     for name, of in {
@@ -274,7 +310,12 @@ def sources(parts: Decomposition) -> str:
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):
-            lines.append(f"{name} exponent".ljust(18) + f"{exponent}  {of}")
+            yield f"{name} exponent", exponent, of
+
+
+def sources(parts: Decomposition) -> str:
+    """Return the lines on where the variance comes from and how it grows."""
+    lines = [f"{name:<18}{value}  {of}".rstrip() for name, value, of in _parts(parts)]
     weighed = parts._source.weighed
     if weighed is not None and weighed[0].of_sequences:
         lines.append(
@@ -344,7 +385,7 @@ def decompose(
 
     on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
     strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
-    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/mathematics.md``.
 
     Examples
     --------

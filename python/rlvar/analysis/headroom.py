@@ -100,7 +100,7 @@ def headroom(comparison: Comparison) -> Headroom:
     -----
     With variances V of the reference, the best baseline and an estimator e: 1 - V_best / V is
     removable, and e removes (V - V_e) / (V - V_best) of it. Compare "multi" too: with a reward for each step
-    most of what a baseline over returns-to-go removes may be due to those. ``docs/statistics.md`` says what
+    most of what a baseline over returns-to-go removes may be due to those. ``docs/mathematics.md`` says what
     these baselines are the best of: one of the state or the prompt, such as that of "rloo", can remove more.
     With importance ratios "multi-optimal" need not be the best: see
     `rlvar.weights.baselines.multi_optimal`.

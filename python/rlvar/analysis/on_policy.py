@@ -49,11 +49,11 @@ class OnPolicyTest(Result):
         `off_diagonal` over `trace`: 0 in expectation for rollouts of the policy that scored them,
         for any rewards; it has no unit. NaN if all scores are 0.
     mean_score : Estimate
-        |E sum_t S_t|^2 over `trace`, what the mean of a rollout's summed scores adds to `ratio`: 0 on
+        ``|E sum_t S_t|^2`` over `trace`, what the mean of a rollout's summed scores adds to `ratio`: 0 on
         policy. Free of the bias of a plug-in, it can be negative.
     off_diagonal, trace : Estimate
-        E[sum over i != j of S_i . S_j] and E[sum over t of |S_t|^2], for one rollout, in squared units of the
-        scores.
+        ``E[sum over i != j of S_i . S_j]`` and ``E[sum over t of |S_t|^2]``, for one rollout, in squared units
+        of the scores.
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
@@ -193,7 +193,7 @@ def on_policy_test(
 
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
-    ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
+    ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
     wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
     speaks.
 

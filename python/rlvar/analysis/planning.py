@@ -29,7 +29,9 @@ from rlvar.analysis.prompts import (
 )
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result, bounded
+from rlvar.stats.frame import columns_of, frame
 from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
+from rlvar.stats.shown import html_lines, html_table, measured
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 
@@ -62,6 +64,11 @@ class PlanOption(Result):
     cost: float
     variance: Estimate
     gain: Estimate
+
+    @property
+    def shape(self) -> str:
+        """P x K."""
+        return f"{self.prompts:,} x {self.completions:,}"
 
     def __repr__(self) -> str:
         shape = f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}"
@@ -108,31 +115,64 @@ class Plan(Result):
         best += f"cost {self.cost:.6g}"
         lines = [best if self.budget is None else f"{best} of {self.budget:.6g}"]
         lines += self._of_budget() if self.target is None else self._of_target()
+        return "\n".join([*lines, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        head = ("prompts x completions", "cost", "variance", f"times {self._better} than now")
+        rows = [
+            (
+                each.shape,
+                f"{each.cost:.6g}",
+                _positive(each.variance, measured),
+                measured(each.gain, bounded=True),
+            )
+            for each in self.options[:_SHOWN]
+        ]
+        return html_table(head, rows) + html_lines([*self._more(), *self._notes()])
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each option, the best first: pandas', or polars' without it.
+
+        Of each `Estimate` there are three columns, as "gain", "gain_low" and "gain_high".
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        return frame(columns_of(self.options, ("prompts", "completions", "cost", "variance", "gain")))
+
+    @property
+    def _better(self) -> str:
+        return "quieter" if self.target is None else "cheaper"
+
+    def _more(self) -> list[str]:
+        more = len(self.options) - _SHOWN
+        return [f"and {more} more options"] if more > 0 else []
+
+    def _notes(self) -> list[str]:
+        """Say what limits the plan."""
         if self._still:
-            return "\n".join(lines)
+            return ["The variance of what is in use is 0: no other shape can be quieter."]
+        notes = []
+        if self.target is None and not self.tells:
+            notes.append("Too few groups for an interval: whether another shape is quieter is not known.")
+        if self.target is not None and math.isnan(self.variance.high):
+            notes.append("Too few groups for an interval: about half of such plans miss their target.")
         if self.completions == self._most:
-            lines.append(
+            notes.append(
                 f"More than {self._most} completions may be better, but the groups are too small to tell."
             )
         elif self.completions == self.max_completions:
-            lines.append(f"More completions than max_completions = {self.max_completions} may be better.")
-        return "\n".join(lines)
+            notes.append(f"More completions than max_completions = {self.max_completions} may be better.")
+        return notes
 
     def _of_budget(self) -> list[str]:
-        rows = [("", "variance", "times quieter than now")]
-        rows += [
-            (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), _known(each.gain))
-            for each in self.options[:_SHOWN]
-        ]
+        rows = [("", "variance", f"times {self._better} than now")]
+        rows += [(each.shape, _positive(each.variance), _known(each.gain)) for each in self.options[:_SHOWN]]
         wide = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:>{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows]
-        if (more := len(self.options) - _SHOWN) > 0:
-            lines.append(f"and {more} more options")
-        if self._still:
-            lines.append("The variance of what is in use is 0: no other shape can be quieter.")
-        elif not self.tells:
-            lines.append("Too few groups for an interval: whether another shape is quieter is not known.")
-        return lines
+        return lines + self._more()
 
     @property
     def tells(self) -> bool:
@@ -153,15 +193,13 @@ class Plan(Result):
                 f"for the same variance {self.in_use} completions, as now, cost {bounded(self.gain)} "
                 "times as much"
             )
-        if math.isnan(self.variance.high):
-            lines.append("Too few groups for an interval: about half of such plans miss their target.")
         return lines
 
 
-def _positive(variance: Estimate) -> str:
+def _positive(variance: Estimate, shown: Callable[[Estimate], str] = str) -> str:
     """Show a variance; of an estimate that is not positive, how large it may be."""
     if variance.value > 0 or variance.interval == (0.0, 0.0):
-        return str(variance)
+        return shown(variance)
     return "not known" if math.isnan(variance.high) else f"at most {max(variance.high, 0.0):.4g}"
 
 
@@ -200,7 +238,7 @@ def plan(
         among them, else those that spend at least 95 % of it, and what is in use.
     target : float, optional
         Largest variance that the batch's mean gradient may have, in squared units of the gradient: for a
-        signal-to-noise ratio of 1 the signal |E g|^2. Exactly one of `budget` and `target` is needed.
+        signal-to-noise ratio of 1 the signal ``|E g|^2``. Exactly one of `budget` and `target` is needed.
     cost_prompt, cost_completion : float, default 0 and 1
         Cost of a prompt (its prefill, its place in the data) and of one completion, in any unit, such as
         tokens.

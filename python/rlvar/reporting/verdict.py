@@ -366,7 +366,7 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
-    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/statistics.md)
+    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/promises.md)
         trust = "Do not trust any number here" if size < _FEW else "Intervals may be far too narrow"
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."

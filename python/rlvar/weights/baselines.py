@@ -3,7 +3,7 @@ r"""Baselines that need the scores, cross-fitted: no rollout is in the fit of it
 The best baselines are ratios of expectations, b = E[numerator] / E[denominator]. The units (groups, or
 rollouts without groups) are dealt into F = min(10, units) folds, unit u, by order of first appearance, into
 fold u modulo F; the baseline of a fold is the ratio of the sums over the rollouts of all other folds. Given
-those it is a constant, so the mean is exact for any N (docs/statistics.md). Rollouts of different folds are
+those it is a constant, so the mean is exact for any N (docs/mathematics.md). Rollouts of different folds are
 each in the other's baseline: their covariance is O(1/N^2), O(1/N) of the variance of the batch's mean.
 
 With `batch_size` the units are first dealt at random into batches of about that many rollouts, and a baseline

@@ -194,8 +194,8 @@ def on_policy_test(
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
     ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
-    wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
-    speaks.
+    wrong. With T = 1, or where no two steps share a parameter, the ratio is always 0, and only the mean
+    score can show a mismatch.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).
 

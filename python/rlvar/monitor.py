@@ -34,11 +34,14 @@ from rlvar.analysis.steps import (
     record_of_rollouts,
     separate,
 )
+from rlvar.analysis.table import estimators_html
 from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
+from rlvar.stats.shown import html_lines
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import (
     Estimator,
@@ -126,7 +129,8 @@ class Monitor:
     Intervals have pairs of neighbouring steps as units; a drift of the policy does not widen them. They need
     eight steps. What is pooled is the mean over the window: the policy now is the newest of it.
 
-    ``docs/promises.md`` says how often they cover, ``docs/mathematics.md`` how the test over the whole run is made.
+    ``docs/promises.md`` says how often they cover, ``docs/mathematics.md`` how the test over the whole run is
+    made.
 
     The state is of constant size: numbers for each step in the window and, of the newest, mean gradients, at
     most 32 MB of them, by which shards of a step `merge`.
@@ -630,6 +634,18 @@ class Monitor:
                 found.append(self._entry())
             return found
 
+    def to_frame(self) -> Any:
+        """Return `history` as a data frame with a row for each step: pandas', or polars' without it.
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        history = self.history
+        keys = dict.fromkeys(key for each in history for key in each)
+        return frame({key: [each.get(key) for each in history] for key in keys})
+
     def report(
         self, other: Monitor | None = None, names: tuple[str, str] = ("this run", "the other")
     ) -> RunReport:
@@ -829,26 +845,31 @@ class Monitor:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        rows = self.rows
-        if not rows:
-            return f"Monitor: {self.steps} steps, nothing to pool yet"
+        above, below = self._lines()
+        table = [_table(self.rows, self.reference or "")] if self.rows else []
+        return "\n".join([*above, *table, *below])
+
+    def _repr_html_(self) -> str:
+        above, below = self._lines()
+        table = estimators_html(self.rows, self.reference or "", self.unit) if self.rows else ""
+        return html_lines(above) + table + html_lines(below)
+
+    def _lines(self) -> tuple[list[str], list[str]]:
+        """Return what is above and below the table of estimators."""
+        if not self.rows:
+            return [f"Monitor: {self.steps} steps, nothing to pool yet"], []
         pooled, of = self.pooled, scores_line(self.scores_of, self._sketched)
         head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
         if pooled > 1:
             by_decay = f", each counts {self.decay} times the next"
             last = "the last " if pooled in (self.steps, self.window) else ""
             head += by_decay if self.decay is not None else f", {last}{pooled} pooled"
-        lines = [
-            head,
-            *([] if of is None else [of]),
-            _table(rows, self.reference or ""),
-            f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}",
-        ]
+        below = [f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}"]
         if self.growth is not None:
-            lines.append(f"variance grows as length^b, b = {self.growth}")
+            below.append(f"variance grows as length^b, b = {self.growth}")
         if self._kind == "rollouts":
-            lines.append(repr(self.on_policy).splitlines()[-1])
-        return "\n".join(lines)
+            below.append(repr(self.on_policy).splitlines()[-1])
+        return [head, *([] if of is None else [of])], below
 
 
 def _over(units: float, noise_scale: float) -> float:

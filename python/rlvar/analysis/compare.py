@@ -130,8 +130,8 @@ def compare(
     Intervals are the jackknife's, paired and on the log scale for ratios, a test's for the signal, Fieller's
     for the noise scale, or the bootstrap's: O(resamples U min(U, D)) for each estimator.
     ``docs/mathematics.md`` says why, and which estimators and aggregations leave the mean alone,
-    ``docs/promises.md`` how often they cover. Baselines that the estimators fit, and means over the whole batch, tie all units together;
-    that effect, of order 1/U, is left out.
+    ``docs/promises.md`` how often they cover. Baselines that the estimators fit, and means over the whole
+    batch, tie all units together; that effect, of order 1/U, is left out.
 
     Examples
     --------

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,14 +16,20 @@ from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.measured import part_note, part_of, scores_line, sketch_line, sketch_note
 from rlvar.analysis.ratio_bias import NEGLIGIBLE, small
 from rlvar.analysis.table import estimator_columns, estimators_html, ranked
+from rlvar.drawing.canvas import canvas
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.frame import frame
 from rlvar.stats.inference import Inference
 from rlvar.stats.intervals import Null
-from rlvar.stats.shown import html_lines
+from rlvar.stats.shown import html_lines, printable
 from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.importance import ImportanceRatios
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Plotted = Literal["ratio", "noise_scale_ratio", "noise_scale", "variance"]
 
 _NOT_CROSSED = (
     "Only each estimator's own inner products were given: without those between two estimators, their "
@@ -34,6 +40,14 @@ _OF_SEQUENCES = (
     "Each rollout is a single step here, so multi-step is single-step: the effect of reward-to-go, token by "
     "token, needs token scores."
 )
+
+# What a row can be drawn by, and the label of its axis.
+_PLOTTED = {
+    "ratio": "variance, ratio to {0.reference}",
+    "noise_scale_ratio": "noise scale, ratio to {0.reference}",
+    "noise_scale": "noise scale ({0.unit}s)",
+    "variance": "variance of one {0.unit}",
+}
 
 # Of a row in a data frame, beside what all tables of estimators have.
 _IN_FRAME = ("factor", "unbiased", "identical", "variance_units", "ratio_units")
@@ -317,6 +331,42 @@ class Comparison(Result):
         """The rows, the quietest first by `noise_scale_ratio`; where that is not resolved, last."""
         return tuple(ranked(self))
 
+    def plot(self, ax: Axes | None = None, *, of: Plotted | None = None) -> Axes:
+        """Draw a dot and an interval for each estimator, the quietest on top.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+        of : {"ratio", "noise_scale_ratio", "noise_scale", "variance"}, optional
+            What is drawn: by default the ratio of variances, or of noise scales if means may differ.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        same = all(row.factor == 1.0 for row in self)
+        of = _check.choice("of", of or ("ratio" if same else "noise_scale_ratio"), _PLOTTED)
+        rows = self.ranked
+        axes, palette = canvas(ax, rows=len(rows))
+        from rlvar.drawing.intervals import intervals
+
+        intervals(
+            axes,
+            [row.name for row in rows],
+            [getattr(row, of) for row in rows],
+            xlabel=printable(_PLOTTED[of].format(self)),
+            line=1.0 if "ratio" in of else None,
+            signals="noise_scale" in of,
+            palette=palette,
+        )
+        return axes
+
     def to_frame(self) -> Any:
         """Return a data frame with a row for each estimator: pandas', or polars' where that alone is there.
 
@@ -329,6 +379,12 @@ class Comparison(Result):
         """
         return frame(estimator_columns(self.rows, *_IN_FRAME))
 
+    def html_table(self) -> str:
+        """Return the table of a notebook, without notes."""
+        level = f"{self.confidence:.0%} intervals ({self.interval})"
+        basis = f"Quietest first, with {level} over {self.units:,} {self.unit}s."
+        return estimators_html(self.rows, self.reference, self.unit) + html_lines([basis])
+
     def _scores_line(self) -> str | None:
         return scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
 
@@ -338,10 +394,7 @@ class Comparison(Result):
         return "\n".join([*([] if of is None else [of]), side_by_side(self), *notes])
 
     def _repr_html_(self) -> str:
-        of, level = self._scores_line(), f"{self.confidence:.0%} intervals ({self.interval})"
-        basis = f"Quietest first, with {level} over {self.units:,} {self.unit}s."
-        table = estimators_html(self.rows, self.reference, self.unit)
-        return table + html_lines(filter(None, [basis, of, *self.notes]))
+        return self.html_table() + html_lines(filter(None, [self._scores_line(), *self.notes]))
 
 
 def _of_ratios(row: ComparisonRow) -> str:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.analysis.growth import (
     NO_HORIZON,
+    NO_STRATA,
     HorizonGrowth,
     LengthGrowth,
     has_horizon,
@@ -30,6 +31,7 @@ from rlvar.analysis.growth import (
 )
 from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
@@ -42,6 +44,9 @@ from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class _Source(NamedTuple):
@@ -220,10 +225,10 @@ class Decomposition(Result):
     @cached_property
     @_check.quiet
     def length_growth(self) -> LengthGrowth:
-        """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
+        """The fit of `length_exponent`, with the variance in each stratum of length."""
         source = self._source
         if source.weighted:
-            return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
+            return NO_STRATA
         lengths, tokens = source.terms.alive.sum(axis=1), None
         if source.weighed is not None and (tokens := source.weighed[0].rollouts.tokens) is not None:
             lengths = tokens
@@ -235,6 +240,32 @@ class Decomposition(Result):
         """Covariance terms as a share of the total variance; negative if they reduce it."""
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw on log axes how `growth` goes with the number of steps, beside slopes of 1, 2 and 3.
+
+        A broad line has the `growth_exponent` over the steps that it is fitted to.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        axes, palette = canvas(ax)
+        from rlvar.drawing.growth import growth
+
+        reached = self.growth[: np.count_nonzero(self.alive)]
+        growth(axes, reached, exponent=self.growth_exponent, span=self.growth_range, palette=palette)
+        return axes
 
     def to_frame(self) -> Any:
         """Return a data frame with a row for each step: pandas', or polars' where that alone is there.
@@ -302,11 +333,12 @@ def _parts(parts: Decomposition) -> Iterator[tuple[str, Estimate, str]]:
     yield "variance terms", parts.variance_terms, shares[0]
     yield "covariance terms", parts.covariance_terms, shares[1]
     first, last = parts.growth_range
-    _, shortest, longest, measure = parts.length_growth
+    strata = parts.length_growth
+    ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}" if len(strata.lengths) else ""
     for name, of in {
         "growth": f"of the sum of the first k terms, k = {first} to {last}",
         "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
-        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}" + " tokens" * (measure == "tokens"),
+        "length": f"over mean lengths {ends}" + " tokens" * (strata.measure == "tokens"),
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):

@@ -44,12 +44,15 @@ NO_HORIZON = HorizonGrowth(Moment(np.nan, np.empty(0)), np.empty(0, np.int64), n
 
 
 class LengthGrowth(NamedTuple):
-    """The exponent with each unit left out, and the mean lengths of the shortest and longest stratum."""
+    """The exponent with each unit left out, and the variance (S,) in strata of mean `lengths` (S,)."""
 
     exponent: Moment
-    shortest: float
-    longest: float
+    lengths: Double
+    variance: Double
     measure: str = "steps"  # or "tokens": what lengths count
+
+
+NO_STRATA = LengthGrowth(Moment(np.nan, np.empty(0)), np.empty(0), np.empty(0))
 
 
 @_check.quiet
@@ -153,8 +156,8 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
         left[1, present] = (length - part.sums(lengths)) / rest
         strata.append((total / (size - 1), length / size, left[0], left[1]))
     if len(strata) < 2:
-        return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
+        return NO_STRATA
     values, means, left_values, left_means = map(np.array, zip(*strata, strict=True))
     value = float(slope(np.log(means), values))
     left_out = slope(np.log(left_means).T, left_values.T)
-    return LengthGrowth(Moment(value, left_out), float(means.min()), float(means.max()))
+    return LengthGrowth(Moment(value, left_out), means, values)

@@ -52,8 +52,8 @@ class OnPolicyTest(Result):
         ``|E sum_t S_t|^2`` over `trace`, what the mean of a rollout's summed scores adds to `ratio`: 0 on
         policy. Free of the bias of a plug-in, it can be negative.
     off_diagonal, trace : Estimate
-        ``E[sum over i != j of S_i . S_j]`` and ``E[sum over t of |S_t|^2]``, for one rollout, in squared units
-        of the scores.
+        ``E[sum over i != j of S_i . S_j]`` and ``E[sum over t of |S_t|^2]``, for one rollout, in squared
+        units of the scores.
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
@@ -193,8 +193,8 @@ def on_policy_test(
 
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
-    ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
-    wrong. With T = 1, or where no two steps share a parameter, the ratio is always 0, and only the mean
+    ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm
+    is wrong. With T = 1, or where no two steps share a parameter, the ratio is always 0, and only the mean
     score can show a mismatch.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from rlvar.analysis.prompts import (
     prompt_components,
     why_not,
 )
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result, bounded
 from rlvar.stats.frame import columns_of, frame
@@ -34,6 +35,9 @@ from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
 from rlvar.stats.shown import html_lines, html_table, measured
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
 _SHOWN = 8  # options in the table
@@ -129,6 +133,37 @@ class Plan(Result):
             for each in self.options[:_SHOWN]
         ]
         return html_table(head, rows) + html_lines([*self._more(), *self._notes()])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the `gain` of each option with its interval, from many prompts to many completions.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        options = sorted(self.options, key=lambda each: each.completions)
+        axes, palette = canvas(ax, rows=len(options))
+        from rlvar.drawing.intervals import intervals
+
+        intervals(
+            axes,
+            [f"{each.shape}{' (now)' * (each.completions == self.in_use)}" for each in options],
+            [each.gain for each in options],
+            xlabel=f"times {self._better} than now",
+            signals=True,
+            palette=palette,
+        )
+        return axes
 
     def to_frame(self) -> Any:
         """Return a data frame with a row for each option, the best first: pandas', or polars' without it.

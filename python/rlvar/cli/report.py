@@ -16,11 +16,12 @@ from rlvar._types import Aggregation
 from rlvar.cli.parser import add_importance, check_outputs, example, input_file
 from rlvar.cli.score import add_columns, add_scoring, given_columns, notes_of, recorded_rollouts, scored
 from rlvar.cli.streams import Progress, has_colour, progress
-from rlvar.files import KEYS, load_rollouts, printable, replacing
+from rlvar.files import KEYS, checksums, load_rollouts, printable, replacing
 from rlvar.recorded import is_recorded
 from rlvar.reporting.report import Report
 from rlvar.reporting.report import report as make_report
 from rlvar.reporting.rewards import RewardReport, report_rewards
+from rlvar.reporting.writing import check_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.resampling import Bootstrap
 from rlvar.weights.estimators import estimators
@@ -148,12 +149,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     numbers = None if args.json == _STDOUT else args.json
     check_outputs({"--html": args.html, "--json": numbers}, args.files)
     if args.html is not None:
-        try:
-            for package in ("jinja2", "matplotlib"):
-                importlib.import_module(package)
-        except ImportError as error:
-            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
-            raise ImportError(f"{needs} ({error})") from None
+        check_page(args.html)
 
 
 def _of_two(args: argparse.Namespace, show: Progress) -> Any:
@@ -191,6 +187,7 @@ def _of_rollouts(args: argparse.Namespace, rollouts: Rollouts, source: str, show
             rollouts,
             args.estimators,
             source=source,
+            sha256=checksums(args.file) if args.file and (args.html or args.json) else None,
             reference=args.reference,
             importance=args.importance,
             truncate=args.truncate,

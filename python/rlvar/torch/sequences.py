@@ -137,7 +137,8 @@ def sequence_scores(
 
     Notes
     -----
-    For fixed gradients the squared norm of a count sketch is unbiased, with a variance of about ``2 |g|^4 / k``.
+    For fixed gradients the squared norm of a count sketch is unbiased, with a variance of about
+    ``2 |g|^4 / k``.
 
     Examples
     --------

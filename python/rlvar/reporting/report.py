@@ -18,6 +18,7 @@ from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.report_text import reach, report_text
+from rlvar.reporting.text import about
 from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
@@ -83,9 +84,8 @@ class Report(Result):
         return self.comparison.to_frame()
 
     def _repr_html_(self) -> str:
-        about = html_lines(about(self.source, self.rollouts))
-        verdict, notes = (html_list(*each) for each in (("Verdict", self.verdict), ("Notes", self.notes)))
-        return about + verdict + self.comparison.html_table() + notes
+        verdict, notes = html_list("Verdict", self.verdict), html_list("Notes", self.notes)
+        return html_lines(about(self.source, self.rollouts)) + verdict + self.comparison.html_table() + notes
 
     def text(self, *, full: bool = False, colour: bool = False) -> str:
         """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.

@@ -1,9 +1,11 @@
 """Results in a notebook: tables that are safe and say what `to_dict` says, drawings, data frames."""
 
+import json
 import math
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -354,3 +356,21 @@ def test_without_pandas_and_polars_a_frame_says_what_to_install(results, monkeyp
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match="to_frame needs pandas or polars: pip install pandas"):
         getattr(results, name).to_frame()
+
+
+# The notebook in docs/, which the site executes as a notebook.
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+
+
+def test_the_notebook_does_what_its_text_says(pyplot):
+    pytest.importorskip("pandas", reason="needs pandas")
+    names = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+
+
+def test_the_notebook_is_kept_without_outputs():
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None)

@@ -58,9 +58,9 @@ class PlanOption(Result):
         Variance of the batch's mean gradient, V(K) / P. An estimate that is not positive is left as it is,
         unbiased; the interval of one that is ends at 0.
     gain : Estimate
-        With a budget, the variance that what is in use has for it, over this one. With a target, the cost of
-        what is in use for a variance, over this one's. 1 for what is in use itself. NaN without an interval
-        where one of the variances is not positive by its estimate, and where that in use is 0.
+        With a budget, the variance of the shape in use for that budget, over this one's. With a target, the
+        cost of the shape in use for one variance, over this one's. 1 for the shape in use itself. NaN without
+        an interval where one of the variances is not positive by its estimate, and where that in use is 0.
     """
 
     prompts: int
@@ -90,7 +90,7 @@ class Plan(Result):
         Those of the best option: see `PlanOption`. With a target, the upper end of the variance's interval is
         at most that.
     options : tuple of PlanOption
-        What came into question, the best first.
+        All options that were considered, the best first.
     in_use : int
         Completions of a prompt in use.
     beside : bool
@@ -98,7 +98,7 @@ class Plan(Result):
     budget, target : float or None
         As asked for: one of them.
     max_completions : int
-        The most that were looked at.
+        The largest number of completions that was considered.
     """
 
     prompts: int
@@ -189,13 +189,13 @@ class Plan(Result):
             return ["The variance of what is in use is 0: no other shape can be quieter."]
         notes = []
         if self.target is None and not self.tells:
-            notes.append(
-                "There is no interval, of too few groups: nothing tells whether another shape is quieter."
-            )
+            notes.append("Too few groups for an interval: whether another shape is quieter is not known.")
         if self.target is not None and math.isnan(self.variance.high):
-            notes.append("There is no interval: about half of such plans miss their target.")
+            notes.append("Too few groups for an interval: about half of such plans miss their target.")
         if self.completions == self._most:
-            notes.append(f"More than {self._most} completions may be better: no group tells.")
+            notes.append(
+                f"More than {self._most} completions may be better, but the groups are too small to tell."
+            )
         elif self.completions == self.max_completions:
             notes.append(f"More completions than max_completions = {self.max_completions} may be better.")
         return notes
@@ -298,9 +298,9 @@ def plan(
     -----
     With a budget the plan leaves the completions in use only for options whose gain is above 1 by its whole
     interval. Of these the best is the one with the lowest upper end of its variance: no extreme is chosen
-    that the rollouts do not tell, and the option of the lowest estimate may be another one. So it stays with
-    what is in use without intervals, of fewer than three groups, and where the gradient does not vary. A
-    budget that pays for no prompt with the completions in use has the option of the lowest upper end.
+    that the rollouts do not support, and the option of the lowest estimate may be another one. So it stays
+    with what is in use where there are no intervals (fewer than three groups) or the gradient does not vary.
+    A budget that pays for no prompt with the completions in use has the option of the lowest upper end.
 
     With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
     target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
@@ -308,7 +308,7 @@ def plan(
     one with the lower upper end is taken.
 
     Every K up to 64 is tried, then those in steps of 3 %. By the two-term V the best K is, for real numbers,
-    K^2 = (within / between) (cost_prompt / cost_completion), whatever the budget or the target: without a
+    K^2 = (within / between) (cost_prompt / cost_completion), for any budget or target: without a
     cost of prompts it is 1. The fewer groups, the nearer is a plan to the K in use, where V is known best.
     One prompt is an option too, but its batch no longer shows the variance between prompts.
 
@@ -331,12 +331,10 @@ def plan(
         parts = prompt_components(what, chosen, confidence=level, num_threads=num_threads)
     elif isinstance(what, PromptComponents):
         if estimator is not None:
-            raise ValueError(f"estimator is for rollouts: these components are those of {what.estimator!r}")
+            raise ValueError(f"estimator goes with Rollouts; these components are of {what.estimator!r}")
         parts = what
     else:
-        raise TypeError(
-            f"what to plan from must be a Rollouts or a PromptComponents, got {type(what).__name__}"
-        )
+        raise TypeError(f"what must be a Rollouts or a PromptComponents, got {type(what).__name__}")
     return plan_curve(
         parts._curve,
         in_use=parts.completions,
@@ -452,7 +450,7 @@ def _for_budget(
 
 
 def preference(options: Sequence[PlanOption], in_use: int | None) -> Callable[[PlanOption], tuple[Any, ...]]:
-    """Return a key that sorts options: those that surely gain, what is in use, the others.
+    """Return a key that sorts options: those whose gain is resolved, what is in use, the others.
 
     Each by the upper end of their variance. An estimate that is not positive says nothing of how small a
     variance is, and comes last.

@@ -1,7 +1,7 @@
 """The report on a terminal: the verdict, one table, how the variance grows, and where to look for more.
 
-`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor between
-the mean gradients divided out; where means may differ, noise scales rank the estimators (`Comparison.ranked`).
+`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor
+between the mean gradients divided out; where means may differ, noise scales rank (`Comparison.ranked`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _estimators(comparison: Comparison, colour: bool) -> list[str]:
     lines = [
         painted("Estimators, the quietest first", "bold", colour),
         *table(head, cells, styles=styles, colour=colour),
-        wrapped(f"{level} intervals in brackets: {comparison.interval} over {units}."),
+        wrapped(f"{level} intervals in brackets: {comparison.interval} over {units}.{_settings(comparison)}"),
     ]
     if apart:
         lines.append(
@@ -95,6 +95,19 @@ def _estimators(comparison: Comparison, colour: bool) -> list[str]:
             )
         )
     return lines
+
+
+def _settings(comparison: Comparison) -> str:
+    """Name what is not as usual."""
+    ratios = {row.importance.importance for row in comparison if row.importance is not None} - {"none"}
+    aggregation = comparison.aggregation
+    return "".join(
+        [
+            *(f" Importance ratios: {each}." for each in sorted(ratios)),
+            *([f" Aggregation: {aggregation}."] if aggregation not in (None, "sum") else []),
+            *([" Coordinates are scaled."] if comparison.scaled else []),
+        ]
+    )
 
 
 def _cells(row: ComparisonRow, reference: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import stat
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -113,7 +113,7 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     path : path-like
         The file, by exactly this name. A link is followed: its target is replaced.
     rollouts : Rollouts
-        Their groups are saved as numbers, not as the labels that were passed.
+        Labels of groups that are all whole numbers or all text are kept, others become numbers.
 
     Raises
     ------
@@ -132,6 +132,11 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
     arrays = {key: getattr(rollouts, key) for key in KEYS}
+    if rollouts.groups is not None:
+        labels = np.array(rollouts.group_labels if _plain(rollouts.group_labels) else [])
+        # Text that ends in zeros, and numbers beyond int64, are not what they were.
+        if not labels.dtype.hasobject and tuple(labels.tolist()) == rollouts.group_labels:
+            arrays["groups"] = labels[rollouts.groups]
     if arrays["scores"].ndim == 2:
         # As many steps as rollouts: rewards of steps would pass for terminal ones.
         padded = "rewards" if len(arrays["scores"]) == len(rollouts) else ""
@@ -139,6 +144,10 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
         arrays |= {key: arrays[key][rollouts.live] for key in of_steps}
     # What was not given is absent.
     write_arrays(path, {key: x for key, x in arrays.items() if x is not None and x is not False})
+
+
+def _plain(labels: Sequence[Hashable]) -> bool:
+    return {*map(type, labels)} in ({int}, {str})
 
 
 def _made(arrays: dict[str, Any]) -> Rollouts:

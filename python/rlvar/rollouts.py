@@ -112,6 +112,7 @@ truncated, next_values, bootstrap_value, tokens
     scores_of: str | None
     sketched: bool
     _stored: NDArray[Any]  # the scores, not converted if they are mapped
+    _labels: tuple[Hashable, ...]  # what each number of `groups` was called
 
     def __init__(
         self,
@@ -151,6 +152,7 @@ truncated, next_values, bootstrap_value, tokens
         ends = terminated, truncated, next_values, bootstrap_value
         scan = _check.scan(arrays, 1.0, steps.lengths, steps.mask, ends, -1)
         scan.raise_not_finite()
+        numbers, labels = (None, ()) if groups is None else _check.named_groups(groups, shape[0])
         checked_rewards = _check.doubles("rewards", rewards, shape, shape[:1])
         _check.finite("rewards", checked_rewards, steps, shape)
         self.__setstate__(
@@ -161,7 +163,8 @@ truncated, next_values, bootstrap_value, tokens
                 "rewards": checked_rewards,
                 "lengths": steps.lengths,
                 "mask": _marks(steps.mask),
-                "groups": None if groups is None else _check.group_labels(groups, shape[0]),
+                "groups": numbers,
+                "_labels": labels,
                 "terminated": _marks(scan.terminated),
                 "truncated": _marks(scan.truncated),
                 "next_values": scan.next_values,
@@ -261,12 +264,26 @@ truncated, next_values, bootstrap_value, tokens
 
     def padded(self) -> Rollouts:
         """Return the same rollouts with scores (N, T, D), 0 where no step is."""
-        state = self.__getstate__()
-        if state.pop("_stored").ndim == 3:
+        if self._stored.ndim == 3:
             return self
         scores = np.zeros(self.shape, self.scores.dtype)
         scores[self.live] = self.scores
-        return Rollouts(scores, **state)
+        return Rollouts(scores, **self._options())._called_as(self)
+
+    def _options(self) -> dict[str, Any]:
+        """Return what they were made of but the scores, their groups as numbers."""
+        return {name: value for name, value in self.__getstate__().items() if name[0] != "_"}
+
+    def _called_as(self, whole: Rollouts) -> Rollouts:
+        """Give groups, whose labels are numbers of those of `whole`, the labels they have there."""
+        labels = dict[Hashable, Hashable](enumerate(whole._labels))
+        object.__setattr__(self, "_labels", tuple(labels[number] for number in self._labels))
+        return self
+
+    @property
+    def group_labels(self) -> tuple[Hashable, ...]:
+        """What each number of `groups` was called when they were given; empty without groups."""
+        return self._labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -340,17 +357,15 @@ truncated, next_values, bootstrap_value, tokens
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
         """Return some of the rollouts, by a slice or an array of indices or booleans."""
         rows = _check.rows(rows)
-        state = self.__getstate__()
-        scores = state.pop("_stored")
         some: dict[str, Any] = {
-            name: x[rows] if isinstance(x, np.ndarray) else x for name, x in state.items()
+            name: x[rows] if isinstance(x, np.ndarray) else x for name, x in self._options().items()
         }
-        if scores.ndim == 3:
-            return Rollouts(scores[rows], **some)
+        if self._stored.ndim == 3:
+            return Rollouts(self._stored[rows], **some)._called_as(self)
         lengths = some.pop("lengths")
         longest = max(1, lengths.max(initial=0))
         some = {name: x[:, :longest] if np.ndim(x) == 2 else x for name, x in some.items() if name != "mask"}
-        return Rollouts.packed(self._rows(rows), lengths, **some)
+        return Rollouts.packed(self._rows(rows), lengths, **some)._called_as(self)
 
     def _rows(self, rollouts: slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
         """Return the packed scores of some rollouts, without a copy if they lie side by side."""

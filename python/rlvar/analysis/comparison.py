@@ -158,8 +158,9 @@ class ComparisonRow(Result):
     batch_noise: BatchNoise
     blocks: dict[str | int, BlockRow] = field(default_factory=dict)
     sketch: SketchNoise | None = None
-    # Variance with each unit left out, for what compares it with other rows.
+    # Variance and signal with each unit left out, for what compares them with others.
     _variances: Moment = field(repr=False, compare=False)
+    _signals: Moment = field(repr=False, compare=False)
     _null: Null = field(repr=False, compare=False)
 
     @property
@@ -250,6 +251,7 @@ class Comparison(Result):
                     unbiased=unbiased[name],
                     batch_noise=batch_noise(found[name].noise_scale, *noise),
                     _variances=of_row.pop("variances"),
+                    _signals=of_row.pop("signals"),
                     _null=of_row.pop("null"),
                     **of_row,
                     **others.get(name, {}),

@@ -315,7 +315,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
     A few first and last ones single out those that may be equal; of these all are compared.
     """
     scores, live = rollouts.kernel_scores, rollouts.live
-    some = [np.ascontiguousarray(each) for each in _at_the_ends(rollouts)]
+    some = [np.ascontiguousarray(each) for each in at_the_ends(rollouts)]
     quick = _numbered((kind, a.tobytes(), b.tobytes()) for kind, a, b in zip(alike, *some, strict=True))
     whole = [0] * len(quick)
     for n in np.flatnonzero(np.bincount(quick)[quick] > 1).tolist():
@@ -323,7 +323,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
     return _numbered(zip(quick.tolist(), whole, strict=True))
 
 
-def _at_the_ends(rollouts: Rollouts) -> list[NDArray[np.floating]]:
+def at_the_ends(rollouts: Rollouts) -> list[NDArray[np.floating]]:
     """Return a few coordinates of each rollout's first and last live scores."""
     scores, live = rollouts.kernel_scores, rollouts.live
     ends = np.argmax(live, axis=1), _check.row_ends(live) - 1
@@ -338,7 +338,7 @@ def _equal_but_for_rounding(
     In the order of their summed scores along each of two directions each is compared with the three before.
     """
     scores, live, labels = batch.rollouts.kernel_scores, batch.live, exact.copy()
-    some = _at_the_ends(batch.rollouts)
+    some = at_the_ends(batch.rollouts)
     summed = batch.plain.summed_scores()
     for direction in np.random.default_rng(0).standard_normal((2, summed.shape[1])):
         order = np.lexsort((exact, np.einsum("nd,d->n", summed, direction), alike))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from rlvar.cli.score import add_columns, add_scoring, given_columns, notes_of, r
 from rlvar.cli.streams import Progress, has_colour, progress
 from rlvar.files import KEYS, checksums, load_rollouts, printable, replacing
 from rlvar.recorded import is_recorded
+from rlvar.reporting.pair import PairReport, report_pair
 from rlvar.reporting.report import Report
 from rlvar.reporting.report import report as make_report
 from rlvar.reporting.rewards import RewardReport, report_rewards
@@ -127,6 +127,8 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> str:
     if len(args.files) > 2:
         raise ValueError(f"report takes one file, or two to set side by side; got {len(args.files)}")
+    if len(set(args.files)) < len(args.files):
+        raise ValueError(f"{args.files[0]}: this file is given twice; name two")
     args.file = args.files[0] if args.files else None
     _check_outputs(args)
     with progress(quiet=args.quiet) as show, tempfile.TemporaryDirectory(prefix="rlvar-") as scratch:
@@ -152,14 +154,27 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_page(args.html)
 
 
-def _of_two(args: argparse.Namespace, show: Progress) -> Any:
+def _of_two(args: argparse.Namespace, show: Progress) -> PairReport:
     for each in args.files:
         if is_recorded(each):
-            raise ValueError(f"{each}: to set two files side by side, both must have scores; see rlvar score")
+            raise ValueError(f"{each}: two files side by side need scores; rlvar score computes them")
     _no_options_of_recorded(args)
-    pair: Any = importlib.import_module("rlvar.reporting.pair")
-    a, b = map(load_rollouts, args.files)
-    return pair.report_pair(a, b, args.estimators, names=tuple(map(printable, args.files)))
+    if args.reference is not None or args.interval != "jackknife":
+        option = "--interval" if args.reference is None else "--reference"
+        raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
+    first, second = map(printable, args.files)
+    short = Path(first).stem, Path(second).stem
+    return report_pair(
+        load_rollouts(args.files[0]),
+        load_rollouts(args.files[1]),
+        args.estimators,
+        names=short if short[0] != short[1] else (first, second),
+        sources=(first, second),
+        importance=args.importance,
+        truncate=args.truncate,
+        aggregation=args.aggregation,
+        progress=show,
+    )
 
 
 def _of_recorded(args: argparse.Namespace, scratch: Path, show: Progress) -> Report | RewardReport:
@@ -210,9 +225,9 @@ def _no_options_of_recorded(args: argparse.Namespace) -> None:
     raise ValueError(f"{what} have scores already; --{option} is for what trainers write")
 
 
-def _shown(args: argparse.Namespace, report: Any, show: Progress) -> str:
+def _shown(args: argparse.Namespace, report: Report | RewardReport | PairReport, show: Progress) -> str:
     """Write the files that are asked for; return what standard output gets."""
-    if args.html is not None:
+    if args.html is not None and not isinstance(report, RewardReport):
         show(f"writing {args.html}")
         report.to_html(args.html)
     if args.json is not None:
@@ -224,5 +239,4 @@ def _shown(args: argparse.Namespace, report: Any, show: Progress) -> str:
             file.write(numbers.encode() + b"\n")
     if args.quiet:
         return "\n".join(map(printable, report.verdict))
-    text: str = report.text(full=args.full, colour=has_colour(sys.stdout))
-    return text
+    return report.text(full=args.full, colour=has_colour(sys.stdout))

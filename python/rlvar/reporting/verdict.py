@@ -65,7 +65,7 @@ def verdict(
         few = f"{comparison.units} {units} are too few to tell anything: there are no intervals."
         return [Said(few, "estimators", 0)]
     quietest = quietest_of(comparison)
-    doubts = _doubts(comparison, on_policy, sampling)
+    doubts = doubts_of(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
     alone = part_of(comparison.scores_of)
     puts = 0 if doubts else NOTE  # the rest in question, and then comes first
@@ -101,7 +101,7 @@ def unit(comparison: Comparison) -> str:
     return f"{comparison.unit}s"
 
 
-def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
+def doubts_of(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say why a ratio of variances is not that of the rollouts needed, even where theory knows one mean."""
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"

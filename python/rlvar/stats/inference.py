@@ -58,6 +58,7 @@ class Inference(NamedTuple):
     null: Null  # what a signal of 0 would pass
     identical: bool
     variances: Moment
+    signals: Moment
     dimension: float  # effective one of the noise
     along: float  # share of the noise that lies along the mean
     differs: bool = False  # whether the data deny that its mean is that of the reference
@@ -328,6 +329,7 @@ def _with_means(
         "null": null._replace(variance=null.variance * mean.scale**2),
         "identical": pair.beside.identical,
         "variances": pair.variance,
+        "signals": signal,
     }
 
 

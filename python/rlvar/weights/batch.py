@@ -109,11 +109,10 @@ class Batch:
 
         Rewards, ratios and lengths end there too; no value replaces what is cut off.
         """
-        state = self.rollouts.__getstate__()
+        state = self.rollouts._options()
         if state["tokens"] is not None and self.aggregation == "sequence-mean":
             raise ValueError("the tokens of a part of the steps are not known")
         state["tokens"] = None
-        del state["_stored"]
         n, t = self.live.shape
         scores, before = np.broadcast_to(np.float32(0.0), (n, t, 1)), np.arange(t) < steps
         if state["mask"] is not None:

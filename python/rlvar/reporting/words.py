@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import measured as measured
+from rlvar.stats.shown import number as number
 
 _LONG_NAMES = {
     "single": "single-step",
@@ -111,11 +113,6 @@ def interval(estimate: Estimate, *, percent: bool = False) -> str:
     return f"{estimate.confidence:.0%} interval {low} to {high}"
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
 def percent(share: float) -> str:
     """Whole percents, of which 0 has no sign."""
     return f"{round(share, 2) + 0.0:.0%}"
@@ -145,18 +142,3 @@ def joined(names: Sequence[str]) -> str:
 def capital(sentence: str) -> str:
     """Return a sentence with a capital letter."""
     return sentence[:1].upper() + sentence[1:]
-
-
-def measured(x: Estimate, *, bounded: bool = False, most: float = math.inf) -> str:
-    """Return value and interval to three digits; of what rests on a signal, `bounded`, what it tells.
-
-    Without an interval a value that it cannot have, negative or above `most`, tells nothing.
-    """
-    if bounded and not x.resolved and not math.isnan(x.low):
-        return f"above {number(x.low)}" if x.low > 0 else "not resolved"
-    if math.isnan(x.low):
-        if math.isnan(x.value):
-            return "undefined"
-        cannot = bounded and (math.copysign(1.0, x.value) < 0 or x.value > most)
-        return "not resolved" if cannot else number(x.value)
-    return f"{number(x.value)} ({number(x.low)} to {number(x.high)})"

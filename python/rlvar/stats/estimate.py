@@ -53,7 +53,7 @@ class Estimate(Result):
     confidence : float
         Nominal coverage of the interval, such as 0.95.
     resolved : bool
-        Whether the data tell it: False without an interval, where what can be 0 or negative (a signal, a
+        Whether the data determine it: False without an interval, where what can be 0 or negative (a signal, a
         variance between prompts) may be 0 by its interval, and for what rests on such a signal (a noise
         scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
     """

@@ -14,7 +14,7 @@ import rlvar
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, MATHEMATICS, SCORES = ROOT / "README.md", ROOT / "docs" / "mathematics.md", ROOT / "docs" / "scores.md"
+README, MATHEMATICS, SCORES = (ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/scores.md"))
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")

@@ -1,9 +1,11 @@
 """Results in a notebook: tables that are safe and say what `to_dict` says, drawings, data frames."""
 
+import json
 import math
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,6 +238,41 @@ def test_the_curve_of_a_decomposition_is_its_growth_as_far_as_rollouts_go(pyplot
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+@pytest.mark.parametrize("of", ["growth", "step_share", "covariance", "lag_profile"])
+def test_a_decomposition_draws_what_is_asked_for(results, pyplot, of):
+    axes = results.decomposition.plot(of=of)
+    labels = {
+        "growth": ("number of steps summed", "variance"),
+        "step_share": ("step", "share of the variance"),
+        "covariance": ("step", "step"),
+        "lag_profile": ("distance of two steps", "covariance terms"),
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == labels[of]
+    axes.figure.canvas.draw()
+
+
+def test_the_map_of_a_decomposition_adds_up_to_its_variance(results, pyplot):
+    (image,) = results.decomposition.plot(of="covariance").images
+    assert image.get_array().sum() == pytest.approx(results.decomposition.variance.value)
+
+
+def test_the_curve_of_a_plan_is_the_variance_over_that_in_use(results, pyplot):
+    x, y = results.plan.plot().lines[1].get_data()
+    gains = {option.completions: option.gain.value for option in results.plan.options}
+    assert x.tolist() == sorted(gains)
+    assert y.tolist() == pytest.approx([1 / gains[k] for k in sorted(gains)])
+    assert results.cheapest.plot().get_ylabel() == "cost over that in use"
+
+
+def test_a_plan_without_intervals_is_drawn(pyplot, rng):
+    rollouts = rlvar.Rollouts(
+        rng.standard_normal((8, 1, 3)), rng.standard_normal(8), groups=np.arange(8) // 4
+    )
+    plan = rlvar.plan(rollouts, budget=8)
+    assert not plan.tells
+    plan.plot().figure.canvas.draw()
+
+
 def test_drawings_suit_a_dark_ground(results, pyplot):
     inks = {}
     for style in ("default", "dark_background"):
@@ -319,3 +356,21 @@ def test_without_pandas_and_polars_a_frame_says_what_to_install(results, monkeyp
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match="to_frame needs pandas or polars: pip install pandas"):
         getattr(results, name).to_frame()
+
+
+# The notebook in docs/, which the site executes as a notebook.
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+
+
+def test_the_notebook_does_what_its_text_says(pyplot):
+    pytest.importorskip("pandas", reason="needs pandas")
+    names = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+
+
+def test_the_notebook_is_kept_without_outputs():
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None)

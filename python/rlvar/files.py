@@ -91,7 +91,7 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
         if missing:
             raise ValueError(f"it has no array named {' or '.join(missing)}; it has {listed(names)}")
         arrays = {key: read(key) for key in KEYS if f"{key}.npy" in names}
-        # What is no array comes as one of no dimension.
+        # Strings and booleans come as arrays without dimensions.
         given = {
             key: array.item() if key in _SCALARS and array.ndim == 0 else array
             for key, array in arrays.items()
@@ -204,7 +204,7 @@ def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str
             nonlocal doing, room
             doing, name = f"array {key} cannot be read: ", f"{key}.npy"
             if name not in names:
-                raise ValueError("there is none")
+                raise ValueError("it is missing")
             with open_regular(place / name) if folder else _member(archive, name) as stream:
                 array: NDArray[Any]
                 size = os.fstat(stream.fileno()).st_size if folder else archive.getinfo(name).file_size

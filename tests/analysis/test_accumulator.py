@@ -428,7 +428,7 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
         ("mean", np.full((4, 3), np.nan), "moments"),
         ("mean", np.ones((4, 0)), "moments"),
         ("mean", np.ones(3), "unpack"),
-        ("tail", None, "array tail cannot be read: there is none"),
+        ("tail", None, "array tail cannot be read: it is missing"),
     ],
 )
 def test_what_cannot_be_an_accumulator_is_not_loaded(tmp_path, name, value, message):

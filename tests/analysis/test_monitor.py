@@ -280,7 +280,7 @@ def test_a_refused_step_changes_nothing(steps):
     before = monitor.metrics()
     s, r, labels = steps[0].scores, steps[0].rewards, steps[0].groups
     bad = [
-        (np.zeros(3), {}, TypeError, "update"),
+        (np.zeros(3), {}, TypeError, "what must be"),
         ({"rloo": np.ones((4, 2))}, {}, TypeError, "two monitors"),
         (steps[0], {"step": 3}, ValueError, "step"),
         (steps[0], {"batch": 0}, ValueError, "batch"),

@@ -223,8 +223,8 @@ def test_a_temperature_is_taken_if_all_have_the_same(tmp_path):
 
 PROMPTED = '{"prompt_ids": [1], "response_ids": [2, 3], "reward": 1%s}\n'
 BAD = {
-    "": "it is no file of recorded rollouts",
-    "\x00\x01\x02": "it is no file of recorded rollouts",
+    "": "it has no recorded rollouts",
+    "\x00\x01\x02": "it has no recorded rollouts",
     "[1]\n": "line 1 is a list, but JSON Lines have one object per line",
     "{}\n": "there is no column of rewards among none",
     '{"a": 1, "b": "x"}\n': "there is no column of rewards among a, b; name it",
@@ -275,7 +275,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     rlvar.save_rollouts(tmp_path / "r.npz", rlvar.datasets.cartpole())
     for path in (tmp_path / "r.npz", tmp_path):
         assert not is_recorded(path)
-        with pytest.raises(ValueError, match="it is no file of recorded rollouts"):
+        with pytest.raises(ValueError, match="it has no recorded rollouts"):
             read_recorded(path)
     with pytest.raises(FileNotFoundError):
         read_recorded(tmp_path / "none")

@@ -101,7 +101,7 @@ def _untorched(tensor: Any) -> NDArray[Any]:
 
 
 def _numbers(name: str, objects: NDArray[Any], missing: bool) -> Double:
-    """Return objects, such as fractions and huge integers, in float64; name the first that is no number."""
+    """Return objects, such as fractions and huge integers, in float64; name the first non-number."""
     result = np.empty(objects.shape)
     for index, each in np.ndenumerate(objects):
         try:
@@ -234,7 +234,7 @@ def _integers(name: str, value: ArrayLike, n: int) -> NDArray[np.integer[Any]]:
 
 
 def token_counts(value: ArrayLike, live_steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers of tokens (N,) of rollouts: at least one a live step, none where there is none."""
+    """Return the numbers of tokens (N,) of rollouts: at least the live steps, and 0 where there are none."""
     counts = _integers("tokens", value, len(live_steps))
     refuse("tokens", counts, counts < 0, "not be negative")
     refuse(

@@ -185,7 +185,7 @@ def compare_batches(
     for kind, batch in batches.items():
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
-        # With a ratio for each step, what the ratios of whole sequences would add takes gradients of its own.
+        # With a ratio for each step, what the ratios of whole sequences would add takes separate gradients.
         by_step = measurable(batch) and kind == "token"
         more = {f"{name} lacks": lacking_weights(batch, w) for name, w in weights.items() if by_step}
         found_gradients = batch.gradients({**weights, **more})

@@ -450,14 +450,19 @@ def side_by_side(comparison: Comparison) -> str:
     if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
         text += "\nBlocks of coordinates, the noisiest first\n"
         text += _table(table_of_blocks(blocks, comparison.reference))
+    beneath = (textwrap.fill(line, 110, subsequent_indent="  ") for line in below(comparison))
+    return "\n".join([text, *beneath])
+
+
+def below(comparison: Comparison) -> list[str]:
+    """Say what a column of the table means, and which ratios, clips and sketches are in its numbers."""
     ratios = dict.fromkeys(_of_ratios(row) for row in comparison if row.importance is not None)
     clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
     shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
     legend = f"decided by: how many {comparison.unit}s are behind the variance, and behind the ratio; "
     legend += "large numbers do not rule out heavy tails"
     sketches = [(row.name, row.variance, row.ratio, row.sketch) for row in comparison if row.sketch]
-    sketch = [textwrap.fill(sketch_line(sketches), 110, subsequent_indent="  ")] if sketches else []
-    return "\n".join([text, legend, *ratios, *shares, *sketch])
+    return [legend, *ratios, *shares, *([sketch_line(sketches)] if sketches else [])]
 
 
 def _sketched(row: ComparisonRow) -> dict[str, tuple[Estimate, float]]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,8 @@ from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Plotted = Literal["growth", "step_share", "covariance", "lag_profile"]
 
 
 class _Source(NamedTuple):
@@ -241,15 +243,17 @@ class Decomposition(Result):
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw on log axes how `growth` goes with the number of steps, beside slopes of 1, 2 and 3.
-
-        A broad line has the `growth_exponent` over the steps that it is fitted to.
+    def plot(self, ax: Axes | None = None, *, of: Plotted = "growth") -> Axes:
+        """Draw how the variance grows with the number of steps, or what it consists of.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
             Where to draw; by default on a new figure.
+        of : {"growth", "step_share", "covariance", "lag_profile"}, default "growth"
+            What is drawn: `growth` on log axes, beside slopes of 1, 2 and 3, a broad line having the
+            `growth_exponent`; the share of each step; the covariance of steps, or blocks of them, as a map;
+            what pairs of steps add by their distance.
 
         Returns
         -------
@@ -260,11 +264,21 @@ class Decomposition(Result):
         ImportError
             Without matplotlib: ``pip install 'rlvar[report]'``.
         """
+        _check.choice("of", of, Plotted)
         axes, palette = canvas(ax)
-        from rlvar.drawing.growth import growth
+        from rlvar.drawing import covariance, growth, steps
 
-        reached = self.growth[: np.count_nonzero(self.alive)]
-        growth(axes, reached, exponent=self.growth_exponent, span=self.growth_range, palette=palette)
+        reached = max(1, np.count_nonzero(self.alive))  # steps
+        if of == "growth":
+            curve, fit = self.growth[:reached], self.growth_exponent
+            growth.growth(axes, curve, exponent=fit, span=self.growth_range, palette=palette)
+        elif of == "step_share":
+            steps.step_share(axes, self.step_share[:reached], palette=palette)
+        elif of == "covariance":
+            blocks = self.block_covariance(steps.block_size(len(self.growth), covariance.MOST_BLOCKS))
+            covariance.covariance_map(axes, blocks, steps=len(self.growth), palette=palette)
+        else:
+            steps.lag_profile(axes, self.lag_profile[:reached], palette=palette)
         return axes
 
     def to_frame(self) -> Any:

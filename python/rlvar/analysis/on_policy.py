@@ -148,7 +148,7 @@ def on_policy_test(
         As in `covariance`, with scores of the policy in question.
     lengths, mask, groups
         With scores: as in `decompose`. Only steps whose action the policy chose may be live. An end that the
-        past decides, such as an end token or a limit on the length, is no fault.
+        past decides, such as an end token or a limit on the length, is allowed.
     confidence : float, default 0.95
         Nominal coverage of each interval. The verdict looks at the lower ends of two, each of which
         is above 0 on policy with probability (1 - `confidence`) / 2: together at most 1 - `confidence`.
@@ -194,8 +194,8 @@ def on_policy_test(
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
     ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm
-    is wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score
-    alone speaks.
+    is wrong. With T = 1, or where no two steps share a parameter, the ratio is always 0, and only the mean
+    score can show a mismatch.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).
 
@@ -258,6 +258,6 @@ def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float)
     (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)
     signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
     # Its left-out values say how well the variance is known: the trace would hide that, which for
-    # T = 1 is the same but for the mean.
+    # T = 1 is the same, except for the mean.
     variance = Moment(float(v / trace), v_left_out / trace)
     return signal_interval(signal, variance, moments.dimension(p), confidence)

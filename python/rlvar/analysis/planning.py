@@ -29,7 +29,7 @@ from rlvar.analysis.prompts import (
 )
 from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
-from rlvar.stats.estimate import Estimate, Result, bounded
+from rlvar.stats.estimate import Estimate, Result, bounded, inverse
 from rlvar.stats.frame import columns_of, frame
 from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
 from rlvar.stats.shown import html_lines, html_table, measured
@@ -135,7 +135,9 @@ class Plan(Result):
         return html_table(head, rows) + html_lines([*self._more(), *self._notes()])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the `gain` of each option with its interval, from many prompts to many completions.
+        """Draw what the options have of the variance in use, 1 / `gain`, by their completions of a prompt.
+
+        With a target it is of the cost in use. A band has the intervals; a dashed line marks what is in use.
 
         Parameters
         ----------
@@ -151,18 +153,14 @@ class Plan(Result):
         ImportError
             Without matplotlib: ``pip install 'rlvar[report]'``.
         """
-        options = sorted(self.options, key=lambda each: each.completions)
-        axes, palette = canvas(ax, rows=len(options))
-        from rlvar.drawing.intervals import intervals
+        axes, palette = canvas(ax)
+        from rlvar.drawing.plan import plan_curve
 
-        intervals(
-            axes,
-            [f"{each.shape}{' (now)' * (each.completions == self.in_use)}" for each in options],
-            [each.gain for each in options],
-            xlabel=f"times {self._better} than now",
-            signals=True,
-            palette=palette,
-        )
+        completions = [each.completions for each in self.options]
+        relative = [inverse(each.gain) for each in self.options]
+        plan_curve(axes, [completions], [relative], in_use=self.in_use, palette=palette)
+        if self.target is not None:
+            axes.set_ylabel("cost over that in use")
         return axes
 
     def to_frame(self) -> Any:

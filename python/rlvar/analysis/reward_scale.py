@@ -40,9 +40,7 @@ class RewardScaled(NamedTuple):
     """A ratio of variances at a common length of the mean gradients."""
 
     ratio: Estimate
-    bracket: (
-        tuple[float, float] | None
-    )  # whatever the model, with the interval of the variances' ratio; or None
+    bracket: tuple[float, float] | None  # under any model, with the interval of the variances' ratio; or None
 
 
 @_check.quiet

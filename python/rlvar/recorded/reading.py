@@ -120,9 +120,7 @@ def read_recorded(
     with door(place, lambda: at):
         kind = kind_of(place)
         if kind is None:
-            raise ValueError(
-                "it is no file of recorded rollouts: rlvar reads JSON Lines, Parquet and pickles"
-            )
+            raise ValueError("it has no recorded rollouts: rlvar reads JSON Lines, Parquet and pickles")
         builder = None
 
         for where, whole in rows_of(place, kind, trust_pickle):
@@ -303,7 +301,7 @@ class _Builder:
     def add_reward(self, row: Row, tokens: Marks | None) -> None:
         """Add the reward of a rollout: a number, the sum of several, or the sum of its tokens'."""
         if self.columns.get("per_token_reward") and tokens is None:
-            raise ValueError("rewards of tokens need token ids, and there are none")
+            raise ValueError("rewards of tokens need token ids, which the file lacks")
         names = self.columns.get("reward", ())
         if not names:
             self.rewards.append(float(self.token_rewards[-1].sum()))

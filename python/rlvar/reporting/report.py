@@ -114,9 +114,8 @@ class Report(Result):
         return self.comparison.to_frame()
 
     def _repr_html_(self) -> str:
-        lines = html_lines(about(self.source, self.rollouts))
-        verdict, notes = (html_list(*each) for each in (("Verdict", self.verdict), ("Notes", self.notes)))
-        return lines + verdict + self.comparison.html_table() + notes
+        verdict, notes = html_list("Verdict", self.verdict), html_list("Notes", self.notes)
+        return html_lines(about(self.source, self.rollouts)) + verdict + self.comparison.html_table() + notes
 
     def text(self, *, full: bool = False, colour: bool = False) -> str:
         """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.

@@ -130,7 +130,7 @@ def _growth(report: Report) -> dict[str, np.ndarray]:
     drawn = {comparison.reference, quietest_of(comparison)}
     return {
         names[0]: parts.growth[: reach(report.rollouts)]
-        for names, parts in _distinct(report)
+        for names, parts in distinct(report)
         if drawn & set(names) and parts.variance.value > 0
     }
 
@@ -157,7 +157,7 @@ def _everything(report: Report) -> list[str]:
     if tokens:
         lines.append("  Below, gradients are sums over tokens, not divided by their number.")
     blocks = ["\n".join(lines)]
-    for names, parts in _distinct(report):
+    for names, parts in distinct(report):
         same = "".join(f" ({long_name(name)}{_times(comparison, name)})" for name in names[1:])
         title = f"Where the variance of {long_name(names[0])} comes from{same}"
         blocks.append(f"{wrapped(title, indent=0)}\n{indent(sources(parts), '  ')}")
@@ -166,7 +166,7 @@ def _everything(report: Report) -> list[str]:
     return blocks + [chart(name, curve) for name, curve in _growth(report).items()]
 
 
-def _distinct(report: Report) -> list[tuple[list[str], Decomposition]]:
+def distinct(report: Report) -> list[tuple[list[str], Decomposition]]:
     """Return each decomposition once, with the names of those that it is of, but for a factor."""
     names: dict[str, list[str]] = {}
     reference = report.comparison.reference

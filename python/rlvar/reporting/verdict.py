@@ -111,7 +111,7 @@ def doubts_of(comparison: Comparison, on_policy: OnPolicyTest, sampling: Samplin
     if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
     elif sampling.impossible:
-        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
+        doubts.append("another policy sampled these rollouts, as their logp shows, so the means are biased")
     elif on_policy.positions and any(_of_steps(row) for row in comparison):
         doubts.append("these look like rows of positions, whose steps are not those of token scores")
     elif on_policy.on_policy is False and not weighed:
@@ -375,8 +375,9 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
         missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
-            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
-            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            f"The {kind} ratios average to {ratios.mean}; with a sampler that can draw all that the policy "
+            "can, they would average to 1. "
+            f"Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
             "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
             "belong to other policies. No estimator is then unbiased."
         )

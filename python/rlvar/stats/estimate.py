@@ -96,6 +96,13 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def inverse(ratio: Estimate) -> Estimate:
+    """Return the ratio the other way round; it has no upper end where this one reaches 0."""
+    low = 1 / ratio.high if ratio.high else math.inf
+    high = math.inf if ratio.low <= 0 else 1 / ratio.low
+    return Estimate(1 / ratio.value if ratio.value else math.inf, math.nan, low, high, ratio.confidence)
+
+
 def bounded(x: Estimate) -> str:
     """Show what rests on a signal: where that is not resolved, no value but how far it is bounded."""
     if x.high == math.inf and x.low > 0:

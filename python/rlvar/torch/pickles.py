@@ -68,7 +68,7 @@ def _rows_of(column: Any) -> list[Any] | None:
         return [_plain(each) for each in column.unbind()] if column.ndim else None
     if isinstance(column, np.ndarray):
         return list(column) if column.ndim else None
-    if hasattr(column, "tolist"):  # tensordict's stacks of what is no tensor
+    if hasattr(column, "tolist"):  # tensordict's stacks of other things than tensors
         column = column.tolist()
     return [_plain(each) for each in column] if isinstance(column, (list, tuple)) else None
 

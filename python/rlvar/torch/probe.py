@@ -103,7 +103,7 @@ class Probe:
         memory: int = 1 << 30,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        Network(model)  # raises for what is none
+        Network(model)  # raises for anything else
         _check.choice("of", of, Of)
         if sketch is not None and not isinstance(sketch, Sketch):
             raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")

@@ -160,7 +160,9 @@ class Watcher:
         self.notes = notes_on(trainer, in_use.name)
         fitted = [each.name for each in compared if each.base in FITTED]
         if fitted and whole_every is not None:
-            self.notes.append(f"Measured on a part alone, because fitted to its scores: {', '.join(fitted)}.")
+            self.notes.append(
+                f"Gradients of all parameters do not measure {', '.join(fitted)}: these need scores."
+            )
         if compared[0].name != in_use.name:
             self.notes.append(f"Ratios are relative to {compared[0].name}.")
         self._compared, self._window = compared, window

@@ -102,7 +102,7 @@ class Estimator:
         if batch.of_sequences and (self.base in _OF_STEPS or self.parameters.get("gamma", 1.0) != 1.0):
             raise ValueError(
                 f"estimator {self.name!r} needs token scores: it weighs the tokens of a rollout differently, "
-                "and here one step is all of them"
+                "but here a rollout is a single step"
             )
         needed = {name: getattr(batch.rollouts, name) for name in self.needs}
         for name, array in needed.items():

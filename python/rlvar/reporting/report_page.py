@@ -31,7 +31,7 @@ from rlvar.reporting.planning import plan_rows, planned
 from rlvar.reporting.plots import PAGE, dots, drawn
 from rlvar.reporting.report import Report
 from rlvar.reporting.report_text import distinct, reach
-from rlvar.reporting.text import rollouts_line
+from rlvar.reporting.text import about
 from rlvar.reporting.verdict import quietest_of
 from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, percent
 from rlvar.stats.estimate import Estimate
@@ -93,12 +93,11 @@ def report_page(report: Report) -> str:
         kind: [(each.text, *linked(each.figure)) for each in report.findings if each.kind == kind]
         for kind in ("verdict", "note")
     }
-    source, *facts = rollouts_line(report.source, report.rollouts).split("\n")
     return page(
         "report.html",
         report=report,
         source=report.source.partition("\n")[0],
-        facts=[line.strip() for line in [source.partition(": ")[2], *facts]][1:],
+        facts=about(report.source, report.rollouts)[1:],
         found=found,
         sections=sections,
         provenance=_provenance(report),

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,7 @@ from rlvar.analysis.growth import (
 )
 from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
@@ -43,6 +44,11 @@ from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Plotted = Literal["growth", "step_share", "covariance", "lag_profile"]
 
 
 class _Source(NamedTuple):
@@ -77,18 +83,18 @@ class Decomposition(Result):
     growth_exponent : Estimate
         How the terms add up along the sequence: slope of log V(k) on log k over the steps `growth_range`, for
         the first k terms of rollouts that go on to their end. 1 is linear growth, 2 quadratic; NaN if the
-        range holds one step only.
+        range has one step only.
     horizon_exponent : Estimate
         How the variance grows with the horizon: the slope over the same steps, had the rollouts been cut
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
         estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
         How the variance grows with the length of rollouts, over quartiles of length (number of live steps, or
-        of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
+        of tokens where the rollouts count them apart), including all else that differs with length. NaN
         if all lengths are equal, and with `sample_weight`.
     signal : Estimate
-        |E g|^2 without the bias of a plug-in, |mean g|^2 - ddof V / N with the effective size for N; it
-        can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
+        ``|E g|^2`` without the bias of a plug-in, ``|mean g|^2 - ddof V / N`` with the effective size for N;
+        it can be negative. With `groups`, V / N is the variance of the mean of dependent rollouts, from whole
         groups.
     noise_scale : Estimate
         Number of rollouts in a batch at which the variance of its mean and the signal are equal: total
@@ -113,7 +119,7 @@ class Decomposition(Result):
     growth_range : tuple of int
         First and last k (both included) of the fits of `growth_exponent` and `horizon_exponent`.
     effective_size : float
-        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
+        Number of equally weighted rollouts with the same precision: (sum p)^2 / sum p^2, with
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
@@ -237,6 +243,44 @@ class Decomposition(Result):
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
+    def plot(self, ax: Axes | None = None, *, of: Plotted = "growth") -> Axes:
+        """Draw how the variance grows with the number of steps, or what it consists of.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+        of : {"growth", "step_share", "covariance", "lag_profile"}, default "growth"
+            What is drawn: `growth` on log axes, beside slopes of 1, 2 and 3, a broad line having the
+            `growth_exponent`; the share of each step; the covariance of steps, or blocks of them, as a map;
+            what pairs of steps add by their distance.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        _check.choice("of", of, Plotted)
+        axes, palette = canvas(ax)
+        from rlvar.drawing import covariance, growth, steps
+
+        reached = max(1, np.count_nonzero(self.alive))  # steps
+        if of == "growth":
+            curve, fit = self.growth[:reached], self.growth_exponent
+            growth.growth(axes, curve, exponent=fit, span=self.growth_range, palette=palette)
+        elif of == "step_share":
+            steps.step_share(axes, self.step_share[:reached], palette=palette)
+        elif of == "covariance":
+            blocks = self.block_covariance(steps.block_size(len(self.growth), covariance.MOST_BLOCKS))
+            covariance.covariance_map(axes, blocks, steps=len(self.growth), palette=palette)
+        else:
+            steps.lag_profile(axes, self.lag_profile[:reached], palette=palette)
+        return axes
+
     def to_frame(self) -> Any:
         """Return a data frame with a row for each step: pandas', or polars' where that alone is there.
 
@@ -321,7 +365,7 @@ def sources(parts: Decomposition) -> str:
     weighed = parts._source.weighed
     if weighed is not None and weighed[0].of_sequences:
         lines.append(
-            "one step holds all tokens of a rollout: covariance between tokens is in its variance term"
+            "each rollout is a single step: covariance between its tokens is inside the variance term"
         )
     return "\n".join(lines)
 
@@ -365,13 +409,18 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups. Fewer than ten units are warned of.
+        As for `covariance`; also for fewer than two groups.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. Over the same steps the horizon exponent is the slope of the variance
+    the curve flattens under any law. Over the same steps the horizon exponent is the slope of the variance
     of the gradients of rollouts that are cut after k steps, for "single" and "multi"
 
     .. math:: R_k \sum_{t \le k} S_t, \qquad \sum_{j \le k} r_j \sum_{t \le j} S_t .
@@ -382,7 +431,7 @@ def decompose(
 
     on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
     strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
-    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/mathematics.md``.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 r"""How the variance grows with length: exponents b of V ~ length^b.
 
 - along the sequence: V(k), the variance of the sum of the first k terms of rollouts that go on to their end,
-  whose weights hold the rewards after step k too;
+  whose weights include the rewards after step k;
 - with the horizon: V_k, the variance of the gradient had the rollouts been cut after k steps, with the
   rewards up to there. With Z_j = S_1 + ... + S_j it is that of R_k Z_k for "single", that of the sum of
   r_j Z_j over j <= k for "multi";
@@ -133,7 +133,7 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     """Fit the variance of whole gradients (N, D) to the lengths (N,) of rollouts.
 
     With deviations y from the mean of stratum s, of N_s rollouts, leaving out unit u leaves
-    sum |y|^2 less the unit's |y|^2 and |sum of its y|^2 / (N_s - its size) there. O(N D).
+    sum |y|^2 minus the unit's |y|^2 and minus |sum of its y|^2 / (N_s - its size) there. O(N D).
     """
     labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
     step = max(1, _CHUNK // n)

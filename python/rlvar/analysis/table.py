@@ -48,7 +48,7 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
     def place(row: Row) -> tuple[bool, float]:
         ratio = row.noise_scale_ratio
         told = (ratio.resolved or math.isnan(ratio.low)) and ratio.value >= 0
-        return not told, ratio.value if told else 0.0
+        return not told, float(f"{ratio.value:.9g}") if told else 0.0  # rounding makes no order
 
     return sorted(rows, key=place)
 

@@ -7,32 +7,33 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from os import PathLike
-from textwrap import indent
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlvar import _check, config
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import compare_batches
-from rlvar.analysis.comparison import Comparison, ComparisonRow, side_by_side
-from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
+from rlvar.analysis.comparison import Comparison
+from rlvar.analysis.decompose import Decomposition, decompose_terms
 from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.findings import Finding, findings
-from rlvar.reporting.planning import plan_table
-from rlvar.reporting.text import chart, rollouts_line, wrapped
-from rlvar.reporting.verdict import quietest_of, unit, verdict
+from rlvar.reporting.report_text import reach, report_text
+from rlvar.reporting.text import about
+from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
 from rlvar.reporting.writing import write_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.estimators import estimator as make_estimator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,9 +61,8 @@ class Report(Result):
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All sentences, each with the figure behind it: the verdict first, then the notes."""
-        steps = steps_reached(self.rollouts)
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return tuple(findings(verdict(*found, self.plans, steps)))
+        return tuple(findings(verdict(*found, self.plans, reach(self.rollouts))))
 
     @property
     def verdict(self) -> list[str]:
@@ -105,57 +105,36 @@ class Report(Result):
 
     to_dict.__doc__ = Result.to_dict.__doc__
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the estimators, as `Comparison.plot`; each of `decompositions` and `plans` has a plot too."""
+        return self.comparison.plot(ax)
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator, as `Comparison.to_frame`."""
+        return self.comparison.to_frame()
+
+    def _repr_html_(self) -> str:
+        verdict, notes = html_list("Verdict", self.verdict), html_list("Notes", self.notes)
+        return html_lines(about(self.source, self.rollouts)) + verdict + self.comparison.html_table() + notes
+
+    def text(self, *, full: bool = False, colour: bool = False) -> str:
+        """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.
+
+        Parameters
+        ----------
+        full : bool, default False
+            Every table and chart too, some of which are wider.
+        colour : bool, default False
+            With the codes that make a terminal show colours.
+
+        Returns
+        -------
+        str
+        """
+        return report_text(self, full=full, colour=colour)
+
     def __repr__(self) -> str:
-        comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
-        intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
-        table = [
-            f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
-            indent(side_by_side(comparison), "  "),
-        ]
-        if comparison.units < len(self.rollouts):
-            table.append(
-                f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
-                "dependent;\n  the sections below use single rollouts."
-            )
-        at_the_end = self.rollouts.rewards.ndim == 1 and self.rollouts.shape[1] > 1
-        if at_the_end and "single" in comparison and "multi" not in comparison:
-            table.append("  With one reward at the end, multi-step is single-step.")
-        if tokens:
-            table.append("  Below, gradients are sums over tokens, not divided by their number.")
-        blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
-        for names, parts in self.distinct():
-            same = "".join(f" ({long_name(name)}{self._times(name)})" for name in names[1:])
-            title = f"Where the variance of {long_name(names[0])} comes from{same}"
-            blocks.append(f"{title}\n{indent(sources(parts), '  ')}")
-        if self.plans:
-            blocks.append(plan_table(self.plans, comparison.reference))
-        blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
-        if self.notes:
-            blocks.append("Notes\n" + "\n".join(map(wrapped, self.notes)))
-        for names, parts in self.distinct():
-            drawn = {comparison.reference, quietest_of(comparison)} & set(names)
-            if drawn and parts.variance.value > 0:
-                blocks.append(chart(names[0], parts.growth[: steps_reached(self.rollouts)]))
-        return "\n\n".join(blocks)
-
-    def distinct(self) -> list[tuple[list[str], Decomposition]]:
-        """Return each decomposition once, with the names of those that it is of, but for a factor."""
-        names: dict[str, list[str]] = {}
-        reference = self.comparison.reference
-        for row in self.comparison:
-            like = reference if _proportional(row) and reference in self.comparison else row.name
-            names.setdefault(like, []).append(row.name)
-        ordered = ([like, *[name for name in each if name != like]] for like, each in names.items())
-        return [(each, self.decompositions[each[0]]) for each in ordered]
-
-    def _times(self, name: str) -> str:
-        row = self.comparison[name]
-        return " is the same" if row.identical else f": {row.ratio.value:.4g} times these variances"
-
-
-def _proportional(row: ComparisonRow) -> bool:
-    """Whether the gradients of an estimator are those of the reference, but for a factor."""
-    return row.identical or (row.factor is not None and row.ratio.low == row.ratio.high)
+        return self.text()
 
 
 def report(
@@ -265,9 +244,3 @@ def report(
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     found = rollouts, comparison, decompositions, on_policy, sampling, room, plans
     return Report(source, *found, options, dict(sha256 or {}), made)
-
-
-def steps_reached(rollouts: Rollouts) -> int:
-    """Return the number of steps up to the last that any rollout reaches, at least 1."""
-    live = rollouts.live.any(axis=0)
-    return int(np.flatnonzero(live)[-1]) + 1 if live.any() else 1

@@ -29,8 +29,9 @@ from rlvar.drawing.steps import block_size, by_step, lag_profile, step_share
 from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.planning import plan_rows, planned
 from rlvar.reporting.plots import PAGE, dots, drawn
-from rlvar.reporting.report import Report, steps_reached
-from rlvar.reporting.text import rollouts_line
+from rlvar.reporting.report import Report
+from rlvar.reporting.report_text import distinct, reach
+from rlvar.reporting.text import about
 from rlvar.reporting.verdict import lengths_differ, quietest_of
 from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, percent
 from rlvar.stats.estimate import Estimate
@@ -92,12 +93,11 @@ def report_page(report: Report) -> str:
         kind: [(each.text, *linked(each.figure)) for each in report.findings if each.kind == kind]
         for kind in ("verdict", "note")
     }
-    source, *facts = rollouts_line(report.source, report.rollouts).split("\n")
     return page(
         "report.html",
         report=report,
         source=report.source.partition("\n")[0],
-        facts=[line.strip() for line in [source.partition(": ")[2], *facts]][1:],
+        facts=about(report.source, report.rollouts)[1:],
         found=found,
         sections=sections,
         provenance=_provenance(report),
@@ -107,7 +107,7 @@ def report_page(report: Report) -> str:
 def _shown(report: Report, looks: dict[str, int]) -> list[_Parts]:
     """Return the decompositions to draw, each once: the quietest's, the reference's, and a few others'."""
     comparison = report.comparison
-    same = {name: names for names, _ in report.distinct() for name in names}
+    same = {name: names for names, _ in distinct(report) for name in names}
     first = [quietest_of(comparison), comparison.reference, *(row.name for row in comparison.ranked)]
     found: dict[str, _Parts] = {}
     for name in first:
@@ -230,7 +230,7 @@ def _headroom(report: Report) -> Picture:
 
 
 def _sources(report: Report, several: list[_Parts]) -> _Section:
-    steps = steps_reached(report.rollouts)
+    steps = reach(report.rollouts)
     rows: list[list[Picture | None]] = [[], []]
     if several and steps > 1:
         quietest = several[0]
@@ -400,8 +400,8 @@ def _share(several: list[_Parts], steps: int) -> Picture:
 def _rewards(report: Report) -> Picture | None:
     """Draw mean reward and return-to-go of the rollouts that reach a step, with the spread between them."""
     rollouts, title = report.rollouts, "Reward and return-to-go by step"
-    steps = steps_reached(rollouts)
-    if rollouts.rewards.ndim == 1 or steps < 2:
+    steps = reach(rollouts)
+    if rollouts.rewards.ndim == 1 or steps < 2 or not rollouts.live.any():
         return None
     batch = Batch.of(rollouts)
     places = np.unique(np.rint(np.linspace(0, steps - 1, _POINTS)).astype(int))

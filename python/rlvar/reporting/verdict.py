@@ -65,7 +65,7 @@ def verdict(
         few = f"{comparison.units} {units} are too few to tell anything: there are no intervals."
         return [Said(few, "estimators", 0)]
     quietest = quietest_of(comparison)
-    doubts = _doubts(comparison, on_policy, sampling)
+    doubts = doubts_of(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
     alone = part_of(comparison.scores_of)
     puts = 0 if doubts else NOTE  # the rest in question, and then comes first
@@ -101,7 +101,7 @@ def unit(comparison: Comparison) -> str:
     return f"{comparison.unit}s"
 
 
-def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
+def doubts_of(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say why a ratio of variances is not that of the rollouts needed, even where theory knows one mean."""
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"
@@ -111,7 +111,7 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
     elif sampling.impossible:
-        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
+        doubts.append("another policy sampled these rollouts, as their logp shows, so the means are biased")
     elif on_policy.positions and any(_of_steps(row) for row in comparison):
         doubts.append("these look like rows of positions, whose steps are not those of token scores")
     elif on_policy.on_policy is False and not weighed:
@@ -373,7 +373,7 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
-    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/statistics.md)
+    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/promises.md)
         trust = "Do not trust any number here" if size < _FEW else "Intervals may be far too narrow"
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
@@ -381,8 +381,9 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
         missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
-            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
-            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            f"The {kind} ratios average to {ratios.mean}; with a sampler that can draw all that the policy "
+            "can, they would average to 1. "
+            f"Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
             "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
             "belong to other policies. No estimator is then unbiased."
         )

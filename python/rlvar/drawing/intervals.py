@@ -19,7 +19,7 @@ from rlvar.stats.estimate import Estimate
 from rlvar.stats.shown import printable
 
 _FAR = 20.0  # times beyond the values: so wide an interval would leave no room for the rest
-_LONGEST = 26  # characters of a label
+_LONGEST = 22  # characters of a label
 
 
 def intervals(

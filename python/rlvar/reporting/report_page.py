@@ -347,7 +347,7 @@ def _map(each: _Parts, steps: int) -> Picture:
         _alt(title, told),
         lambda axes: covariance_map(axes, blocks, steps=steps, palette=PAGE),
         heights=(4.3,),
-        right=0.89,
+        right=0.84,
     )
     return Picture("covariance", title, aid, svg)
 

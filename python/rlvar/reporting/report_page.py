@@ -138,11 +138,11 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     comparison, reference = report.comparison, long_name(report.comparison.reference)
     rows, unit = comparison.ranked, comparison.unit
     order = [looks[row.name] for row in rows]
-    apart = [row for row in rows if not comparison.same_mean(row) and row.factor is None]
+    apart = [row for row in rows if not comparison.same_mean(row) and row.factor != 1.0]
     labels = [f"{_label(row.name)}{' *' * (row in apart)}" for row in rows]
     aid = f"Left of the line an estimator is quieter than {reference}, where its interval excludes 1."
     if apart:
-        aid += " * may have another mean gradient, so that its variance alone does not compare."
+        aid += " * may have another mean gradient, in direction or length: noise scales compare then."
     pictures = [
         _dots(
             "estimators",

@@ -32,7 +32,7 @@ from rlvar.reporting.plots import PAGE, dots, drawn
 from rlvar.reporting.report import Report
 from rlvar.reporting.report_text import distinct, reach
 from rlvar.reporting.text import about
-from rlvar.reporting.verdict import quietest_of
+from rlvar.reporting.verdict import lengths_differ, quietest_of
 from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, percent
 from rlvar.stats.estimate import Estimate
 from rlvar.stats.shown import printable
@@ -47,7 +47,7 @@ _USED = "4 3"  # dashes of what is in use
 class _Section(NamedTuple):
     title: str
     anchor: str
-    pictures: list[Picture]
+    rows: list[list[Picture]]
     tables: list[tuple[str, list[str], list[list[str]]]]  # anchor, head, rows
     lines: list[str]
 
@@ -72,8 +72,9 @@ def report_page(report: Report) -> str:
         _plans(report, looks),
         _sampling(report),
     ]
-    sections = [each for each in sections if each.pictures or each.tables or each.lines]
-    where = {picture.anchor: f"Figure: {picture.title}" for each in sections for picture in each.pictures}
+    sections = [each for each in sections if each.rows or each.tables or each.lines]
+    pictures = [picture for each in sections for row in each.rows for picture in row]
+    where = {picture.anchor: f"Figure: {picture.title}" for picture in pictures}
     where |= {anchor: "Table" for each in sections for anchor, *_ in each.tables}
     where |= {each.anchor: each.title for each in sections}
     instead = {
@@ -148,10 +149,9 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     ]
     if any(0 < x < math.inf for row in rows for x in (row.noise_scale.value, row.noise_scale.low)):
         count = comparison.units
-        aid = (
-            f"A batch of so many {unit}s has as much noise as signal; the line marks these {count:,}. "
-            "Arrows: no end within the axis. No dot: the signal is not resolved."
-        )
+        aid = f"A batch of so many {unit}s has as much noise as signal; the line marks these {count:,}."
+        if any(row.noise_scale.high == math.inf for row in rows):
+            aid += " An arrow has no end, and without a dot the signal is not resolved."
         pictures.append(
             _dots(
                 "noise-scale",
@@ -181,7 +181,7 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
             "Figures and table of estimators are of groups, because rollouts of a group are dependent; where "
             "the variance comes from is of single rollouts."
         )
-    return _Section("Estimators", "part-estimators", pictures, [("table", head, body)], lines)
+    return _Section("Estimators", "part-estimators", [pictures], [("table", head, body)], lines)
 
 
 def _dots(
@@ -202,19 +202,24 @@ def _dots(
 def _headroom(report: Report) -> Picture:
     room = report.headroom
     assert room is not None
-    shares = {f"{room.best}, cross-fitted": room.removable, "reward-to-go": room.reward_to_go}
-    shares |= {f"{room.best}, of what is left": room.on_top}
-    shares |= {f"the same in batches of {size}": share for size, share in room.in_batches.items()}
+    rest = ", of what is left" if math.isfinite(room.on_top.value) else ""
+    shares = {
+        "reward-to-go": room.reward_to_go,
+        f"{room.best}{rest}": room.on_top if rest else room.removable,
+    }
+    shares |= {f"the same, batches of {size}": share for size, share in room.in_batches.items()}
+    shares |= {"both together": room.removable} if rest else {}
     known = {label: x for label, x in shares.items() if math.isfinite(x.value)}
     reference = long_name(room.reference)
-    aid = f"What {reference} would lose of its variance: right of the line it gets quieter."
+    aid = f"Right of the line {reference} gets quieter. Baselines are cross-fitted, one for all groups."
+    aid = aid if report.comparison.grouped else aid.replace(", one for all groups", "")
     return _dots(
         "headroom",
         "What a baseline would remove",
         aid,
         list(known),
         list(known.values()),
-        f"share of the variance of {reference}",
+        "share of the variance removed",
         line=0.0,
         log=False,
         looks=[0] * len(known),
@@ -226,14 +231,14 @@ def _headroom(report: Report) -> Picture:
 
 def _sources(report: Report, several: list[_Parts]) -> _Section:
     steps = reach(report.rollouts)
-    pictures: list[Picture | None] = []
+    rows: list[list[Picture | None]] = [[], []]
     if several and steps > 1:
         quietest = several[0]
-        pictures += [_growth(several, steps), _share(several[:2], steps)]
-        pictures += [_map(quietest, steps), _lags(quietest, steps), _length(quietest)]
-    pictures.append(_rewards(report))
-    found = [each for each in pictures if each is not None]
-    return _Section("Where the variance comes from", "part-sources", found, [], [])
+        rows[0] += [_growth(several, steps), _share(several[:2], steps), _length(quietest)]
+        rows[1] += [_map(quietest, steps), _lags(quietest, steps)]
+    rows[1].append(_rewards(report))
+    found = [[each for each in row if each is not None] for row in rows]
+    return _Section("Where the variance comes from", "part-sources", [row for row in found if row], [], [])
 
 
 def _growth(several: list[_Parts], steps: int) -> Picture:
@@ -294,7 +299,7 @@ def _law(exponent: Estimate, over: str) -> str:
 
 def _length(each: _Parts) -> Picture | None:
     strata, exponent = each.parts.length_growth, each.parts.length_exponent
-    if math.isnan(exponent.value):
+    if not lengths_differ(each.parts):
         return None
     measure = strata.measure
     law = f": length^{exponent.value:.2f} ({interval(exponent)})"
@@ -342,7 +347,7 @@ def _map(each: _Parts, steps: int) -> Picture:
         _alt(title, told),
         lambda axes: covariance_map(axes, blocks, steps=steps, palette=PAGE),
         heights=(4.3,),
-        right=0.93,
+        right=0.89,
     )
     return Picture("covariance", title, aid, svg)
 
@@ -481,7 +486,7 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
     )
     aid += " What is not resolved is in the table alone." * hidden
     name = "Variance by completions of a prompt"
-    section.pictures.append(Picture("plan", name, aid, drawn("plan", _alt(name, told), draw), tuple(keys)))
+    section.rows.append([Picture("plan", name, aid, drawn("plan", _alt(name, told), draw), tuple(keys))])
     return section
 
 
@@ -497,11 +502,17 @@ def _sampling(report: Report) -> _Section:
         pictures.append(
             _dots("on-policy", "On-policy test", aid, list(known), list(known.values()), xlabel, **options)
         )
-    rows = [["rollouts", f"{sampling.rollouts:,}"], ["equal to an earlier one", f"{sampling.repeated:,}"]]
+    rows = [["Rollouts", f"{sampling.rollouts:,}"], ["Equal to an earlier one", f"{sampling.repeated:,}"]]
     if sampling.groups is not None:
-        rows.append(["groups of two or more", f"{sampling.groups:,}"])
-        rows.append(["of these with equal returns", f"{sampling.dead_groups:,}"])
-    return _Section("Sampling", "part-sampling", pictures, [("sampling", ["what", "count"], rows)], [])
+        rows.append(["Groups of two or more", f"{sampling.groups:,}"])
+        rows.append(["Of these with equal returns", f"{sampling.dead_groups:,}"])
+    return _Section(
+        "Sampling",
+        "part-sampling",
+        [pictures] if pictures else [],
+        [("sampling", ["what", "count"], rows)],
+        [],
+    )
 
 
 # What was computed

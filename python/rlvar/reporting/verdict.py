@@ -270,8 +270,8 @@ def _growth(name: str, parts: Decomposition) -> list[Said]:
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
         return [Said(power_law(grows, "k", parts.horizon_exponent, reached), "growth", 2)]
-    strata = parts.length_growth
-    if not math.isnan(parts.length_exponent.value) and strata.lengths[-1] >= _SPREAD * strata.lengths[0]:
+    if lengths_differ(parts):
+        strata = parts.length_growth
         ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}"
         grows = (
             f"From quartile to quartile of length, on average {ends} {strata.measure}, the variance of "
@@ -285,6 +285,12 @@ def _growth(name: str, parts: Decomposition) -> list[Said]:
         )
         return [Said(power_law(grows, "k", parts.growth_exponent, reached), "growth", 2)]
     return []
+
+
+def lengths_differ(parts: Decomposition) -> bool:
+    """Whether rollouts differ in length by enough to tell how the variance grows with it."""
+    lengths = parts.length_growth.lengths
+    return not math.isnan(parts.length_exponent.value) and bool(lengths[-1] >= _SPREAD * lengths[0])
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:

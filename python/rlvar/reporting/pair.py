@@ -25,10 +25,11 @@ from rlvar.config import version
 from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.pair_verdict import pair_verdict
 from rlvar.reporting.report import Report, report
-from rlvar.reporting.text import WIDTH, clipped, columns, painted, rollouts_lines, table, wrapped
+from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table, wrapped
 from rlvar.reporting.words import measured
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.shown import columns
 from rlvar.weights.estimators import EstimatorLike, resolve
 
 _NAME = 18  # columns of the name of a set in the head of a table

@@ -420,7 +420,7 @@ def test_columns_are_named_by_options(tmp_path, capsys):
     refused(capsys, ["report", path], "there is no column of rewards among a, b, c; name it")
     assert main(["report", str(path), "--reward", "a,b", "--group", "c"]) == 0
     assert "range                     3 to 7\n" in capsys.readouterr().out
-    refused(capsys, ["report", path, "--reward", "d"], "x: reward: there is no column 'd', but a, b, c")
+    refused(capsys, ["report", path, "--reward", "d"], "x: reward: there is no column 'd'; there are a, b, c")
 
 
 def test_options_of_recorded_rollouts_do_not_go_with_scores(tmp_path, capsys):

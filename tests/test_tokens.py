@@ -81,7 +81,7 @@ def test_reward_to_go_within_a_step_is_not_claimed(rng):
     assert not any(each.startswith(note) for each in rlvar.compare(tokens).notes)
     report = rlvar.report(whole, ["single", "multi"])
     assert any(each.startswith(note) for each in report.notes)
-    assert "covariance between its tokens is inside the variance term" in repr(report)
+    assert "covariance between its tokens is inside the variance term" in report.text(full=True)
     on_policy = rlvar.Rollouts(whole.scores, whole.rewards, lengths=whole.lengths, tokens=whole.tokens)
     assert rlvar.report(on_policy).headroom.best == "single-optimal"
 

@@ -66,7 +66,7 @@ def test_the_table_has_each_shape_and_marks_the_one_in_use(report):
     shapes = [line.split("  ")[1] for line in lines[2:]]
     assert shapes[0] == "320 x 1"
     assert len(shapes) <= 13
-    assert "\n".join(lines) in str(report)
+    assert "\n".join(lines) in report.text(full=True)
 
 
 def test_the_numbers_are_in_the_json(report):

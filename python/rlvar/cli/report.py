@@ -135,6 +135,7 @@ def _report(args: argparse.Namespace) -> str:
         show("reading rollouts")
         if args.file is not None and args.dataset is not None:
             raise ValueError("give a FILE or --dataset, not both")
+        found: Report | RewardReport | PairReport
         if len(args.files) == 2:
             found = _of_two(args, show)
         elif args.file is not None and is_recorded(args.file):

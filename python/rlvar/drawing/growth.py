@@ -17,6 +17,7 @@ from rlvar.stats.estimate import Estimate
 
 _GUIDES = (1, 2, 3)
 _POINTS = 256  # of a curve
+_AUXILIARY = "auxiliary"  # lines that the limits need not hold
 
 
 def growth(
@@ -89,7 +90,7 @@ def _spread(length: int, points: int = _POINTS) -> NDArray[np.int64]:
 
 def _set_limits(axes: Axes) -> None:
     """Hold all curves drawn so far."""
-    drawn = [line.get_xydata() for line in axes.lines]
+    drawn = [line.get_xydata() for line in axes.lines if line.get_gid() != _AUXILIARY]
     points = np.concatenate([np.asarray(each, np.float64) for each in drawn])
     points = points[np.isfinite(points).all(axis=1)]
     for axis, values, set_ in (
@@ -107,7 +108,8 @@ def _guides(axes: Axes, meet: tuple[float, float], palette: Palette) -> None:
         ends = np.array([left, right])
         line = Line2D(ends, meet[1] * (ends / meet[0]) ** slope, color=palette.ink, linewidth=1, alpha=0.7)
         line.set_dashes((3, 3))
-        axes.add_artist(line)  # which leaves the limits as they are
+        line.set_gid(_AUXILIARY)
+        axes.add_artist(line)
         start = max(left, meet[0] * (bottom / meet[1]) ** (1 / slope))
         height = meet[1] * (start / meet[0]) ** slope
         axes.annotate(str(slope), (start, height), (4, 3), textcoords="offset points", color=palette.ink)
@@ -117,4 +119,6 @@ def _fitted(axes: Axes, x: Double, y: Double, exponent: float, colour: str) -> N
     """Draw the power law through the middle of the points that it was fitted to."""
     middle = float(np.log(x).mean()), float(np.log(y).mean())
     law = np.exp(middle[1] + exponent * (np.log(x[[0, -1]]) - middle[0]))
-    axes.add_artist(Line2D(x[[0, -1]], law, color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt"))
+    line = Line2D(x[[0, -1]], law, color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
+    line.set_gid(_AUXILIARY)
+    axes.add_artist(line)

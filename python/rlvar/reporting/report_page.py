@@ -31,7 +31,7 @@ from rlvar.reporting.planning import plan_rows, planned
 from rlvar.reporting.plots import PAGE, dots, drawn
 from rlvar.reporting.report import Report
 from rlvar.reporting.report_text import distinct, reach
-from rlvar.reporting.text import rollouts_line
+from rlvar.reporting.text import about
 from rlvar.reporting.verdict import quietest_of
 from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, percent
 from rlvar.stats.estimate import Estimate
@@ -69,7 +69,6 @@ def report_page(report: Report) -> str:
     sections = [
         _estimators(report, looks),
         _sources(report, several),
-        _rewards(report),
         _plans(report, looks),
         _sampling(report),
     ]
@@ -93,12 +92,11 @@ def report_page(report: Report) -> str:
         kind: [(each.text, *linked(each.figure)) for each in report.findings if each.kind == kind]
         for kind in ("verdict", "note")
     }
-    source, *facts = rollouts_line(report.source, report.rollouts).split("\n")
     return page(
         "report.html",
         report=report,
         source=report.source.partition("\n")[0],
-        facts=[line.strip() for line in [source.partition(": ")[2], *facts]][1:],
+        facts=about(report.source, report.rollouts)[1:],
         found=found,
         sections=sections,
         provenance=_provenance(report),
@@ -172,6 +170,9 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     head, body = estimators_table(rows, comparison.reference, unit)
     head.append("decided by")
     for row, cells in zip(rows, body, strict=True):
+        cells[0] = capital(
+            row.name if long_name(row.name) == row.name else f"{long_name(row.name)} ({row.name})"
+        )
         cells.append(decided(row.variance_units, row.ratio_units, comparison.units))
     basis = f"{comparison.confidence:.0%} intervals: {comparison.interval} over {comparison.units:,} {unit}s."
     lines = [basis, *(f"{capital(line)}." for line in below(comparison))]
@@ -227,11 +228,10 @@ def _sources(report: Report, several: list[_Parts]) -> _Section:
     steps = reach(report.rollouts)
     pictures: list[Picture | None] = []
     if several and steps > 1:
-        pictures.append(_growth(several, steps))
-        pictures.append(_length(several[0]))
-        for each in several[:1]:
-            pictures += [_map(each, steps), _lags(each, steps)]
-        pictures.append(_share(several[:2], steps))
+        quietest = several[0]
+        pictures += [_growth(several, steps), _share(several[:2], steps)]
+        pictures += [_map(quietest, steps), _lags(quietest, steps), _length(quietest)]
+    pictures.append(_rewards(report))
     found = [each for each in pictures if each is not None]
     return _Section("Where the variance comes from", "part-sources", found, [], [])
 
@@ -342,7 +342,7 @@ def _map(each: _Parts, steps: int) -> Picture:
         _alt(title, told),
         lambda axes: covariance_map(axes, blocks, steps=steps, palette=PAGE),
         heights=(4.3,),
-        right=0.96,
+        right=0.93,
     )
     return Picture("covariance", title, aid, svg)
 
@@ -392,13 +392,12 @@ def _share(several: list[_Parts], steps: int) -> Picture:
 # Rewards, plans, sampling
 
 
-def _rewards(report: Report) -> _Section:
+def _rewards(report: Report) -> Picture | None:
     """Draw mean reward and return-to-go of the rollouts that reach a step, with the spread between them."""
-    rollouts, title = report.rollouts, "Rewards by step"
-    section = _Section(title, "part-rewards", [], [], [])
+    rollouts, title = report.rollouts, "Reward and return-to-go by step"
     steps = reach(rollouts)
     if rollouts.rewards.ndim == 1 or steps < 2 or not rollouts.live.any():
-        return section
+        return None
     batch = Batch.of(rollouts)
     places = np.unique(np.rint(np.linspace(0, steps - 1, _POINTS)).astype(int))
     places = places[rollouts.live[:, places].any(axis=0)]
@@ -417,8 +416,7 @@ def _rewards(report: Report) -> _Section:
         "differs between rollouts is what weights carry into the variance."
     )
     svg = drawn("rewards", _alt(title, told), *draws, heights=(1.9, 2.2))
-    section.pictures.append(Picture("rewards", "Reward and return-to-go", aid, svg))
-    return section
+    return Picture("rewards", title, aid, svg)
 
 
 def _over_rollouts(places: Any, values: Double, live: Any, look: int) -> Curve:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _REFERENCE = 12  # columns of its name in the head of the table
 _MORE = [
     ("every table and chart", "--full", "print(report.text(full=True))"),
+    ("a page with pictures", "--html OUT", "report.to_html(path)"),
     ("every number", "--json OUT", "report.to_dict()"),
+    ("why gradients are noisy", "rlvar explain", ""),
 ]
 
 

@@ -14,7 +14,9 @@ import rlvar
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, MATHEMATICS, SCORES = (ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/scores.md"))
+README, MATHEMATICS, READING, SCORES = (
+    ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/reading.md", "docs/scores.md")
+)
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")
@@ -62,7 +64,7 @@ def blocks(language, page=README):
     )
 
 
-@pytest.mark.parametrize("page", [README, MATHEMATICS, SCORES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, MATHEMATICS, READING, SCORES], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
     if page == SCORES:
         pytest.importorskip("torch", reason="needs torch")

@@ -29,7 +29,7 @@ from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table,
 from rlvar.reporting.words import measured
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result
-from rlvar.stats.shown import columns
+from rlvar.stats.shown import columns, html_lines, html_list, html_table
 from rlvar.weights.estimators import EstimatorLike, resolve
 
 _NAME = 18  # columns of the name of a set in the head of a table
@@ -133,6 +133,13 @@ class PairReport(Result):
 
     def __repr__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        shown = [html_list("Verdict", self.verdict)]
+        for each in tables(self.pair, full=False):
+            rows = [_cells(row, each.bounded, short=False) for row in each.rows]
+            shown.append(html_table((each.title, *self.pair.names, each.last), rows))
+        return "".join([*shown, html_lines([basis(self.pair)]), html_list("Notes", self.notes)])
 
 
 def report_pair(

@@ -71,7 +71,8 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f'<tr style="background: none">{"".join(shown)}</tr>'
 
     body = "".join(line(row, ["th", *["td"] * (len(row) - 1)]) for row in rows)
-    return f"<table><thead>{line(head, ['th'] * len(head))}</thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead>{line(head, ['th'] * len(head))}</thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}</div>'  # what is too wide scrolls by itself
 
 
 def html_lines(lines: Iterable[str]) -> str:

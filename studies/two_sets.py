@@ -13,9 +13,9 @@ E |h|^2 is a mean over a million groups. The same data are analysed with their p
 
 Prints a Markdown table: how often the 95% intervals of ratios and of the difference of rewards cover, where
 there is one (a signal whose estimate is not positive has no ratio); how often the notes say that few units
-decide, or that there are few; and the median width, upper over lower end, "open" where half of the intervals have no end. Exits with
-status 1 if an interval covers in fewer than 88% of the data sets of 30 units or more, but for a tail that one
-set has alone.
+decide, or that there are few; and the median width, upper over lower end, "open" where half of the intervals
+have no end. Exits with status 1 if an interval covers in fewer than 88% of the data sets of 30 units or more,
+but for a tail that one set has alone.
 """
 
 import argparse

@@ -92,7 +92,7 @@ def test_without_groups_independent_rollouts_have_the_sum_of_both_relative_varia
 
 def test_prompts_in_both_make_intervals_narrower_and_a_few_without_a_match_are_not_dropped():
     labels = named(*range(60))
-    a, b = (prompts(labels, seed=seed, spread=1.0, effect=3.0) for seed in (0, 1))
+    a, b = (prompts(labels, seed=seed, sizes=8, effect=2.0) for seed in (0, 1))
     matched, apart = (rlvar.compare_rollouts(a, b, "single", paired=each) for each in (None, False))
     assert matched.paired
     assert not apart.paired
@@ -103,7 +103,7 @@ def test_prompts_in_both_make_intervals_narrower_and_a_few_without_a_match_are_n
         assert y.low < x.low < x.high < y.high
     x, y = matched.reward_difference, apart.reward_difference
     assert x.high - x.low < 0.8 * (y.high - y.low)
-    fewer = rlvar.compare_rollouts(a, prompts(labels[6:], seed=1, spread=1.0, effect=3.0), "single")
+    fewer = rlvar.compare_rollouts(a, prompts(labels[6:], seed=1, sizes=8, effect=2.0), "single")
     assert fewer.shared == 54
     assert "6 of A and 0 of B have no match" in fewer.pairing
     assert fewer["single"].variance[0] == matched["single"].variance[0]

@@ -40,7 +40,7 @@ class Rollouts:
         these are, and under the one that sampled it: see `importance_ratios`.
     score_squares : array_like, shape (N, T), optional
         Stand-in for the squared norm of each step's score, for the estimator "otb-verl". For a softmax policy
-        that by its logits, from the probabilities p of all actions:
+        it is the squared norm of the gradient by the logits, from the probabilities p of all actions:
         ``1 - 2 * np.exp(logp) + np.square(p).sum(axis=-1)``; verl logs the last part as ``sum_pi_squared``,
         TRL its logarithm as ``log_sum_sq_probs``.
     terminated, truncated : array_like of bool, shape (N, T), optional
@@ -53,13 +53,13 @@ class Rollouts:
         truncated; 0 by default.
     tokens : array_like of int, shape (N,), optional
         Number of tokens of each rollout, where a step is not one token: the scores of a whole sequence, added
-        up, are (N, 1, D). It is what means over tokens and baselines and weights by length go by. At least
+        up, are (N, 1, D). Means over tokens, and baselines and weights by length, use these numbers. At least
         one for each live step, and 0 where there is none.
     scores_of : str, optional
-        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM". A name
-        that does not start with "all" is that of a part: reports say so with noise scales.
+        What the scores are gradients with respect to, such as "all 162,368 parameters of LlamaForCausalLM". A
+        name that does not start with "all" stands for a part: reports say so beside noise scales.
     sketched : bool, default False
-        Whether the D coordinates are a random sketch of that: independent random directions, equally
+        Whether the D coordinates are a random sketch of it: independent random directions, equally
         distributed, so that each gives an unbiased 1/D of every squared norm and inner product.
 
     Attributes
@@ -86,8 +86,8 @@ truncated, next_values, bootstrap_value, tokens
 
     Notes
     -----
-    A truncated step adds its next value to its reward: mean gradients are then those of the policy as far as
-    the values are exact, and the same for all unbiased estimators.
+    A truncated step adds its next value to its reward: mean gradients are then those of the policy if the
+    values are exact, and in any case the same for all unbiased estimators.
 
     Examples
     --------
@@ -197,15 +197,16 @@ truncated, next_values, bootstrap_value, tokens
         scores_of: str | None = None,
         sketched: bool = False,
     ) -> Rollouts:
-        """Make rollouts that lie one after the other, without padding.
+        """Make rollouts that are stored one after the other, without padding.
 
-        Every result is that of the padded rollouts, to the bit. The scores are never padded, neither on disk
-        nor in memory nor in a kernel. Rewards, weights and the like, one number a step, are padded in memory.
+        Every result equals that of the padded rollouts, to the bit. The scores are never padded, neither on
+        disk nor in memory nor in a kernel. Rewards, weights and the like, one number per step, are padded in
+        memory.
 
         Parameters
         ----------
         scores : array_like, shape (sum of lengths, D)
-            Those of the first rollout's steps, then the second's, and so on; else as in `Rollouts`.
+            Scores of the first rollout's steps, then of the second's, and so on; else as in `Rollouts`.
         lengths : array_like of int, shape (N,)
             Number of steps of each rollout.
         rewards : array_like, shape (sum of lengths,) or (N,)
@@ -223,8 +224,8 @@ truncated, next_values, bootstrap_value, tokens
         Raises
         ------
         ValueError, TypeError
-            As `Rollouts`; for lengths that do not add up to the rows of the scores, and for rewards that may
-            be either because there are as many steps as rollouts.
+            As for `Rollouts`; also for lengths that do not add up to the rows of the scores, and for rewards
+            that may be of steps or of rollouts because there are as many of both.
 
         Examples
         --------

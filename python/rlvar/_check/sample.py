@@ -101,7 +101,7 @@ def some_units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Unit
 
 
 def few(units: int, unit: str) -> str | None:
-    """Say what fewer than ten units mean, each a `unit`."""
+    """Say what fewer than ten units mean; `unit` is what one is called."""
     if units >= 10:
         return None
     return f"only {units} {unit}s: {'no intervals' if units < 3 else 'intervals may be far too narrow'}"

@@ -48,24 +48,31 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
     def place(row: Row) -> tuple[bool, float]:
         ratio = row.noise_scale_ratio
         told = (ratio.resolved or math.isnan(ratio.low)) and ratio.value >= 0
-        return not told, ratio.value if told else 0.0
+        return not told, float(f"{ratio.value:.9g}") if told else 0.0  # rounding makes no order
 
     return sorted(rows, key=place)
 
 
 def estimators_html(rows: Sequence[EstimatorRow], reference: str, unit: str) -> str:
     """Return the table of estimators; where means may differ, with their alignment."""
+    return html_table(*estimators_table(ranked(rows), reference, unit))
+
+
+def estimators_table(
+    rows: Sequence[EstimatorRow], reference: str, unit: str
+) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of that table."""
     differ = any(row.factor is None for row in rows)
     scaled = any(row.factor != 1.0 for row in rows)
     head = ["estimator", f"variance, ratio to {reference}", f"noise scale ({unit}s)"]
     head += [f"noise scale, ratio to {reference}"] * scaled + ["variance", "signal"] + ["alignment"] * differ
     body = []
-    for row in ranked(rows):
+    for row in rows:
         cells = [row.name, measured(row.ratio), measured(row.noise_scale, bounded=True)]
         cells += [measured(row.noise_scale_ratio, bounded=True)] * scaled
         cells += [measured(row.variance), measured(row.signal)]
         body.append(cells + [measured(row.alignment, bounded=True, most=1)] * differ)
-    return html_table(head, body)
+    return head, body
 
 
 def estimator_columns(rows: Sequence[Any], *more: str) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""The command line: ``rlvar report``, ``rlvar score``, ``rlvar covariance``.
+"""The command line: ``rlvar report``, ``rlvar score``, ``rlvar covariance``, ``rlvar explain``.
 
 A file for each command, with its options and what it does; `parser.py`, what their options share;
 `streams.py`, how text, colour and progress reach the terminal.
@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from rlvar.cli import covariance, report, score, streams
+from rlvar.cli import covariance, explain, report, score, streams
 from rlvar.cli.parser import Parser, example
 from rlvar.config import version
 
@@ -60,6 +60,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rlvar {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for each in (report, score, covariance):
+    for each in (report, score, covariance, explain):
         each.add_command(commands)
     return parser

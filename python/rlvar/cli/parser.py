@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -32,7 +33,10 @@ class _Help(argparse.HelpFormatter):
 
     def __init__(self, prog: str, **options: Any) -> None:
         width = min(80, shutil.get_terminal_size().columns) - 2
-        super().__init__(prog, **{"max_help_position": 20, "width": width, **options})
+        super().__init__(prog, **{"max_help_position": 24, "width": width, **options})
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -80,6 +81,28 @@ def dots(
         intervals(figure.add_subplot(), labels, estimates, xlabel=xlabel, palette=PAGE, **options)
         widest = max(len(shortened(label)) for label in labels)
         figure.subplots_adjust(min(0.45, 0.06 + 0.019 * widest), 0.56 / height, 0.965, 1 - 0.1 / height)
+        return _svg(figure, key, alt)
+
+
+def drawn(
+    key: str,
+    alt: str,
+    *draw: Callable[[Axes], object],
+    heights: Sequence[float] = (_SIZE[1],),
+    left: float = 0.155,
+    right: float = 0.985,
+) -> str:
+    """Draw on axes one below the other, of these heights in inches."""
+    with _style(key):
+        total = sum(heights)
+        figure = Figure(figsize=(_SIZE[0], total))
+        ratios = {"height_ratios": heights}
+        each = figure.subplots(len(draw), 1, squeeze=False, gridspec_kw=ratios)[:, 0]
+        figure.subplots_adjust(left, 0.56 / total, right, 1 - 0.3 / total, hspace=0.35)
+        for axes, on in zip(each, draw, strict=True):
+            on(axes)
+            above(axes, axes.get_ylabel(), PAGE, left=left * _SIZE[0] * 72 - 2)
+            axes.set_ylabel("")
         return _svg(figure, key, alt)
 
 

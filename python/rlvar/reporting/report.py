@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlvar import _check
+from rlvar import _check, config
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import compare_batches
 from rlvar.analysis.comparison import Comparison
@@ -18,14 +20,20 @@ from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
 from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.report_text import reach, report_text
+from rlvar.reporting.text import about
 from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
+from rlvar.reporting.writing import write_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.estimators import estimator as make_estimator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +53,10 @@ class Report(Result):
     sampling: Sampling
     headroom: Headroom | None
     plans: dict[str, Plan]
+    options: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    made: str = ""
+    version: str = config.version
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -62,6 +74,29 @@ class Report(Result):
         """What limits the numbers, and findings that the verdict has no room for."""
         return [each.text for each in self.findings if each.kind == "note"]
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network and no script, at once or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; what is there is replaced.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
+        OSError
+            If the file cannot be written; what was there before is then as it was.
+        """
+
+        def make() -> str:
+            from rlvar.reporting.report_page import report_page
+
+            return report_page(self)
+
+        write_page(path, make)
+
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)
         for parts in result["decompositions"].values():  # those of the comparison are of all estimators
@@ -69,6 +104,18 @@ class Report(Result):
         return result
 
     to_dict.__doc__ = Result.to_dict.__doc__
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the estimators, as `Comparison.plot`; each of `decompositions` and `plans` has a plot too."""
+        return self.comparison.plot(ax)
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator, as `Comparison.to_frame`."""
+        return self.comparison.to_frame()
+
+    def _repr_html_(self) -> str:
+        verdict, notes = html_list("Verdict", self.verdict), html_list("Notes", self.notes)
+        return html_lines(about(self.source, self.rollouts)) + verdict + self.comparison.html_table() + notes
 
     def text(self, *, full: bool = False, colour: bool = False) -> str:
         """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.
@@ -102,6 +149,7 @@ def report(
     confidence: float = 0.95,
     num_threads: int | None = None,
     source: str = "rollouts",
+    sha256: Mapping[str, str] | None = None,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> Report:
     """Compare estimators on some rollouts and say where the variance of each comes from.
@@ -115,6 +163,8 @@ def report(
         As in `compare`. The intervals of the decompositions are always the jackknife's.
     source : str, default "rollouts"
         Where the rollouts came from: the first line of the report.
+    sha256 : mapping of str to str, optional
+        Checksums of the files that held them (`rlvar.files.checksums`), which the page and the JSON repeat.
     progress : callable, optional
         A function of the name of each stage, called before it starts.
 
@@ -182,4 +232,15 @@ def report(
         same = [row.name for row in comparison if comparison.same_mean(row)]
         plans = plans_of(batch, asked, comparison.reference, same, comparison.confidence)
     _check.warn_few(comparison.units, comparison.unit)
-    return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room, plans)
+    options = {
+        "estimators": names,
+        "reference": comparison.reference,
+        "importance": importance,
+        "truncate": truncate,
+        "aggregation": aggregation,
+        "interval": interval if isinstance(interval, str) else repr(interval),
+        "confidence": comparison.confidence,
+    }
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    found = rollouts, comparison, decompositions, on_policy, sampling, room, plans
+    return Report(source, *found, options, dict(sha256 or {}), made)

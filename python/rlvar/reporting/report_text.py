@@ -1,7 +1,7 @@
 """The report on a terminal: the verdict, one table, how the variance grows, and where to look for more.
 
-`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor between
-the mean gradients divided out; where means may differ, noise scales rank the estimators (`Comparison.ranked`).
+`Report.text` is this. Variances in the table are relative to that of the reference, with a known factor
+between the mean gradients divided out; where means may differ, noise scales rank (`Comparison.ranked`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _estimators(comparison: Comparison, colour: bool) -> list[str]:
     lines = [
         painted("Estimators, the quietest first", "bold", colour),
         *table(head, cells, styles=styles, colour=colour),
-        wrapped(f"{level} intervals in brackets: {comparison.interval} over {units}."),
+        wrapped(f"{level} intervals in brackets: {comparison.interval} over {units}.{_settings(comparison)}"),
     ]
     if apart:
         lines.append(
@@ -95,6 +95,19 @@ def _estimators(comparison: Comparison, colour: bool) -> list[str]:
             )
         )
     return lines
+
+
+def _settings(comparison: Comparison) -> str:
+    """Name what is not as usual."""
+    ratios = {row.importance.importance for row in comparison if row.importance is not None} - {"none"}
+    aggregation = comparison.aggregation
+    return "".join(
+        [
+            *(f" Importance ratios: {each}." for each in sorted(ratios)),
+            *([f" Aggregation: {aggregation}."] if aggregation not in (None, "sum") else []),
+            *([" Coordinates are scaled."] if comparison.scaled else []),
+        ]
+    )
 
 
 def _cells(row: ComparisonRow, reference: str) -> tuple[str, str]:
@@ -115,7 +128,7 @@ def _growth(report: Report) -> dict[str, np.ndarray]:
     drawn = {comparison.reference, quietest_of(comparison)}
     return {
         names[0]: parts.growth[: reach(report.rollouts)]
-        for names, parts in _distinct(report)
+        for names, parts in distinct(report)
         if drawn & set(names) and parts.variance.value > 0
     }
 
@@ -142,7 +155,7 @@ def _everything(report: Report) -> list[str]:
     if tokens:
         lines.append("  Below, gradients are sums over tokens, not divided by their number.")
     blocks = ["\n".join(lines)]
-    for names, parts in _distinct(report):
+    for names, parts in distinct(report):
         same = "".join(f" ({long_name(name)}{_times(comparison, name)})" for name in names[1:])
         title = f"Where the variance of {long_name(names[0])} comes from{same}"
         blocks.append(f"{wrapped(title, indent=0)}\n{indent(sources(parts), '  ')}")
@@ -151,7 +164,7 @@ def _everything(report: Report) -> list[str]:
     return blocks + [chart(name, curve) for name, curve in _growth(report).items()]
 
 
-def _distinct(report: Report) -> list[tuple[list[str], Decomposition]]:
+def distinct(report: Report) -> list[tuple[list[str], Decomposition]]:
     """Return each decomposition once, with the names of those that it is of, but for a factor."""
     names: dict[str, list[str]] = {}
     reference = report.comparison.reference

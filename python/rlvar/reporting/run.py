@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import import_module
 from os import PathLike
 
 from rlvar import config, files
@@ -19,6 +18,7 @@ from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
 from rlvar.reporting.text import clipped, table, wrapped
 from rlvar.reporting.words import capital, measured
+from rlvar.reporting.writing import write_page
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.unpaired import unpaired_ratio
 
@@ -109,18 +109,13 @@ class RunReport(Result):
         OSError
             If the file cannot be written; what was there before is then as it was.
         """
-        files.writable(path)  # before the work
-        try:
-            for package in ("jinja2", "matplotlib"):
-                import_module(package)
-        except ImportError as error:
-            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
-            raise ImportError(f"{needs} ({error})") from None
-        from rlvar.reporting.run_page import run_page
 
-        page = run_page(self).encode()
-        with files.replacing(path) as file:
-            file.write(page)
+        def make() -> str:
+            from rlvar.reporting.run_page import run_page
+
+            return run_page(self)
+
+        write_page(path, make)
 
 
 def run_report(

@@ -98,7 +98,7 @@ def table(
     return shown
 
 
-def rollouts_lines(source: str, rollouts: Rollouts) -> list[str]:
+def about(source: str, rollouts: Rollouts) -> list[str]:
     """Say what the rollouts are; what `source` has after its first line are notes on it."""
     n, t, d = rollouts.shape
     counts = rollouts.token_counts
@@ -112,14 +112,20 @@ def rollouts_lines(source: str, rollouts: Rollouts) -> list[str]:
     groups = "" if rollouts.groups is None else f", in {len(np.unique(rollouts.groups))} groups"
     of = scores_line(rollouts.scores_of, d if rollouts.sketched else None)
     name, *notes = source.split("\n")
-    lines = [
+    return [
+        f"Rollouts: {name}",
         f"N = {n} rollouts{groups}, T = {t} steps, D = {d} coordinates, {rewards}",
         f"{measure} {counts.min()} to {counts.max()}, median {np.median(counts):g}, mean {counts.mean():.1f}",
         *([note] if note else []),
         *([] if of is None else [of]),
         *notes,
     ]
-    return [wrapped(f"Rollouts: {name}", indent=0), *map(wrapped, lines)]
+
+
+def rollouts_lines(source: str, rollouts: Rollouts) -> list[str]:
+    """Return `about` as the terminal shows it."""
+    first, *others = about(source, rollouts)
+    return [wrapped(first, indent=0), *map(wrapped, others)]
 
 
 def sparklines(growth: Mapping[str, NDArray[np.float64]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.estimate import inverse as inverse
 from rlvar.stats.shown import measured as measured
 from rlvar.stats.shown import number as number
 
@@ -95,13 +96,6 @@ def power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
     resolved = exponent.low > 1 or exponent.high < 2
     as_ = f"as {size}^" if resolved else f"as a power of {size} that is not resolved, "
     return f"{grows} {as_}{power(exponent.value)} ({interval(exponent)}; 1 is linear, 2 quadratic){over}."
-
-
-def inverse(ratio: Estimate) -> Estimate:
-    """Return the ratio the other way round; it has no upper end where this one reaches 0."""
-    low = 1 / ratio.high if ratio.high else math.inf
-    high = math.inf if ratio.low <= 0 else 1 / ratio.low
-    return Estimate(1 / ratio.value, math.nan, low, high, ratio.confidence)
 
 
 def interval(estimate: Estimate, *, percent: bool = False) -> str:

@@ -50,9 +50,15 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead>{line(head, ['th'] * len(head))}</thead><tbody>{body}</tbody></table>"
 
 
-def html_lines(lines: Iterable[str], *, tag: str = "p") -> str:
-    """Return an HTML element for each line."""
-    return "".join(f"<{tag}>{html_text(each)}</{tag}>" for each in lines)
+def html_lines(lines: Iterable[str]) -> str:
+    """Return an HTML paragraph for each line."""
+    return "".join(f"<p>{html_text(each)}</p>" for each in lines)
+
+
+def html_list(title: str, items: Sequence[str]) -> str:
+    """Return an HTML list under its title, if there is anything in it."""
+    listed = "".join(f"<li>{html_text(each)}</li>" for each in items)
+    return f"<p><b>{html_text(title)}</b></p><ul>{listed}</ul>" if items else ""
 
 
 def html_text(text: str) -> str:

@@ -12,10 +12,9 @@ import pytest
 
 import rlvar
 from rlvar.cli import main
-from tables import table
 
 ROOT = Path(__file__).parents[1]
-README, STATISTICS, SCORES = ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "scores.md"
+README, MATHEMATICS, SCORES = (ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/scores.md"))
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")
@@ -63,7 +62,7 @@ def blocks(language, page=README):
     )
 
 
-@pytest.mark.parametrize("page", [README, SCORES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, MATHEMATICS, SCORES], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
     if page == SCORES:
         pytest.importorskip("torch", reason="needs torch")
@@ -86,13 +85,3 @@ def test_the_version_is_the_same_everywhere():
     assert np.lib.NumpyVersion(rlvar.__version__) >= "0.1.0"
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {rlvar.__version__}" in changelog
-
-
-@pytest.fixture(scope="module")
-def statistics():
-    return STATISTICS.read_text(encoding="utf-8")
-
-
-def test_the_statistics_say_which_estimators_are_unbiased(statistics):
-    said = {name: unbiased == "yes" for name, unbiased, _ in table(statistics, "estimator")}
-    assert said == {estimator.name: estimator.unbiased for estimator in rlvar.estimators()}

@@ -856,7 +856,7 @@ def test_bad_options_are_named(rng, options, error, message):
 
 
 def test_a_token_mean_needs_a_token(rng):
-    with pytest.raises(ValueError, match="aggregation = 'token-mean' must have a live step"):
+    with pytest.raises(ValueError, match="aggregation='token-mean' needs a live step"):
         rlvar.compare(make_rollouts(rng, lengths=[0] * 18), aggregation="token-mean")
 
 
@@ -923,7 +923,7 @@ def test_gae_by_its_name_alone_says_what_gamma_and_lambda_it_has(rng):
         rng.standard_normal((200, 3, 2)), np.ones((200, 3)), values=rng.standard_normal((200, 3))
     )
     (note,) = rlvar.compare(rollouts, ["single", "gae"]).notes
-    assert note.startswith("The row gae has gamma = 1 and lambda = 0.95. If your trainer has others,")
+    assert note.startswith("The row gae has gamma = 1 and lambda = 0.95. If your trainer uses others,")
     own = rlvar.estimator("gae", gamma=0.99, lam=0.9)
     report = rlvar.report(rollouts, ["single", own])
     assert report.comparison.notes == ()

@@ -338,8 +338,8 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     report = rlvar.report(rollouts, ["single", "single-mean"], importance="sequence")
     size = report.comparison["single"].importance.effective_size
     assert size < 10
-    told = f"the effective sample size is {size:.1f} of 64 rollouts. Do not trust any number here."
-    assert told in told(report)
+    sentence = f"the effective sample size is {size:.1f} of 64 rollouts. Do not trust any number here."
+    assert sentence in told(report)
     unweighted = told(rlvar.report(rollouts))
     assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
     assert "behavior_logp agrees that another policy sampled" in unweighted

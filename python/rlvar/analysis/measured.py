@@ -33,9 +33,9 @@ def part_of(scores_of: str | None) -> str | None:
 def part_note(part: str) -> str:
     """Say what numbers from a part of the parameters are good for."""
     return (
-        f"The scores are those of {part}, not of the whole policy. So are signals, noise scales and what "
-        "follows from them, as the number of rollouts that resolves a signal: in trials on small language "
-        "models, noise scales from the final norm were 6 to 100 times too small. Ratios of variances from "
+        f"The scores are those of {part}, not of the whole policy, and so are signals, noise scales and what "
+        "follows from them, such as how many rollouts would resolve a signal. In trials on small language "
+        "models, noise scales from the final norm were 6 to 100 times too small; ratios of variances from "
         "parts were between a quarter and four times those of the whole model."
     )
 
@@ -61,6 +61,6 @@ def sketch_note(rows: Iterable[tuple[str, dict[str, tuple[Estimate, float]]]]) -
         return None
     whose = "; ".join(f"the {what} of {', '.join(names)}" for what, names in large.items())
     return (
-        f"The sketch leaves standard errors of more than half of those of sampling, which the intervals are "
-        f"made of: {whose}. A larger sketch would narrow this."
+        f"The intervals cover sampling alone, and the sketch adds standard errors of more than half of those "
+        f"of sampling: {whose}. A larger sketch would reduce them."
     )

@@ -20,8 +20,8 @@ class Finding(Result):
     ----------
     text : str
     figure : str
-        Which figure of the page supports it: "estimators", "plan", "covariance", "growth", "on-policy",
-        "sampling" or "table".
+        Which figure of the page supports it: "estimators", "noise-scale", "headroom", "covariance", "growth",
+        "length", "plan", "on-policy", "sampling" or "table".
     kind : str
         "verdict" for the main findings, "note" for what limits their numbers and for all others.
     """

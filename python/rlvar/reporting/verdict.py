@@ -65,7 +65,7 @@ def verdict(
         few = f"{comparison.units} {units} are too few to tell anything: there are no intervals."
         return [Said(few, "estimators", 0)]
     quietest = quietest_of(comparison)
-    doubts = _doubts(comparison, on_policy, sampling)
+    doubts = doubts_of(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
     alone = part_of(comparison.scores_of)
     puts = 0 if doubts else NOTE  # the rest in question, and then comes first
@@ -82,10 +82,10 @@ def verdict(
         *said(_unless_filtered(comparison, doubts, sampling), "sampling", NOTE),
         *said(scaled, "estimators", 2),
         *said([_of_part(sentence, alone) for sentence in planned], "plan", 1, 2, 5),
-        *said([] if room is None else [_headroom_sentence(room, comparison.grouped)], "estimators", 2),
+        *said([] if room is None else [_headroom_sentence(room, comparison.grouped)], "headroom", 2),
         *_sources(comparison[quietest], decompositions[quietest], steps),
-        *said([_of_part(sentence, alone) for sentence in _faint_signals(comparison)], "estimators", 3),
-        *said([_of_part(sentence, alone) for sentence in batches], "estimators", 4),
+        *said([_of_part(sentence, alone) for sentence in _faint_signals(comparison)], "noise-scale", 3),
+        *said([_of_part(sentence, alone) for sentence in batches], "noise-scale", 4),
         *said(comparison.notes, "table", NOTE),
         *([] if doubts else sampled),
     ]
@@ -101,7 +101,7 @@ def unit(comparison: Comparison) -> str:
     return f"{comparison.unit}s"
 
 
-def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
+def doubts_of(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say why a ratio of variances is not that of the rollouts needed, even where theory knows one mean."""
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"
@@ -111,7 +111,7 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
     elif sampling.impossible:
-        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
+        doubts.append("another policy sampled these rollouts, as their logp shows, so the means are biased")
     elif on_policy.positions and any(_of_steps(row) for row in comparison):
         doubts.append("these look like rows of positions, whose steps are not those of token scores")
     elif on_policy.on_policy is False and not weighed:
@@ -260,29 +260,30 @@ def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[Said]
     if not (row.variance.value > 0 and parts.variance.value > 0):
         return [Said(f"The gradient estimate of {name} does not vary over these rollouts.", "table", 2)]
     sentences = [_covariance_sentence(row.name, parts, steps)] if steps > 1 else []
-    return [*said(sentences, "covariance", 3), *said(_growth(name, parts), "growth", 2)]
+    return [*said(sentences, "covariance", 3), *_growth(name, parts)]
 
 
-def _growth(name: str, parts: Decomposition) -> list[str]:
+def _growth(name: str, parts: Decomposition) -> list[Said]:
     """Say how the variance grows, by the curve that comes closest to "with length" for these rollouts."""
     first, last = parts.growth_range
     reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
-        return [power_law(grows, "k", parts.horizon_exponent, reached)]
-    _, shortest, longest, measure = parts.length_growth
-    if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
+        return [Said(power_law(grows, "k", parts.horizon_exponent, reached), "growth", 2)]
+    strata = parts.length_growth
+    if not math.isnan(parts.length_exponent.value) and strata.lengths[-1] >= _SPREAD * strata.lengths[0]:
+        ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}"
         grows = (
-            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} {measure}, the "
-            f"variance of {name} grows"
+            f"From quartile to quartile of length, on average {ends} {strata.measure}, the variance of "
+            f"{name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
-        return [power_law(grows, "length", parts.length_exponent, beside)]
+        return [Said(power_law(grows, "length", parts.length_exponent, beside), "length", 2)]
     if not math.isnan(parts.growth_exponent.value):
         grows = (
             f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-        return [power_law(grows, "k", parts.growth_exponent, reached)]
+        return [Said(power_law(grows, "k", parts.growth_exponent, reached), "growth", 2)]
     return []
 
 
@@ -374,8 +375,9 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
         missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
-            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
-            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            f"The {kind} ratios average to {ratios.mean}; with a sampler that can draw all that the policy "
+            "can, they would average to 1. "
+            f"Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
             "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
             "belong to other policies. No estimator is then unbiased."
         )

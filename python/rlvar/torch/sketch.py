@@ -77,7 +77,7 @@ class Sketch:
         Returns
         -------
         torch.Tensor
-            Shape (stop - start, *shape).
+            Shape ``(stop - start, *shape)``.
         """
         size = math.prod(shape)
         result = torch.empty(stop - start, size, dtype=dtype, device=device)

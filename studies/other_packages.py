@@ -2,11 +2,13 @@
 
     python studies/other_packages.py [--data-sets 200]
 
-Prints two Markdown tables, those of docs/comparisons.md. The first takes normal gradients of D = 60
+Prints three Markdown tables, those of docs/comparisons.md. The first takes normal gradients of D = 60
 coordinates with variances that fall as 1 / d, U = 64 of them a batch and a noise scale of exactly 40, and has
 quantiles of what each way says of it: from one batch, and after 50 batches, smoothed as its package does. The
 second takes a small policy and a small language model, and compares gradients of single samples with those of
-a loop over backward passes, the largest difference over the largest number, and times them: the best of five.
+a loop over backward passes, the largest difference over the largest number, and takes their CPU time on one
+thread, the least of five. The third has verl's variance proxies (0.9.1, `compute_variance_proxy_metrics`)
+beside what they stand for, on the embedded rollouts of a language model.
 
 Packages that are not installed are left out: gns-pytorch, traintools, opacus, backpack-for-pytorch.
 """
@@ -127,9 +129,7 @@ def noise_scales(count):
         batches = world.draw(rng)
         for name, way in WAYS.items():
             said[name].append(way(batches))
-    print(
-        "| noise scale, truth 40 | one batch of 64: 5 %, 50 %, 95 % | after 50: 5 %, 50 %, 95 % | interval |"
-    )
+    print("| noise scale of 40 | one batch: 5 %, 50 %, 95 % | after 50: 5 %, 50 %, 95 % | interval |")
     print("|---|---|---|---|")
     for name, pairs in said.items():
         cells = []
@@ -259,15 +259,46 @@ def scores():
                 taken = []
                 for _ in range(5):
                     setting = make()
-                    start = time.perf_counter()
+                    start = time.process_time()
                     found = method(*setting)
-                    taken.append(time.perf_counter() - start)
+                    taken.append(time.process_time() - start)
                 off = float((found - right).abs().max() / right.abs().max())
                 cells[name] += [f"{off:.0e}", f"{min(taken) * 1e3:.3g} ms"]
             except NotImplementedError as error:
                 cells[name] += [str(error), ""]
     for name, row in cells.items():
         print(f"| {name} | {' | '.join(row)} |")
+
+
+def proxies():
+    """Print verl's proxies: |G|^2, E[A^2 W] and their difference over N - 1, not below 0, and what is so.
+
+    A is the advantage of a completion and W the sum over its tokens of 1 - 2 pi + sum pi^2, the squared norm
+    of the score by the logits.
+    """
+    rollouts = rlvar.datasets.arithmetic()
+    n, k = len(rollouts), 16  # completions, those of one prompt in a row
+    live = rollouts.live
+    squares = np.where(live, rollouts.score_squares, 0.0).sum(axis=1)
+    sums = np.where(live[:, :, None], rollouts.scores, 0.0).sum(axis=1, dtype=np.float64)
+    rewards = rollouts.rewards.reshape(-1, k)
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    advantages = {
+        "rloo": centred * k / (k - 1),
+        "grpo": centred / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6),
+        "single": rewards,
+    }
+    power = {name: np.mean(a.ravel() ** 2 * squares) for name, a in advantages.items()}
+    comparison = rlvar.compare(rollouts, list(advantages))
+    print("| of the embedded rollouts | verl's proxy | rlvar |\n|---|---|---|")
+    for name in ("grpo", "single"):
+        print(f"| {name} over RLOO | {power[name] / power['rloo']:.3g} | {comparison[name].ratio} |")
+    mean = (advantages["rloo"].ravel()[:, None] * sums).mean(axis=0)
+    noise = max(0.0, (power["rloo"] - mean @ mean) / (n - 1))
+    row = comparison["rloo"]
+    variance = f"{row.variance.value / (n / k):.3g}"
+    print(f"| RLOO, signal | {mean @ mean:.3g} | {row.signal} |")
+    print(f"| RLOO, variance of the mean | {noise:.3g} | {variance} |")
 
 
 def main(arguments=None):
@@ -277,6 +308,8 @@ def main(arguments=None):
     torch.set_num_threads(1)
     gc.freeze()  # gns-pytorch collects garbage at every call
     warnings.simplefilter("ignore")  # what the packages warn of
+    proxies()
+    print()
     noise_scales(count)
     print()
     scores()

@@ -14,7 +14,10 @@ import rlvar
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, MATHEMATICS, SCORES = (ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/scores.md"))
+README, SCORES = ROOT / "README.md", ROOT / "docs" / "scores.md"
+MATHEMATICS, TRAPS, COMPARISONS = (
+    ROOT / "docs" / f"{page}.md" for page in ("mathematics", "traps", "comparisons")
+)
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")
@@ -62,7 +65,9 @@ def blocks(language, page=README):
     )
 
 
-@pytest.mark.parametrize("page", [README, MATHEMATICS, SCORES], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, MATHEMATICS, SCORES, TRAPS, COMPARISONS], ids=lambda page: page.name
+)
 def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
     if page == SCORES:
         pytest.importorskip("torch", reason="needs torch")

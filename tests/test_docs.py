@@ -14,8 +14,9 @@ import rlvar
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, MATHEMATICS, READING, SCORES = (
-    ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/reading.md", "docs/scores.md")
+README = ROOT / "README.md"
+MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS = (
+    ROOT / "docs" / f"{page}.md" for page in ("mathematics", "reading", "scores", "traps", "comparisons")
 )
 MODULES = [
     module.name
@@ -64,7 +65,10 @@ def blocks(language, page=README):
     )
 
 
-@pytest.mark.parametrize("page", [README, MATHEMATICS, READING, SCORES], ids=lambda page: page.name)
+EXAMPLES = [README, MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
     if page == SCORES:
         pytest.importorskip("torch", reason="needs torch")

@@ -183,6 +183,9 @@ def test_the_components_of_rloo_are_those_of_the_closed_form():
         _, independent, dependence = closed_forms.rloo_moments(p, rewards, scores, size)
         exact = within / size + pairs / (size * (size - 1))
         assert independent + dependence == pytest.approx(exact, rel=1e-12)
+    between = pairs / 16  # then 1 + sqrt(16) completions are the best of as many rollouts
+    cost = [size * between + within + pairs / (size - 1) for size in range(2, 50)]
+    assert 2 + int(np.argmin(cost)) == 5
 
 
 def test_at_the_noise_scale_the_best_step_gains_half():

@@ -72,7 +72,8 @@ def test_what_is_measured_on_cartpole_is_what_the_report_has(words):
     assert row.ratio.high < 1  # single-step is noisier beyond doubt
     assert row.ratio_units < 4  # "few episodes decide that"
     single, multi = (measured(report.decompositions[name].horizon_exponent) for name in ("single", "multi"))
-    assert f"after k steps: k^{single} and k^{multi}." in words
+    first, last = report.decompositions["multi"].growth_range
+    assert f"after k = {first} to {last} steps: k^{single} and k^{multi}." in words
     parts = report.decompositions["multi"]
     share = -parts.covariance_terms.value / parts.variance_terms.value
     assert parts.covariance_terms.high < 0

@@ -199,7 +199,7 @@ def test_baselines_do_what_the_page_says(words):
 
 def test_the_commands_that_it_ends_with_exist(page, capsys):
     commands = re.findall(r"^     rlvar report (.*?)  ", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     with pytest.raises(SystemExit):
         main(["report", "--help"])
     options = capsys.readouterr().out

@@ -194,6 +194,7 @@ def _what_next() -> str:
     return (
         "6. What about your rollouts?\n"
         "     rlvar report FILE                           factor, interval, growth\n"
+        "     rlvar report FILE --html OUT                the same, with pictures\n"
         "     rlvar report FILE --model MODEL             of what a trainer wrote\n"
         "     rlvar report FILE --estimators single,rloo  does a baseline help?\n"
         "     rlvar report --dataset arithmetic           prompts against completions"

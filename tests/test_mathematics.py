@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +33,6 @@ def bernoulli(steps, p):
     """Scores (2^T, T, 1), tokens (2^T, T) and probabilities of tokens of one logit."""
     tokens, probabilities = closed_forms.product_measure((0, 1), (1 - p, p), steps)
     return (*closed_forms.bernoulli_rollouts(tokens, p), probabilities)
-
-
-def test_tests_that_prove_the_mathematics_exist(page):
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
-    assert len(named) == page.count("tests/")
-    for file, name in named:
-        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
 
 
 def test_the_mathematics_say_which_estimators_are_unbiased(page):

@@ -163,6 +163,7 @@ def test_covariances_that_are_equal_give_the_square_and_those_that_are_not_there
     assert np.allclose(growth, exact[0, 0] * np.arange(1, 9) ** square)
     assert np.allclose(np.cumsum(exact.diagonal()), exact[0, 0] * np.arange(1, 9) ** line)
     assert nothing == 0
+    assert all(growth <= np.arange(1, 9) / 4)  # the line that bounds them all the same
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -65,6 +65,17 @@ def blocks(language, page=README):
     )
 
 
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    others = re.findall(r"`(tests/[\w/]+\.py)`|python (tests/[\w/]+\.py)", text)
+    assert len(named) + len(others) == text.count("tests/")
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
+    assert all((ROOT / (quoted or run)).is_file() for quoted, run in others)
+
+
 EXAMPLES = [README, MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS]
 
 

@@ -168,7 +168,7 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     if report.headroom is not None and math.isfinite(report.headroom.removable.value):
         pictures.append(_headroom(report))
     head, body = estimators_table(rows, comparison.reference, unit)
-    head.append("decided by")
+    head = [capital(each) for each in (*head, "decided by")]
     for row, cells in zip(rows, body, strict=True):
         cells[0] = capital(
             row.name if long_name(row.name) == row.name else f"{long_name(row.name)} ({row.name})"
@@ -269,7 +269,7 @@ def _growth(several: list[_Parts], steps: int) -> Picture:
     keys.append(Key("slopes 1, 2 and 3", None, "3 3"))
 
     def above_(axes: Axes) -> None:
-        for variance, options in curves:
+        for variance, options in reversed(curves):  # the first one last, for its guides end at the limits
             growth(axes, variance, palette=PAGE, **options)
         axes.set_xlabel("")
         axes.xaxis.set_major_formatter(NullFormatter())
@@ -446,8 +446,8 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
     if not report.plans:
         return section
     reference = report.comparison.reference
-    title, (head, *body) = plan_rows(report.plans, reference)
-    section.tables.append(("plan-table", head, body))
+    title, ((first, *names), *body) = plan_rows(report.plans, reference)
+    section.tables.append(("plan-table", [capital(first), *names], body))
     section.lines.append(f"{title}.")
     shown = planned(report.plans, reference)
     curves, keys, told, hidden = {}, [], [], False
@@ -510,7 +510,7 @@ def _sampling(report: Report) -> _Section:
         "Sampling",
         "part-sampling",
         [pictures] if pictures else [],
-        [("sampling", ["what", "count"], rows)],
+        [("sampling", ["What", "Count"], rows)],
         [],
     )
 

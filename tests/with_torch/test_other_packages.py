@@ -22,6 +22,7 @@ def test_norms_of_single_examples_give_our_noise_scale_of_one_batch(rng):
     assert theirs == pytest.approx(ours.value, rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap over attention
 @pytest.mark.parametrize("make", [other_packages.actor, other_packages.language_model])
 @pytest.mark.parametrize("name", other_packages.METHODS)
 def test_gradients_of_single_samples_are_the_same_from_whoever_gives_them(make, name):

@@ -110,11 +110,9 @@ def _guides(axes: Axes, start: tuple[float, float], palette: Palette) -> None:
         line.set_dashes((3, 3))
         line.set_gid(_AUXILIARY)
         axes.add_artist(line)
-        where = {"ha": "right", "va": "bottom" if end == right else "top"}
-        offset = (-4, 3 if end == right else -1)
-        axes.annotate(
-            str(slope), (end, height), offset, textcoords="offset points", color=palette.ink, **where
-        )
+        va, offset = ("bottom", (-4, 3)) if end == right else ("top", (-4, -1))
+        text = axes.annotate(str(slope), (end, height), offset, textcoords="offset points", color=palette.ink)
+        text.set(ha="right", va=va)
 
 
 def _fitted(axes: Axes, x: Double, y: Double, exponent: float, colour: str) -> None:

@@ -406,7 +406,7 @@ def test_rewards_without_scores_get_what_they_can(tmp_path, capsys):
     path, out = completions(tmp_path / "c.jsonl"), tmp_path / "out.json"
     assert main(["report", path, "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"Rewards: {path}\n  N = 24 rollouts, in 6 groups of 4, JSON Lines\n")
+    assert "".join(text.split()).startswith(f"Rewards:{path}N=24rollouts,in6groupsof4,JSONLines")
     assert "rlvar report FILE" not in text
     fields = json.loads(out.read_text())
     assert fields["rollouts"] == 24

@@ -14,7 +14,11 @@ import rlvar
 from rlvar.cli import main
 
 ROOT = Path(__file__).parents[1]
-README, MATHEMATICS, SCORES = (ROOT / page for page in ("README.md", "docs/mathematics.md", "docs/scores.md"))
+README = ROOT / "README.md"
+START, MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS = (
+    ROOT / "docs" / f"{page}.md"
+    for page in ("start", "mathematics", "reading", "scores", "traps", "comparisons")
+)
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rlvar.__path__, "rlvar.")
@@ -62,11 +66,25 @@ def blocks(language, page=README):
     )
 
 
-@pytest.mark.parametrize("page", [README, MATHEMATICS, SCORES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    others = re.findall(r"`(tests/[\w/]+\.py)`|python (tests/[\w/]+\.py)", text)
+    assert len(named) + len(others) == text.count("tests/")
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
+    assert all((ROOT / (quoted or run)).is_file() for quoted, run in others)
+
+
+EXAMPLES = [README, START, MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
-    if page == SCORES:
-        pytest.importorskip("torch", reason="needs torch")
-        pytest.importorskip("transformers", reason="needs transformers")
+    for package in ("torch", "transformers", "gymnasium", "matplotlib"):
+        if re.search(rf"^(import|from) {package}\b", "".join(blocks("python", page)), re.MULTILINE):
+            pytest.importorskip(package, reason=f"needs {package}")
     names = {}
     for example in blocks("python", page):
         exec(example, names)
@@ -76,9 +94,9 @@ def test_the_examples_of_a_page_run_and_print_what_they_say(page, capsys):
         assert printed == [line[2:].strip() for line in claimed.splitlines()]
 
 
-def test_the_report_in_the_readme_is_the_output_of_the_command(capsys):
+def test_the_report_that_new_users_see_is_the_output_of_the_command(capsys):
     assert main(["report"]) == 0
-    assert capsys.readouterr().out in blocks("text")
+    assert capsys.readouterr().out in blocks("text", START)
 
 
 def test_the_version_is_the_same_everywhere():

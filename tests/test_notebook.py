@@ -78,10 +78,14 @@ def results(cartpole, prompts):
         plan=rlvar.plan(prompts, budget=192),
         cheapest=rlvar.plan(prompts, target=0.5, cost_prompt=4),
         monitor=monitor,
+        run_report=monitor.report(),
+        pair_report=rlvar.report_pair(cartpole[:128], cartpole[128:]),
     )
 
 
-EACH = ["comparison", "decomposition", "report", "plan", "cheapest", "monitor"]
+PLOTTED = ["comparison", "decomposition", "report", "plan", "cheapest"]
+IN_FRAMES = ["comparison", "decomposition", "report", "plan", "monitor"]
+EACH = [*PLOTTED, "monitor", "run_report", "pair_report"]
 
 
 def test_a_comparison_shows_the_numbers_of_its_dict_the_quietest_first(results):
@@ -130,6 +134,22 @@ def test_a_monitor_shows_what_its_repr_says(results):
     assert "nothing to pool yet" in rlvar.Monitor()._repr_html_()
 
 
+def test_the_report_on_a_run_shows_its_sentences_and_tables(results):
+    table = Table(results.run_report._repr_html_())
+    for sentence in results.run_report.verdict:
+        assert sentence in table.text
+    assert table.rows == Table(results.monitor._repr_html_()).rows
+
+
+def test_the_report_on_two_sets_shows_its_sentences_and_numbers(results):
+    report, html = results.pair_report, results.pair_report._repr_html_()
+    for sentence in (*report.verdict, *report.notes):
+        assert sentence in Table(html).text
+    row = report.to_dict()["pair"]["rows"][0]
+    for cell in (row["name"], shown(row["ratio"]), *map(shown, row["variance"])):
+        assert cell in [each for line in Table(html).rows for each in line]
+
+
 def test_what_a_signal_that_is_not_resolved_does_not_tell_has_no_number(rng):
     scores = rng.standard_normal((40, 1, 50))
     own = ("own", lambda rollouts: rollouts.rewards**3)
@@ -155,7 +175,12 @@ def test_hostile_names_are_escaped_in_tables(cartpole):
         cartpole.scores, cartpole.rewards, lengths=cartpole.lengths, scores_of=f"all parameters of {HOSTILE}"
     )
     result = rlvar.compare(rollouts, ["single", own], reference=HOSTILE)
-    told = [result, rlvar.decompose(rollouts, own), rlvar.report(rollouts, ["single", own], source=HOSTILE)]
+    told = [
+        result,
+        rlvar.decompose(rollouts, own),
+        rlvar.report(rollouts, ["single", own], source=HOSTILE),
+        rlvar.report_pair(cartpole[:128], cartpole[128:], names=(HOSTILE, "B")),
+    ]
     for each in told:
         html = each._repr_html_()
         assert "script" not in Table(html).tags
@@ -181,7 +206,7 @@ def pyplot():
     pyplot.close("all")
 
 
-@pytest.mark.parametrize("name", EACH[:-1])
+@pytest.mark.parametrize("name", PLOTTED)
 def test_a_plot_uses_the_axes_given_and_else_those_of_a_new_figure(results, pyplot, name):
     result = getattr(results, name)
     figure, (left, right) = pyplot.subplots(1, 2)
@@ -291,7 +316,7 @@ def test_axes_that_are_none_and_numbers_that_are_none_are_refused_by_name(result
         results.comparison.plot(of="magic")
 
 
-@pytest.mark.parametrize("name", EACH[:-1])
+@pytest.mark.parametrize("name", PLOTTED)
 def test_without_matplotlib_a_plot_says_what_to_install(results, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"plot needs matplotlib: pip install 'rlvar\[report\]'"):
@@ -350,7 +375,7 @@ def test_the_frame_of_a_monitor_has_a_row_for_each_step(results, frames):
     assert list(frame["reward"]) == [each["reward"] for each in results.monitor.history]
 
 
-@pytest.mark.parametrize("name", EACH[:4] + EACH[5:])
+@pytest.mark.parametrize("name", IN_FRAMES)
 def test_without_pandas_and_polars_a_frame_says_what_to_install(results, monkeypatch, name):
     for package in ("pandas", "polars"):
         monkeypatch.setitem(sys.modules, package, None)

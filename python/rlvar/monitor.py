@@ -41,7 +41,7 @@ from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.frame import frame
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
-from rlvar.stats.shown import html_lines
+from rlvar.stats.shown import aligned, html_lines
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import (
     Estimator,
@@ -899,11 +899,7 @@ def _times_noise_scale(x: Estimate) -> str:
 def _table(rows: Sequence[MonitorRow], reference: str) -> str:
     head = ("estimator", f"ratio to {reference}", "signal |E g|^2", "noise scale")
     cells = [(r.name, str(r.ratio), str(r.signal), _scale(r.noise_scale)) for r in rows]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *cells)
-    )
+    return "\n".join(aligned([head, *cells]))
 
 
 def _of_estimator(each: Estimator) -> list[Any]:

@@ -72,7 +72,8 @@ def test_what_is_measured_on_cartpole_is_what_the_report_has(words):
     assert row.ratio.high < 1  # single-step is noisier beyond doubt
     assert row.ratio_units < 4  # "few episodes decide that"
     single, multi = (measured(report.decompositions[name].horizon_exponent) for name in ("single", "multi"))
-    assert f"after k steps: k^{single} and k^{multi}." in words
+    first, last = report.decompositions["multi"].growth_range
+    assert f"after k = {first} to {last} steps: k^{single} and k^{multi}." in words
     parts = report.decompositions["multi"]
     share = -parts.covariance_terms.value / parts.variance_terms.value
     assert parts.covariance_terms.high < 0
@@ -162,6 +163,7 @@ def test_covariances_that_are_equal_give_the_square_and_those_that_are_not_there
     assert np.allclose(growth, exact[0, 0] * np.arange(1, 9) ** square)
     assert np.allclose(np.cumsum(exact.diagonal()), exact[0, 0] * np.arange(1, 9) ** line)
     assert nothing == 0
+    assert all(growth <= np.arange(1, 9) / 4)  # the line that bounds them all the same
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -198,7 +200,7 @@ def test_baselines_do_what_the_page_says(words):
 
 def test_the_commands_that_it_ends_with_exist(page, capsys):
     commands = re.findall(r"^     rlvar report (.*?)  ", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     with pytest.raises(SystemExit):
         main(["report", "--help"])
     options = capsys.readouterr().out

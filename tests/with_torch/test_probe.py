@@ -280,7 +280,7 @@ def test_an_error_on_one_process_is_one_on_all(outcomes):
     ]
     assert [each.partition(":")[0] for each in second["error"]] == ["ValueError", *["FloatingPointError"] * 2]
     assert first["labels"] == second["labels"]
-    assert "0 is that of different prompts on processes 0 and 1; make labels" in first["labels"]
+    assert "0 stands for different prompts on processes 0 and 1; make labels" in first["labels"]
 
 
 def test_a_group_of_one_process_measures_alone(outcomes):

@@ -206,7 +206,7 @@ def test_the_report_scores_what_a_trainer_wrote_and_says_what_with(tmp_path, fol
     options = ["--model", str(folder), "--sketch", "4", "--scores", str(tmp_path / "kept")]
     assert main(["report", str(data), *options, "--estimators", "single,rloo"]) == 0
     out = capsys.readouterr().out
-    assert f"{data} (open-instruct), scored by {folder}" in out
+    assert f"{data}(open-instruct),scoredby{folder}" in "".join(out.split())
     assert "Groups are by prompt_idx." in out
     assert "Verdict" in out
     assert rlvar.load_rollouts(tmp_path / "kept").shape == (10, 4, 4)

@@ -35,6 +35,7 @@ from rlvar.stats.inference import scaled
 from rlvar.stats.intervals import correlation, deciding_units, jackknife, ratio_of_variances
 from rlvar.stats.matched import Matched
 from rlvar.stats.moments import without_each
+from rlvar.stats.shown import aligned, printable
 from rlvar.stats.unpaired import unpaired_ratio
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
@@ -178,12 +179,7 @@ class RolloutsComparison(Result):
             ]
         lines.append(("mean reward", *map(str, self.reward), f"difference {self.reward_difference}"))
         lines.append(("mean length", *map(str, self.length), f"difference {self.length_difference}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*table, self.pairing, *self.notes])
+        return "\n".join([*aligned(lines), *map(printable, (self.pairing, *self.notes))])
 
 
 def compare_rollouts(

@@ -22,7 +22,7 @@ from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.frame import frame
 from rlvar.stats.inference import Inference
 from rlvar.stats.intervals import Null
-from rlvar.stats.shown import html_lines, printable
+from rlvar.stats.shown import aligned, html_lines, printable
 from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.importance import ImportanceRatios
 
@@ -392,7 +392,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         of = self._scores_line()
-        notes = (textwrap.fill(each, 110) for each in self.notes)
+        notes = (textwrap.fill(printable(each), 110) for each in self.notes)
         return "\n".join([*([] if of is None else [of]), side_by_side(self), *notes])
 
     def _repr_html_(self) -> str:
@@ -432,7 +432,7 @@ def side_by_side(comparison: Comparison) -> str:
         )
         for row in comparison
     ]
-    text = _table([head, *rows])
+    text = "\n".join(aligned([head, *rows]))
     if not all(comparison.same_mean(row) for row in comparison):
         # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
         columns = (
@@ -440,17 +440,16 @@ def side_by_side(comparison: Comparison) -> str:
             f"its ratio to {comparison.reference}",
             f"alignment with {comparison.reference}",
         )
-        aligned = {row.name: bounded(row.alignment) for row in comparison.ranked}
+        cosines = {row.name: bounded(row.alignment) for row in comparison.ranked}
         if not comparison.crossed:
-            aligned.update((row.name, "not known") for row in comparison if row.factor is None)
-        lines = [(row.name, bounded(row.noise_scale_ratio), aligned[row.name]) for row in comparison.ranked]
-        text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
-            [columns, *lines]
-        )
+            cosines.update((row.name, "not known") for row in comparison if row.factor is None)
+        lines = [(row.name, bounded(row.noise_scale_ratio), cosines[row.name]) for row in comparison.ranked]
+        text += "\nThe estimators may have different means; ranked by noise scale:\n"
+        text += "\n".join(aligned([columns, *lines]))
     if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
         text += "\nBlocks of coordinates, the noisiest first\n"
-        text += _table(table_of_blocks(blocks, comparison.reference))
-    beneath = (textwrap.fill(line, 110, subsequent_indent="  ") for line in below(comparison))
+        text += "\n".join(aligned(table_of_blocks(blocks, comparison.reference)))
+    beneath = (textwrap.fill(printable(line), 110, subsequent_indent="  ") for line in below(comparison))
     return "\n".join([text, *beneath])
 
 
@@ -469,11 +468,3 @@ def _sketched(row: ComparisonRow) -> dict[str, tuple[Estimate, float]]:
     """Return estimates with standard errors of sampling beside those of their sketch."""
     names = ("variance", "ratio", "noise_scale")
     return {name.replace("_", " "): (getattr(row, name), getattr(row.sketch, name)) for name in names}
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -18,6 +18,7 @@ from rlvar.analysis.comparison import Comparison
 from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
 from rlvar.stats.intervals import jackknife, ratio_of_variances
+from rlvar.stats.shown import printable
 
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
@@ -71,7 +72,7 @@ class Headroom(Result):
             lines.append(f"the baseline adds {self.on_top} of what reward-to-go leaves")
         lines += [f"fitted to batches of {size}: {share}" for size, share in self.in_batches.items()]
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @quiet

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import printable
 from rlvar.stats.sketch_noise import SketchNoise
 
 # A sketch's standard error of more than this share of that of sampling is worth a larger sketch.
@@ -18,9 +19,10 @@ _LARGE = 0.5
 
 def scores_line(scores_of: str | None, sketch: int | None) -> str | None:
     """Name what the scores, maybe a `sketch` of so many dimensions, are of; None if nothing is known."""
+    of = None if scores_of is None else printable(scores_of)
     if sketch is not None:
-        return f"Scores: a {sketch:,}-dimensional sketch{'' if scores_of is None else f' of {scores_of}'}"
-    return None if scores_of is None else f"Scores: {scores_of}"
+        return f"Scores: a {sketch:,}-dimensional sketch{'' if of is None else f' of {of}'}"
+    return None if of is None else f"Scores: {of}"
 
 
 def part_of(scores_of: str | None) -> str | None:

@@ -207,7 +207,8 @@ def _score(args: argparse.Namespace) -> str:
     groups = "" if rollouts.groups is None else f" in {rollouts.groups.max() + 1} groups"
     out = printable(shlex.quote(str(args.out)))
     lines = [
-        wrapped(f"{out}: {n} rollouts{groups} of up to {t} tokens, {rewards}", indent=0),
+        wrapped(f"Rollouts: {out}", indent=0),
+        f"  {n} rollouts{groups} of up to {t} tokens, {rewards}",
         wrapped(f"Scores of {rollouts.scores_of}, {d} coordinates, by {printable(args.model)}."),
         *map(wrapped, notes_of(found)),
         wrapped(f"rlvar report {out} says how noisy the gradient is."),

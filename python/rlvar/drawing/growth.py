@@ -35,7 +35,7 @@ def growth(
 ) -> None:
     """Draw variances (K,) over the numbers of steps (K,), by default 1 to K, and their power law over `span`.
 
-    Dashed guides of slope 1, 2 and 3 meet where the span ends. Values that are not positive leave a gap.
+    Dashed guides of slope 1, 2 and 3 start at the first point. Values that are not positive leave a gap.
     """
     y = np.asarray(variance, np.float64)
     x = np.arange(1.0, len(y) + 1) if steps is None else np.asarray(steps, np.float64)
@@ -55,12 +55,10 @@ def growth(
         axes.plot(x[marked], y[marked], marker(look), color=colour, markersize=4.5)
         _set_limits(axes)
         inside = shown if span is None else shown & (x >= span[0]) & (x <= span[1])
-        if inside.any():
-            meet = float(x[inside][-1]), float(y[inside][-1])
-            if guides:
-                _guides(axes, meet, palette)
-            if exponent is not None and math.isfinite(exponent.value):
-                _fitted(axes, x[inside], y[inside], exponent.value, colour)
+        if guides:
+            _guides(axes, (float(x[shown][0]), float(y[shown][0])), palette)
+        if inside.any() and exponent is not None and math.isfinite(exponent.value):
+            _fitted(axes, x[inside], y[inside], exponent.value, colour)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
 
@@ -102,17 +100,19 @@ def _set_limits(axes: Axes) -> None:
         log_ticks(axis, low, high)
 
 
-def _guides(axes: Axes, meet: tuple[float, float], palette: Palette) -> None:
-    (left, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
+def _guides(axes: Axes, start: tuple[float, float], palette: Palette) -> None:
+    """Draw lines of some slopes from a point to the edge, each with its slope where it ends."""
+    (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     for slope in _GUIDES:
-        ends = np.array([left, right])
-        line = Line2D(ends, meet[1] * (ends / meet[0]) ** slope, color=palette.ink, linewidth=1, alpha=0.7)
+        end = min(right, start[0] * (top / start[1]) ** (1 / slope))
+        height = start[1] * (end / start[0]) ** slope
+        line = Line2D([start[0], end], [start[1], height], color=palette.ink, linewidth=1, alpha=0.7)
         line.set_dashes((3, 3))
         line.set_gid(_AUXILIARY)
         axes.add_artist(line)
-        start = max(left, meet[0] * (bottom / meet[1]) ** (1 / slope))
-        height = meet[1] * (start / meet[0]) ** slope
-        axes.annotate(str(slope), (start, height), (4, 3), textcoords="offset points", color=palette.ink)
+        va, offset = ("bottom", (-4, 3)) if end == right else ("top", (-4, -1))
+        text = axes.annotate(str(slope), (end, height), offset, textcoords="offset points", color=palette.ink)
+        text.set(ha="right", va=va)
 
 
 def _fitted(axes: Axes, x: Double, y: Double, exponent: float, colour: str) -> None:

@@ -128,6 +128,7 @@ def _growth(cartpole: Report) -> str:
     half, whole = (_exact(_single(_last_pays(steps))).noise_scale.value for steps in (_TOSSES // 2, _TOSSES))
     parts = cartpole.decompositions
     horizons = [measured(parts[name].horizon_exponent) for name in ("single", "multi")]
+    first, last = parts["multi"].growth_range
     cancelled = -parts["multi"].covariance_terms.value / parts["multi"].variance_terms.value
     return _block(
         "4. Where V comes from, and how it grows with length",
@@ -136,10 +137,10 @@ def _growth(cartpole: Report) -> str:
         "the line above):",
         _growth_table(),
         "The weights are sums of rewards and grow too, so both tend to T^3: length does that, the "
-        f"formulation sets the factor. CartPole, had it been cut after k steps: k^{horizons[0]} and "
-        f"k^{horizons[1]}.",
-        "There are more covariance terms, but their size and sign decide. If all heads pay 1 and nothing "
-        f"else does, T = {_TOSSES}, they are equal, add up to "
+        f"formulation sets the factor. CartPole, had it been cut after k = {first} to {last} steps: "
+        f"k^{horizons[0]} and k^{horizons[1]}.",
+        "There are more covariance terms, but their size and sign decide. If a sequence pays 1 only where "
+        f"all {_TOSSES} tosses are heads, they are equal, add up to "
         f"{number(shared.covariance_terms.value / shared.variance_terms.value)} times the variance terms, "
         f"and V of the first k terms is as k^{number(shared.growth_exponent.value)}. With a parameter for "
         f"each toss they are {number(own.covariance_terms.value)}, and it is as "
@@ -184,7 +185,7 @@ def _baselines(completions: Rollouts) -> str:
         f"{_TOSSES} tosses that pay for heads falls from {single:g} to {single_mean:g}, of multi-step from "
         f"{multi:g} to {multi_mean:g}. But the best for single-step is E[R|s|^2]/E|s|^2, "
         f"s = S_1 + ... + S_T: {best:.2f} for the completions, of which "
-        f"{percent(completions.rewards.mean())} are right. So RLOO, whose baseline is the mean of a "
+        f"{percent(completions.rewards.mean())} are right. RLOO, whose baseline is the mean of a "
         f"prompt's other completions, needs {measured(rloo)} times the prompts that no baseline needs there.",
     )
 
@@ -193,6 +194,7 @@ def _what_next() -> str:
     return (
         "6. What about your rollouts?\n"
         "     rlvar report FILE                           factor, interval, growth\n"
+        "     rlvar report FILE --html OUT                the same, with pictures\n"
         "     rlvar report FILE --model MODEL             of what a trainer wrote\n"
         "     rlvar report FILE --estimators single,rloo  does a baseline help?\n"
         "     rlvar report --dataset arithmetic           prompts against completions"

@@ -25,10 +25,11 @@ from rlvar.config import version
 from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.pair_verdict import pair_verdict
 from rlvar.reporting.report import Report, report
-from rlvar.reporting.text import WIDTH, clipped, columns, painted, rollouts_lines, table, wrapped
+from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table, wrapped
 from rlvar.reporting.words import measured
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.shown import columns, html_lines, html_list, html_table
 from rlvar.weights.estimators import EstimatorLike, resolve
 
 _NAME = 18  # columns of the name of a set in the head of a table
@@ -133,6 +134,13 @@ class PairReport(Result):
     def __repr__(self) -> str:
         return self.text()
 
+    def _repr_html_(self) -> str:
+        shown = [html_list("Verdict", self.verdict)]
+        for each in tables(self.pair, full=False):
+            rows = [_cells(row, each.bounded, short=False) for row in each.rows]
+            shown.append(html_table((each.title, *self.pair.names, each.last), rows))
+        return "".join([*shown, html_lines([basis(self.pair)]), html_list("Notes", self.notes)])
+
 
 def report_pair(
     a: Rollouts,
@@ -176,10 +184,10 @@ def report_pair(
     --------
     >>> import rlvar
     >>> whole = rlvar.datasets.cartpole()
-    >>> found = rlvar.report_pair(whole[:128], whole[128:], names=("before", "after"))
+    >>> found = rlvar.report_pair(whole[:100], whole[100:], names=("before", "after"))
     >>> print(found.verdict[-1])  # doctest: +NORMALIZE_WHITESPACE
-    The mean rewards are not distinguishable: 48.8 in after and 53.2 in before, a difference of -4.42
-    (95% interval -12 to 3.19).
+    The mean rewards are not distinguishable: 50.5 in after and 51.8 in before, a difference of -1.34
+    (95% interval -9.7 to 7.02).
     """
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     names = check_pair(a, b, names, paired)

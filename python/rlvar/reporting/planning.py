@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from rlvar.analysis.planning import Plan, PlanOption
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import aligned, printable
 
 _ROWS = 10  # of the table, beside what is in use and the best
 _WORTH = 1.05  # a gain below is not worth a word
@@ -20,9 +21,7 @@ _WORTH = 1.05  # a gain below is not worth a word
 def plan_table(plans: Mapping[str, Plan], reference: str) -> str:
     """Show the shapes of as many rollouts, for the estimators that are planned for the same number."""
     title, rows = plan_rows(plans, reference)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
+    return "\n".join([printable(title), *(f"  {line}" for line in aligned(rows))])
 
 
 def plan_rows(plans: Mapping[str, Plan], reference: str) -> tuple[str, list[list[str]]]:

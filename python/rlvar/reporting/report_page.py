@@ -175,7 +175,7 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     if report.headroom is not None and math.isfinite(report.headroom.removable.value):
         pictures.append(_headroom(report))
     head, body = estimators_table(rows, comparison.reference, unit)
-    head.append("decided by")
+    head = [capital(each) for each in (*head, "decided by")]
     for row, cells in zip(rows, body, strict=True):
         words = long_name(row.name)
         cells[0] = row.name if words == row.name else f"{capital(words)} ({row.name})"
@@ -275,7 +275,7 @@ def _growth(several: list[_Parts], steps: int) -> Picture:
     keys.append(Key("slopes 1, 2 and 3", None, "3 3"))
 
     def above_(axes: Axes) -> None:
-        for variance, options in curves:
+        for variance, options in reversed(curves):  # the first one last, for its guides end at the limits
             growth(axes, variance, palette=PAGE, **options)
         axes.set_xlabel("")
         axes.xaxis.set_major_formatter(NullFormatter())
@@ -452,10 +452,8 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
     if not report.plans:
         return section
     reference = report.comparison.reference
-    title, (head, *body) = plan_rows(report.plans, reference)
-    labels = dict(zip(head[1:], planned(report.plans, reference), strict=True))
-    head[1:] = [capital(long_name(name)) + label[len(name) :] for label, name in labels.items()]
-    section.tables.append(("plan-table", head, body))
+    title, ((first, *names), *body) = plan_rows(report.plans, reference)
+    section.tables.append(("plan-table", [capital(first), *names], body))
     section.lines.append(f"{title}.")
     shown = planned(report.plans, reference)
     curves, keys, told, hidden = {}, [], [], False
@@ -518,7 +516,7 @@ def _sampling(report: Report) -> _Section:
         "Sampling",
         "part-sampling",
         [pictures] if pictures else [],
-        [("sampling", ["what", "count"], rows)],
+        [("sampling", ["What", "Count"], rows)],
         [],
     )
 

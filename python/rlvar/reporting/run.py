@@ -14,12 +14,14 @@ from os import PathLike
 
 from rlvar import config, files
 from rlvar.analysis.measured import part_note
+from rlvar.analysis.table import estimators_html
 from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
 from rlvar.reporting.text import clipped, table, wrapped
 from rlvar.reporting.words import capital, measured
 from rlvar.reporting.writing import write_page
 from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.stats.unpaired import unpaired_ratio
 
 
@@ -88,11 +90,21 @@ class RunReport(Result):
 
     def __repr__(self) -> str:
         blocks = ["Verdict\n" + "\n".join(map(wrapped, self.verdict))]
+        blocks += ["\n".join([files.printable(title), *_lines(part)]) for title, part in self._parts()]
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        shown = html_list("Verdict", self.verdict)
+        for title, part in self._parts():
+            rows = estimators_html(part.rows, part.reference, part.unit) if part.rows else ""
+            shown += html_lines([title]) + rows + html_lines(basis(part))
+        return shown
+
+    def _parts(self) -> Iterator[tuple[str, RunPart]]:
+        """Yield each part with its title."""
         for run in self.runs:
             for part in run.parts:
-                title = capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}"
-                blocks.append("\n".join([files.printable(title), *_lines(part)]))
-        return "\n\n".join(blocks)
+                yield capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}", part
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write the report as one HTML file that needs no network, at once or not at all.

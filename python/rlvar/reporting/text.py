@@ -6,16 +6,15 @@ that users give are escaped (`rlvar.files.printable`) wherever they come in here
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.analysis.measured import scores_line
-from rlvar.files import printable
 from rlvar.reporting.words import long_name, number
 from rlvar.rollouts import Rollouts
+from rlvar.stats.shown import columns, padded, printable
 
 WIDTH = 80
 #: What the terminal understands as colours: for `painted`, and nothing else is let through.
@@ -29,31 +28,16 @@ _SPARK = 40
 _GAP = "  "
 
 
-def columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    return sum(map(_columns, text))
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def clipped(text: str, width: int) -> str:
     """Return text in at most so many columns, with dots for what is cut."""
     return text if columns(text) <= width else _split(text, max(width - 3, 0))[0] + "..."[:width]
-
-
-def padded(text: str, width: int) -> str:
-    return text + " " * (width - columns(text))
 
 
 def _split(text: str, width: int) -> tuple[str, str]:
     """Cut a text after so many columns."""
     taken = 0
     for i, character in enumerate(text):
-        taken += _columns(character)
+        taken += columns(character)
         if taken > width:
             return text[:i], text[i:]
     return text, ""

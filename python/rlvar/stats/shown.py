@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -15,6 +16,29 @@ _CELL = "text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid rg
 def printable(text: str) -> str:
     """Return text on one line that a terminal shows as it is: what steers it or reorders is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two a Chinese character, none an accent alone."""
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def padded(text: str, width: int) -> str:
+    """Return text with blanks up to so many columns."""
+    return text + " " * (width - columns(text))
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table for a terminal, a line a row; cells may hold anything."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(padded, row, widths)).rstrip() for row in cells]
 
 
 def number(value: float) -> str:
@@ -47,7 +71,8 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f'<tr style="background: none">{"".join(shown)}</tr>'
 
     body = "".join(line(row, ["th", *["td"] * (len(row) - 1)]) for row in rows)
-    return f"<table><thead>{line(head, ['th'] * len(head))}</thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead>{line(head, ['th'] * len(head))}</thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}</div>'  # what is too wide scrolls by itself
 
 
 def html_lines(lines: Iterable[str]) -> str:

@@ -1,0 +1,60 @@
+"""Names as links: those in single backticks of docstrings, in code on pages, and of other projects."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+
+ELSEWHERE = {
+    "numpy.typing.ArrayLike": "https://numpy.org/doc/stable/reference/typing.html#numpy.typing.ArrayLike",
+    "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+}
+
+
+def name(
+    role: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
+):
+    """A name in single backticks: a link if it is public, as seen from where it stands; else as it is."""
+    env = inliner.document.settings.env
+    context = {key: env.ref_context.get(key) for key in ("py:module", "py:class")}
+    target = {"refdomain": "py", "reftype": "obj", "reftarget": text, "refdoc": env.docname}
+    return [pending_xref(rawtext, nodes.literal(rawtext, text), optional=True, **target, **context)], []
+
+
+def resolve(app: Sphinx, env: Any, node: pending_xref, shown: nodes.Element) -> nodes.Element | None:
+    """Find what the Python domain does not: names of rlvar from rlvar.torch, and those of other projects."""
+    target = node["reftarget"]
+    if target in ELSEWHERE:
+        return nodes.reference("", "", shown, internal=False, refuri=ELSEWHERE[target])
+    if target.startswith("python:"):  # numpydoc's links on int and float, which say nothing
+        return nodes.inline("", shown.astext().removeprefix("python:"))
+    if node.get("optional"):
+        domain = env.get_domain("py")
+        for full in (f"rlvar.{target}", f"rlvar.torch.{target}"):
+            if full in domain.objects:
+                return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, shown)
+        return shown
+    return None
+
+
+def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Turn code on a page that is the name of something public, as `rlvar.compare`, into a link."""
+    domain = app.env.get_domain("py")
+    for literal in list(doctree.findall(nodes.literal)):
+        found = re.fullmatch(r"(rlvar\.[\w.]+)(\(.*\))?", literal.astext())
+        inside = isinstance(literal.parent, (nodes.reference, nodes.title, pending_xref))
+        if found and found[1] in domain.objects and not inside:
+            link = domain.resolve_xref(
+                app.env, page, app.builder, "obj", found[1], pending_xref(), literal.copy()
+            )
+            literal.replace_self(link)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_role("name", name)
+    app.connect("missing-reference", resolve)
+    app.connect("doctree-resolved", link_code)

@@ -234,7 +234,7 @@ def scan(**options):
         (
             lambda: _check.steps(SHAPE, lengths=[1, 2], mask=ONES),
             ValueError,
-            "give lengths or mask, not both",
+            "pass lengths or mask, not both",
         ),
         (lambda: _check.steps(SHAPE, lengths=[1, 4]), ValueError, r"in 0..T = 0..3, got lengths\[1\] = 4"),
         (lambda: _check.steps(SHAPE, lengths=[-1, 4]), ValueError, r"got lengths\[0\] = -1"),
@@ -296,7 +296,7 @@ def scan(**options):
         (lambda: _check.choice("k", True, (0, 1)), ValueError, "k must be one of 0, 1, got True"),
         (lambda: scan(time_axis=2), ValueError, "time_axis must be one of -1, 0, 1, got 2"),
         (lambda: scan(arrays={"r": [1.0]}), ValueError, r"r must have shape \(N, T\), got \(1,\)"),
-        (lambda: scan(truncated=ONES), ValueError, "truncated needs next_values: the values of the states"),
+        (lambda: scan(truncated=ONES), ValueError, "truncated needs next_values: next_values are the values"),
         (lambda: scan(next_values=ONES), ValueError, "next_values needs truncated"),
         (lambda: scan(terminated=ONES.T), ValueError, r"terminated must have shape \(N, T\) = \(2, 3\), got"),
         (lambda: scan(bootstrap_value=1.0), ValueError, r"bootstrap_value must have shape .*, got \(\)"),

@@ -187,10 +187,10 @@ def fields(path, local, central, value):
     ("method", "edit", "message"),
     [
         (zipfile.ZIP_STORED, (6, 8, 1), "array scores cannot be read: it is encrypted"),
-        (zipfile.ZIP_STORED, (8, 10, 9), "its compression, method 9, is none that numpy writes"),
-        (zipfile.ZIP_STORED, (8, 10, 93), "its compression, method 93"),
-        (zipfile.ZIP_BZIP2, None, "its compression, method 12"),
-        (zipfile.ZIP_LZMA, None, "its compression, method 14"),
+        (zipfile.ZIP_STORED, (8, 10, 9), "it uses compression method 9, which numpy never writes"),
+        (zipfile.ZIP_STORED, (8, 10, 93), "it uses compression method 93"),
+        (zipfile.ZIP_BZIP2, None, "it uses compression method 12"),
+        (zipfile.ZIP_LZMA, None, "it uses compression method 14"),
         (zipfile.ZIP_STORED, (4, 6, 99), "it is a damaged .npz file: zip file version 9.9"),
         (zipfile.ZIP_STORED, (6, 8, 0x20), "cannot be read"),
     ],
@@ -207,7 +207,7 @@ def test_archives_that_numpy_does_not_write_are_refused(tmp_path, method, edit, 
 def test_two_arrays_of_one_name_are_refused(tmp_path):
     with zipfile.ZipFile(pack(tmp_path / "r.npz"), "a") as archive:
         archive.writestr("scores.npy", npy(2 * SCORES))
-    with pytest.raises(ValueError, match=r"r.npz: it holds two arrays of one name"):
+    with pytest.raises(ValueError, match=r"r.npz: it has two arrays of the same name"):
         rlvar.load_rollouts(tmp_path / "r.npz")
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_file_of_rollouts_is_said_to_be_what_it_is(tmp_path, monkeypa
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     cases = {
-        "fifo": "it is a pipe, but a file is needed",
+        "fifo": "it is a pipe, not a regular file",
         "socket": "it is a socket",
         "/dev/null": "it is a device",
         "empty.npz": "it is not an .npz file: it is empty",
@@ -234,7 +234,7 @@ def test_what_is_no_file_of_rollouts_is_said_to_be_what_it_is(tmp_path, monkeypa
         "cut.npz": "it is a damaged .npz file",
         "alone.npy": "it is not an .npz file but one array: put it into a folder as scores.npy",
         "folder": "array scores cannot be read: it is a folder",
-        "other": "it holds no array named scores or rewards, but notes.txt",
+        "other": "it has no array named scores or rewards; it has notes.txt",
         "a\0b": "null",
     }
     for name, message in cases.items():
@@ -256,7 +256,7 @@ def test_what_is_no_file_of_rollouts_is_said_to_be_what_it_is(tmp_path, monkeypa
 
 def test_missing_and_misfitting_arrays_are_named(tmp_path):
     np.savez(tmp_path / "half.npz", scores=SCORES)
-    with pytest.raises(ValueError, match=r"half.npz: it holds no array named rewards, but scores"):
+    with pytest.raises(ValueError, match=r"half.npz: it has no array named rewards; it has scores"):
         rlvar.load_rollouts(tmp_path / "half.npz")
     with pytest.raises(ValueError, match=r"bad.npz: rewards must have shape"):
         rlvar.load_rollouts(save(tmp_path / "bad.npz", rewards=np.ones(9)))
@@ -289,7 +289,7 @@ def test_names_in_files_reach_no_terminal_as_they_are(tmp_path):
     with pytest.warns(UserWarning, match="ignored arrays named 0") as caught:
         assert rlvar.load_rollouts(path).lengths is None
     (tmp_path / "\x1b]1;").mkdir()
-    with pytest.raises(ValueError, match="holds no array") as error:
+    with pytest.raises(ValueError, match="has no array") as error:
         rlvar.load_rollouts(tmp_path / "\x1b]1;")
     for message in (str(caught[0].message), str(error.value)):
         assert message.isprintable()

@@ -11,7 +11,7 @@ import rlvar
 ROOT = Path(rlvar.__file__).parent
 # Lowest first: a wing imports those before it, and itself. A file at the root is a wing of its own.
 WINGS = [
-    *("_types", "_core", "config", "_check", "stats", "rollouts", "files", "datasets", "recorded"),
+    *("_types", "_core", "config", "_check", "stats", "drawing", "rollouts", "files", "datasets", "recorded"),
     *("terms", "weights", "analysis", "reporting", "monitor", "cli", "__init__", "__main__"),
 ]
 FILES = [path for path in ROOT.rglob("*.py") if "torch" not in path.parts]

@@ -225,7 +225,7 @@ def test_files_hold_them_packed(rng, tmp_path, dtype, step_rewards):
 
 def test_as_many_steps_as_rollouts_leave_no_doubt_in_a_file(rng, tmp_path):
     scores, lengths = rng.standard_normal((4, 2)), [2, 0, 1, 1]
-    with pytest.raises(ValueError, match=r"rewards of shape \(4,\) may be one a rollout or one a step"):
+    with pytest.raises(ValueError, match=r"rewards of shape \(4,\) may be one per rollout or one per step"):
         rlvar.Rollouts.packed(scores, lengths, [1, 2, 3, 4])
     rollouts = rlvar.Rollouts.packed(scores, lengths, [[1, 2], [0, 0], [3, 0], [4, 0]], values=[1, 2, 3, 4])
     rlvar.save_rollouts(tmp_path / "r.npz", rollouts)
@@ -286,7 +286,7 @@ def test_a_packed_score_that_is_not_finite_is_named_as_the_caller_has_it(rng):
 
 def test_files_that_are_packed_need_lengths(tmp_path):
     np.savez(tmp_path / "r.npz", scores=np.ones((9, 2)), rewards=np.ones(3))
-    with pytest.raises(ValueError, match=r"scores of shape \(9, 2\) are packed, .*: they need lengths"):
+    with pytest.raises(ValueError, match=r"scores of shape \(9, 2\) are packed, .*, and need lengths"):
         rlvar.load_rollouts(tmp_path / "r.npz")
     np.savez(tmp_path / "r.npz", scores=np.ones((9, 2)), rewards=np.ones(3), mask=np.ones((3, 3)))
     with pytest.raises(ValueError, match="and no mask"):

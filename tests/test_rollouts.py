@@ -136,8 +136,8 @@ def test_tokens_are_counted_apart_from_steps_where_they_are_given():
 @pytest.mark.parametrize(
     ("tokens", "error", "match"),
     [
-        ([3, 0, 2, 0], ValueError, r"tokens must be at least the live steps.* got tokens\[3\] = 0"),
-        ([3, 1, 2, 1], ValueError, r"tokens must be 0 where no step is live, got tokens\[1\] = 1"),
+        ([3, 0, 2, 0], ValueError, r"tokens must be at least the number of live steps.* got tokens\[3\] = 0"),
+        ([3, 1, 2, 1], ValueError, r"tokens must be 0 in rollouts without live steps, got tokens\[1\] = 1"),
         ([3, -1, 2, 1], ValueError, r"tokens must not be negative, got tokens\[1\] = -1"),
         ([3.0, 0, 2, 1], TypeError, "tokens must be integers, got dtype float64"),
         ([3, 0, 2], ValueError, r"tokens must have shape \(N,\) = \(4,\), got \(3,\)"),

@@ -73,15 +73,15 @@ def test_growth_with_length_goes_by_tokens(rng):
 
 def test_reward_to_go_within_a_step_is_not_claimed(rng):
     tokens, whole = both(rng)
-    note = "One step holds all tokens of a rollout here, so multi-step is single-step"
+    note = "Each rollout is a single step here, so multi-step is single-step"
     compared = rlvar.compare(whole, ["single", "multi"])
     assert compared["multi"].identical
     assert any(each.startswith(note) for each in compared.notes)
     assert not any(each.startswith(note) for each in rlvar.compare(whole, ["single", "rloo"]).notes)
     assert not any(each.startswith(note) for each in rlvar.compare(tokens).notes)
     report = rlvar.report(whole, ["single", "multi"])
-    assert any(each.startswith(note) for each in report.verdict)
-    assert "covariance between tokens is in its variance term" in repr(report)
+    assert any(each.startswith(note) for each in report.notes)
+    assert "covariance between its tokens is inside the variance term" in report.text(full=True)
     on_policy = rlvar.Rollouts(whole.scores, whole.rewards, lengths=whole.lengths, tokens=whole.tokens)
     assert rlvar.report(on_policy).headroom.best == "single-optimal"
 
@@ -92,9 +92,7 @@ def test_what_weighs_the_tokens_of_a_step_differently_is_refused(rng, name):
     _, whole = both(rng, values=ones, score_squares=ones)
     if "(" in name:
         name = rlvar.estimator(name.partition("(")[0], gamma=0.9)
-    with pytest.raises(
-        ValueError, match="needs the scores of tokens: one step holds all tokens of a rollout"
-    ):
+    with pytest.raises(ValueError, match="needs token scores: it weighs the tokens of a rollout differently"):
         rlvar.compare(whole, [name])
 
 

@@ -1,4 +1,4 @@
-"""Names as links: in single backticks of docstrings, in code on pages, and those of other projects."""
+"""Names as links: those in single backticks of docstrings, in code on pages, and of other projects."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from rlvar.analysis.accumulator import CovarianceAccumulator, Totals
 from rlvar.analysis.blocks import BlockRow
 from rlvar.analysis.compare import compare
 from rlvar.analysis.compare_gradients import compare_gradients
+from rlvar.analysis.compare_rollouts import RolloutsComparison, RolloutsComparisonRow, compare_rollouts
 from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.covariance import covariance
 from rlvar.analysis.decompose import Decomposition, decompose
@@ -19,6 +20,7 @@ from rlvar.config import version as __version__
 from rlvar.files import load_rollouts, save_rollouts
 from rlvar.monitor import Monitor, MonitorRow
 from rlvar.recorded import RecordedRollouts, read_recorded
+from rlvar.reporting.pair import PairReport, report_pair
 from rlvar.reporting.report import Report, report
 from rlvar.reporting.rewards import RewardReport, report_rewards
 from rlvar.reporting.run import RunReport
@@ -49,12 +51,15 @@ __all__ = [
     "Monitor",
     "MonitorRow",
     "OnPolicyTest",
+    "PairReport",
     "Plan",
     "PromptComponents",
     "RecordedRollouts",
     "Report",
     "RewardReport",
     "Rollouts",
+    "RolloutsComparison",
+    "RolloutsComparisonRow",
     "RunOnPolicyTest",
     "RunReport",
     "SketchNoise",
@@ -62,6 +67,7 @@ __all__ = [
     "__version__",
     "compare",
     "compare_gradients",
+    "compare_rollouts",
     "covariance",
     "covariance_factored",
     "datasets",
@@ -85,6 +91,7 @@ __all__ = [
     "read_recorded",
     "reinforce_pp",
     "report",
+    "report_pair",
     "report_rewards",
     "reward_to_go",
     "rloo",

@@ -39,14 +39,15 @@ def arithmetic(*, rewards: Literal["completion", "token"] = "completion") -> Rol
     """512 completions of a small language model that learns two-digit sums, caught half-way.
 
     A Llama of three layers and 125,248 parameters gets a prompt such as "37+45=" and writes the sum of the
-    ones and the answer, "12 82.", a token each character. 32 prompts with 16 completions each were sampled at
-    temperature 1, when 45% were right; groups are prompts. Scores are a 64-dimensional sketch of the token
-    scores of all parameters. ``examples/make_arithmetic_rollouts.py`` in the repository made the file.
+    ones and the answer, "12 82.", one token for each character. 32 prompts with 16 completions each were
+    sampled at temperature 1, when 45% were right; groups are prompts. Scores are a 64-dimensional sketch of
+    the token scores of all parameters. ``examples/make_arithmetic_rollouts.py`` in the repository made the
+    file.
 
     Parameters
     ----------
     rewards : {"completion", "token"}, default "completion"
-        1 for a completion that is all right, 0 otherwise, as its terminal reward; or 1 for each token up to
+        A terminal reward of 1 for a completion without an error, 0 otherwise; or 1 for each token up to
         the first wrong one.
 
     Returns

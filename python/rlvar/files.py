@@ -1,7 +1,7 @@
-"""Files of arrays: read behind one door, written at once or not at all.
+"""Files of arrays: read behind one door, written as a whole or not at all.
 
 An .npz is read into memory, its checksums tested; of a folder of .npy files the scores are mapped. What is
-wrong with the content of a file leaves the door as a ValueError that names the file; what the system refuses
+wrong with the content of a file is raised as a ValueError that names the file; what the system refuses
 stays an OSError.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import io
 import math
 import os
@@ -16,7 +17,7 @@ import stat
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
+from rlvar.stats.shown import printable as printable
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")
@@ -57,16 +59,16 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     FileNotFoundError
         If there is no such file or folder.
     ValueError
-        If the file is not what is described above, is damaged, or its arrays do not fit each other.
+        If the file lacks the arrays above or is damaged, or its arrays do not fit each other.
 
     Warns
     -----
     UserWarning
-        If there are arrays by other names: they are ignored, and ``length`` is not ``lengths``.
+        If there are arrays by other names, such as ``length`` for ``lengths``: they are ignored.
 
     Notes
     -----
-    An .npz file is read into memory: afterwards it may be replaced, by `save_rollouts` too. In a folder
+    An .npz file is read into memory: afterwards it may be replaced, also by `save_rollouts`. In a folder
     the scores, which may be larger than memory, are mapped: they stay on disk until they are used. If
     another program shortens ``scores.npy`` meanwhile, the system ends the process (SIGBUS); replace the
     file by another, under its name, instead.
@@ -83,13 +85,13 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
     with opened(path) as (names, read):
         if UNFINISHED in names:
             raise ValueError(
-                "its scores are not complete: the rlvar score command that began it continues it"
+                "its scores are not complete: run the rlvar score command that began it again, to finish them"
             )
         missing = [key for key in KEYS[:2] if f"{key}.npy" not in names]
         if missing:
-            raise ValueError(f"it holds no array named {' or '.join(missing)}, but {listed(names)}")
+            raise ValueError(f"it has no array named {' or '.join(missing)}; it has {listed(names)}")
         arrays = {key: read(key) for key in KEYS if f"{key}.npy" in names}
-        # What is no array comes as one of no dimension.
+        # Strings and booleans come as arrays without dimensions.
         given = {
             key: array.item() if key in _SCALARS and array.ndim == 0 else array
             for key, array in arrays.items()
@@ -104,19 +106,19 @@ def load_rollouts(path: str | PathLike[str]) -> Rollouts:
 
 
 def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
-    """Write rollouts to an .npz file that `load_rollouts` reads back the same, at once or not at all.
+    """Write rollouts to an .npz file that `load_rollouts` reads back, as a whole or not at all.
 
     Parameters
     ----------
     path : path-like
-        The file, by exactly this name. A link stays: what it points to is replaced.
+        The file, by exactly this name. A link is followed: its target is replaced.
     rollouts : Rollouts
-        Their groups are numbers by now, whatever labels they were.
+        Labels of groups that are all whole numbers or all text are kept, others become numbers.
 
     Raises
     ------
     OSError
-        If the file cannot be written; what was there before then is as it was.
+        If the file cannot be written; a file that was there before is left as it was.
 
     Examples
     --------
@@ -130,6 +132,11 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     if not isinstance(rollouts, Rollouts):
         raise TypeError(f"rollouts must be a Rollouts, got {type(rollouts).__name__}")
     arrays = {key: getattr(rollouts, key) for key in KEYS}
+    if rollouts.groups is not None:
+        labels = np.array(rollouts.group_labels if _plain(rollouts.group_labels) else [])
+        # Text that ends in zeros, and numbers beyond int64, are not what they were.
+        if not labels.dtype.hasobject and tuple(labels.tolist()) == rollouts.group_labels:
+            arrays["groups"] = labels[rollouts.groups]
     if arrays["scores"].ndim == 2:
         # As many steps as rollouts: rewards of steps would pass for terminal ones.
         padded = "rewards" if len(arrays["scores"]) == len(rollouts) else ""
@@ -139,6 +146,10 @@ def save_rollouts(path: str | PathLike[str], rollouts: Rollouts) -> None:
     write_arrays(path, {key: x for key, x in arrays.items() if x is not None and x is not False})
 
 
+def _plain(labels: Sequence[Hashable]) -> bool:
+    return {*map(type, labels)} in ({int}, {str})
+
+
 def _made(arrays: dict[str, Any]) -> Rollouts:
     """Make rollouts of the arrays of a file, padded or packed."""
     if arrays["scores"].ndim != 2:
@@ -146,16 +157,38 @@ def _made(arrays: dict[str, Any]) -> Rollouts:
     if "lengths" not in arrays or "mask" in arrays:
         extra = "lengths.npy, and no mask" if "mask" in arrays else "lengths"
         raise ValueError(
-            f"scores of shape {arrays['scores'].shape} are packed, (sum of lengths, D): they need {extra}"
+            f"scores of shape {arrays['scores'].shape} are packed, (sum of lengths, D), and need {extra}"
         )
     return Rollouts.packed(**arrays)
+
+
+def checksums(path: str | PathLike[str]) -> dict[str, str]:
+    """Return the SHA-256 of a file or, of a folder of .npy files, of each; none of a pipe or a device.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "mine.npz")
+    ...     path.write_bytes(b"abc") and checksums(path)["mine.npz"][:8]
+    'ba7816bf'
+    """
+    place, found = Path(os.fsdecode(path)), {}
+    for each in sorted(place.glob("*.npy")) if place.is_dir() else [place]:
+        if each.is_file():
+            digest = hashlib.sha256()
+            with open(each, "rb") as file:
+                while block := file.read(_CHUNK):
+                    digest.update(block)
+            found[printable(each.name)] = digest.hexdigest()
+    return found
 
 
 @contextmanager
 def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str], NDArray[Any]]]]:
     """Give the names of what an .npz file or a folder holds, and a function that reads one array.
 
-    This is a `door`: whatever its body raises of a file's content leaves as one ValueError.
+    As a `door`, it turns errors about the file's content into one ValueError.
     """
     place, doing, room = Path(os.fsdecode(path)), "", _MEMORY
     more_room = "; in a folder of .npy files the scores are mapped"
@@ -171,7 +204,7 @@ def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str
             nonlocal doing, room
             doing, name = f"array {key} cannot be read: ", f"{key}.npy"
             if name not in names:
-                raise ValueError("there is none")
+                raise ValueError("it is missing")
             with open_regular(place / name) if folder else _member(archive, name) as stream:
                 array: NDArray[Any]
                 size = os.fstat(stream.fileno()).st_size if folder else archive.getinfo(name).file_size
@@ -194,9 +227,9 @@ def opened(path: str | PathLike[str]) -> Iterator[tuple[list[str], Callable[[str
 
 @contextmanager
 def door(place: Path, doing: Callable[[], str] = str, more_room: str = "") -> Iterator[None]:
-    """Turn whatever its body raises of a file's content into one ValueError that names the file.
+    """Turn any error about a file's content into one ValueError that names the file.
 
-    What the system refuses stays an OSError, and a package that is missing an ImportError.
+    What the system refuses stays an OSError, and a missing package an ImportError.
     """
     try:
         yield
@@ -215,11 +248,11 @@ def door(place: Path, doing: Callable[[], str] = str, more_room: str = "") -> It
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read; what is none is refused unopened, and a FIFO put there meanwhile cannot hang."""
+    """Open a regular file to read; refuse all else unopened. A FIFO put there meanwhile cannot hang."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "device")
-        raise ValueError(f"it is a {kind}, but a file is needed")
+        raise ValueError(f"it is a {kind}, not a regular file")
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
@@ -241,7 +274,7 @@ def _members(file: IO[bytes]) -> tuple[list[str], zipfile.ZipFile]:
         raise ValueError(damaged + known.get(start, "")) from None
     names = [member.filename for member in archive.infolist()]
     if len(set(names)) < len(names):
-        raise ValueError("it holds two arrays of one name")
+        raise ValueError("it has two arrays of the same name")
     return names, archive
 
 
@@ -251,7 +284,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     if member.flag_bits & 1:
         raise ValueError("it is encrypted")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"its compression, method {member.compress_type}, is none that numpy writes")
+        raise ValueError(f"it uses compression method {member.compress_type}, which numpy never writes")
     return archive.open(member)
 
 
@@ -262,16 +295,16 @@ def _header(key: str, head: bytes, size: int) -> tuple[tuple[int, ...], bool, np
     try:
         version = formats.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):  # 3.0 is 2.0 with names of fields in UTF-8
-            raise ValueError(f"it is of version {version}")
+            raise ValueError(f"it has version {version}")
         parse = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, fortran, dtype = parse(file)
     except Exception as error:  # of the parser too
         raise ValueError(f"its header is damaged: {error}") from None
     if dtype.hasobject:
         how = f"{key}.astype(str)" if key == "groups" else "numbers, padded to one shape, with their lengths"
-        raise ValueError(f"it holds Python objects, which are not unpickled; save {how}")
+        raise ValueError(f"it has Python objects, which are not unpickled; save {how}")
     if dtype.names or dtype.subdtype or not dtype.itemsize:
-        raise ValueError(f"it holds records of {dtype}, not numbers")
+        raise ValueError(f"it has records of {dtype}, not numbers")
     start = file.tell()
     stated = start + math.prod(shape) * dtype.itemsize
     if stated != size or min(shape, default=0) < 0:
@@ -356,15 +389,10 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 class _Stream(io.BufferedWriter):
-    """A file without places to return to: /dev/null says that it has some."""
+    """A file that cannot seek: /dev/null claims that it can."""
 
     def tell(self) -> int:
         raise io.UnsupportedOperation("tell")
-
-
-def printable(text: str) -> str:
-    """Return text on one line that a terminal shows as it is: what steers it or reorders is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""A training run, watched: what each step says, pooled over the last steps.
+"""A training run, watched: the numbers of each step, pooled over the last steps.
 
-One step resolves little. A `Monitor` keeps of each step what is unbiased (variances, signals, their
-products), and pools it as ratios of sums (`rlvar.stats.pooled`); the gradients themselves are not kept.
+One step resolves little. A `Monitor` keeps unbiased numbers of each step (variances, signals, their products)
+and pools them as ratios of sums (`rlvar.stats.pooled`); the gradients themselves are not kept.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ from rlvar.analysis.steps import (
     record_of_rollouts,
     separate,
 )
+from rlvar.analysis.table import estimators_html
 from rlvar.reporting.run import RunReport, run_report
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.intervals import jackknife
 from rlvar.stats.pooled import Pooled, infer_pooled
+from rlvar.stats.shown import aligned, html_lines
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import (
     Estimator,
@@ -126,7 +129,8 @@ class Monitor:
     Intervals have pairs of neighbouring steps as units; a drift of the policy does not widen them. They need
     eight steps. What is pooled is the mean over the window: the policy now is the newest of it.
 
-    ``docs/statistics.md`` says how often they cover, and how the test over the whole run is made.
+    ``docs/promises.md`` says how often they cover, ``docs/mathematics.md`` how the test over the whole run is
+    made.
 
     The state is of constant size: numbers for each step in the window and, of the newest, mean gradients, at
     most 32 MB of them, by which shards of a step `merge`.
@@ -159,7 +163,7 @@ class Monitor:
         self._estimators = None if estimators is None else resolve(estimators)
         self.reference = None if reference is None else _check.text("reference", reference)
         if window is not None and decay is not None:
-            raise ValueError("window and decay exclude each other: pass one of them")
+            raise ValueError("pass window or decay, not both")
         self.decay = None
         if decay is not None:
             self.decay = _check.positive_number("decay", decay)
@@ -209,7 +213,7 @@ class Monitor:
             `compare_gradients`, with the options below.
         step : int, optional
             The trainer's number of the step, by default one more than the last. That of the last step itself
-            adds a shard to it: other rollouts of the same step, with groups of their own.
+            adds a shard to it: other rollouts of the same step, in other groups.
         batch : int, optional
             Number of rollouts in a batch in use, where these are only some of them.
         unbiased, groups, sizes, gram_of, scores_of, sketched
@@ -233,8 +237,8 @@ class Monitor:
             if record.gradients.units < 2 and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"step {record.step} holds one {self.unit} only, which has no variance: such steps count "
-                    "for nothing but rewards",
+                    f"step {record.step} has one {self.unit} only, so no variance: only the rewards of such "
+                    "steps count",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -266,7 +270,7 @@ class Monitor:
         last = self._last_step
         number = last + 1 if step is None else _check.positive_integer("step", step, 0)
         if number < last:
-            raise ValueError(f"step must not be before the last one, {last}, got {number}")
+            raise ValueError(f"step must be at least the last one, {last}, got {number}")
         size = None if batch is None else _check.positive_integer("batch", batch)
         if isinstance(what, Rollouts):
             given = {"groups": groups, "sizes": sizes, "gram_of": gram_of, "scores_of": scores_of}
@@ -281,8 +285,8 @@ class Monitor:
             for each in chosen:
                 if isinstance(each, OwnEstimator) and not callable(each.given):
                     raise TypeError(
-                        f"estimator {each.name!r} must be a function from rollouts to weights, as each step "
-                        "has rollouts of its own"
+                        f"estimator {each.name!r} must be a function from rollouts to weights, because each "
+                        "step has other rollouts"
                     )
             self._decide([each.name for each in chosen])
             if self.reference not in self._names:
@@ -294,11 +298,11 @@ class Monitor:
             assert self._estimators is not None
             return record_of_rollouts(what, self._estimators, reference, number, size, self._threads)
         if not isinstance(what, Mapping):
-            raise TypeError(f"update takes Rollouts or a dict of gradients, got {type(what).__name__}")
+            raise TypeError(f"what must be Rollouts or a dict of gradients, got {type(what).__name__}")
         if self._estimators is not None and self._kind != "rollouts":
             wanted = [each.name for each in self._estimators]
             if missing := [name for name in wanted if name not in what]:
-                raise ValueError(f"gradients must be of {', '.join(wanted)}, got none of {missing[0]!r}")
+                raise ValueError(f"gradients must have {', '.join(wanted)}, got none for {missing[0]!r}")
             what = {name: what[name] for name in wanted}
             unbiased = (
                 [name for name in _check.names("unbiased", unbiased) if name in what] if unbiased else ()
@@ -311,7 +315,7 @@ class Monitor:
         if found.names != self._names:
             if sorted(found.names) != sorted(self._names):
                 raise ValueError(
-                    f"gradients must be of {', '.join(self._names)}, as at the steps before, got "
+                    f"gradients must have {', '.join(self._names)}, as at earlier steps, got "
                     f"{', '.join(found.names)}"
                 )
             order = [found.names.index(name) for name in self._names]
@@ -327,12 +331,12 @@ class Monitor:
         if self._kind is None:
             self._kind, self.unit, self.scores_of = kind, unit, scores_of
         if kind != self._kind:
-            raise TypeError(f"this monitor was fed {self._kind}, got {kind}: use two monitors")
+            raise TypeError(f"this monitor has {self._kind} from earlier steps, got {kind}: use two monitors")
         if unit != self.unit:
-            raise ValueError(f"units must be {self.unit}s, as at the steps before, got {unit}s")
+            raise ValueError(f"units must be {self.unit}s, as at earlier steps, got {unit}s")
         if scores_of != self.scores_of:
             raise ValueError(
-                f"scores_of must be {self.scores_of!r}, as at the steps before, got {scores_of!r}: use two "
+                f"scores_of must be {self.scores_of!r}, as at earlier steps, got {scores_of!r}: use two "
                 "monitors"
             )
 
@@ -478,7 +482,7 @@ class Monitor:
 
     @property
     def enough(self) -> Estimate:
-        """The batch in use over the noise scale of the reference: below 1 noise has the larger part."""
+        """The batch in use over the noise scale of the reference: below 1 noise dominates."""
         base, units = self.in_use, self.batch_units
         if base is None:
             return Estimate(math.nan, confidence=self.confidence)
@@ -630,6 +634,18 @@ class Monitor:
                 found.append(self._entry())
             return found
 
+    def to_frame(self) -> Any:
+        """Return `history` as a data frame with a row for each step: pandas', or polars' without it.
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        history = self.history
+        keys = dict.fromkeys(key for each in history for key in each)
+        return frame({key: [each.get(key) for each in history] for key in keys})
+
     def report(
         self, other: Monitor | None = None, names: tuple[str, str] = ("this run", "the other")
     ) -> RunReport:
@@ -650,12 +666,12 @@ class Monitor:
         ValueError, TypeError
             For a monitor of other estimators, options, units or scores; for shards of steps that one has let
             go, or whose mean gradients it has not kept, or of estimators whose weights depend on more than
-            their own rollout or group, as means over the batch.
+            their own rollout or group, such as means over the batch.
         """
         if not isinstance(other, Monitor):
-            raise TypeError(f"merge takes a Monitor, got {type(other).__name__}")
+            raise TypeError(f"other must be a Monitor, got {type(other).__name__}")
         if other is self:
-            raise ValueError("merge takes another monitor, of other rollouts, got this one itself")
+            raise ValueError("other must be another monitor, with other rollouts, got this one itself")
         self._agree(other, ("window", "decay", "confidence"))
         one, two = copy.copy(self), copy.copy(other)  # a moment's state of each
         one._threads = two._threads = self._threads
@@ -686,8 +702,8 @@ class Monitor:
                 least = b._let_go[0] if b._let_go else min(r.step for r in b._records)
                 if not (last < least or first > b._last_step):
                     raise ValueError(
-                        f"steps {max(first, least)} to {min(last, b._last_step)} were let go, and may be in "
-                        "both: merge within the window, or feed one monitor with the gathered batch"
+                        f"steps {max(first, least)} to {min(last, b._last_step)} have left the window and "
+                        "may be in both: merge sooner, or update one monitor with the gathered batch"
                     )
         # In the order of the steps, those that were let go as a whole.
         parts: list[tuple[int, Any]] = [(r.step, r) for r in records.values()]
@@ -726,7 +742,7 @@ class Monitor:
 
     def _merged(self, one: StepRecord, two: StepRecord) -> StepRecord:
         if one.same(two):
-            raise ValueError(f"step {one.step} of both has the same rollouts: shards must be disjoint")
+            raise ValueError(f"both have the same rollouts at step {one.step}: shards must be disjoint")
         if not (one.mergeable and two.mergeable):
             raise ValueError(
                 f"the mean gradients of step {one.step} were not kept, so its shards do not merge: merge "
@@ -741,9 +757,9 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Return what it pools, for a checkpoint: plain numbers, strings, lists and dicts.
 
-        So ``torch.load`` takes it with ``weights_only=True``, and JSON holds it. Not in it are functions, of
-        weights of your own there is the name alone, and the mean gradients by which shards of a step merge,
-        which a pickle keeps.
+        So ``torch.load`` takes it with ``weights_only=True``, and JSON can store it. It lacks functions (of
+        weights of your own it has the name alone) and the mean gradients by which shards of a step merge; a
+        pickle keeps those.
         """
         with self._lock:
             return {
@@ -803,7 +819,7 @@ class Monitor:
             for base, changed, own in state["estimators"]:
                 if own and base not in known:
                     raise ValueError(
-                        f"estimator {base!r} has weights of your own, which no state holds: pass estimators="
+                        f"estimator {base!r} has weights of your own, which the state lacks: pass estimators="
                     )
                 chosen.append(known[base] if own else Estimator(base, tuple(map(tuple, changed))))
             found._estimators = chosen
@@ -829,26 +845,31 @@ class Monitor:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        rows = self.rows
-        if not rows:
-            return f"Monitor: {self.steps} steps, nothing to pool yet"
+        above, below = self._lines()
+        table = [_table(self.rows, self.reference or "")] if self.rows else []
+        return "\n".join([*above, *table, *below])
+
+    def _repr_html_(self) -> str:
+        above, below = self._lines()
+        table = estimators_html(self.rows, self.reference or "", self.unit) if self.rows else ""
+        return html_lines(above) + table + html_lines(below)
+
+    def _lines(self) -> tuple[list[str], list[str]]:
+        """Return what is above and below the table of estimators."""
+        if not self.rows:
+            return [f"Monitor: {self.steps} steps, nothing to pool yet"], []
         pooled, of = self.pooled, scores_line(self.scores_of, self._sketched)
         head = f"{self.steps} step{'s' * (self.steps > 1)} of {self.units:.4g} {self.unit}s"
         if pooled > 1:
             by_decay = f", each counts {self.decay} times the next"
             last = "the last " if pooled in (self.steps, self.window) else ""
             head += by_decay if self.decay is not None else f", {last}{pooled} pooled"
-        lines = [
-            head,
-            *([] if of is None else [of]),
-            _table(rows, self.reference or ""),
-            f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}",
-        ]
+        below = [f"batch in use: {self.batch_units:.4g} {self.unit}s{_times_noise_scale(self.enough)}"]
         if self.growth is not None:
-            lines.append(f"variance grows as length^b, b = {self.growth}")
+            below.append(f"variance grows as length^b, b = {self.growth}")
         if self._kind == "rollouts":
-            lines.append(repr(self.on_policy).splitlines()[-1])
-        return "\n".join(lines)
+            below.append(repr(self.on_policy).splitlines()[-1])
+        return [head, *([] if of is None else [of])], below
 
 
 def _over(units: float, noise_scale: float) -> float:
@@ -858,7 +879,7 @@ def _over(units: float, noise_scale: float) -> float:
 
 
 def _told(x: Estimate) -> bool:
-    """Whether what rests on a signal has a value to tell: without an interval, one that it can have."""
+    """Whether what rests on a signal has a value to show: without an interval, one that it can have."""
     return x.resolved or (math.isnan(x.low) and math.copysign(1.0, x.value) > 0)
 
 
@@ -878,11 +899,7 @@ def _times_noise_scale(x: Estimate) -> str:
 def _table(rows: Sequence[MonitorRow], reference: str) -> str:
     head = ("estimator", f"ratio to {reference}", "signal |E g|^2", "noise scale")
     cells = [(r.name, str(r.ratio), str(r.signal), _scale(r.noise_scale)) for r in rows]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *cells)
-    )
+    return "\n".join(aligned([head, *cells]))
 
 
 def _of_estimator(each: Estimator) -> list[Any]:

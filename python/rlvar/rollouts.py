@@ -40,7 +40,7 @@ class Rollouts:
         these are, and under the one that sampled it: see `importance_ratios`.
     score_squares : array_like, shape (N, T), optional
         Stand-in for the squared norm of each step's score, for the estimator "otb-verl". For a softmax policy
-        that by its logits, from the probabilities p of all actions:
+        it is the squared norm of the gradient by the logits, from the probabilities p of all actions:
         ``1 - 2 * np.exp(logp) + np.square(p).sum(axis=-1)``; verl logs the last part as ``sum_pi_squared``,
         TRL its logarithm as ``log_sum_sq_probs``.
     terminated, truncated : array_like of bool, shape (N, T), optional
@@ -53,13 +53,13 @@ class Rollouts:
         truncated; 0 by default.
     tokens : array_like of int, shape (N,), optional
         Number of tokens of each rollout, where a step is not one token: the scores of a whole sequence, added
-        up, are (N, 1, D). It is what means over tokens and baselines and weights by length go by. At least
+        up, are (N, 1, D). Means over tokens, and baselines and weights by length, use these numbers. At least
         one for each live step, and 0 where there is none.
     scores_of : str, optional
-        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM". A name
-        that does not start with "all" is that of a part: reports say so with noise scales.
+        What the scores are gradients with respect to, such as "all 162,368 parameters of LlamaForCausalLM". A
+        name that does not start with "all" stands for a part: reports say so beside noise scales.
     sketched : bool, default False
-        Whether the D coordinates are a random sketch of that: independent random directions, equally
+        Whether the D coordinates are a random sketch of it: independent random directions, equally
         distributed, so that each gives an unbiased 1/D of every squared norm and inner product.
 
     Attributes
@@ -86,8 +86,8 @@ truncated, next_values, bootstrap_value, tokens
 
     Notes
     -----
-    A truncated step adds its next value to its reward: mean gradients are then those of the policy as far as
-    the values are exact, and the same for all unbiased estimators.
+    A truncated step adds its next value to its reward: mean gradients are then those of the policy if the
+    values are exact, and in any case the same for all unbiased estimators.
 
     Examples
     --------
@@ -112,6 +112,7 @@ truncated, next_values, bootstrap_value, tokens
     scores_of: str | None
     sketched: bool
     _stored: NDArray[Any]  # the scores, not converted if they are mapped
+    _labels: tuple[Hashable, ...]  # what each number of `groups` was called
 
     def __init__(
         self,
@@ -151,6 +152,7 @@ truncated, next_values, bootstrap_value, tokens
         ends = terminated, truncated, next_values, bootstrap_value
         scan = _check.scan(arrays, 1.0, steps.lengths, steps.mask, ends, -1)
         scan.raise_not_finite()
+        numbers, labels = (None, ()) if groups is None else _check.named_groups(groups, shape[0])
         checked_rewards = _check.doubles("rewards", rewards, shape, shape[:1])
         _check.finite("rewards", checked_rewards, steps, shape)
         self.__setstate__(
@@ -161,7 +163,8 @@ truncated, next_values, bootstrap_value, tokens
                 "rewards": checked_rewards,
                 "lengths": steps.lengths,
                 "mask": _marks(steps.mask),
-                "groups": None if groups is None else _check.group_labels(groups, shape[0]),
+                "groups": numbers,
+                "_labels": labels,
                 "terminated": _marks(scan.terminated),
                 "truncated": _marks(scan.truncated),
                 "next_values": scan.next_values,
@@ -194,15 +197,16 @@ truncated, next_values, bootstrap_value, tokens
         scores_of: str | None = None,
         sketched: bool = False,
     ) -> Rollouts:
-        """Make rollouts that lie one after the other, without padding.
+        """Make rollouts that are stored one after the other, without padding.
 
-        Every result is that of the padded rollouts, to the bit. The scores are never padded, neither on disk
-        nor in memory nor in a kernel. Rewards, weights and the like, one number a step, are padded in memory.
+        Every result equals that of the padded rollouts, to the bit. The scores are never padded, neither on
+        disk nor in memory nor in a kernel. Rewards, weights and the like, one number per step, are padded in
+        memory.
 
         Parameters
         ----------
         scores : array_like, shape (sum of lengths, D)
-            Those of the first rollout's steps, then the second's, and so on; else as in `Rollouts`.
+            Scores of the first rollout's steps, then of the second's, and so on; else as in `Rollouts`.
         lengths : array_like of int, shape (N,)
             Number of steps of each rollout.
         rewards : array_like, shape (sum of lengths,) or (N,)
@@ -220,8 +224,8 @@ truncated, next_values, bootstrap_value, tokens
         Raises
         ------
         ValueError, TypeError
-            As `Rollouts`; for lengths that do not add up to the rows of the scores, and for rewards that may
-            be either because there are as many steps as rollouts.
+            As for `Rollouts`; also for lengths that do not add up to the rows of the scores, and for rewards
+            that may be of steps or of rollouts because there are as many of both.
 
         Examples
         --------
@@ -260,12 +264,26 @@ truncated, next_values, bootstrap_value, tokens
 
     def padded(self) -> Rollouts:
         """Return the same rollouts with scores (N, T, D), 0 where no step is."""
-        state = self.__getstate__()
-        if state.pop("_stored").ndim == 3:
+        if self._stored.ndim == 3:
             return self
         scores = np.zeros(self.shape, self.scores.dtype)
         scores[self.live] = self.scores
-        return Rollouts(scores, **state)
+        return Rollouts(scores, **self._options())._called_as(self)
+
+    def _options(self) -> dict[str, Any]:
+        """Return what they were made of but the scores, their groups as numbers."""
+        return {name: value for name, value in self.__getstate__().items() if name[0] != "_"}
+
+    def _called_as(self, whole: Rollouts) -> Rollouts:
+        """Give groups, whose labels are numbers of those of `whole`, the labels they have there."""
+        labels = dict[Hashable, Hashable](enumerate(whole._labels))
+        object.__setattr__(self, "_labels", tuple(labels[number] for number in self._labels))
+        return self
+
+    @property
+    def group_labels(self) -> tuple[Hashable, ...]:
+        """What each number of `groups` was called when they were given; empty without groups."""
+        return self._labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -339,17 +357,15 @@ truncated, next_values, bootstrap_value, tokens
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Rollouts:
         """Return some of the rollouts, by a slice or an array of indices or booleans."""
         rows = _check.rows(rows)
-        state = self.__getstate__()
-        scores = state.pop("_stored")
         some: dict[str, Any] = {
-            name: x[rows] if isinstance(x, np.ndarray) else x for name, x in state.items()
+            name: x[rows] if isinstance(x, np.ndarray) else x for name, x in self._options().items()
         }
-        if scores.ndim == 3:
-            return Rollouts(scores[rows], **some)
+        if self._stored.ndim == 3:
+            return Rollouts(self._stored[rows], **some)._called_as(self)
         lengths = some.pop("lengths")
         longest = max(1, lengths.max(initial=0))
         some = {name: x[:, :longest] if np.ndim(x) == 2 else x for name, x in some.items() if name != "mask"}
-        return Rollouts.packed(self._rows(rows), lengths, **some)
+        return Rollouts.packed(self._rows(rows), lengths, **some)._called_as(self)
 
     def _rows(self, rollouts: slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
         """Return the packed scores of some rollouts, without a copy if they lie side by side."""

@@ -188,7 +188,7 @@ def test_empty_accumulators_and_batches_change_nothing(rng):
     empty = rlvar.CovarianceAccumulator()
     assert empty.count == 0
     for ask in (empty.covariance, empty.growth, empty.totals, lambda: empty.mean):
-        with pytest.raises(ValueError, match="holds no rollouts yet"):
+        with pytest.raises(ValueError, match="has no rollouts yet"):
             ask()
 
 
@@ -405,7 +405,7 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("version", 2, "it is of version 2, this rlvar reads version 1"),
+        ("version", 2, "it has version 2, but this rlvar reads version 1"),
         ("block_size", 0, "block_size must be at least 1"),
         ("block_size", 1.0, "block_size must be an integer"),
         ("rollouts", 2.5, "integer"),
@@ -428,7 +428,7 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
         ("mean", np.full((4, 3), np.nan), "moments"),
         ("mean", np.ones((4, 0)), "moments"),
         ("mean", np.ones(3), "unpack"),
-        ("tail", None, "array tail cannot be read: there is none"),
+        ("tail", None, "array tail cannot be read: it is missing"),
     ],
 )
 def test_what_cannot_be_an_accumulator_is_not_loaded(tmp_path, name, value, message):

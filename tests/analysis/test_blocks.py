@@ -136,7 +136,7 @@ def test_scales_and_blocks_hold_no_second_copy_of_the_gradients():
         ({"scale": [1.0, 2.0]}, ValueError, r"scale must have shape \(D,\) = \(7,\), got \(2,\)"),
         ({"scale": [1.0] * 6 + [-1.0]}, ValueError, r"scale must not be negative, got scale\[6\] = -1"),
         ({"scale": [np.nan] * 7}, ValueError, "scale must be finite"),
-        ({"scale": [1e200] * 7}, ValueError, "scale makes squares .* beyond the range of float64"),
+        ({"scale": [1e200] * 7}, ValueError, "scale makes squares .* exceed the range of float64"),
         ({"scale": [1e-200] * 7}, ValueError, "below the range of float64; rescale"),
         ({"blocks": list("ab")}, ValueError, "blocks must have a label for each of D = 7 coordinates, got 2"),
         ({"blocks": [None] * 7}, TypeError, r"blocks must be strings or integers, got blocks\[0\] = None"),

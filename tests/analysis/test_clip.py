@@ -89,7 +89,11 @@ def test_a_clip_biases_unless_the_policies_agree(rng, stale):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"clip": 0.2}, ValueError, "clip needs importance ratios, not truncated: importance='token' as in"),
+        (
+            {"clip": 0.2},
+            ValueError,
+            "clip needs importance ratios without truncate: importance='token' as in",
+        ),
         ({"clip": 0.2, "importance": "token", "truncate": 2.0}, ValueError, "clip needs importance ratios"),
         ({"clip": -0.1, "importance": "token"}, ValueError, "clip must not be negative, got -0.1"),
         ({"clip": (0.1, 0.2, 3.0), "importance": "token"}, ValueError, r"or a pair \(below, above\), got"),

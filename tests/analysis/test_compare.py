@@ -10,6 +10,7 @@ import reference
 import rlvar
 from rlvar.stats.inference import infer
 from rlvar.stats.moments import Sample
+from sentences import told
 
 
 def make_rollouts(rng, n=18, t=7, d=3, **options):
@@ -855,7 +856,7 @@ def test_bad_options_are_named(rng, options, error, message):
 
 
 def test_a_token_mean_needs_a_token(rng):
-    with pytest.raises(ValueError, match="aggregation = 'token-mean' must have a live step"):
+    with pytest.raises(ValueError, match="aggregation='token-mean' needs a live step"):
         rlvar.compare(make_rollouts(rng, lengths=[0] * 18), aggregation="token-mean")
 
 
@@ -922,11 +923,11 @@ def test_gae_by_its_name_alone_says_what_gamma_and_lambda_it_has(rng):
         rng.standard_normal((200, 3, 2)), np.ones((200, 3)), values=rng.standard_normal((200, 3))
     )
     (note,) = rlvar.compare(rollouts, ["single", "gae"]).notes
-    assert note.startswith("The row gae has gamma = 1 and lambda = 0.95. If your trainer has others,")
+    assert note.startswith("The row gae has gamma = 1 and lambda = 0.95. If your trainer uses others,")
     own = rlvar.estimator("gae", gamma=0.99, lam=0.9)
     report = rlvar.report(rollouts, ["single", own])
     assert report.comparison.notes == ()
-    assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in " ".join(report.verdict)
+    assert "GAE(gamma=0.99, lam=0.9) may estimate a different mean gradient" in told(report)
 
 
 def test_what_is_compared_by_default_is_what_the_rollouts_can_tell_apart(rng):

@@ -28,7 +28,7 @@ def test_a_variance_that_few_rollouts_decide_is_in_notes_table_json_and_report(r
     assert max(map(len, text[text.index("Few of") :].splitlines())) <= 110
     assert result.to_dict()["notes"] == [note]
     report = rlvar.report(rollouts)
-    assert note in report.verdict
+    assert note in report.notes
     assert report.to_dict()["comparison"]["notes"] == [note]
 
 

@@ -274,7 +274,7 @@ A, B = np.ones((4, 3, 2)), np.ones((4, 3, 5))
         (A, B, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
         (A, B, {"weights": [1, 2, np.nan, 3]}, ValueError, r"got weights\[2\] = nan"),
         (A, B, {"lengths": [1, 2, 3, 4]}, ValueError, r"got lengths\[3\] = 4"),
-        (A, B, {"lengths": [1] * 4, "mask": np.ones((4, 3))}, ValueError, "give lengths or mask, not both"),
+        (A, B, {"lengths": [1] * 4, "mask": np.ones((4, 3))}, ValueError, "pass lengths or mask, not both"),
         (A, B, {"sample_weight": [1, -1, 1, 1]}, ValueError, r"got sample_weight\[1\] = -1"),
         (A, B, {"sample_weight": [0, 1, 0, 0]}, ValueError, "ddof must leave degrees of freedom"),
         (A, B, {"ddof": 4}, ValueError, "ddof must leave degrees of freedom"),

@@ -109,9 +109,9 @@ def test_baselines_that_were_not_compared_or_bias_the_mean_are_refused(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 3, 2)), rng.standard_normal(40), lengths=rng.integers(1, 4, 40)
     )
-    with pytest.raises(ValueError, match=r"compare one of single-optimal, .* too, got single, multi"):
+    with pytest.raises(ValueError, match=r"must have one of single-optimal, .* too, got single, multi"):
         rlvar.headroom(rlvar.compare(rollouts, ["single", "multi"]))
-    with pytest.raises(ValueError, match="the baselines compared have not the mean of single"):
+    with pytest.raises(ValueError, match="the baselines compared estimate another mean gradient than single"):
         rlvar.headroom(rlvar.compare(rollouts, ["single", "otb"], aggregation="sequence-mean"))
 
 

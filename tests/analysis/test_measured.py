@@ -5,6 +5,7 @@ import pytest
 
 import rlvar
 from rlvar.analysis.measured import part_of
+from sentences import told
 
 
 @pytest.mark.parametrize(
@@ -46,15 +47,15 @@ def reports(strong):
 )
 def test_signals_noise_scales_and_batches_name_the_part_they_are_of(strong, said):
     of_part, of_all = reports(strong)
-    assert said in " ".join(of_part.verdict)
-    assert "norm alone" not in " ".join(of_all.verdict)
+    assert said in told(of_part)
+    assert "norm alone" not in told(of_all)
 
 
 def test_what_a_part_is_good_for_is_in_verdict_notes_and_json():
     of_part, of_all = reports(True)
     notes = [note for note in of_part.comparison.notes if "The scores are those of the final norm" in note]
     assert len(notes) == 1
-    assert notes[0] in of_part.verdict
+    assert notes[0] in of_part.notes
     assert notes[0] in of_part.to_dict()["comparison"]["notes"]
     assert "those of" not in " ".join(of_all.comparison.notes)
 

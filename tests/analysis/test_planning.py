@@ -124,13 +124,13 @@ def test_grpo_is_planned_up_to_the_smallest_group_and_says_so():
     parts = rlvar.prompt_components(draw(np.random.default_rng(3), 200, 4), "grpo")
     best = rlvar.plan(parts, target=0.01, cost_prompt=100, cost_completion=1)
     assert best.completions == 4
-    assert "More than 4 completions may be better: no group tells" in str(best)
+    assert "More than 4 completions may be better, but the groups are too small to tell" in str(best)
 
 
 def test_a_plan_says_what_the_rollouts_leave_open():
     unknown = rlvar.plan(components(2, -0.1), target=0.01, **COSTS, max_completions=16)
     assert (unknown.completions, unknown.prompts) == (16, 3)
-    assert "There is no interval: about half of such plans miss their target." in str(unknown)
+    assert "Too few groups for an interval: about half of such plans miss their target." in str(unknown)
     assert "More completions than max_completions = 16 may be better" in str(unknown)
 
 
@@ -238,7 +238,7 @@ def test_two_groups_tell_nothing_and_the_plan_stays(size, name, budget):
             found = rlvar.plan(rollouts, name, budget=budget)
         assert (found.completions, found.prompts, found.gain.value) == (size, budget // size, 1.0)
         assert all(each.variance.value > 0 or np.isnan(each.gain.value) for each in found.options)
-        assert "nothing tells whether another shape is quieter" in str(found)
+        assert "whether another shape is quieter is not known" in str(found)
         assert "nan" not in str(found)
         assert "-" not in str(found)
         assert "nan" not in repr(found.options)
@@ -348,7 +348,7 @@ def test_a_monitor_plans_beside_the_shape_of_the_newest_step(first, then):
 
 
 @pytest.mark.parametrize(
-    ("size", "got"), [(1, "got singletons"), (3, "got groups of 3$"), (None, "groups of 1 to 3$")]
+    ("size", "got"), [(1, "got groups of one"), (3, "got groups of 3$"), (None, "groups of 1 to 3$")]
 )
 def test_groups_that_are_too_small_are_named_as_they_are(size, got):
     groups = np.arange(12) // size if size else np.array([0, 0, 0, 1, 2, 2, 2, 3, 3, 3, 4, 4])
@@ -376,7 +376,7 @@ def test_the_table_shows_the_best_first_and_counts_the_rest():
         ({"budget": 0.5}, "budget must pay for a prompt with 1 completion, which costs 1, got 0.5"),
         (
             {"budget": 64, "estimator": "rloo"},
-            "estimator is for rollouts: these components are those of 'single'",
+            "estimator goes with Rollouts; these components are of 'single'",
         ),
         ({"budget": 64, "confidence": 2.0}, "confidence must lie"),
     ],
@@ -394,7 +394,7 @@ def test_rloo_needs_a_budget_for_two_completions():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"what": 3}, TypeError, "what to plan from must be a Rollouts or a PromptComponents, got int"),
+        ({"what": 3}, TypeError, "what must be a Rollouts or a PromptComponents, got int"),
         ({"target": 0}, ValueError, "target must be finite and positive"),
         ({"target": -1}, ValueError, "target must be finite and positive"),
         ({"target": "x"}, TypeError, "target must be a number"),

@@ -378,7 +378,7 @@ KNOWN = (*ALONE, "rloo", "dr-grpo", "grpo", "reinforce++")
 
 @pytest.mark.parametrize("name", [e.name for e in rlvar.estimators() if e.name not in KNOWN])
 def test_estimators_whose_dependence_on_completions_is_not_known_are_refused(rng, name):
-    message = rf"one of {', '.join(map(re.escape, KNOWN))}, got '{re.escape(name)}': how the variance"
+    message = rf"one of {', '.join(map(re.escape, KNOWN))}, got '{re.escape(name)}', whose variance"
     with pytest.raises(ValueError, match=message):
         rlvar.prompt_components(make_rollouts(rng, SIZES), name)
 
@@ -403,7 +403,7 @@ def test_bad_arguments_are_named(rng):
         rlvar.prompt_components(rlvar.Rollouts(rollouts.scores, rollouts.rewards))
     with pytest.raises(ValueError, match="at least two different labels"):
         rlvar.prompt_components(of_gradients(np.ones((4, 1)), [0] * 4))
-    with pytest.raises(ValueError, match="got singletons alone"):
+    with pytest.raises(ValueError, match="got groups of one only"):
         rlvar.prompt_components(of_gradients(np.ones((4, 1)), range(4)))
     with pytest.raises(ValueError, match="unknown estimator 'magic'; choose from single"):
         rlvar.prompt_components(rollouts, "magic")

@@ -8,6 +8,7 @@ import reference
 import rlvar
 from rlvar.analysis.ratio_bias import lacking, lacking_weights, measurable
 from rlvar.weights.batch import Batch
+from sentences import told
 
 TOKENS, STEPS = 4, 12
 LOGITS, REWARDS = np.random.default_rng(0).standard_normal((2, TOKENS + 1, TOKENS))
@@ -52,7 +53,7 @@ def test_an_engine_that_rounds_takes_no_claim_away(importance, n):
         kept += report.comparison.policies_agree and report.on_policy.on_policy
         most = max(most, report.comparison.bias_share)
         if report.on_policy.on_policy:
-            text = " ".join(report.verdict)
+            text = told(report)
             assert "times as many rollouts as multi-step for the same precision" in text
             assert "log-probabilities differ from the model's by 0.0" in text
             assert f"at most {report.comparison.bias_share:.0%} of the standard error" in text
@@ -69,7 +70,7 @@ def test_another_temperature_and_an_old_copy_do(kind, n):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         report = rlvar.report(sampled(rng, n, CHANGES[kind](rng)))
-        text = " ".join(report.verdict)
+        text = told(report)
         assert "rollouts as multi-step for the same precision" not in text
         if n == 512:
             assert not report.comparison.policies_agree

@@ -6,6 +6,7 @@ import pytest
 import rlvar
 from rlvar.analysis.sampling import chance_of_no_dead_group, kept_noise_scale, sampling_of
 from rlvar.weights.batch import Batch
+from sentences import told
 
 
 def sampling(scores, rewards, **options):
@@ -14,7 +15,7 @@ def sampling(scores, rewards, **options):
 
 def verdict(scores, rewards, estimators=("single", "multi"), **options):
     report = rlvar.report(rlvar.Rollouts(scores, rewards, **options), list(estimators))
-    return " ".join(report.verdict)
+    return told(report)
 
 
 def tokens(rng, n, steps, vocabulary=3):
@@ -240,7 +241,7 @@ def test_dead_groups_are_counted_and_said_with_what_dropping_them_saves():
     assert found.mixed == 1 - dead / 300
     report = rlvar.report(rlvar.Rollouts(scores, rewards, **options), ["single", "rloo"])
     kept = kept_noise_scale(report.comparison["rloo"].noise_scale, found.mixed)
-    text = " ".join(report.verdict)
+    text = told(report)
     assert f"{dead} of 300 groups are dead: all their rewards are equal" in text
     assert f"the noise scale of RLOO is then {kept.value:.3g} groups that are kept" in text
 
@@ -270,7 +271,7 @@ def test_groups_that_a_filter_kept_withdraw_unbiased_from_common_baselines():
         "grpo": False,
     }
     report = rlvar.report(rollouts, ["single", "rloo"])
-    text = " ".join(report.verdict)
+    text = told(report)
     assert "None of the 150 groups is dead" in text
     assert "for the same precision" not in text
     assert rlvar.report(rollouts, ["single", "rloo"], reference="rloo").headroom is None

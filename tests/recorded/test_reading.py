@@ -106,7 +106,7 @@ def test_groups_of_different_training_steps_are_apart_and_one_step_can_be_taken(
     np.testing.assert_array_equal(both.groups, [0, 0, 1, 1, 2, 2, 3, 3])
     assert any("2 training steps" in note for note in both.notes)
     assert len(read_recorded(path, step=2)) == 4
-    with pytest.raises(ValueError, match=r"x: it holds no rollouts of step 3$"):
+    with pytest.raises(ValueError, match=r"x: it has no rollouts of step 3$"):
         read_recorded(path, step=3)
 
 
@@ -159,7 +159,7 @@ def test_one_line_of_ms_swift_holds_a_whole_step(tmp_path):
     np.testing.assert_array_equal(recorded.rewards, [0, 1, 1, 1])
     np.testing.assert_array_equal(recorded.groups, [0, 0, 1, 1])
     row["completion"] = list("xyz")
-    with pytest.raises(ValueError, match="completion holds 3 values, but prompt 4"):
+    with pytest.raises(ValueError, match="completion has 3 values, but prompt 4"):
         read_recorded(lines(tmp_path / "completions.jsonl", [row]))
 
 
@@ -188,7 +188,7 @@ def test_columns_are_named(tmp_path):
     np.testing.assert_array_equal(recorded.rewards, [2.0, 2.0])
     # The reward of a token that the policy did not choose is due to the last of its own before.
     np.testing.assert_array_equal(recorded.token_rewards[0], [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"response: there is no column 'b', but q, a, m, r, each, of"):
+    with pytest.raises(ValueError, match=r"response: there is no column 'b'; there are q, a, m, r, each, of"):
         read_recorded(path, prompt="q", response="b", reward="r.total")
 
 
@@ -223,9 +223,9 @@ def test_a_temperature_is_taken_if_all_have_the_same(tmp_path):
 
 PROMPTED = '{"prompt_ids": [1], "response_ids": [2, 3], "reward": 1%s}\n'
 BAD = {
-    "": "holds no recorded rollouts",
-    "\x00\x01\x02": "holds no recorded rollouts",
-    "[1]\n": "line 1 holds a list, but JSON Lines have one object a line",
+    "": "it has no recorded rollouts",
+    "\x00\x01\x02": "it has no recorded rollouts",
+    "[1]\n": "line 1 is a list, but JSON Lines have one object per line",
     "{}\n": "there is no column of rewards among none",
     '{"a": 1, "b": "x"}\n': "there is no column of rewards among a, b; name it",
     PROMPTED % "" + '{"prompt_ids": [1], "resp': "line 2 is not JSON: Unterminated string",
@@ -234,15 +234,15 @@ BAD = {
     PROMPTED.replace("1%s", "NaN"): "line 1: its reward (reward) is missing or NaN; take that rollout out",
     PROMPTED.replace("1%s", "1e999"): "line 1: its reward (reward) is not finite",
     PROMPTED.replace("1%s", '"1"'): 'line 1: reward must be a number, got "1"',
-    PROMPTED.replace("1%s", '{"acc": 1}'): "name a key of it, as reward.acc",
+    PROMPTED.replace("1%s", '{"acc": 1}'): "name one of its keys, as reward.acc",
     PROMPTED.replace("[2, 3]", '[2, "x"]') % "": 'must be a list of token ids, got a list with "x"',
     PROMPTED.replace("[2, 3]", "[2, 2.5]") % "": "must be a list of token ids, got a list with 2.5",
     PROMPTED.replace("[2, 3]", "[true]") % "": "must be a list of token ids",
     PROMPTED.replace("[2, 3]", "[[2], [3, 4]]") % "": "must be a list of token ids",
     PROMPTED.replace("[2, 3]", "[-2]") % "": "must be token ids of 0 or more, got -2",
     PROMPTED.replace("[2, 3]", "[9" + "9" * 30 + "]") % "": "must be a list of token ids",
-    PROMPTED.replace("[1]", "[]") % "": "the first token is one of the response, with no prompt before it",
-    PROMPTED % ', "logprobs": [-1]': "logprobs holds 1 numbers, but there are 2 tokens of the response",
+    PROMPTED.replace("[1]", "[]") % "": "the response starts at the first token, without a prompt before it",
+    PROMPTED % ', "logprobs": [-1]': "logprobs has 1 numbers, but there are 2 tokens of the response",
     PROMPTED % ', "logprobs": [-1, null]': "logprobs is not a number for token 1 of the response",
     PROMPTED % ', "response_mask": [1, 2]': "response_mask must be 0 or 1 for each token",
     PROMPTED % ', "group": [1]': "group must be a string or a number, got a list with 1",
@@ -250,7 +250,7 @@ BAD = {
     "[" * 100_000: "line 1 is nested too deeply",
     PROMPTED % ("0" * 5000): "line 1 is not JSON",
     '{"prompt": "\x1b[31m", "completion": "a", "reward": 1}': "not JSON: Invalid control character",
-    '{"tokens": [1, 2], "reward": 1, "response_length": 3}': "must be a whole number of 0 to 2",
+    '{"tokens": [1, 2], "reward": 1, "response_length": 3}': "must be a whole number from 0 to 2",
     '{"prompt": "a", "completion": "b", "advantage": 0, "x": 1, "y": 2}': "which column is the reward: x, y?",
 }
 
@@ -275,7 +275,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     rlvar.save_rollouts(tmp_path / "r.npz", rlvar.datasets.cartpole())
     for path in (tmp_path / "r.npz", tmp_path):
         assert not is_recorded(path)
-        with pytest.raises(ValueError, match="holds no recorded rollouts"):
+        with pytest.raises(ValueError, match="it has no recorded rollouts"):
             read_recorded(path)
     with pytest.raises(FileNotFoundError):
         read_recorded(tmp_path / "none")
@@ -303,7 +303,7 @@ def test_pickles_are_refused_unloaded_and_it_says_why(tmp_path):
     (tmp_path / "old.pt").write_bytes(pickle.dumps(Trap()))
     for name in ("tq_batch.pt", "old.pt"):
         assert is_recorded(tmp_path / name)
-        with pytest.raises(ValueError, match="it is a pickle, and loading one runs whatever code it holds"):
+        with pytest.raises(ValueError, match="it is a pickle, and loading one runs any code in it"):
             read_recorded(tmp_path / name)
 
 
@@ -318,15 +318,15 @@ def test_groups_of_one_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"rewards": [1.0, np.nan]}, "rewards must be one finite number for each rollout"),
-        ({"rewards": [[1.0, 2.0]]}, "rewards must be one finite number for each rollout"),
+        ({"rewards": [1.0, np.nan]}, "rewards must have one finite number for each rollout"),
+        ({"rewards": [[1.0, 2.0]]}, "rewards must have one finite number for each rollout"),
         ({"groups": [1]}, "groups must have shape"),
-        ({"ids": [[1, 2], [3]]}, "ids and masks go together"),
+        ({"ids": [[1, 2], [3]]}, "ids and masks go together: pass both or neither"),
         ({"ids": [[1, 2]], "masks": [[False, True]]}, "ids must have one row for each of 2 rollouts, got 1"),
-        ({"ids": [[1, 2], [3]], "masks": [[False, True]] * 2}, r"masks\[1\] must hold 1 values, got 2"),
+        ({"ids": [[1, 2], [3]], "masks": [[False, True]] * 2}, r"masks\[1\] must have 1 values, got 2"),
         (
             {"ids": [[1, 2]] * 2, "masks": [[False, True]] * 2, "behavior_logp": [[-1.0], []]},
-            r"behavior_logp\[1\] must hold 1 values, got 0",
+            r"behavior_logp\[1\] must have 1 values, got 0",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import rlvar
 from rlvar.reporting.planning import plan_sentences, plan_table
 from rlvar.reporting.words import long_name
+from sentences import told
 
 
 def bandits(rng, prompts=40, completions=8, between=3.0):
@@ -25,7 +26,7 @@ def report():
 
 
 def test_the_verdict_says_what_the_best_shape_of_the_same_rollouts_would_do(report):
-    plan, text = report.plans["rloo"], " ".join(report.verdict)
+    plan, text = report.plans["rloo"], told(report)
     gain = plan.gain
     assert gain.low > 1
     assert plan.budget == 320
@@ -53,7 +54,7 @@ def test_estimators_of_one_mean_are_planned_beside_the_reference_and_grpo_beside
     (own,) = [each for each in grpo.options if each.completions == 8]
     assert own.gain.value == 1
     assert "dr-grpo" not in report.plans  # as RLOO's
-    assert "in units of its own mean gradient" in " ".join(report.verdict)
+    assert "in units of its own mean gradient" in told(report)
 
 
 def test_the_table_has_each_shape_and_marks_the_one_in_use(report):
@@ -65,7 +66,7 @@ def test_the_table_has_each_shape_and_marks_the_one_in_use(report):
     shapes = [line.split("  ")[1] for line in lines[2:]]
     assert shapes[0] == "320 x 1"
     assert len(shapes) <= 13
-    assert "\n".join(lines) in str(report)
+    assert "\n".join(lines) in report.text(full=True)
 
 
 def test_the_numbers_are_in_the_json(report):
@@ -83,7 +84,7 @@ def test_what_the_groups_do_not_tell_is_called_not_resolved():
         report = rlvar.report(noise)
     plan = report.plans["rloo"]
     assert plan.completions == 4
-    text = " ".join(report.verdict)
+    text = told(report)
     assert (
         "For the same 32 rollouts, whether another number of completions would be quieter than 8 x 4 " in text
     )
@@ -95,7 +96,7 @@ def test_nothing_is_planned_without_groups_that_tell(rng):
     for groups in (None, np.arange(24)):  # of one rollout each
         report = rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups))
         assert report.plans == {}
-        assert "For the same" not in " ".join(report.verdict)
+        assert "For the same" not in told(report)
     two = rlvar.Rollouts(scores, rewards, groups=np.arange(24) // 12)
     with pytest.warns(UserWarning, match="only 2 groups"):
         assert rlvar.report(two).plans == {}
@@ -119,7 +120,7 @@ def test_dead_groups_alone_have_another_reference_and_no_plan_of_rloo(rng):
     report = rlvar.report(rollouts)
     assert report.comparison.reference == "single"
     assert set(report.plans) == {"single"}
-    assert "RLOO does not vary over these rollouts; single-step does." in " ".join(report.verdict)
+    assert "RLOO does not vary over these rollouts; single-step does." in told(report)
 
 
 def test_a_gain_without_an_interval_is_not_told():

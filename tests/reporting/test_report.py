@@ -9,12 +9,11 @@ from rlvar.analysis.headroom import Headroom
 from rlvar.cli import main
 from rlvar.reporting.verdict import _headroom_sentence
 from rlvar.reporting.words import percent, power
+from sentences import told
 
 
 def verdict(scores, rewards, names=("single", "multi"), **options):
-    return " ".join(
-        rlvar.report(rlvar.Rollouts(scores, rewards, **options), names, reference="single").verdict
-    )
+    return told(rlvar.report(rlvar.Rollouts(scores, rewards, **options), names, reference="single"))
 
 
 def test_a_clear_winner_is_said_with_its_factor_and_interval(rng):
@@ -46,7 +45,7 @@ def test_no_variance_is_said():
 
 def test_two_rollouts_say_why_there_is_no_interval(rng):
     report = rlvar.report(rlvar.Rollouts(rng.standard_normal((2, 3, 1)), rng.standard_normal((2, 3))))
-    assert "too few" in " ".join(report.verdict)
+    assert "too few" in told(report)
     assert "too few" in str(report)
 
 
@@ -54,7 +53,7 @@ def test_positive_covariance_is_a_share_of_the_variance(rng):
     # All terms of a rollout are equal: every entry of C is the same, (T - 1) / T is covariance.
     scores = np.repeat(rng.standard_normal((50, 1, 2)), 10, axis=1)
     report = rlvar.report(rlvar.Rollouts(scores, np.ones(50)), ["single", "multi"])
-    text = " ".join(report.verdict)
+    text = told(report)
     assert "90% of the variance of single-step is covariance between steps" in text
     assert "(45 covariance terms, 10 variance terms)" in text
     assert "grows as k^2.00" in text
@@ -84,7 +83,7 @@ def test_estimators_with_other_means_are_not_said_to_need_fewer_rollouts(rng):
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
     names = ["single", "grpo", ("mine", rng.standard_normal((40, 5)))]
-    text = " ".join(rlvar.report(rollouts, names).verdict)
+    text = told(rlvar.report(rollouts, names))
     assert "Mine may estimate a different mean gradient than single-step, so its variance ratio" in text
     assert "GRPO may estimate a different mean gradient than single-step. Scaled by the rewards, it" in text
     assert "times as many rollouts" not in text
@@ -96,11 +95,11 @@ def test_many_estimators_are_told_in_few_sentences(rng):
     )
     names = ["single", "multi", "rloo", "grpo", "dr-grpo", "opo"]
     report = rlvar.report(rollouts, names, reference="single")
-    text = " ".join(report.verdict)
+    text = told(report)
     assert text.count("may estimate a different mean gradient than single-step. Scaled") == 1
     assert "The mean gradient of Dr. GRPO is 0.75 times that of single-step here; that divided out, " in text
     assert "groups as" in text
-    assert str(report).count("Growth of the variance") <= 2
+    assert report.text(full=True).count("Growth of the variance") <= 2
 
 
 def test_groups_and_ignored_rewards_are_explained(rng):
@@ -110,7 +109,7 @@ def test_groups_and_ignored_rewards_are_explained(rng):
         lengths=[4] * 20,
         groups=list("aabbccddeeffgghhiijj"),
     )
-    text = str(rlvar.report(rollouts))
+    text = rlvar.report(rollouts).text(full=True)
     assert "This table uses group means, because rollouts of a group are dependent" in text
     assert "20 non-zero rewards lie on steps that are not live and are ignored" in text
 
@@ -118,8 +117,8 @@ def test_groups_and_ignored_rewards_are_explained(rng):
 def test_what_no_rollout_reaches_is_not_counted(rng):
     scores = rng.standard_normal((30, 50, 2))
     report = rlvar.report(rlvar.Rollouts(scores, rng.standard_normal((30, 50)), lengths=[7] * 30))
-    assert "(21 covariance terms, 7 variance terms)" in " ".join(report.verdict)
-    assert "7 steps" in str(report)
+    assert "(21 covariance terms, 7 variance terms)" in told(report)
+    assert "steps summed, 1 to 7\n" in str(report)
 
 
 def test_one_step_has_no_covariance_and_no_exponent(rng):
@@ -128,7 +127,8 @@ def test_one_step_has_no_covariance_and_no_exponent(rng):
 
 
 def test_the_chart_rises_to_the_largest_variance(rng):
-    lines = str(rlvar.report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))).splitlines()
+    report = rlvar.report(rlvar.Rollouts(np.ones((10, 20, 1)), rng.standard_normal(10)))
+    lines = report.text(full=True).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Growth of the variance"))
     heights = [sum(line[13:].ljust(20)[k] != " " for line in lines[start + 1 : start + 7]) for k in range(20)]
     assert heights == sorted(heights)
@@ -138,7 +138,7 @@ def test_the_chart_rises_to_the_largest_variance(rng):
 def test_the_verdict_says_what_the_rollouts_cannot_tell():
     rng = np.random.default_rng(1)
     scores, rewards = rng.standard_normal((100, 3, 2)), rng.standard_normal(100)
-    text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards), ["single"]).verdict)
+    text = told(rlvar.report(rlvar.Rollouts(scores, rewards), ["single"]))
     assert "100 rollouts are too few to resolve the signal of single-step: its interval" in text
     assert "The scores are consistent with on-policy sampling" in text
     assert "of their variance is not excluded" in text
@@ -195,9 +195,9 @@ def test_a_baseline_has_no_credit_for_what_reward_to_go_removes(rng):
 
 def test_what_the_estimators_in_use_achieve_is_said_of_both_together(rng):
     rollouts = rlvar.Rollouts(rng.standard_normal((200, 4, 2)), 5 + rng.standard_normal((200, 4)))
-    text = " ".join(rlvar.report(rollouts, ["single", "multi", "multi-mean"]).verdict)
+    text = told(rlvar.report(rollouts, ["single", "multi", "multi-mean"]))
     assert " Already achieved of both together: multi-step with a mean baseline 1" in text
-    text = " ".join(rlvar.report(rollouts, ["multi-mean"], reference="multi-mean").verdict)
+    text = told(rlvar.report(rollouts, ["multi-mean"], reference="multi-mean"))
     assert "over returns-to-go, cross-fitted, would remove" in text
 
 
@@ -219,10 +219,10 @@ def test_stale_rollouts_are_told_by_their_ratios(rng):
     options = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
     rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rng.standard_normal((60, 4)), **options)
     biased, fair = (rlvar.report(rollouts, importance=ratio) for ratio in ("token", "sequence"))
-    assert "token ratios: effective sample size" in str(biased)
-    assert "may estimate a different mean gradient than single-step" in " ".join(biased.verdict)
+    assert "token ratios: effective sample size" in biased.text(full=True)
+    assert "may estimate a different mean gradient than single-step" in told(biased)
     assert biased.headroom is None
-    assert "times as many rollouts" in " ".join(fair.verdict)
+    assert "times as many rollouts" in told(fair)
 
 
 def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
@@ -233,8 +233,8 @@ def test_decompositions_of_the_report_have_the_factors_of_its_table(rng):
     for name in ("single", "multi"):
         total = report.decompositions[name].variance
         assert report.comparison[name].variance.value == pytest.approx(total.value)
-    assert "95% intervals: bootstrap over 40 rollouts" in str(report)
-    assert "not divided by their number" in str(rlvar.report(rollouts, aggregation="token-mean"))
+    assert "95% intervals in brackets: bootstrap over 40 rollouts." in str(report)
+    assert "not divided by their number" in rlvar.report(rollouts, aggregation="token-mean").text(full=True)
 
 
 def test_growth_with_the_length_of_rollouts_and_along_the_sequence_are_told_apart(rng):
@@ -286,7 +286,7 @@ def test_a_ratio_that_may_be_zero_has_no_upper_end_when_it_is_turned_around(rng)
     report = rlvar.report(rlvar.Rollouts(scores, rewards))
     ratio = report.comparison["multi"].ratio
     assert ratio.low == 0.0
-    assert f"interval {1 / ratio.high:.3g} to inf)" in " ".join(report.verdict)
+    assert f"interval {1 / ratio.high:.3g} to inf)" in told(report)
 
 
 def test_nothing_can_be_removed_from_a_reference_that_does_not_vary(rng):
@@ -307,13 +307,13 @@ def test_a_baseline_for_all_groups_is_not_said_to_be_the_best_there_is(rng):
     )
     assert report.comparison["rloo"].ratio.high < 0.1
     assert report.headroom.removable.low < 0
-    text = " ".join(report.verdict)
+    text = told(report)
     assert "No fitted baseline measurably reduces the variance of single-step" in text
     assert "the best constant baseline (single-optimal), one for all groups, cross-fitted, would" in text
     report = rlvar.report(
         rlvar.Rollouts(signs, rewards + 30, groups=groups), ["single", "rloo"], reference="single"
     )
-    text = " ".join(report.verdict)
+    text = told(report)
     assert (
         "The best constant baseline (single-optimal), one for all groups, cross-fitted, would remove" in text
     )
@@ -323,7 +323,7 @@ def test_a_token_mean_over_groups_is_not_said_to_average_their_means(rng):
     rollouts = rlvar.Rollouts(
         rng.standard_normal((40, 5, 3)), rng.standard_normal((40, 5)), groups=np.repeat(np.arange(10), 4)
     )
-    text = str(rlvar.report(rollouts, aggregation="token-mean"))
+    text = rlvar.report(rollouts, aggregation="token-mean").text(full=True)
     assert "variance of a group's tokens" in text
     assert "This table uses groups, because" in text
     assert "group's mean" not in text
@@ -339,9 +339,9 @@ def test_ratios_that_leave_few_rollouts_are_told(rng):
     report = rlvar.report(rollouts, ["single", "single-mean"], importance="sequence")
     size = report.comparison["single"].importance.effective_size
     assert size < 10
-    told = f"the effective sample size is {size:.1f} of 64 rollouts. Do not trust any number here."
-    assert told in " ".join(report.verdict)
-    unweighted = " ".join(rlvar.report(rollouts).verdict)
+    sentence = f"the effective sample size is {size:.1f} of 64 rollouts. Do not trust any number here."
+    assert sentence in told(report)
+    unweighted = told(rlvar.report(rollouts))
     assert f"Sequence ratios would leave an effective sample size of {size:.1f} of 64" in unweighted
     assert "behavior_logp agrees that another policy sampled" in unweighted
 
@@ -350,7 +350,7 @@ def test_ratios_whose_mean_is_not_one_are_told(rng):
     tosses = rng.random((100, 4)) < 0.5
     scores, logp = np.where(tosses, 0.5, -0.5)[:, :, None], np.full(tosses.shape, -1.0)
     rollouts = rlvar.Rollouts(scores, np.ones(100), logp=logp, behavior_logp=logp - 0.5 * tosses)
-    text = " ".join(rlvar.report(rollouts, importance="sequence").verdict)
+    text = told(rlvar.report(rollouts, importance="sequence"))
     assert "The mean of the sequence ratios is" in text
     assert "should be 1" in text
     assert "effective sample size" not in text
@@ -366,7 +366,7 @@ def test_a_sampler_that_never_takes_some_tokens_is_told_and_nothing_is_unbiased(
     )
     report = rlvar.report(rollouts, importance="sequence")
     assert not any(row.unbiased for row in report.comparison)
-    text = " ".join(report.verdict)
+    text = told(report)
     assert "Either about 49% of the policy's probability lies on rollouts that were never or" in text
     assert "No estimator is then unbiased" in text
     assert "for the same precision" not in text.replace("each needs for the same precision", "")
@@ -376,7 +376,7 @@ def test_a_logp_of_minus_infinity_says_that_another_policy_sampled(rng):
     actions, logp = rng.standard_normal((100, 4)), np.zeros((100, 4))
     logp[3, 2] = -np.inf
     rollouts = rlvar.Rollouts(actions[:, :, None], actions, logp=logp)
-    text = " ".join(rlvar.report(rollouts).verdict)
+    text = told(rlvar.report(rollouts))
     assert "1 step has a logp of minus infinity: the policy that scores them never takes this action" in text
     assert "times as many rollouts as" not in text
 
@@ -385,13 +385,13 @@ def test_rows_of_positions_are_told_and_nobody_is_accused():
     net, rng = closed_forms.MixingNetwork(seed=0), np.random.default_rng(0)
     drawn = rng.choice(len(net.probabilities), 1000, p=net.probabilities)
     rows, groups = net.shares.sum(axis=2)[drawn], np.arange(1000) // 2
-    text = " ".join(rlvar.report(rlvar.Rollouts(rows, net.rewards[drawn])).verdict)
+    text = told(rlvar.report(rlvar.Rollouts(rows, net.rewards[drawn])))
     assert "look like rows of one backward pass (contributions of positions), not token scores" in text
     assert "each needs for the same precision: these look like rows of positions" in text
     assert "do not average to 0" not in text
     # With one number a rollout it does not matter what a step is.
     total = rlvar.Rollouts(rows, net.rewards[drawn].sum(axis=1), groups=groups)
-    text = " ".join(rlvar.report(total, ["single", "rloo"]).verdict)
+    text = told(rlvar.report(total, ["single", "rloo"]))
     assert "look like rows" in text
     assert "groups as" in text
     assert "each needs for the same precision" not in text
@@ -406,7 +406,7 @@ def test_log_probabilities_that_differ_by_rounding_change_no_verdict(rng):
     plain = rlvar.report(rlvar.Rollouts(scores, rewards))
     both = rlvar.report(rlvar.Rollouts(scores, rewards, logp=logp, behavior_logp=engine))
     assert both.verdict == plain.verdict
-    assert "the policies agree on these rollouts" in str(both)
+    assert "the policies agree on these rollouts" in both.text(full=True)
 
 
 def test_estimators_that_are_the_same_are_told_once(rng):
@@ -415,7 +415,7 @@ def test_estimators_that_are_the_same_are_told_once(rng):
     stale = {"logp": logp, "behavior_logp": logp + 0.3 * rng.standard_normal((60, 4))}
     rollouts = rlvar.Rollouts(rng.standard_normal((60, 4, 2)), rewards, **stale)
     report = rlvar.report(rollouts, ["single", "multi"])
-    text = str(report)
+    text = report.text(full=True)
     assert "are the same estimator" in text
     assert "ranked by noise scale" not in text
     assert text.count("Where the variance of") == 1
@@ -442,7 +442,7 @@ def test_a_variance_that_one_rollout_carries_alone_settles_nothing(interval):
         assert str(report).count("not resolved") >= 3  # of either table, and the sentence
         # Returns-to-go of the others vary, whole returns do not.
         rewards = np.where(np.arange(23)[:, None] == seed, rng.standard_normal(6), [1, -1, 0, 0, 0, 0])
-        text = " ".join(rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval).verdict)
+        text = told(rlvar.report(rlvar.Rollouts(scores, rewards), interval=interval))
         assert "Inconclusive: " in text
         assert "e+" not in text
 
@@ -486,7 +486,7 @@ def test_the_same_precision_is_said_of_distinct_unfiltered_rollouts_on_policy_al
         (stale, "another policy sampled these rollouts"),
         (twice, "some rollouts look like copies"),
     ]:
-        text = " ".join(rlvar.report(rollouts).verdict)
+        text = told(rlvar.report(rollouts))
         assert "times as many rollouts as" not in text
         if "may estimate a different mean gradient" not in text:
             assert f"This does not say how many rollouts each needs {PRECISION}: {doubt}" in text
@@ -499,7 +499,7 @@ def test_groups_kept_by_their_outcome_are_not_said_to_need_fewer():
     rewards = rewards[(rewards.sum(axis=1) % 8) > 0][:300]
     groups = np.repeat(np.arange(300), 8)
     rollouts = rlvar.Rollouts(rng.standard_normal((2400, 1, 3)), rewards.ravel(), groups=groups)
-    text = " ".join(rlvar.report(rollouts, ["single", "rloo"], reference="rloo").verdict)
+    text = told(rlvar.report(rollouts, ["single", "rloo"], reference="rloo"))
     assert "kept by their outcome" in text
     assert "as many groups" not in text
 
@@ -521,18 +521,18 @@ def test_a_known_factor_between_two_means_is_said_and_divided_out(rng):
 
 
 def test_two_batches_are_compared_where_the_signal_is_resolved(rng):
-    text = " ".join(rlvar.report(rlvar.datasets.cartpole()).verdict)
+    text = told(rlvar.report(rlvar.datasets.cartpole()))
     assert (
         "With multi-step, two batches of 256 independent rollouts differ by about 24% in gradient norm and"
         in text
     )
     noise = rlvar.Rollouts(rng.standard_normal((40, 3, 2)), rng.standard_normal((40, 3)))
-    assert "two batches" not in " ".join(rlvar.report(noise).verdict)
+    assert "two batches" not in told(rlvar.report(noise))
 
 
 def test_a_report_shows_one_signal_of_an_estimator():
     report = rlvar.report(rlvar.datasets.cartpole())
-    assert str(report).count("signal") == 1  # the head of the table
+    assert report.text(full=True).count("signal |E g|^2") == 1
     assert all("signal" not in parts for parts in report.to_dict()["decompositions"].values())
 
 

@@ -7,6 +7,7 @@ import rlvar
 from rlvar.analysis.sampling import sampling_of
 from rlvar.reporting.sampling import on_policy_sentence, sampling_sentences
 from rlvar.weights.batch import Batch
+from sentences import told
 
 
 @pytest.fixture
@@ -57,11 +58,11 @@ def test_the_noise_scale_of_kept_groups_is_said_only_where_it_is_resolved(sampli
 
 
 def test_what_rests_on_unfiltered_groups_says_so_where_none_of_them_is_dead():
-    rng, condition = np.random.default_rng(0), "This holds if no groups were dropped for their outcome"
+    rng, condition = np.random.default_rng(0), "assumes that no groups were dropped for their outcome"
     scores, groups = rng.standard_normal((96, 1, 3)), np.arange(96) // 8
     right = np.tile([1.0, 0.0], 48)
     spoken = [
-        " ".join(rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups), names).verdict)
+        told(rlvar.report(rlvar.Rollouts(scores, rewards, groups=groups), names))
         for rewards, names in (
             (right, ["single", "rloo"]),
             (np.where(groups == 1, 1.0, right), ["single", "rloo"]),  # one is dead

@@ -116,13 +116,13 @@ def test_sketched_rollouts_say_it_in_rows_table_json_and_report(rng):
     assert found["rows"][1]["sketch"]["variance"] == sketch.variance
     report = rlvar.report(rollouts)
     assert "  Scores: a 16-dimensional sketch of all 90 parameters of Toy\n" in str(report)
-    assert "16 directions" in str(report)
+    assert "16 directions" in report.text(full=True)
 
 
 def test_a_small_sketch_asks_for_a_larger_one_and_a_large_one_does_not(rng):
     note = rlvar.compare(make_rollouts(rng, k=4, sketched=True)).notes[-1]
     assert "the variance of single (" in note
-    assert note.endswith("A larger sketch would narrow this.")
+    assert note.endswith("A larger sketch would reduce them.")
     large = rlvar.compare(make_rollouts(rng, k=4000, sketched=True))
     assert not any("sketch" in each for each in large.notes)
 

@@ -47,3 +47,13 @@ def test_intervals_cover_the_ratio_of_two_variances():
         found = unpaired_ratio(*(of(v, (n - 1) * v / low, (n - 1) * v / high) for v in each))
         covered += found.low <= 9.0 <= found.high
     assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_correlation_of_the_two_takes_its_part_of_the_width_off():
+    a, b = of(6.0, 3.0, 12.0), of(2.0, 1.0, 4.0)
+    found = unpaired_ratio(a, b, 0.5)
+    width = math.sqrt(math.log(2) ** 2 * (2 - 2 * 0.5))
+    assert math.log(found.high / found.value) == pytest.approx(width)
+    assert math.log(found.value / found.low) == pytest.approx(width)
+    assert unpaired_ratio(a, b, 1.0).interval == pytest.approx((3.0, 3.0))
+    assert unpaired_ratio(a, of(2.0, 0.0, 4.0), 0.9).high == math.inf

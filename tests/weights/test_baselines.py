@@ -265,5 +265,5 @@ def test_the_variance_of_batches_is_the_mean_over_ways_to_deal_them(name):
         variances.append(g.var(axis=0, ddof=1).sum())
     assert ours.variance.value == pytest.approx(np.mean(variances), rel=0.02)
     assert ours.variance.value > rlvar.compare(rollouts, [name])[name].variance.value
-    with pytest.raises(ValueError, match="fitted to batches, only the plain metric is known"):
+    with pytest.raises(ValueError, match="fitted to batches: leave one out"):
         rlvar.compare(rollouts, [rlvar.estimator(name, batch_size=32)], scale=[1.0, 2.0])

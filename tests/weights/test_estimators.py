@@ -83,7 +83,7 @@ def test_an_estimator_built_directly_is_checked_as_by_name():
 
 
 def test_ratios_of_importance_are_in_vtrace_once(rollouts):
-    with pytest.raises(ValueError, match="'vtrace': it has importance ratios of its own"):
+    with pytest.raises(ValueError, match="'vtrace': it has importance ratios already"):
         rlvar.compare(rollouts, ["vtrace"], importance="token")
 
 
@@ -133,8 +133,12 @@ def test_names_estimators_and_pairs_mix_in_one_list(rollouts):
         ([], ValueError, "estimators must name at least one estimator"),
         (["multi", "single", "multi"], ValueError, "estimators must have different names, got 'multi' twice"),
         ([("x", weigh), ("x", weigh)], ValueError, "got 'x' twice"),
-        ([("multi", weigh)], ValueError, "weights of your own need a name of their own, got 'multi'"),
-        ([("", weigh)], ValueError, "need a name of their own, got ''"),
+        (
+            [("multi", weigh)],
+            ValueError,
+            "weights of your own need a name that no estimator of rlvar has, got 'multi'",
+        ),
+        ([("", weigh)], ValueError, "need a name that no estimator of rlvar has, got ''"),
         ([("mine", None)], TypeError, "estimator 'mine': weights must be an array or a function, got None"),
         ({"mine": weigh}, TypeError, r"pairs \('mine', weights\), got dict"),
         ([3], TypeError, r"pairs \('mine', weights\), got int"),
@@ -208,7 +212,7 @@ def test_returns_end_with_their_episode():
     multi, single = (rlvar.estimator(name).weights(rollouts) for name in ("multi", "single"))
     np.testing.assert_array_equal(multi, [[3, 2, 17, 14, 105], [5, 4, 3, 2, 1]])
     np.testing.assert_array_equal(single, [[3, 3, 17, 17, 105], [5, 5, 5, 5, 5]])
-    with pytest.raises(ValueError, match="estimator 'single-mean': rollout 0 holds several episodes"):
+    with pytest.raises(ValueError, match="estimator 'single-mean': rollout 0 has several episodes"):
         rlvar.estimator("single-mean").weights(rollouts)
 
 

@@ -255,7 +255,7 @@ def test_what_the_policy_never_takes_has_a_ratio_of_0_and_stops_nothing():
     )["single"]
     assert weighed.variance == left.variance
     assert not rlvar.importance_ratios(new, old, importance="none").close
-    with pytest.raises(ValueError, match="all sequence ratios are 0: by a logp of minus infinity"):
+    with pytest.raises(ValueError, match="all sequence ratios are 0: with a logp of minus infinity"):
         rlvar.compare(
             rlvar.Rollouts(rollouts.scores, np.ones(60), logp=np.full((60, 3), -np.inf), behavior_logp=old),
             importance="sequence",
@@ -272,7 +272,9 @@ def test_a_sampler_cannot_have_drawn_what_it_never_takes(make):
             return rlvar.Rollouts(np.zeros((4, 3, 1)), np.ones(4), logp=new, behavior_logp=old)
 
     make(bad, zeros)
-    draws = r"live steps \(no policy draws what it never takes\), got behavior_logp\[2, 1\] = -inf"
+    draws = (
+        r"live steps \(a policy never samples what it gives probability 0\), got behavior_logp\[2, 1\] = -inf"
+    )
     with pytest.raises(ValueError, match=f"behavior_logp must be finite in {draws}"):
         make(zeros, bad)
     for value in (np.nan, np.inf):

@@ -165,7 +165,7 @@ def test_rollouts_of_sequences_add_rewards_up_and_refuse_what_tells_tokens_apart
     assert rollouts.sketched
     with pytest.raises(ValueError, match="multi-mean"):
         rlvar.compare(rollouts, "multi-mean")
-    with pytest.raises(TypeError, match="values goes with the scores of tokens"):
+    with pytest.raises(TypeError, match="values goes with token scores"):
         scored.rollouts(REWARDS, values=TOKEN_WEIGHTS)
 
 

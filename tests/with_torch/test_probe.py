@@ -214,7 +214,7 @@ def test_it_works_in_inference_mode(llama):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"rewards": REWARDS[:3]}, ValueError, r"rewards must have shape \(N,\) = \(8,\), or one a token"),
+        ({"rewards": REWARDS[:3]}, ValueError, r"rewards must have shape \(N,\) = \(8,\), or one per token"),
         ({"rewards": [np.nan] * 7 + [1.0]}, ValueError, "rewards .* at least 2 rollouts, got 1"),
         ({"groups": GROUPS[:3]}, ValueError, "groups must have shape"),
         ({"groups": [None] * 8}, ValueError, "groups must have a label"),
@@ -273,14 +273,14 @@ def test_two_processes_find_what_one_does(outcomes, case):
 def test_an_error_on_one_process_is_one_on_all(outcomes):
     first, second = outcomes
     where = "process 1 could not measure its part of the batch"
-    shapes = "(N,) = (5,), or one a token, got (3,)"
+    shapes = "(N,) = (5,), or one per token, got (3,)"
     assert first["error"] == [
         f"RuntimeError: {where}: ValueError: rewards must have shape {shapes}",
         *[f"RuntimeError: {where}: FloatingPointError: of the model"] * 2,
     ]
     assert [each.partition(":")[0] for each in second["error"]] == ["ValueError", *["FloatingPointError"] * 2]
     assert first["labels"] == second["labels"]
-    assert "0 is that of different prompts on processes 0 and 1; make labels" in first["labels"]
+    assert "0 stands for different prompts on processes 0 and 1; make labels" in first["labels"]
 
 
 def test_a_group_of_one_process_measures_alone(outcomes):

@@ -196,7 +196,7 @@ def test_after_an_update_the_rollouts_are_of_another_policy():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"episodes": 2, "steps": 3}, ValueError, "give episodes or steps, not both"),
+        ({"episodes": 2, "steps": 3}, ValueError, "pass episodes or steps, not both"),
         ({"episodes": 0}, ValueError, "episodes must be"),
         ({"steps": 3}, ValueError, "all of one episode; at least 2 are needed"),
     ],

@@ -206,7 +206,7 @@ def test_the_report_scores_what_a_trainer_wrote_and_says_what_with(tmp_path, fol
     options = ["--model", str(folder), "--sketch", "4", "--scores", str(tmp_path / "kept")]
     assert main(["report", str(data), *options, "--estimators", "single,rloo"]) == 0
     out = capsys.readouterr().out
-    assert f"{data} (open-instruct), scored by {folder}" in out
+    assert f"{data}(open-instruct),scoredby{folder}" in "".join(out.split())
     assert "Groups are by prompt_idx." in out
     assert "Verdict" in out
     assert rlvar.load_rollouts(tmp_path / "kept").shape == (10, 4, 4)
@@ -234,7 +234,7 @@ def test_what_cannot_be_scored_is_one_line(tmp_path, folder, data, capsys):
     refused(capsys, ["score", folder, data, *out, "--temperature", "0"], "temperature must be")
     refused(capsys, ["score", folder, data, *out, "--memory", "0"], "--memory must be")
     refused(capsys, ["score", folder, data, *out, "--reward", "x"], "there is no column 'x'")
-    refused(capsys, ["score", folder, data, "--out", data], "it is there already; name another place")
+    refused(capsys, ["score", folder, data, "--out", data], "it exists already; choose another place")
     refused(capsys, ["score", folder, data, "--out", tmp_path / "no" / "out"], "No such file or directory")
     (tmp_path / "r.npz").symlink_to(data)
     refused(capsys, ["score", folder, data, "--out", tmp_path / "r.npz"], "that is what is read")
@@ -243,7 +243,7 @@ def test_what_cannot_be_scored_is_one_line(tmp_path, folder, data, capsys):
     refused(capsys, ["score", folder, alone, *out], "neither token ids nor text to score")
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt_ids": [1], "response_ids": [99], "reward": 1}\n' * 2)
-    refused(capsys, ["score", folder, other, *out], "input_ids holds 99")
+    refused(capsys, ["score", folder, other, *out], "input_ids has token 99")
     assert not (tmp_path / "out").exists()
 
 

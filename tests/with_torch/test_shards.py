@@ -101,7 +101,7 @@ def test_what_a_worker_raises_is_one_line_of_the_command(cluster, tmp_path, capf
     assert main(command) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("rlvar: input_ids holds 99")
+    assert err.startswith("rlvar: input_ids has token 99")
     assert not (tmp_path / "out").exists()
     assert main([*command, "--cpus", "4096"]) == 2
     assert "no machine of Ray's cluster has 4096 CPUs for a worker" in capfd.readouterr().err
@@ -111,7 +111,9 @@ def test_what_a_worker_raises_is_one_line_of_the_command(cluster, tmp_path, capf
 
 
 def test_a_process_is_connected_to_one_cluster(cluster, recorded, tmp_path):
-    with pytest.raises(ValueError, match=r"connected to Ray at .* already, so not to 127\.0\.0\.1:1"):
+    with pytest.raises(
+        ValueError, match=r"connected to Ray at .* already, so it cannot connect to 127\.0\.0\.1:1"
+    ):
         score_recorded(mortal("/"), recorded, tmp_path / "out", ray="127.0.0.1:1")
 
 
@@ -143,7 +145,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(tmp_path, monkeypatch, 
             (tmp_path / "ray").mkdir()
             (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
-        with pytest.raises(ConnectionError, match=f"Ray at {address}: nobody answers there"):
+        with pytest.raises(ConnectionError, match=f"Ray at {address}: no answer"):
             score_recorded(
                 mortal("/"), recorded, tmp_path / "out", ray=address if where == "address" else True
             )

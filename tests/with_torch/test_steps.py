@@ -233,7 +233,7 @@ def test_checks_that_name_a_bad_value_are_explained(policy, steps):
             TypeError,
             r"params must be a torch\.nn\.Module or a dict .*, got list",
         ),
-        ({"params": {}}, ValueError, "params must hold at least one tensor"),
+        ({"params": {}}, ValueError, "params must have at least one tensor"),
         ({"params": {"a": torch.ones(1, dtype=int)}}, TypeError, r"params\['a'\] must be a floating-point"),
         ({"sketch": 64}, TypeError, "sketch must be a Sketch or None, got int"),
         ({"memory": 0}, ValueError, "memory must be"),

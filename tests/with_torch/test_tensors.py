@@ -52,7 +52,7 @@ def test_a_float32_tensor_is_not_copied():
 @pytest.mark.parametrize(
     ("tensor", "match"),
     [
-        (torch.ones(2, device="meta"), "it is a meta tensor, which holds no numbers"),
+        (torch.ones(2, device="meta"), "it is a meta tensor, which has no data"),
         (torch.nested.nested_tensor([PLAIN[0]], layout=torch.jagged), "it is a nested tensor; pad it"),
         (PLAIN.cfloat(), "got dtype complex64"),
     ],

@@ -346,8 +346,12 @@ def test_rows_without_a_response_are_rollouts_of_no_steps(llama):
     [
         (lambda i, a, r: (i.float() + 0.5, a, r), TypeError, "input_ids must be integers"),
         (lambda i, a, r: (i[0], a, r), ValueError, "input_ids must have shape"),
-        (lambda i, a, r: (i + 20, a, r), ValueError, "input_ids holds 42; the model's tokens are 0 to 22"),
-        (lambda i, a, r: (i - 9, a, r), ValueError, "input_ids holds -"),
+        (
+            lambda i, a, r: (i + 20, a, r),
+            ValueError,
+            "input_ids has token 42; the model's tokens are 0 to 22",
+        ),
+        (lambda i, a, r: (i - 9, a, r), ValueError, "input_ids has token -"),
         (lambda i, a, r: (i, a[:, 1:], r), ValueError, "attention_mask must have the shape"),
         (lambda i, a, r: (i, a, r[:3]), ValueError, "response_mask must have shape"),
         (lambda i, a, r: (i, a, r + 0.5), ValueError, "response_mask must be True or False"),

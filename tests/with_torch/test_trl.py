@@ -189,7 +189,7 @@ def test_the_reference_is_what_the_settings_make(tmp_path, fed, kind, settings, 
 
 
 def test_estimators_without_what_they_need_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="estimator 'gae' needs values, which GRPOTrainer has not"):
+    with pytest.raises(ValueError, match="estimator 'gae' needs values, which GRPOTrainer does not have"):
         watch(trainer(tmp_path), estimators=["rloo", "gae"])
 
 
@@ -267,7 +267,7 @@ def test_rows_out_of_reward_functions_are_those_out_of_the_trainer(tmp_path, fed
     inside.train()
     monkeypatch.setitem(trl_batches._PARAMETERS, "_score_completions", 2)
     outside = trainer(tmp_path, rewards=list(rewards))
-    with pytest.warns(UserWarning, match="GRPOTrainer has no _score_completions. It reads what the reward"):
+    with pytest.warns(UserWarning, match="GRPOTrainer has no _score_completions. rlvar reads the arguments"):
         watcher = watch(outside, every=1, whole_every=None)
     outside.train()
     assert watcher.error is None
@@ -298,7 +298,7 @@ def test_where_trl_returns_other_keys_the_next_batch_is_read_otherwise(tmp_path,
     monkeypatch.setitem(sys.modules["tiny_trainers"].CONFIGS, Later, trl.GRPOConfig)
     made = trainer(tmp_path, Later, max_steps=3)
     watcher = watch(made, every=1, whole_every=None)
-    with pytest.warns(UserWarning, match="returns no prompt_mask. It reads what the reward functions"):
+    with pytest.warns(UserWarning, match="returns no prompt_mask. rlvar reads the arguments of the reward"):
         made.train()
     assert watcher.error is None
     assert len(fed) == 2
@@ -347,7 +347,7 @@ def test_a_resumed_run_says_what_the_whole_one_says(tmp_path):
     assert resumed.monitor.history == whole.monitor.history
     made = trainer(tmp_path, **options)
     watcher = watch(made, every=1, whole_every=None, window=7)
-    with pytest.raises(ValueError, match="window 50, not of those watched now: it starts afresh"):
+    with pytest.raises(ValueError, match="window 50, not those of this watcher: watching starts anew"):
         watcher.load(tmp_path / "checkpoint-2")
 
 
@@ -355,7 +355,7 @@ def test_removed_it_leaves_the_trainer_as_it_was(tmp_path, fed):
     made = trainer(tmp_path)
     before, callbacks = dict(vars(made)), list(made.callback_handler.callbacks)
     watcher = watch(made, every=1)
-    with pytest.raises(ValueError, match="watched already"):
+    with pytest.raises(ValueError, match="already watched"):
         watch(made)
     assert "No training step" in str(watcher.report())
     watcher.remove()

@@ -1,7 +1,7 @@
 """All validation and array preparation: one door, six rooms.
 
 Each function takes what the user passed and returns what the kernels expect, or raises an error
-that names the argument, what was wanted and what came. Nothing is allocated for results before
+that names the argument, what was wanted and what was passed. Nothing is allocated for results before
 every argument has passed.
 """
 

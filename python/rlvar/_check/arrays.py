@@ -72,7 +72,7 @@ _PLAIN = {float, int, bool, str, bytes, type(None), np.float64, np.float32, np.i
 def _readable(value: Any) -> Any:
     """Turn tensors into arrays, in lists too; refuse masked arrays, whose mask numpy would drop."""
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError("it is a masked array; fill it, and say which steps are live with mask=")
+        raise TypeError("it is a masked array; fill it, and pass mask= for the live steps")
     tensor = getattr(sys.modules.get("torch"), "Tensor", ())
     if isinstance(value, tensor):
         return _untorched(value)
@@ -84,9 +84,9 @@ def _readable(value: Any) -> Any:
 def _untorched(tensor: Any) -> NDArray[Any]:
     """Return a torch tensor of any layout, dtype and device as an array, without a copy where possible."""
     if tensor.is_meta:
-        raise TypeError("it is a meta tensor, which holds no numbers")
+        raise TypeError("it is a meta tensor, which has no data")
     if tensor.is_nested:
-        raise TypeError("it is a nested tensor; pad it, or give its values() to Rollouts.packed")
+        raise TypeError("it is a nested tensor; pad it, or pass its values() to Rollouts.packed")
     if hasattr(tensor, "full_tensor"):
         raise TypeError("it is a distributed tensor; pass its full_tensor()")
     tensor = tensor.detach()
@@ -101,7 +101,7 @@ def _untorched(tensor: Any) -> NDArray[Any]:
 
 
 def _numbers(name: str, objects: NDArray[Any], missing: bool) -> Double:
-    """Return objects, such as fractions and huge integers, in float64; name the first that is no number."""
+    """Return objects, such as fractions and huge integers, in float64; name the first non-number."""
     result = np.empty(objects.shape)
     for index, each in np.ndenumerate(objects):
         try:
@@ -174,7 +174,7 @@ def doubles(name: str, value: ArrayLike, *shapes: tuple[int, ...], missing: bool
 
 
 def sequence_rewards(value: ArrayLike) -> tuple[Double, NDArray[np.bool_]]:
-    """Return rewards (N,) in float64 and which are scored; warn, once, of those that are NaN."""
+    """Return rewards (N,) in float64 and which are scored; warn once if some are NaN."""
     array = doubles("rewards", value, missing=True)
     if array.ndim != 1:
         raise _shape_error("rewards", "(N,)", array.shape)
@@ -234,16 +234,16 @@ def _integers(name: str, value: ArrayLike, n: int) -> NDArray[np.integer[Any]]:
 
 
 def token_counts(value: ArrayLike, live_steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers of tokens (N,) of rollouts: at least one a live step, none where there is none."""
+    """Return the numbers of tokens (N,) of rollouts: at least the live steps, and 0 where there are none."""
     counts = _integers("tokens", value, len(live_steps))
     refuse("tokens", counts, counts < 0, "not be negative")
     refuse(
         "tokens",
         counts,
         counts < live_steps,
-        "be at least the live steps; a rollout of 0 tokens has lengths 0",
+        "be at least the number of live steps; a rollout without tokens has length 0",
     )
-    refuse("tokens", counts, (counts > 0) & (live_steps == 0), "be 0 where no step is live")
+    refuse("tokens", counts, (counts > 0) & (live_steps == 0), "be 0 in rollouts without live steps")
     return counts.astype(np.int64)
 
 
@@ -253,7 +253,7 @@ def steps(
     """Return the live steps of an (N, T) array from lengths (N,) or a mask (N, T)."""
     n, t = shape
     if lengths is not None and mask is not None:
-        raise ValueError("give lengths or mask, not both")
+        raise ValueError("pass lengths or mask, not both")
     if lengths is not None:
         counts = _integers("lengths", lengths, n)
         refuse("lengths", counts, (counts < 0) | (counts > t), f"lie in 0..T = 0..{t}")
@@ -318,11 +318,11 @@ def finite(
 
 
 def log_probabilities(name: str, array: Float, live: NDArray[np.bool_], time_first: bool = False) -> None:
-    """Raise where a live log-probability (N, T) is not finite; minus infinity is, but not of who sampled."""
+    """Raise where a live log-probability (N, T) is not finite; only `logp` may be minus infinity."""
     bad, wanted = live & ~np.isfinite(array), "be finite in live steps"
     if name == "behavior_logp":
         if np.isneginf(array[bad]).any():
-            wanted += " (no policy draws what it never takes)"
+            wanted += " (a policy never samples what it gives probability 0)"
     else:
         bad &= ~np.isneginf(array)
         wanted += ", or minus infinity"
@@ -340,7 +340,7 @@ def refuse(
 
 
 class NotFiniteError(ValueError):
-    """Scores that are not finite, or give what is not: the fault of no estimator."""
+    """Scores that are not finite, or whose results are not: no estimator is at fault."""
 
 
 def finite_scores(array: Scores, live: Steps, first: int = 0, name: str = "scores") -> None:
@@ -371,7 +371,7 @@ def raise_not_finite(array: Scores, live: Steps, first: int = 0, name: str = "sc
 
 
 def refuse_underflow(square: float, varied: Callable[[], object]) -> None:
-    """Raise if a largest or summed square has lost its digits, or is 0, though what it is of varies."""
+    """Raise if a largest or summed square has lost its digits, or is 0, though its terms vary."""
     if square < 2.0**-1000 and varied():
         raise NotFiniteError("the variance is below the range of float64; rescale the scores or the weights")
 

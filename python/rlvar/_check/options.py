@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def quiet(function: Function) -> Function:
-    """Let a function compute alike whatever the caller's numpy error state: it checks its results itself."""
+    """Shield a function from the caller's numpy error state: it checks its results itself."""
 
     @wraps(function)
     def quietly(*args: Any, **options: Any) -> Any:

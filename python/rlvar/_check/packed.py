@@ -131,12 +131,12 @@ def unpacked(
 
 
 def unpacked_or_whole(name: str, value: ArrayLike, lengths: NDArray[np.int64]) -> NDArray[Any]:
-    """Return an array of steps, as `unpacked`, or one number a rollout (N,)."""
+    """Return an array of steps, as `unpacked`, or one number per rollout (N,)."""
     array, n, rows = _plain(name, value), len(lengths), int(lengths.sum())
     if array.shape == (n,) and n == rows and (lengths != 1).any():
         raise ValueError(
-            f"{name} of shape ({n},) may be one a rollout or one a step, as there are as many rollouts as "
-            f"steps; pass {name} of steps as (N, T)"
+            f"{name} of shape ({n},) may be one per rollout or one per step, because there are as many "
+            f"steps as rollouts; pass {name} per step as (N, T)"
         )
     if array.shape != (n,) and array.ndim == 1 and array.shape != (rows,):
         raise _shape_error(name, f"(N,) = ({n},) or (sum of lengths,) = ({rows},)", array.shape)

@@ -101,7 +101,7 @@ def some_units(groups: Sequence[Hashable] | NDArray[Any] | None, n: int) -> Unit
 
 
 def few(units: int, unit: str) -> str | None:
-    """Say what fewer than ten units mean, each a `unit`."""
+    """Say what fewer than ten units mean; `unit` is what one is called."""
     if units >= 10:
         return None
     return f"only {units} {unit}s: {'no intervals' if units < 3 else 'intervals may be far too narrow'}"
@@ -132,6 +132,13 @@ def divisor(v1: float, v2: float, pairs: float, ddof: int) -> float:
 
 def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[np.int64]:
     """Number arbitrary hashable labels (N,) in the order of their first appearance; none may be missing."""
+    return named_groups(groups, n)[0]
+
+
+def named_groups(
+    groups: Sequence[Hashable] | NDArray[Any], n: int
+) -> tuple[NDArray[np.int64], tuple[Hashable, ...]]:
+    """Return the numbers (N,) of such labels, and the label that each number stands for (U,)."""
     labels: Any = groups
     if hasattr(groups, "__array__"):
         array = _array("groups", groups)
@@ -144,7 +151,7 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
         raise _shape_error("groups", f"(N,) = ({n},)", (len(labels),))
     seen: dict[Hashable, int] = {}
     if set(map(type, labels)) <= {int, str}:  # the short way: none can be missing
-        return np.array([seen.setdefault(label, len(seen)) for label in labels], np.int64)
+        return np.array([seen.setdefault(label, len(seen)) for label in labels], np.int64), tuple(seen)
     numbers = np.empty(n, np.int64)
     for i, label in enumerate(labels):
         try:
@@ -155,7 +162,7 @@ def group_labels(groups: Sequence[Hashable] | NDArray[Any], n: int) -> NDArray[n
             raise TypeError(f"groups must be hashable labels, got groups[{i}] = {label!r}") from None
         if missing:
             raise ValueError(f"groups must have a label for each rollout, got groups[{i}] = {label!r}")
-    return numbers
+    return numbers, tuple(seen)
 
 
 def _missing(label: Any) -> bool:

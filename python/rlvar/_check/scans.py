@@ -116,7 +116,9 @@ def scan(
     if (truncated is None) != (next_values is None):
         pair = ("truncated", "next_values")
         present, missing = pair if next_values is None else pair[::-1]
-        raise ValueError(f"{present} needs {missing}: the values of the states after truncated steps")
+        raise ValueError(
+            f"{present} needs {missing}: next_values are the values of the states after truncated steps"
+        )
     beyond = None if next_values is None else floats("next_values", next_values)
     tail = None if bootstrap_value is None else doubles("bootstrap_value", bootstrap_value)
     for name, array in {**checked, "gamma": gammas, "next_values": beyond}.items():

@@ -47,7 +47,7 @@ class Totals(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Moments of some rollouts. Never changed in place, so that no error leaves half of a change."""
+    """Moments of some rollouts. Never changed in place, so that an error cannot leave a change half done."""
 
     rollouts: int
     exponent: int  # weight and sums are in units of 2**exponent: no scale of sample weights is lost
@@ -88,7 +88,7 @@ class CovarianceAccumulator:
     """The covariance of step terms, in micro-batches of any size.
 
     Batches and merges in any grouping agree with one call of `covariance`, to rounding. Accumulators
-    pickle, so that processes can reduce shards and send what they have. Batches may be padded to
+    pickle, so that processes can reduce shards and send the results. Batches may be padded to
     different T: the terms of missing steps are 0.
 
     Parameters
@@ -103,8 +103,8 @@ class CovarianceAccumulator:
     Memory is that of one or two (B, B) matrices and the mean. An update costs what `covariance` costs, and
     D·B·(B+1) operations for the merge: little for batches of some 16 rollouts or more. With float32 scores,
     groupings agree to the rounding of float32 products, near 1e-6. An update that fails, or is interrupted,
-    leaves the accumulator as it was. Threads may share an accumulator: no update is lost, and what they read
-    is that of whole updates.
+    leaves the accumulator as it was. Threads may share an accumulator: no update is lost, and they never
+    read half of one.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class CovarianceAccumulator:
 
     @property
     def effective_size(self) -> float:
-        """Number of equally weighted rollouts that are as many, as in `Decomposition`; 0 before the first."""
+        """Kish's effective number of rollouts, as in `Decomposition`; 0 before the first."""
         state = self._state
         return 1.0 / state.square_weight if state is not None and state.weight > 0 else 0.0
 
@@ -173,10 +173,10 @@ class CovarianceAccumulator:
         Parameters
         ----------
         rollouts, estimator, lengths, mask, sample_weight, importance, truncate
-            As in `covariance`, of one estimator; N may be 1, or 0, for scores. Memory-mapped scores, as those
-            of a folder that `load_rollouts` reads, are read from disk once. An estimator that looks at other
-            rollouts (groups, means over the batch) sees those of this call; sample weights of different calls
-            count against each other, of whatever scale.
+            As in `covariance`, of one estimator; N may be 1, or 0, for scores. Memory-mapped scores, such as
+            those of a folder that `load_rollouts` reads, are read from disk once. An estimator that looks at
+            other rollouts (groups, means over the batch) sees those of this call. Sample weights of different
+            calls share one scale.
         rollouts_per_update : int, optional
             Rollouts of one block; by default 64 MiB of scores, and at least 16.
         progress : bool or callable, default False
@@ -186,7 +186,7 @@ class CovarianceAccumulator:
         Raises
         ------
         ValueError, TypeError
-            As `covariance`; also for a D that differs from that of earlier rollouts.
+            As for `covariance`; also for a D that differs from that of earlier rollouts.
         ImportError
             For a progress bar without tqdm.
         """
@@ -297,7 +297,7 @@ class CovarianceAccumulator:
         return Totals(total, variance, total - variance)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the accumulator to an .npz file, at once or not at all; of a link, the target is replaced."""
+        """Write the accumulator to an .npz file, as a whole or not at all; a link's target is replaced."""
         fields: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "block_size": self.block_size}
         state = self._state
         files.write_arrays(path, fields if state is None else {**fields, **state._asdict()})
@@ -309,7 +309,7 @@ class CovarianceAccumulator:
         Raises
         ------
         FileNotFoundError, ValueError
-            If there is no such file, or it is truncated, damaged, something else, or of a later version.
+            If there is no such file, or it is damaged, something else, or from another version.
         """
         threads = _check.threads(num_threads)
         with files.opened(path) as (names, read):
@@ -317,7 +317,7 @@ class CovarianceAccumulator:
                 raise ValueError("it is not a saved CovarianceAccumulator")
             version = read("version").item()
             if version != _VERSION:
-                raise ValueError(f"it is of version {version}, this rlvar reads version {_VERSION}")
+                raise ValueError(f"it has version {version}, but this rlvar reads version {_VERSION}")
             result = cls(block_size=read("block_size").item(), num_threads=threads)
             if len(names) > 3:
                 result._state = _read(read)
@@ -326,7 +326,7 @@ class CovarianceAccumulator:
     def _some(self) -> _State:
         state = self._state
         if state is None:
-            raise ValueError("the accumulator holds no rollouts yet: update it first")
+            raise ValueError("the accumulator has no rollouts yet: call update first")
         return state
 
     def _refuse_other_coordinates(self, name: str, d: int) -> None:
@@ -401,17 +401,19 @@ def _read(read: Callable[[str], NDArray[Any]]) -> _State:
     for array, shape in ((sums, (b, b)), (mean, (b, d)), (tail, (b, d))):
         sound = array.size and array.dtype == np.float64 and np.isfinite(array).all()
         if array.shape != shape or not sound:
-            raise ValueError(f"its moments are damaged: {array.dtype} of shape {array.shape} for {shape}")
+            raise ValueError(
+                f"its moments are damaged: {array.dtype} of shape {array.shape}, not finite float64 {shape}"
+            )
     # Weights are in units of the largest one's power of two, and Kish's size is at most the number.
     nothing = weight == square_weight == pairs == 0 and not sums.any()
     some = 1 <= weight <= 2 * rollouts and square_weight * rollouts >= 1 - 1e-9 and square_weight <= 1 + 1e-9
     some = some and pairs >= 0 and abs(square_weight + pairs - 1) <= 1e-9
     if rollouts < 0 or abs(exponent) > 4096 or not (nothing or some):
-        raise ValueError("its weights are damaged: they are those of no rollouts")
+        raise ValueError("its weights are damaged: no rollouts can have them")
     # Positive semi-definite to the rounding of float32 products, as far as that is seen in B x B operations.
     diagonal, worst = sums.diagonal(), 1e-5 * max(sums.diagonal().max(), 0.0) + 1e-300
     bound = np.sqrt(np.maximum(diagonal, 0.0))
     cross = all((np.abs(row) <= bound * end + worst).all() for row, end in zip(sums, bound, strict=True))
     if (sums != sums.T).any() or (diagonal < 0).any() or not cross or (_growth(sums) < -b * worst).any():
-        raise ValueError("its sums are damaged: they are those of no covariance")
+        raise ValueError("its sums are damaged: no covariance can have them")
     return _State(rollouts, exponent, weight, square_weight, pairs, sums, mean, tail)

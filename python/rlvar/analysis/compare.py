@@ -82,13 +82,13 @@ def compare(
         ``importance="token"`` it is that of PPO and GRPO, with "geometric" and the aggregation
         "sequence-mean" that of GSPO. Each row has its share of clipped steps; a clip biases the mean.
     aggregation : {"sum", "sequence-mean", "token-mean"}, default "sum"
-        How gradients are divided by lengths. "sum": not; the mean over rollouts of their sums.
-        "sequence-mean": each rollout's sum over its number of live steps. "token-mean": the sum over
-        the batch over its number of live steps.
+        How gradients are divided by lengths. "sum": not at all, the mean over rollouts of their sums.
+        "sequence-mean": each rollout's sum divided by its number of live steps. "token-mean": the sum over
+        the batch divided by its number of live steps.
     scale : array_like, shape (D,), optional
-        What each coordinate's gradient is multiplied by before its moments are taken: what the optimiser
-        does to it. For Adam ``1 / (np.sqrt(v) + eps)`` with its second moments v of a step before these
-        rollouts. The coordinates of the scores must then be those of the optimiser, not a sketch of them.
+        Factor of each coordinate's gradient before moments are taken, as the optimiser applies it: for Adam
+        ``1 / (np.sqrt(v) + eps)`` with its second moments v of a step before these rollouts. The coordinates
+        of the scores must then be those of the optimiser, not a sketch of them.
     blocks : sequence of str or int, shape (D,), optional
         The block (layer, module) of each coordinate: every row then also has the numbers of each block.
     interval : "jackknife" or Bootstrap, default "jackknife"
@@ -105,15 +105,19 @@ def compare(
     Raises
     ------
     ValueError, TypeError
-        For an unknown estimator or one whose needs the rollouts do not meet, weights of a wrong
-        shape or not finite, a function of the caller's that raises (the estimator is named, the error
-        is the cause), scores that are not finite, fewer than two groups, ratios of rollouts without
-        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens. Fewer than
-        ten units are warned of.
+        For an unknown estimator or one that needs what the rollouts lack, weights of a wrong
+        shape or not finite, a function of the caller's that raises (the message names the estimator, and the
+        error is its cause), scores that are not finite, fewer than two groups, ratios of rollouts without
+        `logp` and `behavior_logp` or beyond the range of float64, or a token mean without tokens.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
-    The unit u is the rollout or, with groups, the group, so that the dependence of its rollouts is inside.
+    The unit u is the rollout or, with groups, the group, which contains the dependence of its rollouts.
     The batch's gradient is a ratio of sums, :math:`m = \sum_u g_u / \sum_u L_u`, with the gradients of each
     unit summed and :math:`L_u` its number of rollouts, or of tokens. By the delta method its variance is that
     of the mean over U units of :math:`y_u = (g_u - L_u m) / \bar L`, and
@@ -125,9 +129,9 @@ def compare(
 
     Intervals are the jackknife's, paired and on the log scale for ratios, a test's for the signal, Fieller's
     for the noise scale, or the bootstrap's: O(resamples U min(U, D)) for each estimator.
-    ``docs/statistics.md`` says why, how often they cover, and which estimators and aggregations leave the
-    mean alone. Baselines that the estimators fit, and means over the whole batch, tie all units together;
-    that effect, of order 1/U, is left out.
+    ``docs/mathematics.md`` says why, and which estimators and aggregations leave the mean alone,
+    ``docs/promises.md`` how often they cover. Baselines that the estimators fit, and means over the whole
+    batch, tie all units together; that effect, of order 1/U, is left out.
 
     Examples
     --------
@@ -181,7 +185,7 @@ def compare_batches(
     for kind, batch in batches.items():
         of_kind = {row: each for row, (each, own) in rows.items() if own == kind}
         weights = {each.name: batch.weights(each) for each in of_kind.values()}
-        # With a ratio for each step, what the ratios of whole sequences would add takes gradients of its own.
+        # With a ratio for each step, what the ratios of whole sequences would add takes separate gradients.
         by_step = measurable(batch) and kind == "token"
         more = {f"{name} lacks": lacking_weights(batch, w) for name, w in weights.items() if by_step}
         found_gradients = batch.gradients({**weights, **more})
@@ -195,7 +199,7 @@ def compare_batches(
     if aggregation == "token-mean":
         sizes = units.sums(rollouts.token_counts.astype(np.float64))
         if not sizes.any():
-            raise ValueError("aggregation = 'token-mean' must have a live step, got none")
+            raise ValueError("aggregation='token-mean' needs a live step, and these rollouts have none")
     summed = units if len(units) < len(rollouts) else None
     metric = Metric() if metric is None else metric
     samples = []
@@ -206,7 +210,7 @@ def compare_batches(
         refit = None if g.constant is None else refit_of(batches[kind], each, units)
         spread = batches[kind].spread(each)
         if spread is not None and metric.scale is not None:
-            raise ValueError(f"scale: of {each.name!r}, fitted to batches, only the plain metric is known")
+            raise ValueError(f"scale does not go with {each.name!r}, fitted to batches: leave one out")
         sample = metric.sample(g, sizes, summed, refit)
         samples.append(sample if spread is None else replace(sample, added=units.sums(spread)))
         if row in lacks:
@@ -236,7 +240,7 @@ def compare_batches(
             label = next((row for row in varying if unbiased[row]), varying[0])
             found = dict(zip(gradients, inferred(samples), strict=True))
     if metric.scale is not None and not all(np.isfinite(each.variance.value) for each in found.values()):
-        raise ValueError("scale makes squares of the gradients that are beyond the range of float64")
+        raise ValueError("scale makes squares of the gradients exceed the range of float64; lower it")
     blocks = metric.by_block(gradients, sizes, summed, inferred)
     others = {}
     for row in asked:

@@ -1,7 +1,7 @@
 """The same comparison from gradients already at hand: of micro-batches, ranks, another framework.
 
-What `compare` infers from the gradients of rollouts it infers from those of any U independent units. Of
-gradients too large to keep, inner products tell as much: see `rlvar.stats.grams`.
+What `compare` infers from the gradients of rollouts, this infers from those of any U independent units. Where
+gradients are too large to keep, their inner products suffice: see `rlvar.stats.grams`.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def compare_gradients(
         The name whose variance is the denominator of each ratio; the first by default.
     unbiased : str or sequence of str, optional
         Names of those whose mean is the policy gradient. They share one mean and so one signal, and their
-        ratios are those of the units needed for the same precision. Of others nothing is known.
+        ratios say how many units each needs for the same precision. About the others nothing is assumed.
     groups : sequence of hashable, shape (U,), optional
         Label of each unit. Those with equal labels are dependent: the mean of them is then a unit.
     sizes : array_like, shape (U,), optional
         Number of rollouts that each is the mean of, where they differ: the batch's gradient is the mean over
         rollouts. Ones by default.
     gram_of : int, optional
-        The number D of coordinates that the gradients have, where `gradients` holds inner products.
+        The number D of coordinates that the gradients have, where `gradients` has inner products.
     scores_of, sketched
         As in `Rollouts`: what these are gradients with respect to, and whether the D coordinates are
         independent random directions of that.
@@ -85,7 +85,12 @@ def compare_gradients(
     ------
     ValueError, TypeError
         Naming the estimator: for other shapes, fewer than two units, what is not finite; matrices that are
-        not symmetric, or no inner products of any gradients. Fewer than ten units are warned of.
+        not symmetric, or no inner products of any gradients.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
@@ -159,7 +164,7 @@ def given_gradients(
     num_threads: int | None,
     least: int = 2,
 ) -> Given:
-    """Check what `compare_gradients` takes, of at least so many units."""
+    """Check the arguments of `compare_gradients`, with at least `least` units."""
     if not isinstance(gradients, Mapping):
         raise TypeError(f"gradients must be a dict of arrays by name, got {type(gradients).__name__}")
     names = [name for name in gradients if isinstance(name, str)]
@@ -201,7 +206,7 @@ def _arrays(gradients: Mapping[Any, ArrayLike], names: Sequence[str], least: int
         if array.ndim != 2 or not array.shape[1]:
             raise ValueError(f"{what} must have shape (U, D), a gradient in each row, got {array.shape}")
         if array.shape != rows[names[0]].shape:
-            wanted = f"{rows[names[0]].shape}, as those of {names[0]!r}"
+            wanted = f"{rows[names[0]].shape}, like those of {names[0]!r}"
             raise ValueError(f"{what} must have shape (U, D) = {wanted}, got {array.shape}")
         if len(array) < least:
             raise ValueError(f"{what} must have at least U = {least} units, got shape {array.shape}")
@@ -218,7 +223,7 @@ def _grams(
     for key, given in gradients.items():
         what, pair = f"gradients[{key!r}]", (key, key) if isinstance(key, str) else key
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(each in names for each in pair)):
-            raise ValueError(f"gradients must have as keys {', '.join(names)} or pairs of them, got {key!r}")
+            raise ValueError(f"keys of gradients must be {', '.join(names)} or pairs of them, got {key!r}")
         exact = _check.floats(what, given)
         u = u or (len(exact) if exact.ndim else 0)
         if exact.shape != (u, u):
@@ -238,5 +243,5 @@ def _grams(
         grams[pair], grams[pair[::-1]], eps = k, k.T, max(eps, eps_of)
     if len(names) < len(grams) < len(names) ** 2:
         missing = next((a, b) for a in names for b in names if (a, b) not in grams)
-        raise ValueError(f"gradients must hold products of all pairs of names or of none, got no {missing!r}")
+        raise ValueError(f"gradients must have all pairs of names or none, got none for {missing!r}")
     return grams, eps

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,27 +15,47 @@ from rlvar.analysis.blocks import BlockRow, table_of_blocks
 from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.measured import part_note, part_of, scores_line, sketch_line, sketch_note
 from rlvar.analysis.ratio_bias import NEGLIGIBLE, small
+from rlvar.analysis.table import estimator_columns, estimators_html, ranked
+from rlvar.drawing.canvas import canvas
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.inference import Inference
 from rlvar.stats.intervals import Null
+from rlvar.stats.shown import aligned, html_lines, printable
 from rlvar.stats.sketch_noise import SketchNoise
 from rlvar.weights.importance import ImportanceRatios
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Plotted = Literal["ratio", "noise_scale_ratio", "noise_scale", "variance"]
+
 _NOT_CROSSED = (
-    "Without inner products of the gradients of two estimators no alignment is known, nor whether the data "
-    "deny that their means are the same."
+    "Only each estimator's own inner products were given: without those between two estimators, their "
+    "alignment is not known, nor whether their means differ."
 )
 
 _OF_SEQUENCES = (
-    "One step holds all tokens of a rollout here, so multi-step is single-step: what reward-to-go would do "
-    "token by token takes the scores of tokens."
+    "Each rollout is a single step here, so multi-step is single-step: the effect of reward-to-go, token by "
+    "token, needs token scores."
 )
+
+# What a row can be drawn by, and the label of its axis.
+_PLOTTED = {
+    "ratio": "variance, ratio to {0.reference}",
+    "noise_scale_ratio": "noise scale, ratio to {0.reference}",
+    "noise_scale": "noise scale ({0.unit}s)",
+    "variance": "variance of one {0.unit}",
+}
+
+# Of a row in a data frame, beside what all tables of estimators have.
+_IN_FRAME = ("factor", "unbiased", "identical", "variance_units", "ratio_units")
 
 # Trainers have a discount of their own, and it decides the variance.
 _GAE = (
-    'The row gae has gamma = 1 and lambda = 0.95. If your trainer has others, compare rlvar.estimator("gae", '
-    "gamma=..., lam=...)."
+    "The row gae has gamma = 1 and lambda = 0.95. If your trainer uses others, compare "
+    'rlvar.estimator("gae", gamma=..., lam=...).'
 )
 
 
@@ -52,19 +72,18 @@ class ComparisonRow(Result):
         coordinates, for U independent units: the variance of one rollout's gradient estimate or, with
         groups of one size, of the mean of one group's rollouts.
     ratio : Estimate
-        Variance over that of the reference: for two unbiased estimators that of the rollouts needed for the
-        same precision.
+        Variance over that of the reference: for two unbiased estimators, how many times as many rollouts it
+        needs for the same precision.
     signal : Estimate
         Unbiased estimate of the squared norm of the mean gradient; it can be negative. Unbiased estimators
-        with the same importance ratios have one mean, and so one signal for all: that of the quietest of
-        them, by two standard errors. What is a number times one of them has the square of that number times
-        this signal.
+        with the same importance ratios have one mean, and so one signal: that of the quietest of them, by
+        two standard errors. An estimator that is c times one of them has c^2 times this signal.
     noise_scale : Estimate
         Variance over signal: the number of rollouts (groups) in a batch at which the two are equal
         (McCandlish et al. 2018). ``high`` is infinite where the signal's interval reaches zero.
     noise_scale_ratio : Estimate
-        Noise scale over that of the reference: what to go by where means differ. With a known `factor` it is
-        ``ratio / factor**2``, and 1 without doubt for gradients that are proportional to the reference's.
+        Noise scale over that of the reference: the number to compare where means differ. With a known
+        `factor` it is ``ratio / factor**2``, and exactly 1 for gradients proportional to the reference's.
         Otherwise undefined, from 0 to infinity, where a signal is not resolved.
     alignment : Estimate
         Cosine between its mean gradient and the reference's: 1 with a known `factor`, or -1 if that is
@@ -73,23 +92,23 @@ class ComparisonRow(Result):
     variance_units, ratio_units : float
         How many units (rollouts, or groups) decide the variance and the ratio: :math:`(\sum c)^2 / \sum c^2`
         over the squares c of what each unit changes in it. With few of them an interval may cover far too
-        rarely, and the `notes` say so; with many it may still miss: a tail that no rollout has shown leaves
-        no trace. NaN where nothing changes, as in the ratio of the reference to itself.
+        rarely, and the `notes` say so; with many it may still miss, because a heavy tail that no rollout has
+        shown leaves no trace. NaN where nothing changes, as in the ratio of the reference to itself.
     factor : float or None
         Its mean gradient over that of the reference, where that is known: 1 for two unbiased estimators with
         the same importance ratios and for the same gradients; for gradients that are proportional to
         rounding, or that are so to those of an unbiased estimator compared, their factor, as 1 - 1/K for
         "dr-grpo" beside "rloo" with groups of K.
     unbiased : bool or None
-        Whether its mean is the policy gradient by theory, but for a common factor: by its weights (see
+        Whether by theory its mean is the policy gradient, up to a common factor: by its weights (see
         `estimators`), ratios and aggregation. None for weights of the caller's own.
     importance : ImportanceRatios or None
-        The ratios in its weights; None if the rollouts do not carry `behavior_logp`.
+        The ratios in its weights; None if the rollouts have no `behavior_logp`.
     bias : Estimate or None
         Where ratios are not those of whole sequences, or there are none, though another policy sampled: the
         squared bias of the mean gradient over V / U, the squared standard error, by the rollouts themselves.
-        One that is surely below 0.05 counts as none. None where the mean is unbiased as it is, or biased by
-        more than its ratios, or where these rollouts do not tell (see `rlvar.analysis.ratio_bias`).
+        One whose interval ends below 0.05 counts as none. None where the mean is unbiased as it is, or biased
+        by more than its ratios, or where these rollouts do not tell (see `rlvar.analysis.ratio_bias`).
     clipped : float or None
         Share of the live steps, each by its tokens, that `clip` leaves without gradient; None without it.
     reward_scaled_ratio : Estimate or None
@@ -98,7 +117,7 @@ class ComparisonRow(Result):
         no resolved signal, but that each prompt's gradient along the whole goes as the variance of its
         rewards (see `rlvar.analysis.reward_scale`). None where it is not defined.
     reward_scaled_bracket : tuple of float or None
-        Where the ratio lies whatever the model, if no prompt's gradient opposes the whole; for rewards of two
+        Where the ratio lies without that model, if no prompt's gradient opposes the whole; for rewards of two
         values and groups of one size.
     differs : bool
         Whether the data deny that its mean is that of the reference, at 1 in 1000. Where theory says that it
@@ -113,8 +132,8 @@ class ComparisonRow(Result):
     blocks : dict of BlockRow
         Its blocks of coordinates by their labels, if there are any.
     sketch : SketchNoise or None
-        What the random directions of sketched scores add to the uncertainty of sampling, which alone the
-        intervals hold.
+        What the random directions of sketched scores add to the uncertainty of sampling; the intervals cover
+        sampling alone.
     """
 
     _also = ("units_to_resolve",)
@@ -139,8 +158,9 @@ class ComparisonRow(Result):
     batch_noise: BatchNoise
     blocks: dict[str | int, BlockRow] = field(default_factory=dict)
     sketch: SketchNoise | None = None
-    # Variance with each unit left out, for what compares it with other rows.
+    # Variance and signal with each unit left out, for what compares them with others.
     _variances: Moment = field(repr=False, compare=False)
+    _signals: Moment = field(repr=False, compare=False)
     _null: Null = field(repr=False, compare=False)
 
     @property
@@ -180,10 +200,10 @@ class Comparison(Result):
         `ComparisonRow.unbiased` of the reference.
     notes : tuple of str
         What limits the numbers: that the units are few, or that few of them decide some variances or ratios;
-        that "multi" is "single" because one step holds all tokens of a rollout; what gamma and lambda "gae"
-        has if none were given; that the scores are of a part of the parameters, or a sketch that is small.
+        that "multi" is "single" because each rollout is a single step; which gamma and lambda "gae" has if
+        none were given; that the scores are of a part of the parameters, or a small sketch.
     of_sequences : bool
-        Whether one step holds all tokens of each rollout, by the `tokens` of the rollouts.
+        Whether one step has all tokens of each rollout, by the `tokens` of the rollouts.
     scaled : bool
         Whether coordinates are scaled.
     scores_of : str or None
@@ -231,6 +251,7 @@ class Comparison(Result):
                     unbiased=unbiased[name],
                     batch_noise=batch_noise(found[name].noise_scale, *noise),
                     _variances=of_row.pop("variances"),
+                    _signals=of_row.pop("signals"),
                     _null=of_row.pop("null"),
                     **of_row,
                     **others.get(name, {}),
@@ -307,10 +328,75 @@ class Comparison(Result):
         """Return some of the rows, in the order of `names`."""
         return replace(self, rows=tuple(self[name] for name in names))
 
+    @property
+    def ranked(self) -> tuple[ComparisonRow, ...]:
+        """The rows, the quietest first by `noise_scale_ratio`; where that is not resolved, last."""
+        return tuple(ranked(self))
+
+    def plot(self, ax: Axes | None = None, *, of: Plotted | None = None) -> Axes:
+        """Draw a dot and an interval for each estimator, the quietest on top.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+        of : {"ratio", "noise_scale_ratio", "noise_scale", "variance"}, optional
+            What is drawn: by default the ratio of variances, or of noise scales if means may differ.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        same = all(row.factor == 1.0 for row in self)
+        of = _check.choice("of", of or ("ratio" if same else "noise_scale_ratio"), _PLOTTED)
+        rows = self.ranked
+        axes, palette = canvas(ax, rows=len(rows))
+        from rlvar.drawing.intervals import intervals
+
+        intervals(
+            axes,
+            [row.name for row in rows],
+            [getattr(row, of) for row in rows],
+            xlabel=printable(_PLOTTED[of].format(self)),
+            line=1.0 if "ratio" in of else None,
+            signals="noise_scale" in of,
+            palette=palette,
+        )
+        return axes
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator: pandas', or polars' where that alone is there.
+
+        Of each `Estimate` there are three columns, as "ratio", "ratio_low" and "ratio_high".
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        return frame(estimator_columns(self.rows, *_IN_FRAME))
+
+    def html_table(self) -> str:
+        """Return the table of a notebook, without notes."""
+        level = f"{self.confidence:.0%} intervals ({self.interval})"
+        basis = f"Quietest first, with {level} over {self.units:,} {self.unit}s."
+        return estimators_html(self.rows, self.reference, self.unit) + html_lines([basis])
+
+    def _scores_line(self) -> str | None:
+        return scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
+
     def __repr__(self) -> str:
-        of = scores_line(self.scores_of, next((row.sketch.coordinates for row in self if row.sketch), None))
-        notes = (textwrap.fill(each, 110) for each in self.notes)
+        of = self._scores_line()
+        notes = (textwrap.fill(printable(each), 110) for each in self.notes)
         return "\n".join([*([] if of is None else [of]), side_by_side(self), *notes])
+
+    def _repr_html_(self) -> str:
+        return self.html_table() + html_lines(filter(None, [self._scores_line(), *self.notes]))
 
 
 def _of_ratios(row: ComparisonRow) -> str:
@@ -346,46 +432,39 @@ def side_by_side(comparison: Comparison) -> str:
         )
         for row in comparison
     ]
-    text = _table([head, *rows])
+    text = "\n".join(aligned([head, *rows]))
     if not all(comparison.same_mean(row) for row in comparison):
         # Variances alone do not compare then: the quietest is the one of the lowest noise scale.
-        # One that is negative or undefined, for want of a signal, comes last.
-        scales = {row.name: row.noise_scale.value for row in comparison}
-        ranked = sorted(comparison, key=lambda row: scales[row.name] if scales[row.name] >= 0 else math.inf)
         columns = (
             "by noise scale",
             f"its ratio to {comparison.reference}",
             f"alignment with {comparison.reference}",
         )
-        aligned = {row.name: bounded(row.alignment) for row in ranked}
+        cosines = {row.name: bounded(row.alignment) for row in comparison.ranked}
         if not comparison.crossed:
-            aligned.update((row.name, "not known") for row in ranked if row.factor is None)
-        lines = [(row.name, bounded(row.noise_scale_ratio), aligned[row.name]) for row in ranked]
-        text += "\nThe estimators may have different means; ranked by noise scale:\n" + _table(
-            [columns, *lines]
-        )
+            cosines.update((row.name, "not known") for row in comparison if row.factor is None)
+        lines = [(row.name, bounded(row.noise_scale_ratio), cosines[row.name]) for row in comparison.ranked]
+        text += "\nThe estimators may have different means; ranked by noise scale:\n"
+        text += "\n".join(aligned([columns, *lines]))
     if blocks := {row.name: row.blocks for row in comparison if row.blocks}:
         text += "\nBlocks of coordinates, the noisiest first\n"
-        text += _table(table_of_blocks(blocks, comparison.reference))
+        text += "\n".join(aligned(table_of_blocks(blocks, comparison.reference)))
+    beneath = (textwrap.fill(printable(line), 110, subsequent_indent="  ") for line in below(comparison))
+    return "\n".join([text, *beneath])
+
+
+def below(comparison: Comparison) -> list[str]:
+    """Say what a column of the table means, and which ratios, clips and sketches are in its numbers."""
     ratios = dict.fromkeys(_of_ratios(row) for row in comparison if row.importance is not None)
     clipped = [f"{row.name} {row.clipped:.1%}" for row in comparison if row.clipped is not None]
     shares = [f"share of the steps clipped, which biases the mean: {', '.join(clipped)}"] if clipped else []
     legend = f"decided by: how many {comparison.unit}s are behind the variance, and behind the ratio; "
-    legend += "many are no proof of light tails"
+    legend += "large numbers do not rule out heavy tails"
     sketches = [(row.name, row.variance, row.ratio, row.sketch) for row in comparison if row.sketch]
-    sketch = [textwrap.fill(sketch_line(sketches), 110, subsequent_indent="  ")] if sketches else []
-    return "\n".join([text, legend, *ratios, *shares, *sketch])
+    return [legend, *ratios, *shares, *([sketch_line(sketches)] if sketches else [])]
 
 
 def _sketched(row: ComparisonRow) -> dict[str, tuple[Estimate, float]]:
     """Return estimates with standard errors of sampling beside those of their sketch."""
     names = ("variance", "ratio", "noise_scale")
     return {name.replace("_", " "): (getattr(row, name), getattr(row.sketch, name)) for name in names}
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -1,15 +1,15 @@
-r"""How many units decide a variance or a ratio, and what is said where they are few.
+r"""How many units decide a variance or a ratio, and the note where they are few.
 
 If a unit left out changes a quantity by :math:`c_u` from the mean, the squares of these changes add up to its
 squared standard error, and
 
     n = (sum c_u^2)^2 / sum c_u^4
 
-units decide it: U if all change it alike, 1 if one has all the say. Few units mean that the changes have a
-tail of which little has been seen. In ``studies/calibration.py`` fewer than four decide the variance or the
-ratio in most data sets of the problems whose intervals cover too rarely, and in few of the others from 160
-units on. It is a sign of such problems, not of such data sets: within one of them those that have not shown
-the tail have the larger n, and miss more often.
+units decide it: U if all change it alike, 1 if a single one does. Few units mean that the changes have a
+heavy tail of which little has been seen. In ``studies/calibration.py`` fewer than four decide the variance or
+the ratio in most data sets of the problems whose intervals cover too rarely, and in few of the others from
+160 units on. It is a sign of such problems, not of such data sets: within one problem, the data sets that
+have not shown the tail have the larger n, and miss more often.
 """
 
 from __future__ import annotations

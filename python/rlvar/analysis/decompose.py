@@ -10,10 +10,10 @@ T variance terms and T(T-1)/2 covariance terms, each summed over the D coordinat
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ from rlvar import _check
 from rlvar._types import Double, Importance
 from rlvar.analysis.growth import (
     NO_HORIZON,
+    NO_STRATA,
     HorizonGrowth,
     LengthGrowth,
     has_horizon,
@@ -30,16 +31,24 @@ from rlvar.analysis.growth import (
 )
 from rlvar.analysis.measured import part_of, scores_line
 from rlvar.analysis.totals import totals
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments as unit_moments
 from rlvar.stats.differences import difference
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
+from rlvar.stats.frame import frame
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
+from rlvar.stats.shown import html_lines, html_table, measured
 from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
 from rlvar.weights.source import batch_of, estimator_of, groups_of, terms_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Plotted = Literal["growth", "step_share", "covariance", "lag_profile"]
 
 
 class _Source(NamedTuple):
@@ -74,14 +83,14 @@ class Decomposition(Result):
     growth_exponent : Estimate
         How the terms add up along the sequence: slope of log V(k) on log k over the steps `growth_range`, for
         the first k terms of rollouts that go on to their end. 1 is linear growth, 2 quadratic; NaN if the
-        range holds one step only.
+        range has one step only.
     horizon_exponent : Estimate
         How the variance grows with the horizon: the slope over the same steps, had the rollouts been cut
         after k steps, with the rewards up to there. For rollouts whose rewards come on the way, and the
         estimators "single", "multi", "single-mean", "multi-mean" and "rloo"; else NaN.
     length_exponent : Estimate
         How the variance grows with the length of rollouts, over quartiles of length (number of live steps, or
-        of tokens where the rollouts count them apart), whatever else long and short rollouts differ in. NaN
+        of tokens where the rollouts count them apart), including all else that differs with length. NaN
         if all lengths are equal, and with `sample_weight`.
     signal : Estimate
         ``|E g|^2`` without the bias of a plug-in, ``|mean g|^2 - ddof V / N`` with the effective size for N;
@@ -110,7 +119,7 @@ class Decomposition(Result):
     growth_range : tuple of int
         First and last k (both included) of the fits of `growth_exponent` and `horizon_exponent`.
     effective_size : float
-        Number of equally weighted rollouts that are as many: (sum p)^2 / sum p^2, with
+        Number of equally weighted rollouts with the same precision: (sum p)^2 / sum p^2, with
         `sample_weight` p (Kish 1965); without, the number of rollouts.
     """
 
@@ -130,9 +139,13 @@ class Decomposition(Result):
 
     @cached_property
     def covariance(self) -> Double:
-        source, steps = self._source, len(self.growth)
-        result = np.empty((steps, steps))
-        source.terms.covariance(source.samples.weight, source.normaliser, 1, result)
+        return self.block_covariance(1)
+
+    def block_covariance(self, block_size: int) -> Double:
+        """Return the sums of `covariance` over blocks of so many steps, as `rlvar.covariance` does."""
+        source, blocks = self._source, -(-len(self.growth) // block_size)
+        result = np.empty((blocks, blocks))
+        source.terms.covariance(source.samples.weight, source.normaliser, block_size, result)
         return result
 
     @cached_property
@@ -214,10 +227,10 @@ class Decomposition(Result):
     @cached_property
     @_check.quiet
     def length_growth(self) -> LengthGrowth:
-        """The fit of `length_exponent`, with the mean lengths of the shortest and longest stratum."""
+        """The fit of `length_exponent`, with the variance in each stratum of length."""
         source = self._source
         if source.weighted:
-            return LengthGrowth(Moment(math.nan, np.empty(0)), math.nan, math.nan)
+            return NO_STRATA
         lengths, tokens = source.terms.alive.sum(axis=1), None
         if source.weighed is not None and (tokens := source.weighed[0].rollouts.tokens) is not None:
             lengths = tokens
@@ -230,22 +243,92 @@ class Decomposition(Result):
         total = self.variance.value
         return self.covariance_terms.value / total if total else float("nan")
 
-    def __repr__(self) -> str:
-        scores_of, sketch = None, None
-        if self._source.weighed is not None:
-            rollouts = self._source.weighed[0].rollouts
-            scores_of, sketch = rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
-        measured, part = scores_line(scores_of, sketch), part_of(scores_of)
-        lines = [*filter(None, [measured]), sources(self), f"signal            {self.signal}"]
-        scale = bounded(self.noise_scale)
-        size = len(self._source.units.members) / len(self._source.units)
+    def plot(self, ax: Axes | None = None, *, of: Plotted = "growth") -> Axes:
+        """Draw how the variance grows with the number of steps, or what it consists of.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+        of : {"growth", "step_share", "covariance", "lag_profile"}, default "growth"
+            What is drawn: `growth` on log axes, beside slopes of 1, 2 and 3, a broad line having the
+            `growth_exponent`; the share of each step; the covariance of steps, or blocks of them, as a map;
+            what pairs of steps add by their distance.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        _check.choice("of", of, Plotted)
+        axes, palette = canvas(ax)
+        from rlvar.drawing import covariance, growth, steps
+
+        reached = max(1, np.count_nonzero(self.alive))  # steps
+        if of == "growth":
+            curve, fit = self.growth[:reached], self.growth_exponent
+            growth.growth(axes, curve, exponent=fit, span=self.growth_range, palette=palette)
+        elif of == "step_share":
+            steps.step_share(axes, self.step_share[:reached], palette=palette)
+        elif of == "covariance":
+            blocks = self.block_covariance(steps.block_size(len(self.growth), covariance.MOST_BLOCKS))
+            covariance.covariance_map(axes, blocks, steps=len(self.growth), palette=palette)
+        else:
+            steps.lag_profile(axes, self.lag_profile[:reached], palette=palette)
+        return axes
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each step: pandas', or polars' where that alone is there.
+
+        Row k has `step_variance` and `step_share` of step k, from 1, how many rollouts are `alive` there, and
+        `growth`, the variance of the first k terms' sum.
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        columns = {name: getattr(self, name) for name in ("step_variance", "step_share", "growth", "alive")}
+        return frame({"step": np.arange(1, len(self.growth) + 1), **columns})
+
+    def _scores_of(self) -> tuple[str | None, int | None]:
+        """Return what the scores are of, and the dimension of their sketch."""
+        if self._source.weighed is None:
+            return None, None
+        rollouts = self._source.weighed[0].rollouts
+        return rollouts.scores_of, rollouts.shape[2] if rollouts.sketched else None
+
+    def _of_rollouts(self) -> str:
+        """Say what the noise scale counts."""
+        size, part = len(self._source.units.members) / len(self._source.units), part_of(self._scores_of()[0])
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
-        alone = "" if part is None else f", for {part} alone"
-        lines.append(f"noise scale       {scale}" + of * (scale != "not resolved") + alone)
+        return of * (bounded(self.noise_scale) != "not resolved") + f", for {part} alone" * (part is not None)
+
+    def __repr__(self) -> str:
+        lines = [
+            *filter(None, [scores_line(*self._scores_of())]),
+            sources(self),
+            f"signal            {self.signal}",
+        ]
+        lines.append(f"noise scale       {bounded(self.noise_scale)}{self._of_rollouts()}")
         if self._source.weighted:
             n = len(self._source.terms.weights)
             lines.append(f"effective size    {self.effective_size:.4g} of {n} rollouts")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        scale = measured(self.noise_scale, bounded=True)
+        rows = [
+            *((name, measured(x), of) for name, x, of in _parts(self)),
+            ("signal", measured(self.signal), ""),
+            ("noise scale", scale, self._of_rollouts().lstrip(", ")),
+        ]
+        head = ("quantity", f"value ({self.variance.confidence:.0%} interval)", "")
+        return html_table(head, rows) + html_lines(filter(None, [scores_line(*self._scores_of())]))
 
 
 def _possible(covariance: Estimate, most: float, steps: int) -> Estimate:
@@ -256,29 +339,33 @@ def _possible(covariance: Estimate, most: float, steps: int) -> Estimate:
     return replace(covariance, low=ends[0], high=ends[1])
 
 
-def sources(parts: Decomposition) -> str:
-    """Return the lines on where the variance comes from and how it grows."""
+def _parts(parts: Decomposition) -> Iterator[tuple[str, Estimate, str]]:
+    """Yield where the variance comes from and how it grows: name, number and what it is of."""
     share = parts.covariance_share
-    shares = [f"  {each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
-    lines = [
-        f"variance          {parts.variance}",
-        f"variance terms    {parts.variance_terms}{shares[0]}",
-        f"covariance terms  {parts.covariance_terms}{shares[1]}",
-    ]
+    shares = [f"{each:.1%} of the total" if share == share else "" for each in (1 - share, share)]
+    yield "variance", parts.variance, ""
+    yield "variance terms", parts.variance_terms, shares[0]
+    yield "covariance terms", parts.covariance_terms, shares[1]
     first, last = parts.growth_range
-    _, shortest, longest, measure = parts.length_growth
+    strata = parts.length_growth
+    ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}" if len(strata.lengths) else ""
     for name, of in {
         "growth": f"of the sum of the first k terms, k = {first} to {last}",
         "horizon": f"of rollouts cut after k steps, k = {first} to {last}",
-        "length": f"over mean lengths {shortest:.3g} to {longest:.3g}" + " tokens" * (measure == "tokens"),
+        "length": f"over mean lengths {ends}" + " tokens" * (strata.measure == "tokens"),
     }.items():
         exponent = getattr(parts, f"{name}_exponent")
         if not np.isnan(exponent.value):
-            lines.append(f"{name} exponent".ljust(18) + f"{exponent}  {of}")
+            yield f"{name} exponent", exponent, of
+
+
+def sources(parts: Decomposition) -> str:
+    """Return the lines on where the variance comes from and how it grows."""
+    lines = [f"{name:<18}{value}  {of}".rstrip() for name, value, of in _parts(parts)]
     weighed = parts._source.weighed
     if weighed is not None and weighed[0].of_sequences:
         lines.append(
-            "one step holds all tokens of a rollout: covariance between tokens is in its variance term"
+            "each rollout is a single step: covariance between its tokens is inside the variance term"
         )
     return "\n".join(lines)
 
@@ -322,13 +409,18 @@ def decompose(
     Raises
     ------
     ValueError, TypeError
-        As `covariance`; also for fewer than two groups. Fewer than ten units are warned of.
+        As for `covariance`; also for fewer than two groups.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
     The growth exponent is fitted over the upper half of the steps that at least half of the
     rollouts reach: T/2 to T without raggedness. Beyond, few rollouts are left to add variance, and
-    the curve flattens whatever the law. Over the same steps the horizon exponent is the slope of the variance
+    the curve flattens under any law. Over the same steps the horizon exponent is the slope of the variance
     of the gradients of rollouts that are cut after k steps, for "single" and "multi"
 
     .. math:: R_k \sum_{t \le k} S_t, \qquad \sum_{j \le k} r_j \sum_{t \le j} S_t .
@@ -339,7 +431,7 @@ def decompose(
 
     on the mean length. All slopes are on the log scale, by least squares; in the interval of the last the
     strata stay as they are. Two passes over the scores, O(N T D); one or two more for what is computed when
-    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/statistics.md``.
+    it is asked for, and the O(N D T^2) of `covariance` only for the matrix. See ``docs/mathematics.md``.
 
     Examples
     --------

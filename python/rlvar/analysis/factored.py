@@ -80,7 +80,7 @@ def covariance_factored(
 
     See Also
     --------
-    covariance : of scores that are no outer products.
+    covariance : of scores that are not outer products.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 r"""How the variance grows with length: exponents b of V ~ length^b.
 
 - along the sequence: V(k), the variance of the sum of the first k terms of rollouts that go on to their end,
-  whose weights hold the rewards after step k too;
+  whose weights include the rewards after step k;
 - with the horizon: V_k, the variance of the gradient had the rollouts been cut after k steps, with the
   rewards up to there. With Z_j = S_1 + ... + S_j it is that of R_k Z_k for "single", that of the sum of
   r_j Z_j over j <= k for "multi";
@@ -44,12 +44,15 @@ NO_HORIZON = HorizonGrowth(Moment(np.nan, np.empty(0)), np.empty(0, np.int64), n
 
 
 class LengthGrowth(NamedTuple):
-    """The exponent with each unit left out, and the mean lengths of the shortest and longest stratum."""
+    """The exponent with each unit left out, and the variance (S,) in strata of mean `lengths` (S,)."""
 
     exponent: Moment
-    shortest: float
-    longest: float
+    lengths: Double
+    variance: Double
     measure: str = "steps"  # or "tokens": what lengths count
+
+
+NO_STRATA = LengthGrowth(Moment(np.nan, np.empty(0)), np.empty(0), np.empty(0))
 
 
 @_check.quiet
@@ -130,7 +133,7 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
     """Fit the variance of whole gradients (N, D) to the lengths (N,) of rollouts.
 
     With deviations y from the mean of stratum s, of N_s rollouts, leaving out unit u leaves
-    sum |y|^2 less the unit's |y|^2 and |sum of its y|^2 / (N_s - its size) there. O(N D).
+    sum |y|^2 minus the unit's |y|^2 and minus |sum of its y|^2 / (N_s - its size) there. O(N D).
     """
     labels, n, d = strata_of(lengths), len(lengths), g.base.shape[1]
     step = max(1, _CHUNK // n)
@@ -153,8 +156,8 @@ def length_growth(g: Gradients, lengths: NDArray[np.int64], units: _check.Units)
         left[1, present] = (length - part.sums(lengths)) / rest
         strata.append((total / (size - 1), length / size, left[0], left[1]))
     if len(strata) < 2:
-        return LengthGrowth(Moment(np.nan, np.empty(0)), np.nan, np.nan)
+        return NO_STRATA
     values, means, left_values, left_means = map(np.array, zip(*strata, strict=True))
     value = float(slope(np.log(means), values))
     left_out = slope(np.log(left_means).T, left_values.T)
-    return LengthGrowth(Moment(value, left_out), float(means.min()), float(means.max()))
+    return LengthGrowth(Moment(value, left_out), means, values)

@@ -1,8 +1,8 @@
-"""How much of the noise do reward-to-go and a baseline remove, each by itself, and the estimators in use?
+"""How much of the noise do reward-to-go, a baseline and the estimators in use remove, each by itself?
 
 With the variances V of "single", "multi" and the best baseline b, reward-to-go removes 1 - V_multi / V_single
 of the variance. A baseline over returns-to-go has that in it, and removes 1 - V_b / V_multi of what is left.
-Baselines are fitted to all rollouts at hand, and beside that to batches of 64, as a training step has them.
+Baselines are fitted to all rollouts at hand, and also to batches of 64, as in a training step.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rlvar.analysis.comparison import Comparison
 from rlvar.stats.estimate import Estimate, Moment, Result
 from rlvar.stats.inference import quotient
 from rlvar.stats.intervals import jackknife, ratio_of_variances
+from rlvar.stats.shown import printable
 
 # The best constant, and the best constants for each step, by what they assume.
 BASELINES = ("single-optimal", "multi-optimal", "otb")
@@ -37,7 +38,7 @@ class Headroom(Result):
         The estimator whose variance there is to remove.
     best : str
         The one of "single-optimal", "multi-optimal" and "otb" with the lowest variance here: they are
-        cross-fitted, so that none of it is fitted noise but for the choice among the three.
+        cross-fitted, so that only the choice among the three can fit noise.
     removable : Estimate
         Share of the variance of the reference that `best` removes; negative if it adds to it.
     reward_to_go : Estimate
@@ -52,7 +53,7 @@ class Headroom(Result):
         often smaller than the rollouts at hand, and a baseline fitted to it gains less.
     removed : dict of str to Estimate
         For each other estimator with the mean of the reference: the part of what is removable that it
-        removes. It can be above 1 and negative. NaN unless `removable` is positive beyond doubt.
+        removes. It can be above 1 and negative. NaN unless the interval of `removable` is above 0.
     """
 
     reference: str
@@ -71,7 +72,7 @@ class Headroom(Result):
             lines.append(f"the baseline adds {self.on_top} of what reward-to-go leaves")
         lines += [f"fitted to batches of {size}: {share}" for size, share in self.in_batches.items()]
         lines += [f"{name} removes {part} of that" for name, part in self.removed.items()]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @quiet
@@ -94,13 +95,13 @@ def headroom(comparison: Comparison) -> Headroom:
     TypeError
         For anything but a Comparison.
     ValueError
-        If the comparison holds none of these baselines, or none with the mean of its reference.
+        If the comparison has none of these baselines, or none with the mean of its reference.
 
     Notes
     -----
     With variances V of the reference, the best baseline and an estimator e: 1 - V_best / V is
     removable, and e removes (V - V_e) / (V - V_best) of it. Compare "multi" too: with a reward for each step
-    most of what a baseline over returns-to-go removes may be due to those. ``docs/statistics.md`` says what
+    most of what a baseline over returns-to-go removes may be due to those. ``docs/mathematics.md`` says what
     these baselines are the best of: one of the state or the prompt, such as that of "rloo", can remove more.
     With importance ratios "multi-optimal" need not be the best: see
     `rlvar.weights.baselines.multi_optimal`.
@@ -122,10 +123,10 @@ def headroom(comparison: Comparison) -> Headroom:
         names, known = [row.name for row in comparison], ", ".join(BASELINES)
         if any(name.partition(":")[0] in BASELINES for name in names):
             raise ValueError(
-                f"the baselines compared have not the mean of {comparison.reference}, by their importance "
-                "ratios or the aggregation: variances alone do not say what they would remove"
+                f"the baselines compared estimate another mean gradient than {comparison.reference}, because "
+                "of importance ratios or the aggregation: their variances do not say what they would remove"
             )
-        raise ValueError(f"compare one of {known} too, got {', '.join(names)}")
+        raise ValueError(f"comparison must have one of {known} too, got {', '.join(names)}")
     best = min(candidates, key=lambda name: rows[name].variance.value)
     whole, least = comparison._reference_variances, rows[best]._variances
     level = comparison.confidence

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import printable
 from rlvar.stats.sketch_noise import SketchNoise
 
 # A sketch's standard error of more than this share of that of sampling is worth a larger sketch.
@@ -18,9 +19,10 @@ _LARGE = 0.5
 
 def scores_line(scores_of: str | None, sketch: int | None) -> str | None:
     """Name what the scores, maybe a `sketch` of so many dimensions, are of; None if nothing is known."""
+    of = None if scores_of is None else printable(scores_of)
     if sketch is not None:
-        return f"Scores: a {sketch:,}-dimensional sketch{'' if scores_of is None else f' of {scores_of}'}"
-    return None if scores_of is None else f"Scores: {scores_of}"
+        return f"Scores: a {sketch:,}-dimensional sketch{'' if of is None else f' of {of}'}"
+    return None if of is None else f"Scores: {of}"
 
 
 def part_of(scores_of: str | None) -> str | None:
@@ -33,9 +35,9 @@ def part_of(scores_of: str | None) -> str | None:
 def part_note(part: str) -> str:
     """Say what numbers from a part of the parameters are good for."""
     return (
-        f"The scores are those of {part}, not of the whole policy. So are signals, noise scales and what "
-        "follows from them, as the number of rollouts that resolves a signal: in trials on small language "
-        "models, noise scales from the final norm were 6 to 100 times too small. Ratios of variances from "
+        f"The scores are those of {part}, not of the whole policy, and so are signals, noise scales and what "
+        "follows from them, such as how many rollouts would resolve a signal. In trials on small language "
+        "models, noise scales from the final norm were 6 to 100 times too small; ratios of variances from "
         "parts were between a quarter and four times those of the whole model."
     )
 
@@ -61,6 +63,6 @@ def sketch_note(rows: Iterable[tuple[str, dict[str, tuple[Estimate, float]]]]) -
         return None
     whose = "; ".join(f"the {what} of {', '.join(names)}" for what, names in large.items())
     return (
-        f"The sketch leaves standard errors of more than half of those of sampling, which the intervals are "
-        f"made of: {whose}. A larger sketch would narrow this."
+        f"The intervals cover sampling alone, and the sketch adds standard errors of more than half of those "
+        f"of sampling: {whose}. A larger sketch would reduce them."
     )

@@ -5,8 +5,8 @@ So E[S_i . S_j] = 0 for i != j, and
 
     E |sum_t S_t|^2 = sum_t E |S_t|^2:
 
-of the second moments of the scores nothing but the trace is left, and their sum has mean 0. What is
-left beside the trace, and a mean, come from rollouts of another policy.
+only the trace is left of the second moments of the scores, and their sum has mean 0. Anything beyond the
+trace, and any mean, come from rollouts of another policy.
 
 Or from rows of one backward pass through a causal network. Position j takes part in all tokens from j on,
 in log p(y_t) by c_jt: the score is S_t = sum_j c_jt, the row is P_j = sum_t c_jt, and both have one sum. Each
@@ -14,8 +14,8 @@ c_jt has mean 0 given the past of t, so E P_j = 0 too, and E[c_is . c_jt] = 0 fo
 
     E[P_i . P_j] = sum_{t >= i, j} E[c_it . c_jt],    E |sum_j P_j|^2 = sum_t E |S_t|^2 :
 
-steps without a mean that correlate, to either sign. Another policy gives scores a mean first, which is seen
-far sooner than correlations are.
+steps without a mean that correlate, positively or negatively. Another policy gives scores a mean, which shows
+far sooner than correlations do.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class OnPolicyTest(Result):
     ----------
     ratio : Estimate
         `off_diagonal` over `trace`: 0 in expectation for rollouts of the policy that scored them,
-        whatever the rewards; it has no unit. NaN if all scores are 0.
+        for any rewards; it has no unit. NaN if all scores are 0.
     mean_score : Estimate
         ``|E sum_t S_t|^2`` over `trace`, what the mean of a rollout's summed scores adds to `ratio`: 0 on
         policy. Free of the bias of a plug-in, it can be negative.
     off_diagonal, trace : Estimate
-        ``E[sum over i != j of S_i . S_j]`` and ``E[sum over t of |S_t|^2]``, for one rollout, in squared units
-        of the scores.
+        ``E[sum over i != j of S_i . S_j]`` and ``E[sum over t of |S_t|^2]``, for one rollout, in squared
+        units of the scores.
     units : int
         Number of independent units (rollouts, or groups if given) behind the intervals.
     """
@@ -69,10 +69,10 @@ class OnPolicyTest(Result):
 
     @property
     def positions(self) -> bool:
-        """Whether these look like rows of one backward pass, contributions of positions, and no scores.
+        """Whether these look like rows of one backward pass, contributions of positions, not scores.
 
-        Steps correlate, to either sign and beyond doubt (a confidence of 0.9998), while their sum is
-        consistent with a mean of 0, and what mean it may have accounts for at most half of `ratio`.
+        Steps correlate, positively or negatively, at a confidence of 0.9998, while their sum is consistent
+        with a mean of 0, and any mean that it may have accounts for at most half of `ratio`.
         """
         apart = self._sum_ratio.low > 1 or self._sum_ratio.high < 1
         return apart and not self.mean_score.low > 0 and self.mean_score.high < abs(self.ratio.value) / 2
@@ -84,10 +84,10 @@ class OnPolicyTest(Result):
 
     @property
     def on_policy(self) -> bool | None:
-        """False if anything speaks `against` it, True if not, at this number of units.
+        """False if an interval is `against` it, True if none is, at this number of units.
 
-        None if one of the two has no interval, or if these look like rows of `positions`, of which it says
-        nothing.
+        None if one of the two has no interval, or if these look like rows of `positions`, where the test does
+        not apply.
         """
         if np.isnan(self.ratio.low) or np.isnan(self.mean_score.low) or self.positions:
             return None
@@ -100,7 +100,7 @@ class OnPolicyTest(Result):
         An action that no unit of U shows has a probability of at most q = 3 / U, but in 5 % of cases. On
         policy it must make up for the mean score m, with scores of m / q: that adds m^2 / q to the trace.
         For steps that correlate by c it must add c at least. Both are taken at the lower ends of the
-        intervals; 0 if neither speaks against the policy.
+        intervals; 0 if neither is against the policy.
         """
         least = max(
             self.mean_score.low * self.units / 3 if "mean_score" in self.against else 0.0,
@@ -111,8 +111,8 @@ class OnPolicyTest(Result):
     def __repr__(self) -> str:
         verdict = {
             True: "consistent with on-policy sampling",
-            False: "the scores do not average to 0 given the past, as those of the sampling policy do",
-            None: "no interval, hence no verdict",
+            False: "the scores do not average to 0 given the past, though the sampling policy's would",
+            None: "no verdict, because there is no interval",
         }[self.on_policy]
         if self.positions:
             verdict = "these look like rows of one backward pass, not token scores: their sum has mean 0"
@@ -148,7 +148,7 @@ def on_policy_test(
         As in `covariance`, with scores of the policy in question.
     lengths, mask, groups
         With scores: as in `decompose`. Only steps whose action the policy chose may be live. An end that the
-        past decides, such as an end token or a limit on the length, is no fault.
+        past decides, such as an end token or a limit on the length, is allowed.
     confidence : float, default 0.95
         Nominal coverage of each interval. The verdict looks at the lower ends of two, each of which
         is above 0 on policy with probability (1 - `confidence`) / 2: together at most 1 - `confidence`.
@@ -163,7 +163,12 @@ def on_policy_test(
     ------
     ValueError, TypeError
         For wrong shapes or dtypes, a score of a live step that is not finite (the first is named),
-        fewer than two rollouts or groups. Fewer than ten units are warned of.
+        fewer than two rollouts or groups.
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten units.
 
     Notes
     -----
@@ -188,9 +193,9 @@ def on_policy_test(
 
     Of rows of one backward pass steps correlate and their sum has mean 0 (`OnPolicyTest.positions`).
 
-    ``docs/statistics.md`` says which mismatches either number finds, what neither sees, and where an alarm is
-    wrong. With T = 1, or where no two steps share a parameter, the ratio is 0 always and the mean score alone
-    speaks.
+    ``docs/mathematics.md`` says which mismatches either number finds, what neither sees, and where an alarm
+    is wrong. With T = 1, or where no two steps share a parameter, the ratio is always 0, and only the mean
+    score can show a mismatch.
 
     Two passes over the scores, O(N T D), and memory O(N T + N D).
 
@@ -253,6 +258,6 @@ def _mean_score(sums: Double, squares: Double, sizes: Double, confidence: float)
     (s, s_left_out), (v, v_left_out) = moments.signal(p), moments.variance(p)
     signal = Moment(float(s / trace), s_left_out / left_out[: len(s_left_out)])
     # Its left-out values say how well the variance is known: the trace would hide that, which for
-    # T = 1 is the same but for the mean.
+    # T = 1 is the same, except for the mean.
     variance = Moment(float(v / trace), v_left_out / trace)
     return signal_interval(signal, variance, moments.dimension(p), confidence)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,17 @@ from rlvar.analysis.prompts import (
     prompt_components,
     why_not,
 )
+from rlvar.drawing.canvas import canvas
 from rlvar.rollouts import Rollouts
-from rlvar.stats.estimate import Estimate, Result, bounded
+from rlvar.stats.estimate import Estimate, Result, bounded, inverse
+from rlvar.stats.frame import columns_of, frame
 from rlvar.stats.intervals import correlation, fieller, ratio_of_variances
+from rlvar.stats.shown import html_lines, html_table, measured
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_COMPLETIONS = 1 << 12  # that `plan` looks through
 _SHOWN = 8  # options in the table
@@ -52,9 +58,9 @@ class PlanOption(Result):
         Variance of the batch's mean gradient, V(K) / P. An estimate that is not positive is left as it is,
         unbiased; the interval of one that is ends at 0.
     gain : Estimate
-        With a budget, the variance that what is in use has for it, over this one. With a target, the cost of
-        what is in use for a variance, over this one's. 1 for what is in use itself. NaN without an interval
-        where one of the variances is not positive by its estimate, and where that in use is 0.
+        With a budget, the variance of the shape in use for that budget, over this one's. With a target, the
+        cost of the shape in use for one variance, over this one's. 1 for the shape in use itself. NaN without
+        an interval where one of the variances is not positive by its estimate, and where that in use is 0.
     """
 
     prompts: int
@@ -62,6 +68,11 @@ class PlanOption(Result):
     cost: float
     variance: Estimate
     gain: Estimate
+
+    @property
+    def shape(self) -> str:
+        """P x K."""
+        return f"{self.prompts:,} x {self.completions:,}"
 
     def __repr__(self) -> str:
         shape = f"{_count(self.prompts, 'prompt')} x {_count(self.completions, 'completion')}"
@@ -79,7 +90,7 @@ class Plan(Result):
         Those of the best option: see `PlanOption`. With a target, the upper end of the variance's interval is
         at most that.
     options : tuple of PlanOption
-        What came into question, the best first.
+        All options that were considered, the best first.
     in_use : int
         Completions of a prompt in use.
     beside : bool
@@ -87,7 +98,7 @@ class Plan(Result):
     budget, target : float or None
         As asked for: one of them.
     max_completions : int
-        The most that were looked at.
+        The largest number of completions that was considered.
     """
 
     prompts: int
@@ -108,31 +119,93 @@ class Plan(Result):
         best += f"cost {self.cost:.6g}"
         lines = [best if self.budget is None else f"{best} of {self.budget:.6g}"]
         lines += self._of_budget() if self.target is None else self._of_target()
-        if self._still:
-            return "\n".join(lines)
-        if self.completions == self._most:
-            lines.append(f"More than {self._most} completions may be better: no group tells.")
-        elif self.completions == self.max_completions:
-            lines.append(f"More completions than max_completions = {self.max_completions} may be better.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._notes()])
 
-    def _of_budget(self) -> list[str]:
-        rows = [("", "variance", "times quieter than now")]
-        rows += [
-            (f"{each.prompts:,} x {each.completions:,}", _positive(each.variance), _known(each.gain))
+    def _repr_html_(self) -> str:
+        head = ("prompts x completions", "cost", "variance", f"times {self._better} than now")
+        rows = [
+            (
+                each.shape,
+                f"{each.cost:.6g}",
+                _positive(each.variance, measured),
+                measured(each.gain, bounded=True),
+            )
             for each in self.options[:_SHOWN]
         ]
+        return html_table(head, rows) + html_lines([*self._more(), *self._notes()])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw what the options have of the variance in use, 1 / `gain`, by their completions of a prompt.
+
+        With a target it is of the cost in use. A band has the intervals; a dashed line marks what is in use.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: ``pip install 'rlvar[report]'``.
+        """
+        axes, palette = canvas(ax)
+        from rlvar.drawing.plan import plan_curve
+
+        completions = [each.completions for each in self.options]
+        relative = [inverse(each.gain) for each in self.options]
+        plan_curve(axes, [completions], [relative], in_use=self.in_use, palette=palette)
+        if self.target is not None:
+            axes.set_ylabel("cost over that in use")
+        return axes
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each option, the best first: pandas', or polars' without it.
+
+        Of each `Estimate` there are three columns, as "gain", "gain_low" and "gain_high".
+
+        Raises
+        ------
+        ImportError
+            Without pandas and polars.
+        """
+        return frame(columns_of(self.options, ("prompts", "completions", "cost", "variance", "gain")))
+
+    @property
+    def _better(self) -> str:
+        return "quieter" if self.target is None else "cheaper"
+
+    def _more(self) -> list[str]:
+        more = len(self.options) - _SHOWN
+        return [f"and {more} more options"] if more > 0 else []
+
+    def _notes(self) -> list[str]:
+        """Say what limits the plan."""
+        if self._still:
+            return ["The variance of what is in use is 0: no other shape can be quieter."]
+        notes = []
+        if self.target is None and not self.tells:
+            notes.append("Too few groups for an interval: whether another shape is quieter is not known.")
+        if self.target is not None and math.isnan(self.variance.high):
+            notes.append("Too few groups for an interval: about half of such plans miss their target.")
+        if self.completions == self._most:
+            notes.append(
+                f"More than {self._most} completions may be better, but the groups are too small to tell."
+            )
+        elif self.completions == self.max_completions:
+            notes.append(f"More completions than max_completions = {self.max_completions} may be better.")
+        return notes
+
+    def _of_budget(self) -> list[str]:
+        rows = [("", "variance", f"times {self._better} than now")]
+        rows += [(each.shape, _positive(each.variance), _known(each.gain)) for each in self.options[:_SHOWN]]
         wide = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:>{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows]
-        if (more := len(self.options) - _SHOWN) > 0:
-            lines.append(f"and {more} more options")
-        if self._still:
-            lines.append("The variance of what is in use is 0: no other shape can be quieter.")
-        elif not self.tells:
-            lines.append(
-                "There is no interval, of too few groups: nothing tells whether another shape is quieter."
-            )
-        return lines
+        return lines + self._more()
 
     @property
     def tells(self) -> bool:
@@ -153,15 +226,13 @@ class Plan(Result):
                 f"for the same variance {self.in_use} completions, as now, cost {bounded(self.gain)} "
                 "times as much"
             )
-        if math.isnan(self.variance.high):
-            lines.append("There is no interval: about half of such plans miss their target.")
         return lines
 
 
-def _positive(variance: Estimate) -> str:
+def _positive(variance: Estimate, shown: Callable[[Estimate], str] = str) -> str:
     """Show a variance; of an estimate that is not positive, how large it may be."""
     if variance.value > 0 or variance.interval == (0.0, 0.0):
-        return str(variance)
+        return shown(variance)
     return "not known" if math.isnan(variance.high) else f"at most {max(variance.high, 0.0):.4g}"
 
 
@@ -227,9 +298,9 @@ def plan(
     -----
     With a budget the plan leaves the completions in use only for options whose gain is above 1 by its whole
     interval. Of these the best is the one with the lowest upper end of its variance: no extreme is chosen
-    that the rollouts do not tell, and the option of the lowest estimate may be another one. So it stays with
-    what is in use without intervals, of fewer than three groups, and where the gradient does not vary. A
-    budget that pays for no prompt with the completions in use has the option of the lowest upper end.
+    that the rollouts do not support, and the option of the lowest estimate may be another one. So it stays
+    with what is in use where there are no intervals (fewer than three groups) or the gradient does not vary.
+    A budget that pays for no prompt with the completions in use has the option of the lowest upper end.
 
     With a target the cost is to be least while the upper end of the interval of V(K) / P is at most the
     target: with intervals of 95 % the true variance is above it in 0 to 8 % of plans, 3 % on average
@@ -237,7 +308,7 @@ def plan(
     one with the lower upper end is taken.
 
     Every K up to 64 is tried, then those in steps of 3 %. By the two-term V the best K is, for real numbers,
-    K^2 = (within / between) (cost_prompt / cost_completion), whatever the budget or the target: without a
+    K^2 = (within / between) (cost_prompt / cost_completion), for any budget or target: without a
     cost of prompts it is 1. The fewer groups, the nearer is a plan to the K in use, where V is known best.
     One prompt is an option too, but its batch no longer shows the variance between prompts.
 
@@ -260,12 +331,10 @@ def plan(
         parts = prompt_components(what, chosen, confidence=level, num_threads=num_threads)
     elif isinstance(what, PromptComponents):
         if estimator is not None:
-            raise ValueError(f"estimator is for rollouts: these components are those of {what.estimator!r}")
+            raise ValueError(f"estimator goes with Rollouts; these components are of {what.estimator!r}")
         parts = what
     else:
-        raise TypeError(
-            f"what to plan from must be a Rollouts or a PromptComponents, got {type(what).__name__}"
-        )
+        raise TypeError(f"what must be a Rollouts or a PromptComponents, got {type(what).__name__}")
     return plan_curve(
         parts._curve,
         in_use=parts.completions,
@@ -381,7 +450,7 @@ def _for_budget(
 
 
 def preference(options: Sequence[PlanOption], in_use: int | None) -> Callable[[PlanOption], tuple[Any, ...]]:
-    """Return a key that sorts options: those that surely gain, what is in use, the others.
+    """Return a key that sorts options: those whose gain is resolved, what is in use, the others.
 
     Each by the upper end of their variance. An estimate that is not positive says nothing of how small a
     variance is, and comes last.

@@ -121,7 +121,7 @@ Curve = Components | Subsets
 def one_way(g: Double, labels: NDArray[np.int64], units: _check.Units) -> Components:
     """Return the curve of gradients (N, D) that are independent given the prompt.
 
-    With y_u the group's mean less the grand mean and A = sum n_u |y_u|^2: leaving out group u moves
+    With y_u the group's mean minus the grand mean and A = sum n_u |y_u|^2: leaving out group u moves
     the grand mean by n_u y_u / (N - n_u) and takes n_u |y_u|^2 N / (N - n_u) from A. Nothing is left
     out, (3, 0), where that leaves one group or groups of one rollout only.
     """

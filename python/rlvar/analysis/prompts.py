@@ -68,7 +68,7 @@ class PromptComponents(Result):
         left out.
     dead_groups : int
         Prompts with two completions or more whose returns are all equal: grpo and rloo learn nothing from
-        them. Here they count as any.
+        them. Here they count like the others.
     """
 
     variance: Estimate
@@ -93,8 +93,8 @@ class PromptComponents(Result):
         k = _check.positive_integer("completions", completions, self._curve.least)
         if not self._curve.has(k):
             raise ValueError(
-                f"completions must be at most {self._curve.most} for {self.estimator!r}, whose variance is "
-                f"that of subsets of these groups, and one of the sizes that were tried, got {k}"
+                f"completions must be at most {self._curve.most} for {self.estimator!r}, whose variance "
+                f"comes from subsets of these groups, and one of the sizes tried, got {k}"
             )
         return batch_variance(self._curve, p, k, self.variance.confidence)
 
@@ -155,8 +155,12 @@ def prompt_components(
     ------
     ValueError, TypeError
         For fewer than two groups, groups that are too small for the estimator, another estimator than those
-        above or one whose needs are not met, or scores that are not finite (the first is named). Fewer than
-        ten groups are warned of.
+        above or one whose needs are not met, or scores that are not finite (the first is named).
+
+    Warns
+    -----
+    UserWarning
+        For fewer than ten groups.
 
     Notes
     -----
@@ -177,9 +181,8 @@ def prompt_components(
         \mathrm{within} = 4\, E\,\mathrm{tr\,Cov}(h_{12}, h_{13}), \quad
         \mathrm{pairs} = 2\, E\,\mathrm{tr\,Var}(h_{12}) - \mathrm{within},
 
-    each a mean over the groups of what is unbiased in each (so it takes four completions), whatever the
-    policy that sampled. All are unbiased, whatever the distributions, if the sizes have nothing to do with
-    the prompts.
+    each a mean over the groups of an unbiased estimate in each (which takes four completions), for any
+    sampling policy. All are unbiased for any distributions, if the sizes have nothing to do with the prompts.
 
     GRPO's deviation is of no such form. Its V(K) for K up to the smallest group is that of subsets of the
     groups, all of them or 32 of each group by a fixed seed, divided by the square of how its mean grows with
@@ -211,7 +214,7 @@ def prompt_components(
 
 
 def components_of(batch: Batch, chosen: Estimator, level: float) -> PromptComponents:
-    """Return the components of an estimator that nothing speaks against, by `why_not`."""
+    """Return the components of an estimator that `why_not` does not refuse."""
     groups = batch.rollouts.groups
     assert groups is not None
     kept = np.arange(len(groups))
@@ -252,7 +255,7 @@ def why_not(chosen: Estimator, groups: NDArray[np.int64]) -> str | None:
         got = f"groups of {low}" + (f" to {high}" if high > low else "")
         return (
             f"{name!r} needs two groups of {LEAST} rollouts or more to say how its variance depends on "
-            f"their number, got {'singletons' if high == 1 else got}"
+            f"their number, got {'groups of one' if high == 1 else got}"
         )
     if chosen.base in _BY_SUBSETS and sizes.min() < 2:
         return f"{name!r} needs two rollouts or more in each group, got a group of one"
@@ -260,11 +263,11 @@ def why_not(chosen: Estimator, groups: NDArray[np.int64]) -> str | None:
         alone = [each.name for each in estimators() if each.per_rollout]
         known = ", ".join((*alone, *_LEAVE_ONE_OUT, *_BY_SUBSETS))
         return (
-            f"estimator must be one of {known}, got {name!r}: how the variance of others depends on the "
-            "number of completions is not known"
+            f"estimator must be one of {known}, got {name!r}, whose variance depends on the number of "
+            "completions in a way that is not known"
         )
     if sizes.max() < 2:
-        return "groups must hold one of two rollouts or more, got singletons alone"
+        return "groups must have one of two rollouts or more, got groups of one only"
     return None
 
 

@@ -4,16 +4,16 @@ With rho the ratio of a whole sequence and a_t those in use (1 without any), the
 
     E_pi[sum_t w_t S_t] - E_mu[sum_t a_t w_t S_t] = E_mu[h],    h = sum_t (rho - a_t) w_t S_t,
 
-which the same rollouts estimate. As E_mu[rho] = 1, the mean gradient m may be taken off, with less noise:
+which the same rollouts estimate. As E_mu[rho] = 1, the mean gradient m may be subtracted, with less noise:
 
     x = h - (rho - 1) L m,    |bias|^2 = |E x|^2 / (E L)^2,
 
 with the size L of a rollout, 1 or its number of tokens: a U-statistic, as the signal is. It is compared with
 V / U, the squared standard error of the batch's gradient: their ratio is the share by which the squared error
-grows. Rounding, as in an inference engine in bfloat16, makes ratios that know nothing of the gradients: x is
+grows. Rounding, as in an inference engine in bfloat16, makes ratios that do not depend on the gradients: x is
 then small and has mean 0. Another temperature or an old copy moves the policy to one side, and E x with it.
 
-All this rests on what the rollouts show of the ratios, so nothing is said where they have more spread than
+All this rests on the ratios that the rollouts show, so there is no answer where they have more spread than
 E (rho - 1)^2 = 1/4, or where their mean denies that the sampler draws all that the policy can.
 """
 

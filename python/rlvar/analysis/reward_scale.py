@@ -1,8 +1,8 @@
 r"""A common scale for estimators whose mean gradients differ in length, from the rewards.
 
-GRPO's mean gradient is b times the policy gradient, more or less, and a ratio of variances says which of the
-two needs more rollouts only once it is divided by b^2. Gradients tell b only where their signal is resolved;
-for the rewards few rollouts are enough:
+GRPO's mean gradient is about b times the policy gradient, and a ratio of variances says which of the two
+needs more rollouts only after division by b^2. Gradients give b only where their signal is resolved; from
+rewards, few rollouts are enough:
 
     c = sum over all rollouts of A R / sum over groups of n s^2,    s^2 = sum (R - mean R)^2 / (n - 1),
 
@@ -40,9 +40,7 @@ class RewardScaled(NamedTuple):
     """A ratio of variances at a common length of the mean gradients."""
 
     ratio: Estimate
-    bracket: (
-        tuple[float, float] | None
-    )  # whatever the model, with the interval of the variances' ratio; or None
+    bracket: tuple[float, float] | None  # under any model, with the interval of the variances' ratio; or None
 
 
 @_check.quiet

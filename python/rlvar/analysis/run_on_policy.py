@@ -29,7 +29,7 @@ class RunOnPolicyTest(Result):
         As in `OnPolicyTest`, as means over the steps so far: 0 on policy. Their intervals hold at all times
         at once, however often they are looked at.
     on_policy : bool or None
-        False from the step `since` on at which one of the two was above 0 beyond doubt; the chance of that on
+        False from the step `since` on, where an interval of the two was above 0; the chance of that on
         policy, ever, is at most 1 - confidence. None before there is an interval.
     since : int or None
         The step of the alarm.
@@ -55,9 +55,9 @@ class RunOnPolicyTest(Result):
     def __repr__(self) -> str:
         verdict = {
             True: f"consistent with on-policy sampling over {self.steps} steps",
-            False: f"since step {self.since} the scores do not average to 0 given the past, as those of the "
-            "sampling policy do",
-            None: "no interval yet, hence no verdict",
+            False: f"since step {self.since} the scores do not average to 0 given the past, though the "
+            "sampling policy's would",
+            None: "no verdict yet, because there is no interval",
         }[self.on_policy]
         return "\n".join(
             [

@@ -1,8 +1,8 @@
 r"""How were the rollouts sampled? Repeated, in groups that are not given, or filtered by outcome.
 
-Repeated rollouts equal an earlier one in scores and rewards to the bit. A policy of few sequences repeats by
-chance, so a count is no proof of copies. Proof are labels (which rollouts are equal) that independent draws
-hardly ever have, whatever their distribution, in groups if they are given:
+Repeated rollouts equal an earlier one in scores and rewards to the bit. A policy of few sequences repeats
+some by chance, so a count does not prove copies. What does is a pattern of labels (which rollouts are equal)
+that independent draws of any distribution hardly ever have, in groups if they are given:
 
 - all labels occur a multiple of m > 1 times, and there are nine more of them than groups: draws do that with
   a probability of about 2^-9 at most;
@@ -21,8 +21,8 @@ their mean,
 
     z = sum_n y_n / sqrt(sum_n y_n^2),    y_n = x_n . (x_{n-1} + x_{n-2} + x_{n-3}),
 
-is a sum of martingale differences over the root of its squares: of independent rollouts in random order
-about standard normal, or below, whatever the tails (de la Pena 1999), and above 4 hardly ever.
+is a sum of martingale differences over the root of its squares: for independent rollouts in random order it
+is about standard normal, or smaller, under any tails (de la Pena 1999), and hardly ever above 4.
 
 Filtered groups: no group is dead, its returns all equal, though the groups' own success rates make that
 improbable. For returns of two values group u has x_u successes of K_u, and with success rates p ~ G
@@ -30,8 +30,8 @@ improbable. For returns of two values group u has x_u successes of K_u, and with
     P(x_u) = E Bin(x_u; K_u, p)   of all groups,    E Bin(x_u; K_u, p) / P(not dead | p)   if filtered;
 
 the likelihood ratio of the two, each with the distribution G that fits best (on a grid, by the EM algorithm),
-bounds how probable it is that none is dead. No estimate of a group's p comes in: those of groups that are
-known to be mixed are biased towards 1/2.
+bounds how probable it is that none is dead. No estimate of a group's p is used: those of groups known to be
+mixed are biased towards 1/2.
 """
 
 from __future__ import annotations
@@ -66,27 +66,27 @@ class Sampling(Result):
     rollouts : int
         Their number.
     repeated : int
-        Rollouts that equal an earlier one in rewards, and in scores but for rounding.
+        Rollouts that equal an earlier one in rewards, and in scores up to rounding.
     copied : bool
-        Whether that is no chance: the repetitions have a pattern that independent rollouts do not have, given
-        their groups. Without groups they may also be completions of one prompt that agree.
+        Whether that cannot be chance: the repetitions have a pattern that independent rollouts do not have,
+        given their groups. Without groups they may also be completions of one prompt that agree.
     sharing : int
-        Without groups: rollouts whose first state, by `values`, or else first score another one shares, which
-        is no copy. 0 with groups.
+        Without groups: rollouts whose first state, by `values`, or else first score is that of another one
+        that is no copy. 0 with groups.
     shared : str
         What they share, "first value" or "first score".
     neighbours : bool
         Without groups: whether rollouts in a row resemble each other in returns or gradients, beyond chance.
     grouped : bool
-        Whether either is no chance: these rollouts come in groups, which were not given.
+        Whether either cannot be chance: these rollouts come in groups, which were not given.
     groups, dead_groups : int or None
         Groups of two rollouts or more, and those of them whose returns are all equal. None without groups.
     binary : bool
-        Whether the returns of rollouts in groups take two values, and so tell of a filter.
+        Whether the returns of rollouts in groups take two values, so that a filter can be detected.
     filtered : bool or None
-        True if groups were kept by their outcome: none is dead, which has a probability below 1 %; False if
-        some are. None where that cannot be told: without groups, with returns of more than two values, or
-        where none is dead, but perhaps by chance.
+        True if groups were kept by their outcome: none is dead, which has a probability below 1 % without a
+        filter; False if some are. None where that cannot be decided: without groups, with returns of more
+        than two values, or where none is dead, but perhaps by chance.
     impossible : int
         Live steps whose `logp` is minus infinity, without `behavior_logp`: the policy that scores them never
         takes these actions, so another one did.
@@ -315,7 +315,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
     A few first and last ones single out those that may be equal; of these all are compared.
     """
     scores, live = rollouts.kernel_scores, rollouts.live
-    some = [np.ascontiguousarray(each) for each in _at_the_ends(rollouts)]
+    some = [np.ascontiguousarray(each) for each in at_the_ends(rollouts)]
     quick = _numbered((kind, a.tobytes(), b.tobytes()) for kind, a, b in zip(alike, *some, strict=True))
     whole = [0] * len(quick)
     for n in np.flatnonzero(np.bincount(quick)[quick] > 1).tolist():
@@ -323,7 +323,7 @@ def _equal_to_the_bit(rollouts: Rollouts, alike: NDArray[np.int64]) -> NDArray[n
     return _numbered(zip(quick.tolist(), whole, strict=True))
 
 
-def _at_the_ends(rollouts: Rollouts) -> list[NDArray[np.floating]]:
+def at_the_ends(rollouts: Rollouts) -> list[NDArray[np.floating]]:
     """Return a few coordinates of each rollout's first and last live scores."""
     scores, live = rollouts.kernel_scores, rollouts.live
     ends = np.argmax(live, axis=1), _check.row_ends(live) - 1
@@ -338,7 +338,7 @@ def _equal_but_for_rounding(
     In the order of their summed scores along each of two directions each is compared with the three before.
     """
     scores, live, labels = batch.rollouts.kernel_scores, batch.live, exact.copy()
-    some = _at_the_ends(batch.rollouts)
+    some = at_the_ends(batch.rollouts)
     summed = batch.plain.summed_scores()
     for direction in np.random.default_rng(0).standard_normal((2, summed.shape[1])):
         order = np.lexsort((exact, np.einsum("nd,d->n", summed, direction), alike))

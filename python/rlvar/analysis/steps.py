@@ -200,11 +200,11 @@ class StepRecord:
     reward: float  # mean return; NaN of gradients
     reference: int  # which of the estimators
     gradients: Cloud  # of the estimators
-    unbiased: tuple[bool | None, ...]  # of the estimators, but for a filter
+    unbiased: tuple[bool | None, ...]  # of the estimators, if there was no filter
     filtered: bool | None = None  # whether groups look kept by their outcome
     sampled: Sampled | None = None
     prompts: Prompts | None = None  # of the reference
-    lengths: tuple[int, ...] = ()  # numbers of steps, and the sums of so many first terms
+    lengths: tuple[int, ...] = ()  # numbers of steps, whose first terms are summed
     cuts: Cloud | None = None
 
     @property

@@ -47,7 +47,7 @@ def totals(
     parts = whole[:, None] - np.stack([np.maximum(losses, 0.0), np.maximum(-losses, 0.0)])
     np.subtract(growth_totals, growths, out=growths)
     steps_left = step_totals.sum() - step_losses
-    # What is left by rounding alone is none.
+    # What rounding alone leaves counts as 0.
     growths[growths < 1e-12 * growth_totals] = 0.0
     steps_left[steps_left < 1e-12 * step_totals.sum()] = 0.0
     parts[parts < 1e-12 * whole[:, None]] = 0.0

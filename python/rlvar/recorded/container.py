@@ -21,7 +21,7 @@ Prompt = str | list[dict[str, Any]]  # text, or chat messages
 class RecordedRollouts:
     """N rollouts of a language model without scores: what `read_recorded` returns.
 
-    What is of different length for each rollout is a list of N arrays: L_n tokens of prompt and response, T_n
+    Fields whose length differs between rollouts are lists of N arrays: L_n tokens of prompt and response, T_n
     of them chosen by the policy and seen by the loss.
 
     Attributes
@@ -29,7 +29,7 @@ class RecordedRollouts:
     source : str
         The file.
     format : str
-        Whose file it is, as "NeMo-RL", or what kind of file.
+        Trainer that wrote the file, such as "NeMo-RL", or the kind of file.
     rewards : ndarray, shape (N,)
         Whole reward of each rollout.
     groups : ndarray of int, shape (N,), or None
@@ -45,7 +45,7 @@ class RecordedRollouts:
     temperature : float or None
         Of sampling, where it was recorded.
     notes : tuple of str
-        What a reader of any result should know of the file.
+        What a reader of results should know about the file.
 
     Raises
     ------
@@ -68,13 +68,13 @@ class RecordedRollouts:
     def __post_init__(self) -> None:
         rewards = _check.floats("rewards", self.rewards).astype(np.float64)
         if rewards.ndim != 1 or not np.isfinite(rewards).all():
-            raise ValueError("rewards must be one finite number for each rollout")
+            raise ValueError("rewards must have one finite number for each rollout")
         object.__setattr__(self, "rewards", rewards)
         n = len(rewards)
         if self.groups is not None:
             object.__setattr__(self, "groups", _check.group_labels(self.groups, n))
         if (self.ids is None) != (self.masks is None):
-            raise ValueError("ids and masks go together")
+            raise ValueError("ids and masks go together: pass both or neither")
         for name in ("ids", "masks", "texts", "token_rewards", "behavior_logp"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != n:
@@ -85,7 +85,7 @@ class RecordedRollouts:
             wanted = [len(row) for row in self.ids or []] if name == "masks" else steps
             for i, (row, count) in enumerate(zip(rows or [], wanted, strict=False)):
                 if len(row) != count:
-                    raise ValueError(f"{name}[{i}] must hold {count} values, got {len(row)}")
+                    raise ValueError(f"{name}[{i}] must have {count} values, got {len(row)}")
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -94,7 +94,7 @@ class RecordedRollouts:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens that the policy chose, of each rollout (N,)."""
         if self.masks is None:
-            raise ValueError(f"{self.source} holds no tokens")
+            raise ValueError(f"{self.source} has no tokens")
         return np.array([np.count_nonzero(mask) for mask in self.masks], np.int64)
 
     def tokenised(self, ids: list[Ids], masks: list[Marks], *notes: str) -> RecordedRollouts:

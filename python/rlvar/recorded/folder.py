@@ -1,11 +1,12 @@
 """A folder of rollouts that is written block by block, and continued where a killed run stopped.
 
-While it is incomplete it holds scoring.json, and what grows is named .part, so that `load_rollouts` refuses
-it. A block counts once its rows are on the disk and scoring.json, replaced at once, says so: whatever ends
-the process, the next run starts at the first row that is not counted, and the bytes are those of one run.
+While it is incomplete it has a scoring.json, and files that grow are named .part, so that `load_rollouts`
+refuses it. A block counts once its rows are on the disk and scoring.json, replaced atomically, says so.
+However the process ends, the next run starts at the first row that is not counted, and the bytes are those of
+one run.
 
 Rollouts lie one after the other, without padding (`Rollouts.packed`); but not where there are as many steps
-as rollouts: one terminal reward each could not be told from one a step.
+as rollouts: terminal rewards could not be told from rewards of steps.
 """
 
 from __future__ import annotations
@@ -78,19 +79,19 @@ class ScoreFolder:
         fresh = {"key": key, "rollouts": 0, "coordinates": 0, "scores_of": "", "sketched": False}
         if UNFINISHED not in names:
             if names:
-                raise FileExistsError(17, "it is there already; name another place", str(self.place))
+                raise FileExistsError(17, "it exists already; choose another place", str(self.place))
             return fresh
         with door(self.place / UNFINISHED):
             state = json.loads((self.place / UNFINISHED).read_bytes())
             if not isinstance(state, dict) or {name: type(x) for name, x in state.items()} != {
                 name: type(x) for name, x in fresh.items()
             }:
-                raise ValueError("it does not say how far scoring came; remove the folder")
+                raise ValueError("it does not say how far scoring got; remove the folder")
         other = [name for name in key if state["key"].get(name) != key[name]]
         if state["rollouts"] and other:
             raise ValueError(
                 f"{_shown(self.place)}: it was begun with another {' and another '.join(other)}; continue "
-                "with what it was begun with, or name another place"
+                "with the same, or choose another place"
             )
         return state if state["rollouts"] else fresh
 
@@ -100,7 +101,7 @@ class ScoreFolder:
         if not self.done:
             self._state |= {"coordinates": coordinates, "scores_of": scores_of, "sketched": sketched}
         elif (coordinates, scores_of) != (self._state["coordinates"], self._state["scores_of"]):
-            raise ValueError(f"{_shown(self.place)}: it holds scores of {self._state['scores_of']}")
+            raise ValueError(f"{_shown(self.place)}: it has scores of {self._state['scores_of']}")
         for name, block in blocks.items():
             header, row = self._layout(name)
             with self._writing(name) as file:
@@ -124,7 +125,7 @@ class ScoreFolder:
                 os.truncate(part, size)
 
     def by_step(self, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Return one number a step of each rollout (T_n,) as the folder has them."""
+        """Return one number per step of each rollout (T_n,) as the folder has them."""
         return self._laid(np.concatenate(rows), self.lengths)
 
     def _laid(self, steps: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
@@ -203,7 +204,7 @@ class ScoreFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let others at it; what holds nothing is not left behind."""
+        """Release the folder; remove it if it is empty."""
         with suppress(OSError):
             if not self.done:
                 self._remove()

@@ -1,4 +1,4 @@
-"""Which column holds what, in the files of each trainer and in files of nobody in particular.
+"""Which column has what, in the files of each trainer and in other files.
 
 A format is recognised by columns that it has and others do not. Columns that the user names replace its own.
 """
@@ -14,7 +14,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Format:
-    """Columns of one kind of file: for each field those that may hold it, the likeliest first.
+    """Columns of one kind of file: for each field those that may have it, the likeliest first.
 
     `needs` tells it from others. With `sums` the reward is the sum of what is called one, as TRL's functions
     are.
@@ -136,7 +136,7 @@ def format_of(names: Sequence[str]) -> Format:
 
 
 def chosen(form: Format, row: Mapping[str, Any], given: Mapping[str, str | None]) -> dict[str, Names]:
-    """Return for each field the column that holds it, of rewards perhaps several to be summed.
+    """Return the column of each field; of rewards perhaps several, to be summed.
 
     `row` is the first of the file; `given` are the columns that the user named, "none" for no such.
     """
@@ -149,7 +149,7 @@ def chosen(form: Format, row: Mapping[str, Any], given: Mapping[str, str | None]
         columns = () if name == "none" else tuple(part.strip() for part in name.split(","))
         for column in columns:
             if not has(row, column):
-                raise ValueError(f"{field}: there is no column {column!r}, but {listed_names(row)}")
+                raise ValueError(f"{field}: there is no column {column!r}; there are {listed_names(row)}")
         if len(columns) > 1 and field != "reward":
             raise ValueError(f"{field}: one column is needed, got {name!r}")
         found[field] = columns

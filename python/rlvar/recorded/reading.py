@@ -27,7 +27,7 @@ _OF_KEY = re.compile(r"(.+)_\d+_\d+")  # verl's keys are uid_session_index
 
 
 def is_recorded(path: str | PathLike[str]) -> bool:
-    """Whether a file holds recorded rollouts, by its content: JSON Lines, Parquet or a pickle."""
+    """Whether a file has recorded rollouts, by its content: JSON Lines, Parquet or a pickle."""
     place = Path(os.fsdecode(path))
     with door(place):
         return kind_of(place) is not None
@@ -49,10 +49,10 @@ def read_recorded(
 ) -> RecordedRollouts:
     """Read rollouts as a trainer wrote them: token ids or text, with rewards.
 
-    Known by their columns are NeMo-RL's ``train_data_step*.jsonl``, open-instruct's ``*_rollouts_*.jsonl``,
-    verl's ``tq_batch.pt`` and ``rollout_data_dir``, slime's ``--save-debug-rollout-data``, the completions of
-    TRL and ms-swift. Any other JSON Lines or Parquet file is read by usual names of columns, or by those
-    given.
+    Recognised by their columns are NeMo-RL's ``train_data_step*.jsonl``, open-instruct's
+    ``*_rollouts_*.jsonl``, verl's ``tq_batch.pt`` and ``rollout_data_dir``, slime's
+    ``--save-debug-rollout-data``, the completions of TRL and ms-swift. Any other JSON Lines or Parquet file
+    is read by usual names of columns, or by the names given here.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ def read_recorded(
         In place of them: a column of prompt and response together, in token ids, and one that is 1 for each
         token that the policy chose and the loss sees. With `response`, a mask of the response's tokens.
     reward : str, optional
-        Column of rewards. Several, as "format,accuracy", are summed; "reward.accuracy" is a key of a
+        Column of rewards. Several, such as "format,accuracy", are summed; "reward.accuracy" is a key of a
         dictionary in the column reward. Numbers for each token are summed.
     per_token_reward : str, optional
         Column of a reward for each token of the response.
     group : str, optional
-        Column of what rollouts of one prompt have in common. By default those of equal prompts are a group.
+        Column of labels that rollouts of one prompt share. By default rollouts of equal prompts are a group.
     logp : str, optional
-        Column of log-probabilities that the sampler recorded. Any of these columns is "none" to have none.
+        Column of log-probabilities that the sampler recorded. Pass "none" for any column to ignore it.
     step : int, optional
         Take rollouts of this training step alone.
     trust_pickle : bool, default False
-        Whether to load a pickle, which runs code that the file holds.
+        Whether to load a pickle, which runs any code in the file.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def read_recorded(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file, or a line of it, does not fit: it is named with what is missing.
+        If the file, or a line of it, does not fit: the message names it, and what is missing.
     ImportError
         If the file needs a package that is not installed.
 
@@ -120,7 +120,7 @@ def read_recorded(
     with door(place, lambda: at):
         kind = kind_of(place)
         if kind is None:
-            raise ValueError("it holds no recorded rollouts: JSON Lines, Parquet or a pickle are read")
+            raise ValueError("it has no recorded rollouts: rlvar reads JSON Lines, Parquet and pickles")
         builder = None
 
         for where, whole in rows_of(place, kind, trust_pickle):
@@ -133,7 +133,7 @@ def read_recorded(
                 builder.add(row)
                 at = ""
         if builder is None:
-            raise ValueError("it holds no rollouts")
+            raise ValueError("it has no rollouts")
         return builder.result()
 
 
@@ -153,7 +153,7 @@ def _single(row: Row) -> Iterator[Row]:
         n = len(prompts)
         wrong = next((name for name, value in every.items() if len(value) != n), None)
         if wrong is not None:
-            raise ValueError(f"{wrong} holds {len(every[wrong])} values, but prompt {n}")
+            raise ValueError(f"{wrong} has {len(every[wrong])} values, but prompt {n}")
         for i in range(n):
             yield {**row, **{name: value[i] for name, value in every.items()}}
     else:
@@ -170,7 +170,7 @@ class _Builder:
         self.columns: dict[str, Names] = chosen(self.form, first, given)
         if not self.columns.get("reward") and not self.columns.get("per_token_reward"):
             found = listed_names(first)
-            raise ValueError(f"there is no column of rewards among {found}; name it by --reward (reward=)")
+            raise ValueError(f"there is no column of rewards among {found}; name it with --reward (reward=)")
         self.step, self.source, self.kind = step, source, kind
         self.rewards: list[float] = []
         self.labels: list[Any] = []
@@ -265,7 +265,7 @@ class _Builder:
             live[:] = False
             self.out_of_loss += 1
         if live[:1].any():
-            raise ValueError("the first token is one of the response, with no prompt before it")
+            raise ValueError("the response starts at the first token, without a prompt before it")
         end = int(np.flatnonzero(live)[-1]) + 1 if live.any() else max(self.before, 1)
         logp = self.by_token(row, "logp", live, prompt_tokens)
         if logp is not None and np.isnan(logp[live]).any():
@@ -301,7 +301,7 @@ class _Builder:
     def add_reward(self, row: Row, tokens: Marks | None) -> None:
         """Add the reward of a rollout: a number, the sum of several, or the sum of its tokens'."""
         if self.columns.get("per_token_reward") and tokens is None:
-            raise ValueError("a reward for each token needs token ids, and there are none")
+            raise ValueError("rewards of tokens need token ids, which the file lacks")
         names = self.columns.get("reward", ())
         if not names:
             self.rewards.append(float(self.token_rewards[-1].sum()))
@@ -326,13 +326,13 @@ class _Builder:
         """Return all rollouts."""
         n = len(self.rewards)
         if n == 0:
-            raise ValueError(f"it holds no rollouts of step {self.step}")
+            raise ValueError(f"it has no rollouts of step {self.step}")
         for found in (self.ids, self.texts):
             if len(found) not in (0, n):
-                raise ValueError("some rows hold token ids or text and others do not")
+                raise ValueError("some rows have token ids or text and others do not")
         if len(self.temperatures) > 1:
             low, high = min(self.temperatures), max(self.temperatures)
-            raise ValueError(f"it holds rollouts of several policies, of temperatures {low:g} to {high:g}")
+            raise ValueError(f"its rollouts come from several policies, of temperatures {low:g} to {high:g}")
         known = [each for each in self.logp if each is not None]
         return RecordedRollouts(
             source=self.source,
@@ -361,16 +361,16 @@ class _Builder:
         """Give what a reader of any result should know."""
         n, rewards = len(self.rewards), self.columns.get("reward", ())
         if len(rewards) > 1:
-            yield f"the reward is the sum of {', '.join(rewards)}; weights of the trainer's are not recorded"
+            yield f"the reward is the sum of {', '.join(rewards)}; the trainer's weights are not recorded"
         by = self.columns.get("group") or ("equal prompts",)
         if all(label is not None for label in self.labels):
             alone = self.groups() is None
             yield f"groups are by {by[0]}" + ("; no two rollouts share one" if alone else "")
         steps = len(set(self.steps))
         if steps > 1:
-            yield f"the rollouts are of {steps} training steps, and so of as many policies; --step takes one"
+            yield f"the rollouts come from {steps} training steps, so from as many policies; --step takes one"
         if 0 < known < n:
-            yield f"{n - known} of {n} rollouts have no recorded log-probabilities: none are used"
+            yield f"{n - known} of {n} rollouts have no recorded log-probabilities, so none are used"
         if self.out_of_loss:
             yield (
                 f"the trainer left {self.out_of_loss} of {n} rollouts out of the loss: their gradients are "
@@ -378,7 +378,7 @@ class _Builder:
             )
         if self.called_tools:
             yield (
-                f"{self.called_tools} of {n} rollouts called tools; what those wrote is not marked, so "
+                f"{self.called_tools} of {n} rollouts called tools; the tools' output is not marked, so "
                 "all tokens count as the policy's"
             )
         if self.form.note and self.texts:

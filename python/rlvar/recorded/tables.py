@@ -1,6 +1,6 @@
 """Files of rows, each a dictionary: JSON Lines and Parquet, recognised by their content.
 
-What a row is called, "line 3" or "row 3", comes along: errors name it.
+Each row comes with its name for errors, "line 3" or "row 3".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS = 64  # of Parquet at a time
 
 
 def kind_of(place: Path) -> Kind | None:
-    """Return what kind of file of recorded rollouts it is; None for what is none."""
+    """Return the kind of a file of recorded rollouts; None for any other file."""
     if place.is_dir():
         return None
     with open_regular(place) as file:
@@ -73,7 +73,7 @@ def _of_lines(place: Path) -> Rows:
                 raise ValueError(f"line {number} is not JSON: {error}{cut}") from None
             if not isinstance(row, dict):
                 what = type(row).__name__
-                raise ValueError(f"line {number} holds a {what}, but JSON Lines have one object a line")
+                raise ValueError(f"line {number} is a {what}, but JSON Lines have one object per line")
             yield f"line {number}", row
 
 
@@ -106,7 +106,7 @@ def _values(column: Any, kinds: Any) -> list[Any]:
 def _pickled(place: Path, trusted: bool) -> Rows:
     if not trusted:
         raise ValueError(
-            "it is a pickle, and loading one runs whatever code it holds; if you know who wrote it, say "
+            "it is a pickle, and loading one runs any code in it; if you trust whoever wrote it, pass "
             "--trust-pickle (trust_pickle=True)"
         )
     try:

@@ -1,4 +1,4 @@
-"""What a row of a file holds, checked: each error says what is wrong with which column."""
+"""The values of a row, checked: each error says what is wrong with which column."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def number(name: str, value: Any) -> float:
             return math.inf
     if isinstance(value, (list, np.ndarray)):
         return float(numbers(name, value).sum())
-    how = f"; name a key of it, as {name}.{next(iter(value))}" if isinstance(value, dict) and value else ""
+    how = (
+        f"; name one of its keys, as {name}.{next(iter(value))}" if isinstance(value, dict) and value else ""
+    )
     raise ValueError(f"{name} must be a number, got {seen(value)}{how}")
 
 
@@ -72,7 +74,7 @@ def token_ids(name: str, value: Any) -> Ids:
 
 def whole_number(name: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a whole number of 0 to {most}, got {seen(value)}")
+        raise ValueError(f"{name} must be a whole number from 0 to {most}, got {seen(value)}")
     return int(value)
 
 
@@ -87,17 +89,17 @@ def lay(name: str, values: Double, into: NDArray[Any], live: Marks, prompt: int)
         into[live] = values
     else:
         wanted = f"{len(into) - prompt} tokens of the response or {len(into)} in all"
-        raise ValueError(f"{name} holds {n} numbers, but there are {wanted}")
+        raise ValueError(f"{name} has {n} numbers, but there are {wanted}")
 
 
 def to_chosen(values: Double, live: Marks) -> Double:
-    """Return rewards (t,) of the tokens chosen: what came with another token is due to the last before it."""
+    """Return rewards (t,) of the tokens chosen: that of another goes to the last chosen before it."""
     earned = np.flatnonzero(values)
     if not len(earned):
         return np.zeros(np.count_nonzero(live))
     due = np.cumsum(live)[earned] - 1
     if live.any() and (due < 0).any():
-        raise ValueError("a token before the first of the response has a reward")
+        raise ValueError("a token before the response has a reward")
     result = np.zeros(np.count_nonzero(live))
     if len(result):
         np.add.at(result, due, values[earned])
@@ -118,7 +120,7 @@ def prompt_of(value: Any) -> Prompt:
         return result
     if value is None:
         return ""
-    raise ValueError(f"the prompt must be text or chat messages, as the response is, got {seen(value)}")
+    raise ValueError(f"the prompt must be text or chat messages, like the response, got {seen(value)}")
 
 
 def response_of(response: Any) -> str:
@@ -135,7 +137,7 @@ def response_of(response: Any) -> str:
 
 
 def seen(value: Any) -> str:
-    """Return what a value is, shortly."""
+    """Describe a value briefly."""
     if isinstance(value, (list, np.ndarray)):
         every = value if isinstance(value, list) else value.tolist()
         odd = [each for each in every if isinstance(each, bool) or not isinstance(each, (int, float))]

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from rlvar import files
-from rlvar.reporting.words import measured, number
+from rlvar.reporting.words import capital, measured, number
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def page(template: str, **context: Any) -> str:
         finalize=_shown,
     )
     environment.filters |= {"measured": measured, "number": number}
+    environment.globals["capital"] = capital
     return environment.get_template(template).render(context)
 
 

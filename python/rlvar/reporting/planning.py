@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from rlvar.analysis.planning import Plan, PlanOption
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import aligned, printable
 
 _ROWS = 10  # of the table, beside what is in use and the best
 _WORTH = 1.05  # a gain below is not worth a word
@@ -19,8 +20,14 @@ _WORTH = 1.05  # a gain below is not worth a word
 
 def plan_table(plans: Mapping[str, Plan], reference: str) -> str:
     """Show the shapes of as many rollouts, for the estimators that are planned for the same number."""
+    title, rows = plan_rows(plans, reference)
+    return "\n".join([printable(title), *(f"  {line}" for line in aligned(rows))])
+
+
+def plan_rows(plans: Mapping[str, Plan], reference: str) -> tuple[str, list[list[str]]]:
+    """Return the title, the head and the rows of that table."""
     first = plans.get(reference, next(iter(plans.values())))
-    shown = {name: each for name, each in plans.items() if each.budget == first.budget}
+    shown = planned(plans, reference)
     shapes = {each.completions: each.prompts for plan in shown.values() for each in plan.options}
     kept = set(sorted(shapes)[:: -(-len(shapes) // _ROWS)])
     kept |= {k for plan in shown.values() for k in (plan.in_use, plan.completions)} & set(shapes)
@@ -31,12 +38,15 @@ def plan_table(plans: Mapping[str, Plan], reference: str) -> str:
     for k in sorted(kept):
         now = "  now" if k == first.in_use else ""
         rows.append([f"{shapes[k]:,} x {k:,}{now}", *(_cell(each, k) for each in shown.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     over = f"that of {reference} now" if reference in plans else "that of each estimator now"
     level = first.gain.confidence
-    title = f"Variance of the mean gradient of {_rollouts(first)}, over {over} ({level:.0%} intervals)"
-    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
+    return f"Variance of the mean gradient of {_rollouts(first)}, over {over} ({level:.0%} intervals)", rows
+
+
+def planned(plans: Mapping[str, Plan], reference: str) -> dict[str, Plan]:
+    """Return the plans for as many rollouts as that of the reference, or as the first."""
+    first = plans.get(reference, next(iter(plans.values())))
+    return {name: each for name, each in plans.items() if each.budget == first.budget}
 
 
 def plan_sentences(

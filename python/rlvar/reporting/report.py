@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from textwrap import indent
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from rlvar import _check
+from rlvar import _check, config
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare import compare_batches
-from rlvar.analysis.comparison import Comparison, ComparisonRow, side_by_side
-from rlvar.analysis.decompose import Decomposition, decompose_terms, sources
+from rlvar.analysis.comparison import Comparison
+from rlvar.analysis.decompose import Decomposition, decompose_terms
 from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
-from rlvar.reporting.planning import plan_table
-from rlvar.reporting.text import chart, rollouts_line, wrapped
-from rlvar.reporting.verdict import quietest_of, unit, verdict
+from rlvar.reporting.findings import Finding, findings
+from rlvar.reporting.report_text import reach, report_text
+from rlvar.reporting.text import about
+from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
+from rlvar.reporting.writing import write_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike, default_estimators, resolve
 from rlvar.weights.estimators import estimator as make_estimator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +44,7 @@ class Report(Result):
     how its variance depends on their size, and no headroom where no baseline leaves the mean alone.
     """
 
-    _also = ("verdict",)
+    _also = ("verdict", "notes")
     source: str
     rollouts: Rollouts
     comparison: Comparison
@@ -47,13 +53,49 @@ class Report(Result):
     sampling: Sampling
     headroom: Headroom | None
     plans: dict[str, Plan]
+    options: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    made: str = ""
+    version: str = config.version
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All sentences, each with the figure behind it: the verdict first, then the notes."""
+        found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
+        return tuple(findings(verdict(*found, self.plans, reach(self.rollouts))))
 
     @property
     def verdict(self) -> list[str]:
-        """The findings in plain sentences, each with its numbers."""
-        reach = _reach(self.rollouts)
-        found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return verdict(*found, self.plans, reach)
+        """The main findings in at most six sentences, each with its numbers."""
+        return [each.text for each in self.findings if each.kind == "verdict"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the numbers, and findings that the verdict has no room for."""
+        return [each.text for each in self.findings if each.kind == "note"]
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network and no script, at once or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; what is there is replaced.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
+        OSError
+            If the file cannot be written; what was there before is then as it was.
+        """
+
+        def make() -> str:
+            from rlvar.reporting.report_page import report_page
+
+            return report_page(self)
+
+        write_page(path, make)
 
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)
@@ -63,55 +105,36 @@ class Report(Result):
 
     to_dict.__doc__ = Result.to_dict.__doc__
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the estimators, as `Comparison.plot`; each of `decompositions` and `plans` has a plot too."""
+        return self.comparison.plot(ax)
+
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each estimator, as `Comparison.to_frame`."""
+        return self.comparison.to_frame()
+
+    def _repr_html_(self) -> str:
+        verdict, notes = html_list("Verdict", self.verdict), html_list("Notes", self.notes)
+        return html_lines(about(self.source, self.rollouts)) + verdict + self.comparison.html_table() + notes
+
+    def text(self, *, full: bool = False, colour: bool = False) -> str:
+        """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.
+
+        Parameters
+        ----------
+        full : bool, default False
+            Every table and chart too, some of which are wider.
+        colour : bool, default False
+            With the codes that make a terminal show colours.
+
+        Returns
+        -------
+        str
+        """
+        return report_text(self, full=full, colour=colour)
+
     def __repr__(self) -> str:
-        comparison, tokens = self.comparison, self.comparison.aggregation == "token-mean"
-        intervals = f"{comparison.confidence:.0%} intervals: {comparison.interval}"
-        table = [
-            f"Estimators ({intervals} over {comparison.units} {unit(comparison)})",
-            indent(side_by_side(comparison), "  "),
-        ]
-        if comparison.units < len(self.rollouts):
-            table.append(
-                f"  This table uses {'groups' if tokens else 'group means'}, because rollouts of a group are "
-                "dependent;\n  the sections below use single rollouts."
-            )
-        at_the_end = self.rollouts.rewards.ndim == 1 and self.rollouts.shape[1] > 1
-        if at_the_end and "single" in comparison and "multi" not in comparison:
-            table.append("  With one reward at the end, multi-step is single-step.")
-        if tokens:
-            table.append("  Below, gradients are sums over tokens, not divided by their number.")
-        blocks = [rollouts_line(self.source, self.rollouts), "\n".join(table)]
-        for names, parts in self._distinct():
-            same = "".join(f" ({long_name(name)}{self._times(name)})" for name in names[1:])
-            title = f"Where the variance of {long_name(names[0])} comes from{same}"
-            blocks.append(f"{title}\n{indent(sources(parts), '  ')}")
-        if self.plans:
-            blocks.append(plan_table(self.plans, comparison.reference))
-        blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
-        for names, parts in self._distinct():
-            drawn = {comparison.reference, quietest_of(comparison)} & set(names)
-            if drawn and parts.variance.value > 0:
-                blocks.append(chart(names[0], parts.growth[: _reach(self.rollouts)]))
-        return "\n\n".join(blocks)
-
-    def _distinct(self) -> list[tuple[list[str], Decomposition]]:
-        """Return each decomposition once, with the names of those that it is of, but for a factor."""
-        names: dict[str, list[str]] = {}
-        reference = self.comparison.reference
-        for row in self.comparison:
-            like = reference if _proportional(row) and reference in self.comparison else row.name
-            names.setdefault(like, []).append(row.name)
-        ordered = ([like, *[name for name in each if name != like]] for like, each in names.items())
-        return [(each, self.decompositions[each[0]]) for each in ordered]
-
-    def _times(self, name: str) -> str:
-        row = self.comparison[name]
-        return " is the same" if row.identical else f": {row.ratio.value:.4g} times these variances"
-
-
-def _proportional(row: ComparisonRow) -> bool:
-    """Whether the gradients of an estimator are those of the reference, but for a factor."""
-    return row.identical or (row.factor is not None and row.ratio.low == row.ratio.high)
+        return self.text()
 
 
 def report(
@@ -126,6 +149,7 @@ def report(
     confidence: float = 0.95,
     num_threads: int | None = None,
     source: str = "rollouts",
+    sha256: Mapping[str, str] | None = None,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> Report:
     """Compare estimators on some rollouts and say where the variance of each comes from.
@@ -139,6 +163,8 @@ def report(
         As in `compare`. The intervals of the decompositions are always the jackknife's.
     source : str, default "rollouts"
         Where the rollouts came from: the first line of the report.
+    sha256 : mapping of str to str, optional
+        Checksums of the files that held them (`rlvar.files.checksums`), which the page and the JSON repeat.
     progress : callable, optional
         A function of the name of each stage, called before it starts.
 
@@ -206,10 +232,15 @@ def report(
         same = [row.name for row in comparison if comparison.same_mean(row)]
         plans = plans_of(batch, asked, comparison.reference, same, comparison.confidence)
     _check.warn_few(comparison.units, comparison.unit)
-    return Report(source, rollouts, comparison, decompositions, on_policy, sampling, room, plans)
-
-
-def _reach(rollouts: Rollouts) -> int:
-    """Return the number of steps up to the last that any rollout reaches, at least 1."""
-    live = rollouts.live.any(axis=0)
-    return int(np.flatnonzero(live)[-1]) + 1 if live.any() else 1
+    options = {
+        "estimators": names,
+        "reference": comparison.reference,
+        "importance": importance,
+        "truncate": truncate,
+        "aggregation": aggregation,
+        "interval": interval if isinstance(interval, str) else repr(interval),
+        "confidence": comparison.confidence,
+    }
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    found = rollouts, comparison, decompositions, on_policy, sampling, room, plans
+    return Report(source, *found, options, dict(sha256 or {}), made)

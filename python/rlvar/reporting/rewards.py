@@ -23,7 +23,8 @@ from rlvar._types import Double
 from rlvar.analysis.prompt_curves import Components, one_way
 from rlvar.analysis.sampling import dead_groups, filtered_groups
 from rlvar.recorded import RecordedRollouts
-from rlvar.reporting.text import wrapped
+from rlvar.reporting.text import painted, table, wrapped
+from rlvar.reporting.words import measured, number
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Result
@@ -178,40 +179,75 @@ class RewardReport(Result):
             "with the checkpoint that sampled these rollouts."
         )
 
-    def __repr__(self) -> str:
+    def text(self, *, full: bool = False, colour: bool = False) -> str:
+        """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.
+
+        Parameters
+        ----------
+        full : bool, default False
+            With the table of numbers of completions too.
+        colour : bool, default False
+            With the codes that make a terminal show colours.
+
+        Returns
+        -------
+        str
+        """
         groups = "" if self.groups is None else f", in {self.groups:,} groups"
         if self.sizes is not None:
             low, high = self.sizes
             groups += f" of {low}" if low == high else f" of {low} to {high}"
-        lines = [f"Rewards: {self.source}", f"  N = {self.rollouts:,} rollouts{groups}, {self.format}"]
-        lines += [wrapped(f"{note[:1].upper()}{note[1:]}.") for note in self.notes]
-        units = "rollouts" if self.groups is None else "groups"
-        table = [
-            f"{'mean':<17}{self.mean}",
-            f"{'std':<17}{self.std:.4g}",
-            f"{'range':<17}{self.least:.4g} to {self.most:.4g}",
+        blocks = [
+            [
+                wrapped(f"Rewards: {self.source}", indent=0),
+                wrapped(f"N = {self.rollouts:,} rollouts{groups}, {self.format}"),
+                *(wrapped(f"{note[:1].upper()}{note[1:]}.") for note in self.notes),
+            ],
+            [painted("Verdict", "bold", colour), *map(wrapped, self.verdict)],
+            self._table(colour),
         ]
-        if self.within is not None:
-            shown = (("within prompts", self.within), ("between prompts", self.between))
-            table += [
-                f"{name:<17}{part}{'' if part.resolved else '  not resolved'}"
-                for name, part in shown
-                if part is not None
-            ]
-        title = f"Rewards ({self.mean.confidence:.0%} intervals: jackknife over {self._units()} {units})"
-        blocks = ["\n".join(lines), "\n".join([title, *(f"  {line}" for line in table)])]
-        if self.completions:
-            head = f"  {'K':>5}  {'variance of a prompt':<30}dead groups"
-            rows = [
-                f"  {k:>5}  {variance!s:<30}{'-' if dead is None else f'{dead:.0%}'}"
-                for k, variance, dead in self.completions
-            ]
-            blocks.append("\n".join(["Mean reward of a prompt with K completions", head, *rows]))
-        blocks.append("Verdict\n" + "\n".join(map(wrapped, self.verdict)))
-        return "\n\n".join(blocks)
+        if self.completions and full:
+            blocks.append(self._of_completions(colour))
+        elif self.completions:
+            blocks[-1].append("  --full adds a table of the number of completions.")
+        return "\n\n".join("\n".join(block) for block in blocks)
 
-    def _units(self) -> int:
-        return self.rollouts if self.groups is None else self.groups
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _table(self, colour: bool) -> list[str]:
+        rows = [
+            ("mean", measured(self.mean)),
+            ("std", number(self.std)),
+            ("range", f"{number(self.least)} to {number(self.most)}"),
+            *(
+                (name, measured(part) if part.resolved else f"{measured(part)}, not resolved")
+                for name, part in (
+                    ("variance within prompts", self.within),
+                    ("variance between prompts", self.between),
+                )
+                if part is not None
+            ),
+        ]
+        head, *lines = table(("rewards", ""), rows)
+        units = "rollouts" if self.groups is None else "groups"
+        level = f"{self.mean.confidence:.0%} intervals in brackets"
+        count = self.rollouts if self.groups is None else self.groups
+        return [
+            painted(head.strip().capitalize(), "bold", colour),
+            *lines,
+            wrapped(f"{level}: jackknife over {count:,} {units}."),
+        ]
+
+    def _of_completions(self, colour: bool) -> list[str]:
+        rows = [
+            (f"{k:,}", measured(variance), "-" if dead is None else f"{dead:.0%}")
+            for k, variance, dead in self.completions
+        ]
+        return [
+            painted("Mean reward of a prompt with K completions", "bold", colour),
+            *table(("K", "variance of a prompt", "dead groups"), rows),
+        ]
 
 
 @_check.quiet

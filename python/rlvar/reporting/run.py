@@ -7,23 +7,22 @@ all parameters whenever they were measured, for those of parts are of another si
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import import_module
 from os import PathLike
 
 from rlvar import config, files
 from rlvar.analysis.measured import part_note
+from rlvar.analysis.table import estimators_html
 from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
+from rlvar.reporting.text import clipped, table, wrapped
 from rlvar.reporting.words import capital, measured
+from rlvar.reporting.writing import write_page
 from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.shown import html_lines, html_list
 from rlvar.stats.unpaired import unpaired_ratio
-
-_WIDTH = 80
-_NAME = 20  # of an estimator in the table of the terminal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,12 +89,22 @@ class RunReport(Result):
         return {title: unpaired_ratio(*pair[:2]) for title, pair in found.items() if pair is not None}
 
     def __repr__(self) -> str:
-        blocks = ["Verdict\n" + "\n".join(map(_wrapped, self.verdict))]
+        blocks = ["Verdict\n" + "\n".join(map(wrapped, self.verdict))]
+        blocks += ["\n".join([files.printable(title), *_lines(part)]) for title, part in self._parts()]
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        shown = html_list("Verdict", self.verdict)
+        for title, part in self._parts():
+            rows = estimators_html(part.rows, part.reference, part.unit) if part.rows else ""
+            shown += html_lines([title]) + rows + html_lines(basis(part))
+        return shown
+
+    def _parts(self) -> Iterator[tuple[str, RunPart]]:
+        """Yield each part with its title."""
         for run in self.runs:
             for part in run.parts:
-                title = capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}"
-                blocks.append("\n".join([files.printable(title), *_lines(part)]))
-        return "\n\n".join(blocks)
+                yield capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}", part
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write the report as one HTML file that needs no network, at once or not at all.
@@ -112,18 +121,13 @@ class RunReport(Result):
         OSError
             If the file cannot be written; what was there before is then as it was.
         """
-        files.writable(path)  # before the work
-        try:
-            for package in ("jinja2", "matplotlib"):
-                import_module(package)
-        except ImportError as error:
-            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
-            raise ImportError(f"{needs} ({error})") from None
-        from rlvar.reporting.run_page import run_page
 
-        page = run_page(self).encode()
-        with files.replacing(path) as file:
-            file.write(page)
+        def make() -> str:
+            from rlvar.reporting.run_page import run_page
+
+            return run_page(self)
+
+        write_page(path, make)
 
 
 def run_report(
@@ -183,20 +187,9 @@ def _lines(part: RunPart) -> list[str]:
     """Return the table of a part, and what it was computed from."""
     if not part.rows:
         return ["  no step seen yet"]
-    head = ("estimator", f"ratio to {_cut(part.reference)}", f"noise scale ({part.unit}s)", "variance")
-    lines = [
-        (_cut(row.name), measured(row.ratio), measured(row.noise_scale, bounded=True), measured(row.variance))
-        for row in part.ranked
-    ]
-    columns = list(zip(head, *lines, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    while 2 + sum(widths) + 2 * (len(widths) - 1) > _WIDTH and len(widths) > 2:
-        widths.pop()
-    table = [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-        for line in (head, *lines)
-    ]
-    return [*table, *map(_wrapped, basis(part))]
+    head = ("estimator", f"variance / {clipped(part.reference, 12)}", f"noise scale ({part.unit}s)")
+    lines = [(row.name, measured(row.ratio), measured(row.noise_scale, bounded=True)) for row in part.ranked]
+    return [*table(head, lines), *map(wrapped, basis(part))]
 
 
 def basis(part: RunPart) -> list[str]:
@@ -218,13 +211,3 @@ def basis(part: RunPart) -> list[str]:
     if part.part is not None:
         lines.append(part_note(part.part))
     return [files.printable(line) for line in lines]
-
-
-def _cut(name: str) -> str:
-    name = files.printable(name)
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
-
-
-def _wrapped(sentence: str) -> str:
-    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-    return textwrap.fill(sentence, _WIDTH, break_on_hyphens=False, **indents)  # type: ignore[arg-type]

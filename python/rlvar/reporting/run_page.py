@@ -14,11 +14,13 @@ import numpy as np
 
 from rlvar import files
 from rlvar._types import Double
+from rlvar.drawing.curves import Curve
+from rlvar.drawing.palette import DASHES
 from rlvar.reporting.html import Key, Picture, page
-from rlvar.reporting.plots import DASHES, Curve, Dot, Panel, dots, over_steps
+from rlvar.reporting.plots import Panel, dots, over_steps
 from rlvar.reporting.run import RunReport, basis
 from rlvar.reporting.run_parts import RunPart
-from rlvar.reporting.words import capital, long_name, number
+from rlvar.reporting.words import capital, inverse, long_name, number
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
@@ -233,19 +235,19 @@ def _shapes(section: _Section) -> Picture | None:
         found += [(member, each) for each in options if each.gain.value > 0]
         if section.two:
             keys.append(Key(member.name, member.run))
-    rows, alts = [], []
+    labels, ratios, looks, alts = [], [], [], []
     for member, option in sorted(found, key=lambda pair: (pair[1].completions, pair[0].run)):
-        gain, shape = option.gain, f"{option.prompts} × {option.completions}"
-        low = 1 / gain.high if gain.high > 0 else math.nan
-        high = 1 / gain.low if gain.low > 0 else math.inf
+        ratio, shape = inverse(option.gain), f"{option.prompts} × {option.completions}"
         now = " (now)" if option.completions == member.part.plan.in_use else ""
-        rows.append(Dot(f"{shape}{now}", 1 / gain.value, low, high, member.run))
-        alts.append(member.label(shape) + f" {number(1 / gain.value)}")
-    if not rows:
+        labels.append(f"{shape}{now}")
+        ratios.append(ratio)
+        looks.append(member.run)
+        alts.append(member.label(shape) + f" {number(ratio.value)}")
+    if not ratios:
         return None
     anchor = section.key("plan")
     alt = _alt("Variance relative to the shape in use", alts)
-    svg = dots(anchor, alt, rows, "variance relative to the shape in use", line=1.0)
+    svg = dots(anchor, alt, labels, ratios, "variance relative to the shape in use", looks=looks)
     aid = "Prompts × completions for the same rollouts: the further left, the quieter the gradient."
     return Picture(anchor, "Prompts and completions", aid, svg, tuple(keys))
 

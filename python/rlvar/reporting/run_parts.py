@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlvar.analysis.measured import part_of
+from rlvar.analysis.table import ranked
 from rlvar.stats.estimate import Estimate, Result
 
 
@@ -129,8 +130,8 @@ class RunPart(Result):
 
     @property
     def ranked(self) -> tuple[Any, ...]:
-        """The rows, the quietest first; those whose mean may be another's come last."""
-        return tuple(sorted(self.rows, key=lambda row: (row.factor is None, _or_infinite(row.ratio.value))))
+        """The rows, the quietest first; where that is not resolved, last."""
+        return tuple(ranked(self.rows))
 
 
 def in_one_unit(a: RunPart, b: RunPart) -> tuple[Estimate, Estimate, str] | None:
@@ -172,7 +173,3 @@ def parts_of(argument: str, monitors: Watched | Sequence[Watched]) -> tuple[RunP
         if titles.count(title) > 1:
             raise ValueError(f"{argument} has two monitors of {title}; pass one for each part")
     return tuple(parts)
-
-
-def _or_infinite(x: float) -> float:
-    return math.inf if math.isnan(x) else x

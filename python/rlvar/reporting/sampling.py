@@ -112,7 +112,7 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
         "mean_score": f"the square of their mean is {test.mean_score} of their variance",
     }
     against = ", and ".join(found[name] for name in test.against)
-    start = f"The scores do not average to 0 given the past, as those of the sampling policy do: {against}"
+    start = f"The scores do not average to 0 given the past, though the sampling policy's would: {against}"
     if stale:
         return f"{start}; behavior_logp agrees that another policy sampled."
     causes = [

@@ -1,4 +1,4 @@
-"""The findings on some rollouts in plain sentences, each with its numbers."""
+"""The findings on some rollouts in plain sentences, each with its figure and its rank."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlvar.analysis.measured import part_of
 from rlvar.analysis.on_policy import OnPolicyTest
 from rlvar.analysis.planning import Plan
 from rlvar.analysis.sampling import Sampling
+from rlvar.reporting.findings import NOTE, Said, said
 from rlvar.reporting.planning import plan_sentences
 from rlvar.reporting.sampling import (
     is_reward_scaled,
@@ -51,38 +52,42 @@ def verdict(
     sampling: Sampling,
     plans: Mapping[str, Plan],
     steps: int,
-) -> list[str]:
-    """Say which estimator is quieter, where its variance comes from, and what cannot be told.
+) -> list[Said]:
+    """Say which estimator is quieter, where its variance comes from, and what these rollouts do not show.
 
     `steps` is the number of them up to the last that any rollout reaches.
     """
     units = unit(comparison)
     if all(row.variance.value == row.signal.value == 0 for row in comparison):
         zero = "All gradient estimates are 0: no step is live, or all scores or all weights are 0."
-        return [zero, *sampling_sentences(sampling, None)]
+        return [Said(zero, "estimators", 0), *said(sampling_sentences(sampling, None), "sampling", NOTE)]
     if comparison.units < 3:
-        return [f"{comparison.units} {units} are too few to tell anything: there are no intervals."]
+        few = f"{comparison.units} {units} are too few to tell anything: there are no intervals."
+        return [Said(few, "estimators", 0)]
     quietest = quietest_of(comparison)
-    doubts = _doubts(comparison, on_policy, sampling)
+    doubts = doubts_of(comparison, on_policy, sampling)
     rloo = comparison["rloo"].noise_scale if "rloo" in comparison else None
     alone = part_of(comparison.scores_of)
-    on_sampling = [*sampling_sentences(sampling, rloo, alone), *_stale(comparison, on_policy, sampling)]
+    puts = 0 if doubts else NOTE  # the rest in question, and then comes first
+    sampled = said(sampling_sentences(sampling, rloo, alone), "sampling", puts)
+    sampled += said(_stale(comparison, on_policy, sampling), "on-policy", puts)
     one_coordinate = decompositions[quietest].mean.shape[1] < 2
     same = [row.name for row in comparison if comparison.same_mean(row)]
     planned = [] if doubts else plan_sentences(plans, comparison.reference, same, long_name)
+    scaled = [] if doubts else reward_scaled_sentences(comparison, long_name)
     batches = [] if doubts or one_coordinate else _batches(comparison[quietest])
     return [
-        *(on_sampling if doubts else []),  # what puts the rest in question comes first
+        *(sampled if doubts else []),
         *_comparisons(comparison, doubts),
-        *_unless_filtered(comparison, doubts, sampling),
-        *([] if doubts else reward_scaled_sentences(comparison, long_name)),
-        *(_of_part(sentence, alone) for sentence in planned),
-        *([] if room is None else [_headroom_sentence(room, comparison.grouped)]),
+        *said(_unless_filtered(comparison, doubts, sampling), "sampling", NOTE),
+        *said(scaled, "estimators", 2),
+        *said([_of_part(sentence, alone) for sentence in planned], "plan", 1, 2, 5),
+        *said([] if room is None else [_headroom_sentence(room, comparison.grouped)], "headroom", 2),
         *_sources(comparison[quietest], decompositions[quietest], steps),
-        *comparison.notes,
-        *(_of_part(sentence, alone) for sentence in _faint_signals(comparison)),
-        *(_of_part(sentence, alone) for sentence in batches),
-        *([] if doubts else on_sampling),
+        *said([_of_part(sentence, alone) for sentence in _faint_signals(comparison)], "noise-scale", 3),
+        *said([_of_part(sentence, alone) for sentence in batches], "noise-scale", 4),
+        *said(comparison.notes, "table", NOTE),
+        *([] if doubts else sampled),
     ]
 
 
@@ -96,7 +101,7 @@ def unit(comparison: Comparison) -> str:
     return f"{comparison.unit}s"
 
 
-def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
+def doubts_of(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling) -> list[str]:
     """Say why a ratio of variances is not that of the rollouts needed, even where theory knows one mean."""
     ratios = next((row.importance for row in comparison if row.importance is not None), None)
     weighed = ratios is not None and ratios.importance != "none"
@@ -106,7 +111,7 @@ def _doubts(comparison: Comparison, on_policy: OnPolicyTest, sampling: Sampling)
     if ratios is not None and not weighed and not comparison.policies_agree:
         doubts.append("another policy sampled these rollouts, so the means are biased")
     elif sampling.impossible:
-        doubts.append("another policy sampled these rollouts, by their logp, so the means are biased")
+        doubts.append("another policy sampled these rollouts, as their logp shows, so the means are biased")
     elif on_policy.positions and any(_of_steps(row) for row in comparison):
         doubts.append("these look like rows of positions, whose steps are not those of token scores")
     elif on_policy.on_policy is False and not weighed:
@@ -135,39 +140,46 @@ def _unless_filtered(comparison: Comparison, doubts: Sequence[str], sampling: Sa
     known = [row for row in comparison if row.name != comparison.reference and comparison.same_mean(row)]
     if doubts or not known or not sampling.binary or sampling.dead_groups or not sampling.groups:
         return []
+    names = joined([long_name(row.name) for row in [*known, comparison[comparison.reference]]])
     return [
-        f"This holds if no groups were dropped for their outcome: none of these {sampling.groups:,} is dead, "
-        "which may be chance."
+        f"The comparison of {names} assumes that no groups were dropped for their outcome: none of these "
+        f"{sampling.groups:,} is dead, which may be chance."
     ]
 
 
-def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[str]:
+def _comparisons(comparison: Comparison, doubts: Sequence[str]) -> list[Said]:
     """Say which estimator needs fewer rollouts; only how the variances compare where there are `doubts`."""
     units, reference = unit(comparison), comparison.reference
     others = [row for row in comparison if row.name != reference]
     known = [row for row in others if comparison.same_mean(row) or row.factor is not None]
-    said = None if doubts else units
-    sentences = [ratio_sentence(row, reference, said, identical=row.identical) for row in known]
+    # The quietest first, and the reference under another name or times a number last.
+    known.sort(key=lambda row: (row.ratio.low == row.ratio.high, row.ratio.value))
+    ratios = [
+        ratio_sentence(row, reference, None if doubts else units, identical=row.identical) for row in known
+    ]
+    new = sum(row.ratio.low != row.ratio.high for row in known)
+    sentences = said(ratios[:new], "estimators", 1, 1, 5) + said(ratios[new:], "estimators", 5)
     if known and doubts:
-        sentences.append(
-            f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
-        )
+        why = f"This does not say how many {units} each needs for the same precision: {'; '.join(doubts)}."
+        sentences.append(Said(why, "estimators", 0))
     denied = [long_name(row.name) for row in others if row.unbiased and row.differs]
     if denied and comparison.reference_unbiased:
-        sentences.append(
+        differ = (
             f"On these rollouts {joined([*denied, long_name(reference)])} have different mean gradients, "
             "though in theory all are unbiased: look for rewards that depend on later actions, a discount, "
             "another policy, or a filter."
         )
+        sentences.append(Said(differ, "table", 0))
     scaled = [] if doubts else [row for row in others if is_reward_scaled(row)]
     apart = [long_name(row.name) for row in others if row not in known and row not in scaled]
     if apart:
         one = len(apart) == 1
         does = "its variance ratio alone does" if one else "their variance ratios alone do"
-        sentences.append(
+        may = (
             f"{capital(joined(apart))} may estimate a different mean gradient than {long_name(reference)}, "
             f"so {does} not say how many {units} {'it needs' if one else 'they need'}."
         )
+        sentences.append(Said(may, "estimators", NOTE if ratios else 1))
     return sentences
 
 
@@ -242,36 +254,43 @@ def _reward_to_go(share: Estimate, whole: str) -> str:
     return f"whether reward-to-go reduces {whole} is not resolved: by {percent(share.value)} ({ends})"
 
 
-def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[str]:
+def _sources(row: ComparisonRow, parts: Decomposition, steps: int) -> list[Said]:
     """Say where the variance of one estimator comes from and how it grows."""
     name = long_name(row.name)
     if not (row.variance.value > 0 and parts.variance.value > 0):
-        return [f"The gradient estimate of {name} does not vary over these rollouts."]
+        return [Said(f"The gradient estimate of {name} does not vary over these rollouts.", "table", 2)]
     sentences = [_covariance_sentence(row.name, parts, steps)] if steps > 1 else []
-    return [*sentences, *_growth(name, parts)]
+    return [*said(sentences, "covariance", 3), *_growth(name, parts)]
 
 
-def _growth(name: str, parts: Decomposition) -> list[str]:
+def _growth(name: str, parts: Decomposition) -> list[Said]:
     """Say how the variance grows, by the curve that comes closest to "with length" for these rollouts."""
     first, last = parts.growth_range
     reached = f" over k from {first} to {last}, which at least half of the rollouts reach"
     if not math.isnan(parts.horizon_exponent.value):
         grows = f"If rollouts were cut after k steps, the variance of {name} would grow"
-        return [power_law(grows, "k", parts.horizon_exponent, reached)]
-    _, shortest, longest, measure = parts.length_growth
-    if not math.isnan(parts.length_exponent.value) and longest >= _SPREAD * shortest:
+        return [Said(power_law(grows, "k", parts.horizon_exponent, reached), "growth", 2)]
+    if lengths_differ(parts):
+        strata = parts.length_growth
+        ends = f"{strata.lengths[0]:.3g} to {strata.lengths[-1]:.3g}"
         grows = (
-            f"From quartile to quartile of length, on average {shortest:.3g} to {longest:.3g} {measure}, the "
-            f"variance of {name} grows"
+            f"From quartile to quartile of length, on average {ends} {strata.measure}, the variance of "
+            f"{name} grows"
         )
         beside = "; long rollouts may differ from short ones in more than their length"
-        return [power_law(grows, "length", parts.length_exponent, beside)]
+        return [Said(power_law(grows, "length", parts.length_exponent, beside), "length", 2)]
     if not math.isnan(parts.growth_exponent.value):
         grows = (
             f"In rollouts of full length, the variance of the sum of the first k steps' terms of {name} grows"
         )
-        return [power_law(grows, "k", parts.growth_exponent, reached)]
+        return [Said(power_law(grows, "k", parts.growth_exponent, reached), "growth", 2)]
     return []
+
+
+def lengths_differ(parts: Decomposition) -> bool:
+    """Whether rollouts differ in length by enough to tell how the variance grows with it."""
+    lengths = parts.length_growth.lengths
+    return not math.isnan(parts.length_exponent.value) and bool(lengths[-1] >= _SPREAD * lengths[0])
 
 
 def _covariance_sentence(name: str, parts: Decomposition, steps: int) -> str:
@@ -354,7 +373,7 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
             f"{ratios.sequence_size:.1f} of {rollouts:,}."
         ]
     sentences = []
-    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/statistics.md)
+    if size < 0.75 * rollouts:  # below, intervals miss more often (docs/promises.md)
         trust = "Do not trust any number here" if size < _FEW else "Intervals may be far too narrow"
         sentences.append(
             f"With {kind} ratios the effective sample size is {size:.1f} of {rollouts:,} rollouts. {trust}."
@@ -362,8 +381,9 @@ def _of_ratios(ratios: ImportanceRatios, share: float) -> list[str]:
     if ratios.misses and not ratios.consistent and max(ratios.mean.value, ratios.step_mean.value) < 1:
         missed = f"about {percent(1 - ratios.mean.value)} of the policy's probability"
         sentences.append(
-            f"The {kind} ratios average to {ratios.mean}; of a sampler that can draw whatever the policy can "
-            f"they average to 1. Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
+            f"The {kind} ratios average to {ratios.mean}; with a sampler that can draw all that the policy "
+            "can, they would average to 1. "
+            f"Either {missed} lies on {'actions' if kind == 'token' else 'rollouts'} that "
             "were never or hardly ever sampled, as with top-p, top-k or min-p, or the log-probabilities "
             "belong to other policies. No estimator is then unbiased."
         )

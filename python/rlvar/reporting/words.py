@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.estimate import inverse as inverse
+from rlvar.stats.shown import measured as measured
+from rlvar.stats.shown import number as number
 
 _LONG_NAMES = {
     "single": "single-step",
@@ -95,13 +98,6 @@ def power_law(grows: str, size: str, exponent: Estimate, over: str) -> str:
     return f"{grows} {as_}{power(exponent.value)} ({interval(exponent)}; 1 is linear, 2 quadratic){over}."
 
 
-def inverse(ratio: Estimate) -> Estimate:
-    """Return the ratio the other way round; it has no upper end where this one reaches 0."""
-    low = 1 / ratio.high if ratio.high else math.inf
-    high = math.inf if ratio.low <= 0 else 1 / ratio.low
-    return Estimate(1 / ratio.value, math.nan, low, high, ratio.confidence)
-
-
 def interval(estimate: Estimate, *, percent: bool = False) -> str:
     """Return the ends of an interval with its confidence."""
     if math.isnan(estimate.low):
@@ -109,11 +105,6 @@ def interval(estimate: Estimate, *, percent: bool = False) -> str:
     ends = estimate.low, estimate.high
     low, high = (f"{round(end, 3) + 0.0:,.1%}" if percent else number(end) for end in ends)
     return f"{estimate.confidence:.0%} interval {low} to {high}"
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def percent(share: float) -> str:
@@ -145,18 +136,3 @@ def joined(names: Sequence[str]) -> str:
 def capital(sentence: str) -> str:
     """Return a sentence with a capital letter."""
     return sentence[:1].upper() + sentence[1:]
-
-
-def measured(x: Estimate, *, bounded: bool = False, most: float = math.inf) -> str:
-    """Return value and interval to three digits; of what rests on a signal, `bounded`, what it tells.
-
-    Without an interval a value that it cannot have, negative or above `most`, tells nothing.
-    """
-    if bounded and not x.resolved and not math.isnan(x.low):
-        return f"above {number(x.low)}" if x.low > 0 else "not resolved"
-    if math.isnan(x.low):
-        if math.isnan(x.value):
-            return "undefined"
-        cannot = bounded and (math.copysign(1.0, x.value) < 0 or x.value > most)
-        return "not resolved" if cannot else number(x.value)
-    return f"{number(x.value)} ({number(x.low)} to {number(x.high)})"

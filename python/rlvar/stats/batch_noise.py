@@ -1,4 +1,4 @@
-r"""What the gradients of two batches differ by, by chance alone.
+r"""How much the gradients of two batches differ, by chance alone.
 
 A batch of U independent units has a gradient m = mu + e with Cov e = Sigma / U. With the squared signal
 s = |mu|^2, V = tr Sigma, B = E |m|^2 = s + V / U and normal e, as the errors of means of many units are,
@@ -29,7 +29,7 @@ from rlvar.stats.moments import Products
 
 @dataclass(frozen=True, repr=False)
 class BatchNoise(Result):
-    """What two batches of this size differ by in their gradients, by chance alone; a sentence as text.
+    """How much the gradients of two batches of this size differ, by chance alone; prints as a sentence.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class BatchNoise(Result):
         any signal, and as high as that where the signal is not resolved.
     norm_change : float
         Root mean square of the difference between the two norms, over that of the norm itself. It has no
-        interval: moments of the noise are in it that few units tell poorly.
+        interval: it rests on moments of the noise that few units estimate poorly.
     unit : str
         What they are: "rollout", "group" or, of gradients already at hand, "unit".
     """
@@ -90,7 +90,7 @@ def share_along(p: Products, variance: float, signal: float, dimension: float) -
 
 
 def batch_noise(noise_scale: Estimate, dimension: float, along: float, units: int, unit: str) -> BatchNoise:
-    """Return what two batches of so many units differ by.
+    """Return how much two batches of `units` units differ.
 
     The angle's interval is that of the noise scale: `dimension` and the share of noise `along` the mean, at
     most 1 / sqrt(dimension), are taken for known.

@@ -53,7 +53,7 @@ class Estimate(Result):
     confidence : float
         Nominal coverage of the interval, such as 0.95.
     resolved : bool
-        Whether the data tell it: False without an interval, where what can be 0 or negative (a signal, a
+        Whether the data determine it: False without an interval, where what can be 0 or negative (a signal, a
         variance between prompts) may be 0 by its interval, and for what rests on such a signal (a noise
         scale, the ratio of two, an alignment). By default, whether the interval excludes 0.
     """
@@ -94,6 +94,13 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def inverse(ratio: Estimate) -> Estimate:
+    """Return the ratio the other way round; it has no upper end where this one reaches 0."""
+    low = 1 / ratio.high if ratio.high else math.inf
+    high = math.inf if ratio.low <= 0 else 1 / ratio.low
+    return Estimate(1 / ratio.value if ratio.value else math.inf, math.nan, low, high, ratio.confidence)
 
 
 def bounded(x: Estimate) -> str:

@@ -49,8 +49,8 @@ def rows_of(
         row, column = (roots[int(k) // u] for k in np.unravel_index(int(missed.argmax()), missed.shape))
         what = repr(row if row == column else (row, column))
         raise ValueError(
-            f"gradients[{what}] must hold inner products, a positive semi-definite matrix with the others; "
-            f"{missed.max():.2g} of a squared length is wrong (products made in float32 must come as float32)"
+            f"gradients[{what}] must be inner products, with the others a positive semi-definite matrix; "
+            f"{missed.max():.2g} of a squared length is wrong (pass products made in float32 as float32)"
         )
     rows = {name: part * units[name] for name, part in zip(roots, np.split(factor, len(roots)), strict=True)}
     for name, found in like.items():

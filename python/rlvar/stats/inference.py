@@ -1,4 +1,4 @@
-"""From the unit gradients of an estimator to what is said of it, each with an interval.
+"""From the unit gradients of an estimator to its numbers, each with an interval.
 
 Two ways lead there: the jackknife, which leaves out one unit at a time and is in closed form, and the
 bootstrap, which draws whole units with replacement. What compares two estimators is paired in both:
@@ -58,6 +58,7 @@ class Inference(NamedTuple):
     null: Null  # what a signal of 0 would pass
     identical: bool
     variances: Moment
+    signals: Moment
     dimension: float  # effective one of the noise
     along: float  # share of the noise that lies along the mean
     differs: bool = False  # whether the data deny that its mean is that of the reference
@@ -73,7 +74,7 @@ def quotient(above: Moment, below: Moment) -> Moment:
 
 @quiet
 def signal_of(p: Products, ddof: int = 1, *, grouped: bool = False) -> Moment:
-    """Return |mean|^2 less ddof V / U, with V = sum |y|^2 / (U - ddof); of groups, sum |y|^2 / (U - 1)."""
+    """Return |mean|^2 - ddof V / U, with V = sum |y|^2 / (U - ddof); of groups, sum |y|^2 / (U - 1)."""
     signal = moments.signal(p)
     if ddof == 1:
         return signal
@@ -204,8 +205,8 @@ def infer(
     factor. Where the factor b between two means is known, their noise scales have the ratio
     (V_a / V_0) / b^2, and the means the cosine 1 or -1: no signal takes part.
 
-    Where the coordinates are `sketched`, what that leaves uncertain is told too. Unless they are `crossed`,
-    products of different samples are not known: no alignment is, and no mean is denied.
+    Where the coordinates are `sketched`, the uncertainty that this adds is returned too. Unless they are
+    `crossed`, products of different samples are not known: no alignment is, and no mean is denied.
     """
     products = moments.products(samples, reference, gram=bootstrap is not None, threads=threads)
     if not crossed:
@@ -328,6 +329,7 @@ def _with_means(
         "null": null._replace(variance=null.variance * mean.scale**2),
         "identical": pair.beside.identical,
         "variances": pair.variance,
+        "signals": signal,
     }
 
 

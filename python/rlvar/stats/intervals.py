@@ -162,7 +162,7 @@ def ratio_of_variances(above: Moment, below: Moment, confidence: float) -> Estim
     if not psi.any():  # no change is left in the digits of a logarithm
         return plain
     skewness, spread = _skewness(psi), math.sqrt(float(np.square(psi).mean()))
-    if not spread > 1e-12 * math.sqrt(float(np.square(both).mean())):  # proportional, but for rounding
+    if not spread > 1e-12 * math.sqrt(float(np.square(both).mean())):  # proportional, up to rounding
         return plain
     q = skewness / (6 * math.sqrt(m))
     p = 2 * q - float((psi * (both - both.mean())).mean()) / (2 * spread) * (m - 1) / math.sqrt(m)

@@ -145,7 +145,7 @@ class Sample:
             gradients = gradients / self.sizes.mean
         mean = gradients.mean(axis=0)
         s = None if self.sizes.even else self.sizes.relative[:, None]
-        # In rows, as the kernel of products takes them, whatever the layout of the gradients.
+        # In rows, as the kernel of products takes them, for any layout of the gradients.
         y = np.subtract(gradients, mean if s is None else s * mean, order="C")
         rest = y.mean(axis=0)  # rounding of the mean
         y -= rest if s is None else s * rest
@@ -266,7 +266,7 @@ def products(
 ) -> list[tuple[Products, Products]]:
     """Return the products of each sample with itself, and with the reference.
 
-    Raises ValueError for gradients so small that their squares are none in float64.
+    Raises ValueError for gradients so small that their squares vanish in float64.
     """
     sizes, numbers = samples[reference].sizes, range(len(samples))
     u, d = len(sizes.given), samples[reference].width
@@ -333,7 +333,7 @@ def covariance(p: Products) -> Moment:
 
 @quiet
 def variance(p: Products) -> Moment:
-    """Trace of the covariance of one unit's part in the mean; what rounding leaves of it is none."""
+    """Trace of the covariance of one unit's part in the mean; what rounding leaves of it counts as 0."""
     value, left_out = covariance(p)
     u = len(p.diagonal)
     if len(left_out):

@@ -63,7 +63,7 @@ def f_quantile(probability: float, dof: float, error_dof: float) -> float:
     """Quantile of F, the ratio of two mean squares with `dof` and `error_dof` degrees of freedom, >= 1.
 
     Fisher's (1924) z = log(F) / 2 has the density exp(a z) / (a e^(2z) + b)^((a + b) / 2), with the two
-    degrees of freedom a and b, but for a factor: smooth, log-concave, largest at 0 and below rounding
+    degrees of freedom a and b, up to a factor: smooth, log-concave, largest at 0 and below rounding
     outside of `ends`. So Gauss-Legendre quadrature suffices, and Newton's steps on the logarithm of the
     upper tail, which is concave, come down to the root after the first.
     """

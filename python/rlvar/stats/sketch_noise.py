@@ -1,4 +1,4 @@
-r"""What a sketch of the scores leaves uncertain, beside what sampling does.
+r"""The uncertainty that a sketch of the scores adds to that of sampling.
 
 Given the rollouts, the k coordinates of a sketch are independent random directions, equally distributed.
 Variances and signals are sums over them, V = sum_d V_d, of which each part is an unbiased k-th. So the
@@ -14,7 +14,7 @@ Directions that are not orthogonal mix what lies along others into each:
 
     E tr Sigma_k^2 = tr Sigma^2 + V^2 / k,  E (mu' Sigma mu)_k = mu' Sigma mu + |mu|^2 V / k ,
 
-both but for terms of order 1 / k of themselves: the effective dimension of the noise, and its share along the
+both up to relative terms of order 1 / k: the effective dimension of the noise, and its share along the
 mean, are those of the whole gradient once that is taken off.
 """
 
@@ -37,8 +37,8 @@ from rlvar.stats.moments import Sample, column_parts, without_each
 class SketchNoise(Result):
     """What the random directions of a sketch add to the uncertainty of a `ComparisonRow`.
 
-    Standard errors beside those of sampling, which intervals are made of: the squares of the two add up, to
-    that of both or a little more. Four times as many directions halve them.
+    Standard errors beside those of sampling, which alone the intervals cover: the squares of the two add up
+    to that of both, or a little more. Four times as many directions halve them.
 
     Attributes
     ----------

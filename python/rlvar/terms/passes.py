@@ -187,8 +187,8 @@ class Terms:
         """Sum over rollouts of p y[t] . (sum of all y), for each step (T,): row sums of the covariance."""
         p = np.ones(len(self.scores)) if p is None else p
         v = self.gradients.whole() - mean.sum(axis=0)
-        # The p v sum to 0 but for rounding, which a mean far above the spread would show.
-        whole = np.einsum("n,nd->d", p, v)  # as BLAS would, but for bits that no number of threads changes
+        # The p v sum to 0 up to rounding, which a mean far above the spread would show.
+        whole = np.einsum("n,nd->d", p, v)  # not by BLAS: no number of threads may change bits
         return np.asarray(np.einsum("n,nt->t", p, self.projections(v)) - np.einsum("td,d->t", mean, whole))
 
     def lags(self, p: Double | None, mean: Double) -> Double:

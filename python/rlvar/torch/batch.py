@@ -1,9 +1,9 @@
-"""A training batch as a loop of one's own has it, checked: rows of tokens, rewards, groups.
+"""A batch of one's own training loop, checked: rows of tokens, rewards, groups.
 
 Rows without a reward (NaN, or None) are left out, as TRL leaves them out of its statistics; so is a row that
-this leaves alone in its group, which has nothing to be compared with: its advantage is 0. Tokens are aligned
-left, and numbers a token are counted by the response's tokens t = 0, 1, ...: then the rows of several
-processes fit together, however each of them was padded.
+is then alone in its group: with nothing to compare it to, its advantage is 0. Tokens are aligned left, and
+numbers of tokens are indexed by the response's tokens t = 0, 1, ...: so the rows of several processes fit
+together, however each of them was padded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Batch:
         groups: Sequence[Hashable] | NDArray[Any] | None,
         by_token: Mapping[str, ArrayLike | None],
     ) -> Batch:
-        """Check what a trainer has; `by_token` may hold None, which is left out, and one number a rollout."""
+        """Check a trainer's batch; None in `by_token` is left out, and one number per rollout is allowed."""
         if np.shape(input_ids)[:1] == (0,):
             nothing = np.zeros((0, 1), bool)
             return cls(nothing.astype(np.int64), nothing, nothing, np.zeros(0), None, {})
@@ -58,7 +58,7 @@ class Batch:
         if earned.ndim != 1:
             earned = tokens.by_step("rewards", earned)
         elif len(earned) != n:
-            raise ValueError(f"rewards must have shape (N,) = ({n},), or one a token, got {earned.shape}")
+            raise ValueError(f"rewards must have shape (N,) = ({n},), or one per token, got {earned.shape}")
         whole = cls(
             tokens.ids,
             np.arange(length) < tokens.lengths[:, None],
@@ -179,7 +179,7 @@ def _by_step(tokens: Tokens, name: str, given: ArrayLike) -> Double:
 
 
 def _same_prompts(parts: Mapping[int, Batch]) -> None:
-    """Raise for a label that several processes have, each for prompts of its own."""
+    """Raise for a label that several processes use for different prompts."""
     seen: dict[Hashable, dict[int, set[bytes]]] = {}
     for number, part in parts.items():
         for row, label in enumerate(part.groups or ()):
@@ -190,8 +190,8 @@ def _same_prompts(parts: Mapping[int, Batch]) -> None:
         for number, more in others:
             if known.isdisjoint(more):
                 raise ValueError(
-                    f"groups must have the same label for the same prompt alone, on all processes: {label!r} "
-                    f"is that of different prompts on processes {first} and {number}; make labels such as "
+                    f"groups must give different prompts different labels, on all processes: {label!r} "
+                    f"stands for different prompts on processes {first} and {number}; make labels such as "
                     "(rank, label)"
                 )
             known |= more

@@ -59,7 +59,7 @@ class CountSketch:
         self.size = k = sketch.k
         self._sketch = sketch
         self._coprime = [m for m in range(1, k + 1) if math.gcd(m, k) == 1]
-        # One sum on each device, whose backward pass has a thread of its own.
+        # One sum on each device, whose backward pass runs in a separate thread.
         self._sums: dict[torch.device, torch.Tensor] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         # What is hashed for one gradient serves the next: a bit a number, 1/32 of the parameters' memory.

@@ -95,7 +95,7 @@ def _along(
     except RuntimeError as error:
         name, why = inputs.name_of(network.module), str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"of='all' needs forward-mode derivatives, which an operation of {name} lacks ({why}); take "
+            f"of='all' needs forward-mode derivatives, which an operation of {name} lacks ({why}); use "
             "of='last_block', sequence_scores or unit_gradients"
         ) from error
 
@@ -108,7 +108,7 @@ def exact(
     scales: Mapping[str, torch.Tensor],
     report: Callable[[int], object],
 ) -> Float:
-    """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass a token."""
+    """Return S[n,t] in the coordinates of all parameters (N, T, D), by one backward pass per token."""
     sizes = [each.numel() for each in chosen.values()]
     result = np.zeros((*tokens.live.shape, sum(sizes)), np.float32)
     scale = torch.cat([scales[name].flatten() for name in chosen]) if scales else None

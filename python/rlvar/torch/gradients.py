@@ -45,13 +45,13 @@ class UnitGradients(Mapping[str, Double]):
     sizes : ndarray of int, shape (U,)
         Number of rollouts of each unit. Units are in the order in which their labels appear first.
     scores_of : str
-        What the gradients are with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+        What the gradients are with respect to, such as "all 162,368 parameters of LlamaForCausalLM".
     sketch : Sketch or None
         The sketch whose coordinates they are; None for exact coordinates.
     unbiased : tuple of str
         The estimators whose mean is the policy gradient by theory; weights of your own are not among them.
     passes : dict of int
-        Number of backward passes that it took: "of units", one a unit and estimator, and "of rollouts".
+        Number of backward passes that it took: "of units", one per unit and estimator, and "of rollouts".
     """
 
     sizes: NDArray[np.int64]
@@ -108,9 +108,9 @@ def unit_gradients(
 ) -> UnitGradients:
     r"""Compute the gradients of independent units for several estimators, without storing scores.
 
-    With respect to all trainable parameters (the adapters alone, with LoRA), by one backward pass a unit and
-    estimator or, for weights that are one number a rollout, by one a rollout, whichever is fewer. No more of
-    a gradient than one parameter's is in memory, beside the coordinates that are kept.
+    With respect to all trainable parameters (the adapters alone, with LoRA), by one backward pass per unit
+    and estimator or, for weights that are one number per rollout, by one per rollout, whichever is fewer. No
+    more of a gradient than one parameter's is in memory, beside the coordinates that are kept.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def unit_gradients(
         ``("rloo", "grpo", ("mine", advantages))``.
     groups : sequence of hashable, shape (N,), or None
         Label (prompt) of each rollout; each group is a unit. None if each rollout is one.
-    rewards : array_like, shape (N,), or one a token, optional
+    rewards : array_like, shape (N,), or one per token, optional
         For estimators by name.
     sketch : Sketch or None, default Sketch(1024)
         Size and seed of the count sketch; None for the exact coordinates, as many as there are parameters.
@@ -212,7 +212,7 @@ class _Job:
         tuple[NDArray[np.int64], list[int]]
     ]  # rollouts that run together; sets that take a pass each
     alone: list[int]  # rollouts that take a pass each, for all sets in `shared`
-    shared: list[int]  # sets that are one number a rollout
+    shared: list[int]  # sets that are one number per rollout
 
     @classmethod
     def of(cls, rows: NDArray[np.int64], sets: Double, tokens: Tokens, together: int) -> _Job:

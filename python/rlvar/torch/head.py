@@ -103,7 +103,7 @@ class Head:
                 declared is None and any(each.dim() == 2 and logits.shape[-1] in each.shape for each in own)
             ):
                 return call.module
-        raise ValueError(f"{self.name} has no output head that is a module of its own; use of='all'")
+        raise ValueError(f"{self.name} has no output head as a separate module; use of='all'")
 
     def _states(self, given: Any, chunk: Chunk, first: int) -> torch.Tensor:
         """States (n, l, hidden) that go into the head, whatever their shape."""

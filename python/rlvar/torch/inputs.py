@@ -1,4 +1,4 @@
-"""Tokens and models as they come from a trainer, made plain.
+"""Tokens and models as trainers have them, brought into one form.
 
 Rows are aligned left and end with their last response token: padding on either side, and what follows, is
 gone, so a row's scores do not depend on how it was padded. Response tokens, those that the policy chose and
@@ -38,7 +38,7 @@ class Tokens:
 
     @classmethod
     def of(cls, input_ids: ArrayLike, attention_mask: ArrayLike | None, response_mask: ArrayLike) -> Tokens:
-        """Check what a trainer has: (N, L), (N, L) and (N, L), or (N, Tc) for the last Tc columns."""
+        """Check a trainer's arrays: (N, L), (N, L) and (N, L), or (N, Tc) for the last Tc columns."""
         ids = _integers("input_ids", input_ids)
         n, length = ids.shape
         attended = np.ones(ids.shape, bool)
@@ -60,8 +60,8 @@ class Tokens:
             row, column = np.argwhere(bad)[0]
             raise ValueError(
                 f"attention_mask hides response token input_ids[{row}, {column}]: response_mask, of shape "
-                f"{given.shape}, must be 0 where there is padding; one of fewer columns than input_ids is "
-                "that of the last ones"
+                f"{given.shape}, must be 0 on padding; with fewer columns than input_ids it is aligned with "
+                "the last ones"
             )
         after = response[:, ::-1].cumsum(axis=1)[:, ::-1] > 0  # up to the last response token
         kept = attended & after
@@ -88,7 +88,7 @@ class Tokens:
         return np.arange(self.places.shape[1]) < self.counts[:, None]
 
     def by_step(self, name: str, array: Double) -> Double:
-        """Return numbers a token (N, T) from those in the shape of the response mask, or as they are."""
+        """Return numbers per token (N, T) from those in the shape of the response mask, or as they are."""
         if array.shape == self.mask_shape:
             return np.where(self.live, np.take_along_axis(array, self.columns, axis=1), 0.0)
         if array.shape == self.live.shape:
@@ -160,8 +160,8 @@ def unwrapped(model: Module) -> Module:
         kind = type(model).__name__
         if kind == "FullyShardedDataParallel" or any(_sharded(p) for p in model.parameters()):
             raise ValueError(
-                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so that no process holds "
-                "them all; load a checkpoint of it into one process"
+                "the model's parameters are sharded (FSDP or DeepSpeed ZeRO-3), so that no process has them "
+                "all; load a checkpoint of it into one process"
             )
         if kind in ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine"):
             model = model.module  # type: ignore[assignment]
@@ -295,9 +295,8 @@ class Network:
         size = getattr(embedding, "num_embeddings", None)
         if tokens.ids.min() < 0 or (size is not None and tokens.ids.max() >= size):
             bad = tokens.ids.min() if tokens.ids.min() < 0 else tokens.ids.max()
-            raise ValueError(
-                f"input_ids holds {bad}; the model's tokens are 0 to {'V - 1' if size is None else size - 1}"
-            )
+            last = "V - 1" if size is None else size - 1
+            raise ValueError(f"input_ids has token {bad}; the model's tokens are 0 to {last}")
 
     def logits(self, chunk: Chunk, parameters: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits (n, t, V) of each response token, from those before it; with other parameters if given."""
@@ -330,7 +329,7 @@ class Network:
 def prepared(
     model: Module, input_ids: ArrayLike, attention_mask: ArrayLike | None, response_mask: ArrayLike
 ) -> tuple[Network, Tokens]:
-    """Check what a trainer has, tokens and a model that knows them."""
+    """Check a trainer's tokens, and that the model knows them."""
     tokens = Tokens.of(input_ids, attention_mask, response_mask)
     if not tokens.counts.any():
         raise ValueError("response_mask marks no token")

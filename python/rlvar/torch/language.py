@@ -47,7 +47,7 @@ class TokenScores:
     log_sum_squares : ndarray, shape (N, T)
         Logarithm of the sum of all tokens' squared probabilities.
     scores_of : str
-        What the scores are gradients with respect to, as "all 162,368 parameters of LlamaForCausalLM".
+        What the scores are gradients with respect to, such as "all 162,368 parameters of LlamaForCausalLM".
     sketch : Sketch or None
         The sketch whose coordinates they are; None for exact coordinates.
     """
@@ -62,7 +62,7 @@ class TokenScores:
 
     @classmethod
     def unscored(cls, tokens: Tokens, logp: Double, log_sum_squares: Double) -> TokenScores:
-        """Return log-probabilities (N, T) without scores: NaN, which nothing takes for numbers."""
+        """Return log-probabilities (N, T) with NaN for scores, which cannot pass for numbers."""
         nothing = np.broadcast_to(np.float32(np.nan), (*tokens.live.shape, 1))
         return cls(nothing, tokens.counts, logp, log_sum_squares, "nothing", None, tokens)
 
@@ -89,9 +89,9 @@ class TokenScores:
 
         Parameters
         ----------
-        rewards : array_like, shape (N,), or one a token
-            What comes one a token has the shape of the response mask, or (N, T).
-        behavior_logp, values : array_like, one a token, optional
+        rewards : array_like, shape (N,), or one per token
+            Numbers per token have the shape of the response mask, or (N, T).
+        behavior_logp, values : array_like, one per token, optional
             As for `Rollouts`: `behavior_logp` is what the sampler recorded.
         **others
             The rest of `Rollouts`, such as `groups`.
@@ -145,10 +145,9 @@ def token_scores(
     Parameters
     ----------
     model : torch.nn.Module
-        A causal language model of transformers, PEFT's and DistributedDataParallel's wrapped around it
-        included, or any module that takes ``(input_ids, attention_mask=...)`` and returns logits (N, L, V),
-        alone or as ``.logits``. It runs on its device and in its precision, in evaluation mode, and is left
-        as it was.
+        A causal language model of transformers, also wrapped by PEFT or DistributedDataParallel, or any
+        module that takes ``(input_ids, attention_mask=...)`` and returns logits (N, L, V), alone or as
+        ``.logits``. It runs on its device and in its precision, in evaluation mode, and is left as it was.
     input_ids : array_like of int, shape (N, L)
         Prompts and responses, padded on either side.
     attention_mask : array_like, shape (N, L), or None
@@ -157,12 +156,12 @@ def token_scores(
         1 for each token that the policy chose and the loss sees, or for the last Tc columns alone, as
         trainers keep it. With several turns it has gaps.
     of : {"all", "last_block", "final_norm", "head"}, default "all"
-        What the gradients are with respect to. "all": all trainable parameters (all that there are, of a
-        model that is frozen throughout), sketched by forward mode. Parts cost a pass or two: good for
+        What the gradients are with respect to. "all": all trainable parameters (or all parameters, if the
+        whole model is frozen), sketched by forward mode. Parts cost a pass or two and are good for
         `on_policy_test` and a first look; their ratios may be off by factors of up to four, their noise
-        scales by tens. "final_norm": the gain of the last norm, exact, D its width. "last_block": what of
-        the last block, the final norm and an untied head is exact in one backward pass. "head": the output
-        matrix.
+        scales by tens. "final_norm": the gain of the last norm, exact, D its width. "last_block": those
+        parameters of the last block, the final norm and an untied head that are exact in one backward pass.
+        "head": the output matrix.
     sketch : Sketch or None, default Sketch(64)
         Coordinates of the sketch; None for the exact coordinates of `of`, as many as it has parameters. The
         gain of the final norm is never sketched.
@@ -172,8 +171,8 @@ def token_scores(
     precondition : torch.optim.Optimizer, optional
         An Adam that trains the model: gradients are then divided by its ``sqrt(v) + eps``, before the sketch.
     memory : int, default 2**30
-        Bytes for what passes through the network at a time, beside the model and the result, as far as can be
-        told before.
+        Bytes for what passes through the network at a time, beside the model and the result, as far as they
+        can be estimated beforehand.
     progress : bool or callable, default False
         Whether to show a progress bar (it needs tqdm), or a function of what is done and the whole.
 
@@ -185,7 +184,7 @@ def token_scores(
     Raises
     ------
     ValueError, TypeError
-        For shapes that do not fit, a response token that is hidden or has none before it, sharded models,
+        For shapes that do not fit, a response token that is masked or has none before it, sharded models,
         encoder-decoders, and parts that the model does not have.
 
     Examples

@@ -7,7 +7,7 @@ moves no other token's log-probability: d log pi_t / d output_s = 0 for s != t. 
 behind the last mixing of positions: of the last block the queries and what follows attention, and the final
 norm; not its keys and values and the norm before them, nor anything earlier.
 
-No list of names decides this. The network runs on a few tokens of the batch, and a parameter is taken if
+The choice is measured, not a list of names. The network runs on a few tokens, and a parameter is taken if
 
 1. the gradients of single tokens' log-probabilities with respect to its module's output vanish at all other
    positions, to the bit, and do not vanish at their own;

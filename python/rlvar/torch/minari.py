@@ -41,17 +41,17 @@ def minari_rollouts(
     Returns
     -------
     Rollouts
-        One rollout an episode, with `terminated` and `truncated` apart. An episode that ends without either
+        One rollout per episode, with `terminated` and `truncated` apart. An episode that ends without either
         mark is truncated.
 
     Raises
     ------
     ValueError, TypeError
-        As `per_step_scores`, and for what are no episodes.
+        As for `per_step_scores`, and for anything but episodes.
 
     Notes
     -----
-    Whoever recorded the data may have been another policy than this one. `on_policy_test` tells.
+    Another policy than this one may have recorded the data: see `on_policy_test`.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def minari_rollouts(
             raise TypeError(f"dataset must give episodes of Minari, got {type(episode).__name__}")
     episodes = [episode for episode in episodes if len(episode.rewards)]
     if len(episodes) < 2:
-        raise ValueError(f"dataset must hold at least 2 episodes with steps, got {len(episodes)}")
+        raise ValueError(f"dataset must have at least 2 episodes with steps, got {len(episodes)}")
     lengths = np.array([len(episode.rewards) for episode in episodes])
     # An episode of T steps has T + 1 observations.
     before = _joined([_cut(episode.observations, slice(None, -1)) for episode in episodes])

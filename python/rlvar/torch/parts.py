@@ -59,7 +59,7 @@ def part_scores(
     """Scores of a part, in `dtype`; `report` is told the rows done."""
     if sketch is not None and precondition is not None and of != "final_norm":
         raise ValueError(
-            "precondition divides each entry of a matrix by a number of its own, which the sketch of "
+            "precondition divides each entry of a matrix by another number, which the sketch of "
             f"of={of!r} cannot do; use sketch=None, of='final_norm' or of='all'"
         )
     head = Head(network, tokens)

@@ -1,6 +1,6 @@
 """Rollouts that trainers save with torch: verl's ``tq_batch.pt`` and slime's debug rollout data.
 
-Loading them runs code that the file holds: `rlvar.read_recorded` asks for trust first. Out come rows of numpy
+Loading them runs code in the file: `rlvar.read_recorded` asks for trust first. The result is rows of numpy
 arrays.
 """
 
@@ -31,7 +31,7 @@ def rows(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return _of_columns(data["tensordict"], data.get("keys"))
     names = ", ".join(str(name)[:40] for name in list(data)[:8]) if isinstance(data, Mapping) else ""
     what = f"a dictionary of {names}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
-    raise ValueError(f"it holds {what}; verl's has tensordict and keys, slime's has samples")
+    raise ValueError(f"it has {what}; verl's have tensordict and keys, slime's have samples")
 
 
 def _of_samples(samples: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -68,7 +68,7 @@ def _rows_of(column: Any) -> list[Any] | None:
         return [_plain(each) for each in column.unbind()] if column.ndim else None
     if isinstance(column, np.ndarray):
         return list(column) if column.ndim else None
-    if hasattr(column, "tolist"):  # tensordict's stacks of what is no tensor
+    if hasattr(column, "tolist"):  # tensordict's stacks of other things than tensors
         column = column.tolist()
     return [_plain(each) for each in column] if isinstance(column, (list, tuple)) else None
 

@@ -1,8 +1,8 @@
-"""A probe in a training loop of one's own: a batch goes in, `Rollouts` come out, monitors are fed.
+"""A probe for one's own training loop: a batch goes in, `Rollouts` come out, monitors are updated.
 
 Of each batch it computes the token scores of a part of the model, which costs a pass or two, for a monitor of
 that part; and less often, when it is asked to, the gradients of all parameters, for a monitor of the whole
-model. Nothing that it does is seen by the training: see `untouched`.
+model. Training is not affected: see `untouched`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from rlvar.weights.estimators import Estimator, EstimatorLike, OwnEstimator, res
 
 
 class Probe:
-    """Measures the batches of a training loop, and feeds monitors.
+    """A probe that measures the batches of a training loop, for monitors.
 
     Parameters
     ----------
     model : torch.nn.Module
         As for `token_scores`: the model that is trained, wrapped or not.
     monitor : Monitor, optional
-        Fed by `update`, with scores of the part `of` of the model; by default ``Monitor()``.
+        Updated by `update`, with scores of the part `of` of the model; by default ``Monitor()``.
     whole : Monitor, optional
-        Fed by `gradients`, with gradients of all trainable parameters; by default ``Monitor()``. Its noise
-        scale is the model's: that of a part is another number, as `scores_of` says.
+        Updated by `gradients`, with gradients of all trainable parameters; by default ``Monitor()``. Its
+        noise scale is the model's; that of a part, named by `scores_of`, is another number.
     of : {"final_norm", "last_block", "head", "all"}, default "final_norm"
         What the scores are with respect to, as in `token_scores`.
     sketch : Sketch, optional
@@ -70,8 +70,8 @@ class Probe:
 
     Notes
     -----
-    Parameters, gradients, modes, hooks, random states and flags are those of before, also after an error. An
-    error on one process is an error on all.
+    Parameters, gradients, modes, hooks, random states and flags are left as they were, also after an error.
+    An error on one process is an error on all.
 
     Examples
     --------
@@ -103,7 +103,7 @@ class Probe:
         memory: int = 1 << 30,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        Network(model)  # raises for what is none
+        Network(model)  # raises for anything else
         _check.choice("of", of, Of)
         if sketch is not None and not isinstance(sketch, Sketch):
             raise TypeError(f"sketch must be a Sketch or None, got {type(sketch).__name__}")
@@ -129,17 +129,17 @@ class Probe:
         step: int | None = None,
         batch: int | None = None,
     ) -> Rollouts:
-        """Score a batch with the part `of` of the model, and feed `monitor`.
+        """Score a batch with the part `of` of the model, and update `monitor`.
 
         Parameters
         ----------
         input_ids, attention_mask, response_mask
             As for `token_scores`. Of several processes, one may have no rows.
-        rewards : array_like, shape (N,), or one a token
+        rewards : array_like, shape (N,), or one per token
             Rows with NaN are left out, and with them a row that is then alone in its group.
         groups : sequence of hashable, shape (N,), optional
             Label (prompt) of each row, the same on all processes.
-        behavior_logp, values : array_like, one a token, optional
+        behavior_logp, values : array_like, one per token, optional
             As in `TokenScores.rollouts`.
         step, batch : int, optional
             For `Monitor.update`: the trainer's number of the step, and the rollouts of a training batch where
@@ -154,7 +154,7 @@ class Probe:
         Raises
         ------
         ValueError, TypeError
-            As `token_scores` and `Rollouts`; for labels that are those of other prompts on other processes.
+            As for `token_scores` and `Rollouts`; for a label of different prompts on different processes.
         RuntimeError
             Where another process has failed.
         """
@@ -184,7 +184,7 @@ class Probe:
         step: int | None = None,
         batch: int | None = None,
     ) -> UnitGradients:
-        """Compute the gradients of all trainable parameters by unit, and feed `whole`.
+        """Compute the gradients of all trainable parameters by unit, and update `whole`.
 
         Parameters
         ----------

@@ -8,7 +8,7 @@ the heads of an attention: its gradient is their sum.
 A sketch of a row never forms it: coordinate j is <row, v_j> / sqrt(k) with v_j = p_j q_j^T for a matrix, p
 and q of independent random signs (a Khatri-Rao sketch), so (p_j . d)(q_j . a) / sqrt(k), and of independent
 signs for a gain or bias. Several parameters add up. Coordinates are independent and equally distributed, and
-E |sketch|^2 = |S|^2. For a row with blocks S_m, one a parameter,
+E |sketch|^2 = |S|^2. For a row with blocks S_m, one per parameter,
 
     Var |sketch|^2 = (2 |S|^4 + sum_m (f_m - 3 |S_m|^4)) / k,   f_m = E <S_m, v>^4
 

@@ -47,8 +47,8 @@ class Collected(NamedTuple):
     rollouts : Rollouts
         Scores of the actor, rewards without what the algorithm adds, values, and where episodes end.
     gae : Estimator
-        "gae" with the algorithm's own gamma and lambda. The name alone, "gae", is another estimator: its
-        gamma is 1. PPO by default also centres and scales the advantages of each minibatch.
+        "gae" with the algorithm's own gamma and lambda. Plain "gae" is another estimator: its gamma
+        is 1. PPO by default also centres and scales the advantages of each minibatch.
     """
 
     rollouts: Rollouts
@@ -70,10 +70,10 @@ def collect(
     model : OnPolicyAlgorithm
         PPO, A2C or another algorithm that collects as they do, with its environments.
     episodes : int, optional
-        So many whole episodes, from a reset on: from each environment as many, to within one, for short
+        Number of whole episodes, from a reset on: as many from each environment, to within one, because short
         episodes finish first and would otherwise be too many.
     steps : int, optional
-        So many steps of each environment, from where it stands: whole episodes, and parts of those that the
+        Number of steps of each environment, from where it stands: whole episodes, and parts of those that the
         first and the last step cut. Without `episodes`, ``model.n_steps``: what one update trains on.
     sketch, memory
         As in `per_step_scores`.
@@ -110,7 +110,7 @@ def collect(
     if env is None:
         raise ValueError("model has no environment: use model.set_env(env) or PPO.load(path, env=env)")
     if episodes is not None and steps is not None:
-        raise ValueError("give episodes or steps, not both")
+        raise ValueError("pass episodes or steps, not both")
     recorder: Recorder
     if episodes is not None:
         episodes, count = _check.positive_integer("episodes", episodes), env.num_envs
@@ -231,17 +231,17 @@ class Recorder(BaseCallback):
 
 
 class Watch(Recorder):
-    """A callback that watches a run: it feeds a `Monitor` and logs ``rlvar/...`` with the algorithm's logger.
+    """A callback that watches a run: it updates a `Monitor` and logs ``rlvar/...`` as the algorithm does.
 
     The rollouts are the episodes in the algorithm's buffer, and parts of those that its ends cut.
 
     Parameters
     ----------
     monitor : Monitor, optional
-        One of your own, with estimators and a window of your choice. By default it compares "single", "multi"
+        A monitor with estimators and a window of your choice. By default it compares "single", "multi"
         and "gae" with the algorithm's own gamma and lambda, which is the reference.
     every : int, default 10
-        It measures the first buffer and every so many after it.
+        The first buffer is measured, and then one in this many.
     sketch : Sketch, optional
         As in `per_step_scores`.
 
@@ -252,7 +252,7 @@ class Watch(Recorder):
     seconds : float
         Time that it has taken so far.
     failures : int
-        How many buffers could not be measured. The first is warned of; training goes on.
+        How many buffers could not be measured. The first gives a warning; training goes on.
 
     Notes
     -----
@@ -330,7 +330,7 @@ class Watch(Recorder):
 
 
 class _Episodes(Recorder):
-    """Records so many whole episodes of each environment, and stops."""
+    """Records a number of whole episodes of each environment, and stops."""
 
     def __init__(self, wanted: NDArray[np.int64]) -> None:
         super().__init__()

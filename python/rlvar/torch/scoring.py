@@ -1,4 +1,4 @@
-"""A model and recorded rollouts into a folder of scored rollouts, block by block.
+"""Recorded rollouts and a model into a folder of scored rollouts, block by block.
 
 Blocks are of rollouts in a row, cut by their lengths alone, so a run that was killed and continued gives the
 same bits as one that was not. Never more than a block of scores is in memory.
@@ -64,9 +64,9 @@ def score_recorded(
     recorded : RecordedRollouts
         What `read_recorded` gave, with tokens or text.
     out : path-like
-        The folder, which must not be there yet, or an .npz file.
+        A new folder, or one of the same call that was stopped; or an .npz file.
     tokenizer : optional
-        For text, with a `model` that is none of transformers' by name.
+        For text, where `model` is not a name or folder of transformers.
     of, sketch, top_k, top_p, min_p, memory
         As for `token_scores`.
     temperature : float, optional
@@ -95,10 +95,10 @@ def score_recorded(
         As `token_scores`; for rewards alone, without tokens or text; for a folder that was begun with another
         model, other rollouts or other options.
     OSError
-        If the folder is there already or cannot be written; if Ray's cluster cannot be reached, or its
-        workers die again and again.
+        If the folder exists already or cannot be written; if Ray's cluster cannot be reached, or its
+        workers die repeatedly.
     ImportError, MemoryError
-        If a package is missing; if memory is, here or in a worker.
+        If a package is missing; if memory runs out, here or in a worker.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def score_recorded(
     if archive is not None:
         writable(archive)
     elif place.exists() and not place.is_dir():
-        raise FileExistsError(17, "it is there already; name another place", str(place))
+        raise FileExistsError(17, "it exists already; choose another place", str(place))
     if recorded.texts is not None:
         if tokenizer is None:
             if isinstance(model, torch.nn.Module):
@@ -247,7 +247,7 @@ def _block(
             model, padded(ids, width), attended, padded(masks, width), progress=progress, **options
         )
     except torch.OutOfMemoryError:
-        raise MemoryError("the device's memory is too small; lower memory") from None
+        raise MemoryError("the device's memory is too small for these rollouts; lower memory") from None
     arrays = {"logp": found.logp, "score_squares": found.score_squares, "scores": found.scores}
     blocks: dict[str, NDArray[Any]] = {name: array[found.live] for name, array in arrays.items()}
     return blocks, found.scores_of, found.sketch is not None

@@ -48,11 +48,11 @@ class SequenceScores(TokenScores):
 
         Parameters
         ----------
-        rewards : array_like, shape (N,), or one a token
-            What comes one a token has the shape of the response mask, or (N, T). Rewards of tokens are added
-            up: estimators that weigh tokens by what comes after them need `token_scores`, and are refused or,
-            as "multi", said to be "single".
-        behavior_logp : array_like, one a token, optional
+        rewards : array_like, shape (N,), or one per token
+            Numbers per token have the shape of the response mask, or (N, T). Rewards of tokens are added up:
+            estimators that weigh tokens by later rewards need `token_scores`; here they are refused or, like
+            "multi", reported to be "single".
+        behavior_logp : array_like, one per token, optional
             What the sampler recorded, for ratios of whole sequences.
         **others
             The rest of `Rollouts` that is one for each rollout, such as `groups`.
@@ -60,16 +60,16 @@ class SequenceScores(TokenScores):
         Returns
         -------
         Rollouts
-            With `tokens`, the numbers of response tokens, for what goes by length.
+            With `tokens`, the numbers of response tokens, for everything that depends on length.
 
         Raises
         ------
         ValueError, TypeError
-            As `Rollouts`, for a shape that is neither, and for what only single tokens have.
+            As for `Rollouts`; for a shape that is neither, and for arguments that only single tokens have.
         """
         for name in ("values", "terminated", "truncated", "next_values", "score_squares", "lengths", "mask"):
             if others.get(name) is not None:
-                raise TypeError(f"{name} goes with the scores of tokens: see token_scores")
+                raise TypeError(f"{name} goes with token scores: use token_scores")
         earned = _check.floats("rewards", rewards).astype(np.float64)
         recorded = None
         if behavior_logp is not None:
@@ -87,7 +87,7 @@ class SequenceScores(TokenScores):
         )
 
     def _summed(self, name: str, array: Any) -> Any:
-        """Sums (N, 1) of what comes one a token."""
+        """Sums (N, 1) of numbers per token."""
         by_step = self._tokens.by_step(name, array.astype(np.float64))
         return np.where(self._tokens.live, by_step, 0.0).sum(axis=1, keepdims=True)
 
@@ -108,8 +108,8 @@ def sequence_scores(
 ) -> SequenceScores:
     r"""Compute the score of every whole response of a language model: the sum of those of its tokens.
 
-    It takes one backward pass a response with respect to all trainable parameters (the adapters alone, with
-    LoRA), whatever the size of the sketch: `token_scores` takes more than a forward pass for each dimension.
+    It takes one backward pass per response with respect to all trainable parameters (the adapters alone, with
+    LoRA), for a sketch of any size; `token_scores` takes more than a forward pass for each dimension.
     Enough for estimators that weigh a response by one number, such as "rloo" and "grpo".
 
     Parameters
@@ -137,7 +137,8 @@ def sequence_scores(
 
     Notes
     -----
-    For fixed gradients the squared norm of a count sketch is unbiased, with a variance of about ``2 |g|^4 / k``.
+    For fixed gradients the squared norm of a count sketch is unbiased, with a variance of about
+    ``2 |g|^4 / k``.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """A model's work on Ray: the same function of a model and a shard on every worker, results in their order.
 
-Ray places the workers, restarts those that die and repeats what they were at. A worker is an actor, as Ray
-advises for what is costly to load: it keeps the model. The parameters lie in Ray's store once a machine, and
+Ray places the workers, restarts those that die and repeats their shards. A worker is an actor, as Ray advises
+for state that is costly to load: it keeps the model. The parameters lie in Ray's store once a machine, and
 the workers on CPUs read them there; on a GPU each worker has a copy, and the GPU for itself.
 """
 
@@ -49,7 +49,9 @@ def connected(address: str | None) -> Iterator[Cluster]:
     if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if address not in (None, "auto", here):
-            raise ValueError(f"this process is connected to Ray at {here} already, so not to {address}")
+            raise ValueError(
+                f"this process is connected to Ray at {here} already, so it cannot connect to {address}"
+            )
         yield Cluster(ray, stays=True)
         return
     place = _found(address)
@@ -63,7 +65,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
                 ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
                 if place in (None, "local"):
-                    raise ConnectionError(f"Ray does not start here: {_line(error)}") from error
+                    raise ConnectionError(f"Ray could not start here: {_line(error)}") from error
                 raise ConnectionError(
                     f"Ray at {place}: {_line(error)}; perhaps it wants RAY_AUTH_MODE=token"
                 ) from error
@@ -88,7 +90,7 @@ def _found(address: str | None) -> str | None:
 
 
 def _reach(address: str) -> None:
-    """Raise if nobody answers at host:port: Ray itself would try for minutes."""
+    """Raise if host:port does not answer: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # "local", "auto"
@@ -96,7 +98,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(
-            f"Ray at {address}: nobody answers there ({_line(error)}); `ray status` shows what runs, and the "
+            f"Ray at {address}: no answer ({_line(error)}); `ray status` shows what runs, and the "
             "address local starts a cluster on this machine"
         ) from None
 
@@ -217,7 +219,7 @@ def _together(hollow: torch.nn.Module, parameters: dict[str, tuple[_Bytes, torch
 
 @contextlib.contextmanager
 def _told(ray: Any) -> Iterator[None]:
-    """Raise what a worker raised, and what befell it in our words."""
+    """Raise what a worker raised; say what happened to it in our words."""
     errors = ray.exceptions
     try:
         yield
@@ -231,12 +233,12 @@ def _told(ray: Any) -> Iterator[None]:
         if error.actor_init_failed:
             why = str(error).strip().splitlines()[-1]
             raise ChildProcessError(
-                f"a worker of Ray does not start ({why}); each machine of the cluster needs "
+                f"a worker of Ray could not start ({why}); each machine of the cluster needs "
                 f"rlvar {version} and torch where its workers look for them"
             ) from error
         raise ChildProcessError(
-            f"a worker of Ray died {_RETRIES + 1} times over the same rollouts, for want of memory perhaps: "
-            "lower memory, or give each worker more CPUs, so that there are fewer"
+            f"a worker of Ray died {_RETRIES + 1} times over the same rollouts, perhaps out of memory: lower "
+            "memory, or give each worker more CPUs, so that there are fewer"
         ) from error
     except errors.RayError as error:
         raise ChildProcessError(f"Ray: {_line(error)}") from error

@@ -1,6 +1,6 @@
 """Scores of small policies, step by step: S_t = gradient of log pi(action_t | observation_t), all parameters.
 
-The policy says the log-probability of one action given one observation; `torch.func` differentiates it for
+The policy gives the log-probability of one action given one observation; `torch.func` differentiates it for
 many steps at once, `vmap(grad)`, in chunks that fit a memory budget.
 """
 
@@ -42,7 +42,7 @@ class StepScores:
     scores_of : str
         What the scores are gradients with respect to.
     sketch : Sketch or None
-        What made the D coordinates out of them; None for all of them.
+        The sketch whose coordinates they are; None for exact coordinates.
     lengths : ndarray of int, shape (N,), or None
         Number of steps of each rollout, where they are packed.
     """
@@ -100,7 +100,7 @@ def per_step_scores(
     log_prob_fn : callable
         ``log_prob_fn(params, observation, action)``: the log-probability of one action given one observation,
         a tensor with one number. `torch.func.vmap` runs it on many steps at once: no ``.item()``, no ``if``
-        on what a tensor holds.
+        on the values of a tensor.
     params : torch.nn.Module, or mapping of str to torch.Tensor
         A policy: `log_prob_fn` then gets that policy, to be called as ever. D counts its trained parameters
         that the log-probability depends on, in their order; those of a critic beside it are left out. Or the
@@ -270,7 +270,7 @@ def _detached(params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         kind = type(params).__name__
         raise TypeError(f"params must be a torch.nn.Module or a dict of tensors by name, got {kind}")
     if not params:
-        raise ValueError("params must hold at least one tensor")
+        raise ValueError("params must have at least one tensor")
     for name, tensor in params.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
@@ -304,13 +304,13 @@ def _of_module(function: Callable[[Any, Any, Any], Any], policy: Module) -> Call
 
 
 def _one(value: Any) -> torch.Tensor:
-    """The log-probability as a scalar."""
+    """Return the log-probability as a scalar."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"log_prob_fn must return a tensor, got {type(value).__name__}")
     if value.numel() != 1:
         raise ValueError(
             f"log_prob_fn must return one log-probability, got shape {tuple(value.shape)}: it gets one "
-            "observation and one action, and adds up independent coordinates of an action"
+            "observation and one action, and must add up independent coordinates of an action"
         )
     return value.reshape(())
 
@@ -412,10 +412,10 @@ def _vmap_explained() -> Iterator[None]:
         message = str(error)
         if "vmap" in message and (".item()" in message or "control flow" in message):
             raise ValueError(
-                "log_prob_fn looks at what a tensor holds, which vmap cannot: it calls .item(), float() or "
-                "one_hot, indexes x[action], or has an `if` on a tensor. In place of `if`, use torch.where; "
-                "of x[action], x.gather(-1, action[None])[0] or the log_prob of a distribution; of one_hot, "
-                "torch.arange(n) == action; of validate_args=True in a distribution, False"
+                "log_prob_fn looks at the values of a tensor, which vmap cannot: it calls .item(), float() "
+                "or one_hot, indexes x[action], or has an `if` on a tensor. In place of `if`, use "
+                "torch.where; of x[action], x.gather(-1, action[None])[0] or the log_prob of a distribution; "
+                "of one_hot, torch.arange(n) == action; of validate_args=True in a distribution, False"
             ) from error
         if "vmap" in message and "random" in message:
             raise ValueError(

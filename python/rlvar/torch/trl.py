@@ -5,8 +5,8 @@
 
 Of every tenth batch of completions, right after it is sampled and before the model moves, it takes the scores
 of the final norm's gain, which cost a forward pass, and of every fiftieth the gradients of all parameters.
-Two monitors pool them over the steps. What they say goes to whatever the trainer logs to, as ``rlvar/...``,
-and to a page at the end. The training takes the same course, to the bit, as without.
+Two monitors pool them over the steps. Their numbers go where the trainer logs, as ``rlvar/...``,
+and to a page at the end. Training is the same, to the bit, as without it.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def watch(
     trainer : trl.GRPOTrainer or trl.RLOOTrainer
         Before ``trainer.train()``.
     every : int, default 10
-        One in so many batches of completions is scored with the gain of the final norm: for the on-policy
+        One in this many batches of completions is scored with the gain of the final norm: for the on-policy
         test and the ratios of estimators.
     whole_every : int or None, default 50
-        One in so many is measured by the gradients of all parameters: for the noise scale. None for never.
+        One in this many is measured by the gradients of all parameters: for the noise scale. None for never.
     estimators : estimator or sequence of estimators, optional
         What is compared. The first is the reference; by default the one in use, then "single", "rloo" and
         "grpo", of which all parameters measure the one in use alone: each other one would cost as much again.
@@ -88,7 +88,7 @@ def watch(
     Raises
     ------
     TypeError, ValueError
-        For a trainer of another kind, or one that is watched already.
+        For a trainer of another kind, or one that is already watched.
 
     Notes
     -----
@@ -109,7 +109,7 @@ def watch(
     if not isinstance(trainer, (trl.GRPOTrainer, trl.RLOOTrainer)):
         raise TypeError(f"trainer must be a GRPOTrainer or RLOOTrainer of TRL, got {type(trainer).__name__}")
     if any(isinstance(each, _Callback) for each in trainer.callback_handler.callbacks):
-        raise ValueError("trainer is watched already; use watcher.remove() first")
+        raise ValueError("trainer is already watched; call watcher.remove() first")
     return Watcher(trainer, every, whole_every, estimators, window, page)
 
 
@@ -123,11 +123,11 @@ class Watcher:
     whole : Monitor or None
         Of all trainable parameters.
     notes : list of str
-        What is measured, and what of the trainer's settings is not in it.
+        What is measured, and which of the trainer's settings are left out.
     seconds : float
         Time that it has taken so far.
     error : Exception or None
-        The last one that happened while it measured.
+        The last error while it measured.
     """
 
     def __init__(
@@ -154,15 +154,17 @@ class Watcher:
         for each in compared:
             if "values" in each.needs:
                 raise ValueError(
-                    f"estimator {each.name!r} needs values, which {type(trainer).__name__} has not"
+                    f"estimator {each.name!r} needs values, which {type(trainer).__name__} does not have"
                 )
         args = trainer.args
         self.notes = notes_on(trainer, in_use.name)
         fitted = [each.name for each in compared if each.base in FITTED]
         if fitted and whole_every is not None:
-            self.notes.append(f"All parameters do not measure {', '.join(fitted)}, fitted to scores.")
+            self.notes.append(
+                f"Gradients of all parameters do not measure {', '.join(fitted)}: these need scores."
+            )
         if compared[0].name != in_use.name:
-            self.notes.append(f"Ratios are to {compared[0].name}.")
+            self.notes.append(f"Ratios are relative to {compared[0].name}.")
         self._compared, self._window = compared, window
         self._in_whole = compared[:1] if estimators is None else compared
         self._in_whole = [each for each in self._in_whole if each.base not in FITTED]
@@ -200,7 +202,7 @@ class Watcher:
         self.error: Exception | None = None
 
     def metrics(self) -> dict[str, float]:
-        """What is logged: the monitors' numbers, by names that begin with ``rlvar/``."""
+        """Return what is logged: the monitors' numbers, under names that begin with ``rlvar/``."""
         found = {f"rlvar/final_norm/{key}": value for key, value in self.monitor.metrics().items()}
         if self.whole is not None:
             found |= {f"rlvar/all/{key}": value for key, value in self.whole.metrics().items()}
@@ -239,8 +241,8 @@ class Watcher:
         wanted = [each.name for each in self._compared], self._window
         if begun["names"] and (begun["names"][: begun["asked"]], begun["window"]) != wanted:
             raise ValueError(
-                f"{Path(folder, _FILE)} is of estimators {', '.join(begun['names'])} and window "
-                f"{begun['window']}, not of those watched now: it starts afresh"
+                f"{Path(folder, _FILE)} has estimators {', '.join(begun['names'])} and window "
+                f"{begun['window']}, not those of this watcher: watching starts anew"
             )
         self.monitor = self._probe.monitor = Monitor.from_state(begun, self._compared)
         if self.whole is not None and state["whole"] is not None:
@@ -329,7 +331,9 @@ class Watcher:
             if (folder / _FILE).exists():
                 self.load(folder)
                 return
-        _log.warning("rlvar starts afresh: %s has no %s; use watcher.load(checkpoint)", folders[-1], _FILE)
+        _log.warning(
+            "rlvar starts anew: %s has no %s; to go on, call watcher.load(checkpoint)", folders[-1], _FILE
+        )
 
     def _save(self, args: Any, state: Any) -> None:
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
@@ -409,27 +413,30 @@ def policy_of(args: Any) -> dict[str, Any]:
 
 
 def notes_on(trainer: Any, in_use: str) -> list[str]:
-    """Say what is measured, and which of a trainer's settings are not in it."""
+    """Say what is measured, and which of a trainer's settings are left out."""
     args, beta = trainer.args, trainer.beta
     weights = trainer.reward_weights.tolist()
     terms = [f"{weight:g} x {name}" for weight, name in zip(weights, trainer.reward_func_names, strict=True)]
     notes = [
         f"The estimator in use is {in_use}.",
         f"The reward of a completion is {' + '.join(terms)}. A completion without one is left out, and so is "
-        "one that is then alone in its group.",
+        "one that this leaves alone in its group.",
     ]
     if beta and penalised(trainer):
-        notes.append(f"The KL penalty (beta={beta:g}) is in the rewards, but for its mean over each group.")
+        notes.append(f"The KL penalty (beta={beta:g}) is in the rewards, minus its mean over each group.")
     elif beta:
-        notes.append(f"The KL penalty (beta={beta:g}) is not in what is measured.")
+        notes.append(f"The KL penalty (beta={beta:g}) is not measured.")
     if args.repetition_penalty != 1:
-        notes.append(f"repetition_penalty={args.repetition_penalty:g} is not in the policy that is measured.")
+        notes.append(
+            f"repetition_penalty={args.repetition_penalty:g} is not part of the policy that is measured."
+        )
     warping = {name: value for name, value in policy_of(args).items() if value not in (None, 1.0)}
     warping.pop("temperature", None)
     if warping:
         said = ", ".join(f"{name}={value:g}" for name, value in warping.items())
         notes.append(
-            f"{said}: part of the policy that is measured, for it sampled; TRL's loss leaves them out."
+            f"{said}: part of the policy that is measured, because it sampled with them; TRL's loss ignores "
+            "them."
         )
     if args.num_iterations > 1 or args.steps_per_generation > args.gradient_accumulation_steps:
         notes.append(
@@ -438,7 +445,7 @@ def notes_on(trainer: Any, in_use: str) -> list[str]:
     for name, off in _NOT_MEASURED.items():
         value = getattr(args, name, off)
         if value != off:
-            notes.append(f"{name}={value} is not in what is measured.")
+            notes.append(f"{name}={value} is not measured.")
     return notes
 
 

@@ -25,7 +25,7 @@ from rlvar.torch.gathering import Processes
 
 
 class ChangedError(Exception):
-    """TRL's own methods are not what they were: what the message says."""
+    """TRL's own methods have changed, as the message says."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class OfRewardFunctions:
     """The reward functions of one trainer, wrapped: they are given this process's rows, in groups."""
 
     lacks = (
-        "It reads what the reward functions are given instead: prompts are tokenised again, all tokens of a "
-        "completion count as the policy's, and there are no log-probabilities of the sampler and no KL "
+        "rlvar reads the arguments of the reward functions instead: prompts are tokenised again, all tokens "
+        "of a completion count as the policy's, and there are no log-probabilities of the sampler and no KL "
         "penalty in the rewards"
     )
 
@@ -255,7 +255,7 @@ def is_rloo(trainer: Any) -> bool:
 
 
 def with_penalty(rewards: Double, advantages: torch.Tensor, mine: slice, k: int) -> Double:
-    """Rewards with this process's KL penalties, but for their mean over each group.
+    """Rewards with this process's KL penalties, up to their mean over each group.
 
     Of m rewards of a group, RLOO's advantage is A_i = r_i - (sum of r - r_i) / (m - 1): so r_i is its group's
     mean plus A_i (m - 1) / m. The mean of the penalty is not in the advantages.

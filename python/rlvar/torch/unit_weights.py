@@ -42,7 +42,7 @@ def weights_of(
         if not given:
             raise ValueError("weights must name at least one estimator")
         if rewards is not None:
-            raise TypeError("rewards goes with estimators by name, and weights are given")
+            raise TypeError("rewards goes with estimators by name: leave it out where weights are given")
         own = {
             _check.text("weights", name): _own(f"weights[{name!r}]", each, tokens)
             for name, each in given.items()
@@ -52,7 +52,7 @@ def weights_of(
     for each in resolve(given, "weights"):
         if each.base in FITTED:
             raise ValueError(
-                f"estimator {each.name!r} is fitted to scores: compare it by sequence_scores or token_scores"
+                f"estimator {each.name!r} is fitted to scores: it needs sequence_scores or token_scores"
             )
         its_own = each.given if isinstance(each, OwnEstimator) else None
         if its_own is not None and not callable(its_own):
@@ -68,7 +68,7 @@ def weights_of(
 
 
 def _own(name: str, value: ArrayLike, tokens: Tokens) -> Double:
-    """Check weights of the caller's: (N,), or one a token."""
+    """Check the caller's weights: (N,), or one per token."""
     array = _check.floats(name, value).astype(np.float64)
     if array.ndim == 1:
         if len(array) != len(tokens.counts):

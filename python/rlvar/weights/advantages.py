@@ -1,4 +1,4 @@
-"""Sequence rewards and groups into advantages, and what carries them to steps.
+"""Sequence rewards and groups into advantages, and advantages into weights of steps.
 
 An advantage is a reward minus a baseline, over a scale: A = (r - b) / s. The samples of a group, the
 completions of one prompt, give each other's b and s. Rewards are centred before anything is squared,
@@ -128,14 +128,14 @@ def rloo(rewards: ArrayLike, groups: Groups, *, singleton: Singleton = "zero") -
     Parameters
     ----------
     rewards : array_like, shape (N,)
-        Reward of each sequence, computed in float64 whatever its dtype (bfloat16 too). NaN marks an
+        Reward of each sequence, computed in float64 for any dtype (bfloat16 too). NaN marks an
         unscorable one: it is left out of all statistics, and a warning counts them.
     groups : sequence of hashable, length N
         Label of each sequence's group, such as its prompt, in any order, groups of any sizes.
     singleton : {"zero", "raw", "raise"}, default "zero"
         Advantage of the only scored reward of its group, which has no baseline: 0, as in TRL and SkyRL,
-        which drops the sample and shrinks the gradient's mean; the reward as it is, as in verl: unbiased,
-        but its variance swamps that of those with a baseline; or an error.
+        which drops the sample and shrinks the gradient's mean; the reward as it is, as in verl, which is
+        unbiased, but with a variance far above that of samples with a baseline; or an error.
 
     %(results)s
 
@@ -203,8 +203,8 @@ def grpo(
 
     Notes
     -----
-    Division by the group's own standard deviation weighs prompts by how decided they are: the
-    gradient's mean is another than that of `rloo`, of which ``scale="none"`` gives (n-1)/n.
+    Division by the group's own standard deviation gives prompts with little spread more weight: the mean
+    gradient differs from that of `rloo`; ``scale="none"`` gives (n-1)/n of the latter.
 
     The presets are read from TRL 1.16.0 (``GRPOTrainer``), verl 0.9.1 (``compute_grpo_outcome_advantage``,
     which also divides a singleton by 1 + eps) and OpenRLHF 0.11.2 ("group_norm"). The paper writes the
@@ -250,7 +250,7 @@ def reinforce_pp(rewards: ArrayLike, groups: Groups | None = None) -> Double:
 
     Notes
     -----
-    They are meant to be whitened: as ``whiten(a)``, which counts each sequence once, or, as verl does, as
+    They are meant to be whitened: by ``whiten(a)``, which counts each sequence once, or, as in verl, by
     ``whiten(to_steps(a, mask=mask), mask=mask)``, which counts each step once.
 
     References
@@ -321,7 +321,7 @@ def whiten(
     Parameters
     ----------
     x : array_like, any shape
-        Values, computed in float64 whatever their dtype (bfloat16 too).
+        Values, computed in float64 for any dtype (bfloat16 too).
     %(steps)s The mask of an `x` of any shape has its shape.
     shift_mean : bool, default True
         Whether the result has mean 0; if not, the mean of `x` is added back.
@@ -453,7 +453,7 @@ def to_steps(
     mask: ArrayLike | None = None,
     steps: int | None = None,
 ) -> Double:
-    """Per-step weights out of one number a sequence: w[n,t] = a[n] on live steps, 0 elsewhere.
+    """Per-step weights from one number per sequence: w[n,t] = a[n] on live steps, 0 elsewhere.
 
     Parameters
     ----------

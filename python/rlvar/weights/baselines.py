@@ -1,15 +1,15 @@
-r"""Baselines that need the scores, cross-fitted: what they gain is not made up on the same rollouts.
+r"""Baselines that need the scores, cross-fitted: no rollout is in the fit of its own baseline.
 
 The best baselines are ratios of expectations, b = E[numerator] / E[denominator]. The units (groups, or
 rollouts without groups) are dealt into F = min(10, units) folds, unit u, by order of first appearance, into
 fold u modulo F; the baseline of a fold is the ratio of the sums over the rollouts of all other folds. Given
-those it is a constant, so the mean is exact for any N (docs/statistics.md). Rollouts of different folds are
+those it is a constant, so the mean is exact for any N (docs/mathematics.md). Rollouts of different folds are
 each in the other's baseline: their covariance is O(1/N^2), O(1/N) of the variance of the batch's mean.
 
-With `batch_size` the units are dealt at random into batches of about so many rollouts first, and a baseline
-comes from the other folds of its batch: what a fit to as few rollouts gains. Which rollouts meet is chance,
-so where there are few batches they are dealt several times, always in the same way. The weights are the mean
-over deals, and
+With `batch_size` the units are first dealt at random into batches of about that many rollouts, and a baseline
+comes from the other folds of its batch: it shows what a fit to as few rollouts gains. Which rollouts meet is
+chance, so where there are few batches they are dealt several times, always in the same way. The weights are
+the mean over deals, and
 
     E |g|^2 = |sum_t E[w_t] S_t|^2 + sum_t Var(w_t) |S_t|^2
 
@@ -17,7 +17,7 @@ over deals, on policy, as a baseline that knows nothing of the rollout leaves E[
 part is kept by the batch (`Batch.spreads`).
 
 The functions take a batch and give weights: from the whole returns R (N,), or from the returns-to-go G
-(N, T) and 0 where not live. The scores S below hold the batch's factors, such as importance ratios: the
+(N, T) and 0 where not live. The scores S below include the batch's factors, such as importance ratios: the
 baseline is the best for the estimator in use. Where a denominator is 0, as at a step that no rollout of the
 other folds reaches, the baseline is 0.
 """
@@ -78,12 +78,12 @@ def multi_optimal(batch: Batch, gamma: float = 1.0, batch_size: int | None = Non
     of the sum b_t E[|S_t|^2] is left. Off policy the T equations are coupled, and these constants need not
     be the best.
 
-    S_t . g also holds the covariance terms G_j S_t . S_j, unlike the weighted mean of returns that minimises
-    the variance terms one by one, and so it is noisy: where few rollouts reach a step, constants lay far
-    outside of all returns. A baseline stands for a return, so it is clipped to the range of those. That can
-    keep it from the best constant, which lies outside where covariance terms outweigh the variance term.
-    On the embedded CartPole rollouts the variance is 0.98 times that of "multi" (5 times without the clip),
-    and that of `token_baseline` 0.81 times.
+    S_t . g also includes the covariance terms G_j S_t . S_j, unlike the weighted mean of returns that
+    minimises the variance terms one by one, and so it is noisy: where few rollouts reach a step, constants
+    lay far outside of all returns. A baseline stands for a return, so it is clipped to the range of those.
+    That can keep it from the best constant, which lies outside where covariance terms outweigh the variance
+    term. On the embedded CartPole rollouts the variance is 0.98 times that of "multi" (5 times without the
+    clip), and that of `token_baseline` 0.81 times.
 
     References
     ----------

@@ -32,7 +32,7 @@ class Batch:
     rollouts: Rollouts
     factors: Double | None = None  # (N, T); 1 if None
     threads: int | None = None
-    importance: ImportanceRatios | None = None  # of rollouts that carry behavior_logp
+    importance: ImportanceRatios | None = None  # of rollouts with behavior_logp
     # Whether, by theory, an unbiased estimator is that with these factors too.
     unbiased: bool = True
     unbiased_but_for_ratios: bool = True
@@ -87,7 +87,9 @@ class Batch:
         outside = None
         if clip is not None:
             if ratios is None or importance == "none" or truncate is not None:
-                raise ValueError("clip needs importance ratios, not truncated: importance='token' as in PPO")
+                raise ValueError(
+                    "clip needs importance ratios without truncate: importance='token' as in PPO"
+                )
             below, above = _check.clip(clip)
             large, small = ratios.values > 1.0 + above, rollouts.live & (ratios.values < 1.0 - below)
             outside = large, small
@@ -103,15 +105,14 @@ class Batch:
         return cls(rollouts, factors, threads, ratios, unbiased and of_ratios, unbiased, aggregation, outside)
 
     def cut(self, steps: int) -> Batch:
-        """Return what the batch would be had the rollouts been cut after so many steps, without its scores.
+        """Return the batch, without scores, as if the rollouts had been cut after so many steps.
 
-        Rewards, ratios and lengths end there too; no value stands for what is cut off.
+        Rewards, ratios and lengths end there too; no value replaces what is cut off.
         """
-        state = self.rollouts.__getstate__()
+        state = self.rollouts._options()
         if state["tokens"] is not None and self.aggregation == "sequence-mean":
             raise ValueError("the tokens of a part of the steps are not known")
         state["tokens"] = None
-        del state["_stored"]
         n, t = self.live.shape
         scores, before = np.broadcast_to(np.float32(0.0), (n, t, 1)), np.arange(t) < steps
         if state["mask"] is not None:
@@ -132,7 +133,7 @@ class Batch:
 
     @cached_property
     def of_sequences(self) -> bool:
-        """Whether one step holds all tokens of each rollout, so that nothing tells them apart."""
+        """Whether one step has all tokens of each rollout, so that they cannot be told apart."""
         steps, tokens = self.rollouts.live_steps, self.rollouts.token_counts
         return bool(steps.max() <= 1 < tokens.max())
 
@@ -201,7 +202,7 @@ class Batch:
         """Return R of each rollout (N,), if it is one episode."""
         if self.several.any():
             raise ValueError(
-                f"rollout {np.argmax(self.several)} holds several episodes, so it has no one return; "
+                f"rollout {np.argmax(self.several)} has several episodes, so no single return; "
                 "split it where it is terminated or truncated"
             )
         rewards = self.rollouts.rewards

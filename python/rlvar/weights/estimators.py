@@ -32,7 +32,7 @@ class Estimator:
     Attributes
     ----------
     base, name : str
-        What it is called without its parameters, and by results: "gae", "gae(lam=0.9)".
+        Its name without parameters, and its name in results: "gae", "gae(lam=0.9)".
     changed : tuple of (str, value)
         The parameters that differ from their defaults.
     parameters : dict
@@ -42,8 +42,8 @@ class Estimator:
     needs : tuple of str
         What the rollouts must have beside scores and rewards.
     unbiased : bool or None
-        Whether the mean of its gradient estimate is that of "single" by theory, up to O(1/N) for
-        means over the batch; never with a gamma below 1. None for weights of your own.
+        Whether by theory its gradient estimate has the mean of "single", up to O(1/N) for means over the
+        batch; never with a gamma below 1. None for weights of your own.
     per_rollout : bool or None
         Whether a rollout's weights depend on that rollout alone, as `prompt_components` needs. None for
         weights of your own.
@@ -94,15 +94,15 @@ class Estimator:
         return _TABLE[self.base]
 
     def weights(self, rollouts: Rollouts | Batch) -> Double:
-        """Return its weights for some rollouts, shape (N, T), read-only where they are one number a rollout.
+        """Return its weights for some rollouts, shape (N, T), read-only if one number per rollout.
 
         Errors, such as for what the rollouts lack, name the estimator.
         """
         batch = rollouts if isinstance(rollouts, Batch) else Batch(rollouts)
         if batch.of_sequences and (self.base in _OF_STEPS or self.parameters.get("gamma", 1.0) != 1.0):
             raise ValueError(
-                f"estimator {self.name!r} needs the scores of tokens: one step holds all tokens of a rollout "
-                "here, and it weighs them differently"
+                f"estimator {self.name!r} needs token scores: it weighs the tokens of a rollout differently, "
+                "but here a rollout is a single step"
             )
         needed = {name: getattr(batch.rollouts, name) for name in self.needs}
         for name, array in needed.items():
@@ -138,13 +138,15 @@ class OwnEstimator(Estimator):
 
     def __post_init__(self) -> None:
         if self.base in _TABLE or not self.base:
-            raise ValueError(f"weights of your own need a name of their own, got {self.base!r}")
+            raise ValueError(
+                f"weights of your own need a name that no estimator of rlvar has, got {self.base!r}"
+            )
         if self.given is None:
             raise TypeError(f"estimator {self.base!r}: weights must be an array or a function, got None")
 
     @property
     def _entry(self) -> _Entry:
-        # Nobody but the caller knows whether it is unbiased.
+        # Only the caller knows whether it is unbiased.
         return _Entry(self._given, "weights of your own", unbiased=None, per_rollout=None)
 
     def _given(self, batch: Batch) -> ArrayLike:
@@ -178,7 +180,7 @@ def resolve(
 
 
 def default_estimators(batch: Batch) -> list[Estimator]:
-    """Return what is compared where nothing was asked for: what these rollouts can tell apart.
+    """Return what is compared by default: the estimators that these rollouts can tell apart.
 
     "single"; "multi" where it differs, not with one reward at the end; what takes groups of two or more;
     without those "single-mean", if "multi" does not differ.
@@ -217,15 +219,16 @@ def estimator(name: str, **parameters: Any) -> Estimator:
     name : str
         One of those that `estimators` lists.
     **parameters
-        What differs from the defaults: `gamma` of those with returns-to-go; `lam` of "gae"; `n` of "n-step";
-        `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo" (see
-        `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of "single-optimal",
-        "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default all.
+        Those that differ from the defaults: `gamma` of estimators with returns-to-go; `lam` of "gae"; `n` of
+        "n-step"; `lam`, `rho_clip` and `c_clip` of "vtrace" (see `rlvar.vtrace`); `scale` and `eps` of "grpo"
+        (see `rlvar.grpo`); `alpha` of "vl-norm" (see `rlvar.length_weights`); `batch_size` of
+        "single-optimal", "multi-optimal" and "otb": how many rollouts a baseline is fitted to, by default
+        all.
 
     Returns
     -------
     Estimator
-        It goes wherever a name goes, compares by value and pickles.
+        Usable in place of a name; equal by value; can be pickled.
 
     Raises
     ------
@@ -279,7 +282,7 @@ def _vtrace(
     c_clip: float = 1.0,
 ) -> Float:
     if batch.importance is not None and batch.importance.importance != "none":
-        raise ValueError("it has importance ratios of its own; use importance='none'")
+        raise ValueError("it has importance ratios already; use importance='none'")
     with np.errstate(all="ignore"):  # what is not live is not read
         ratios = np.minimum(np.exp(logp - behavior_logp), max(rho_clip, c_clip))
     options = {"rho_clip": rho_clip, "c_clip": c_clip, **batch.tails}

@@ -8,12 +8,12 @@ With d_t = logp_t - behavior_logp_t of the live steps:
 
 each truncated to min(rho, c) if so wanted: all but the whole sequence's ratio trade bias for variance.
 
-If the policy that sampled takes whatever the other one takes, E[rho_t | past] = 1 at each step, and so
+If the sampler can take all that the other policy can, E[rho_t | past] = 1 at each step, and so
 
     E sum_t rho_t = E sum_t 1,    E[rho of the sequence] = 1.
 
-Where tokens are missing, as those that top-p takes away, both are less, and no ratio can make up for them.
-The first is tested: ratios of steps have far lighter tails than their products.
+Where tokens are missing, such as those that top-p removes, both left sides fall short, and no ratio can make
+up for that. The first is tested: ratios of steps have far lighter tails than their products.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ class ImportanceRatios(Result):
     values : ndarray, shape (N, T)
         The ratios; 0 on steps that are not live.
     effective_size : float
-        How many rollouts with a ratio of 1 would be as good (Kish): N mean(rho)^2 / mean(rho^2), over
+        How many rollouts with a ratio of 1 would do as well (Kish): N mean(rho)^2 / mean(rho^2), over
         rollouts, or over live steps for "token".
     mean : Estimate
         Mean of the ratios before truncation, over rollouts, or over live steps for "token", where it is 1 in
-        expectation as for "sequence": far from it, the rollouts do not show what the new policy does.
+        expectation as for "sequence". Far from 1, the rollouts do not represent the new policy.
     step_mean : Estimate
         Mean of the ratios of single steps, over live steps and before truncation, at a confidence of 0.998.
-        It is 1 in expectation if the policy that sampled takes whatever the other one takes.
+        It is 1 in expectation if the sampler can take all that the other policy can.
     consistent : bool
         Whether `step_mean` may be 1, or so close to it that ratios of whole sequences are within 1 % of what
         they should be. If not, either the policy takes actions that the sampler never or hardly ever takes,
-        as those that top-p, top-k or min-p removes, or the log-probabilities belong to other policies.
+        such as those that top-p, top-k or min-p removes, or the log-probabilities belong to other policies.
     largest : float
         The largest ratio before it is truncated; infinite if beyond the range of float64.
     truncated : float
         Share of the live rollouts, of the live steps for "token", whose ratio was cut off.
     unbiased : bool
-        Whether estimators keep the mean that they have on policy. By theory, which takes a sampler that can
-        draw whatever the policy can, they do with "sequence", and with "token" and "geometric" where rollouts
-        have one token at most, not truncated, unless the data deny it (`consistent`); and with any where both
+        Whether estimators keep the mean that they have on policy. By theory they do if the sampler can draw
+        all that the policy can, with "sequence" (and with "token" and "geometric" where rollouts have one
+        token at most), not truncated, unless the data deny it (`consistent`); and with any ratios where both
         policies are `close`.
     close : bool
         Whether the two policies are so much alike on these rollouts, sum (rho - 1)^2 < 0.01 over whole
         sequences, that no choice of ratios matters: the bias without them is at most a tenth of the mean's
-        standard error (docs/statistics.md).
+        standard error (docs/mathematics.md).
     sequence_size : float
         The effective sample size that ratios of whole sequences, not truncated, would leave.
     gap : float
@@ -118,8 +118,8 @@ class ImportanceRatios(Result):
         """The values, as factors of scores: an error if all of live steps are below the range of float64."""
         if self._log_largest == -math.inf and self.impossible:
             raise ValueError(
-                f"all {self.importance} ratios are 0: by a logp of minus infinity, the policy never takes "
-                "what these rollouts hold"
+                f"all {self.importance} ratios are 0: with a logp of minus infinity, the policy never takes "
+                "the actions of these rollouts"
             )
         if -math.inf < self._log_largest < _LOWEST:
             raise ValueError(
@@ -139,7 +139,7 @@ class ImportanceRatios(Result):
             )
         cut = f", {self.truncated:.1%} truncated at {self.truncate:g}" if self.truncated else ""
         size = f"{self.effective_size:.1f} of {len(self.values)}"
-        bias = "unbiased if the sampler can draw whatever the policy can" if self.unbiased else "biased"
+        bias = "unbiased if the sampler can draw all that the policy can" if self.unbiased else "biased"
         denied = "" if self.consistent else f", as ratios of steps average to {self.step_mean}, not 1"
         return (
             f"{self.importance} ratios: effective sample size {size}, mean {self.mean}, "
@@ -183,8 +183,8 @@ def importance_ratios(
     Raises
     ------
     ValueError, TypeError
-        For wrong shapes or dtypes, a live log-probability that is not finite, but for a `logp` of minus
-        infinity, an unknown kind of ratio, a `truncate` that is not positive or comes with "none", "token"
+        For wrong shapes or dtypes, a live log-probability that is not finite (except a `logp` of minus
+        infinity), an unknown kind of ratio, a `truncate` that is not positive or comes with "none", "token"
         where steps hold several tokens, or a ratio beyond the range of float64 that is not truncated.
 
     Notes
@@ -196,7 +196,7 @@ def importance_ratios(
 
     is exact for the ratio of the whole sequence alone, if mu is positive wherever pi is; its variance grows
     exponentially with length.
-    Truncation biases the mean towards the old policy. docs/statistics.md compares the ratios.
+    Truncation biases the mean towards the old policy. docs/mathematics.md compares the ratios.
 
     References
     ----------
@@ -212,7 +212,7 @@ def importance_ratios(
            [0.96, 0.96]])
     >>> print(result)  # doctest: +NORMALIZE_WHITESPACE
     sequence ratios: effective sample size 1.9 of 2, mean 1.2 (-1.849 to 4.249), largest 1.44,
-    unbiased if the sampler can draw whatever the policy can
+    unbiased if the sampler can draw all that the policy can
     """
     new = _check.doubles("logp", logp)
     live = _check.live(new.shape, lengths, mask, "logp")
@@ -229,7 +229,7 @@ def importance_ratios(
     words = counts if tokens is None else _check.token_counts(tokens, counts)
     if importance == "token" and (words > counts).any():
         raise ValueError(
-            "importance='token' needs the log-probability of each token, and steps here hold several tokens; "
+            "importance='token' needs the log-probability of each token, and here a step has several; "
             "choose 'sequence' or 'geometric'"
         )
     whole = logs.sum(axis=1)[counts > 0]

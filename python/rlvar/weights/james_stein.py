@@ -1,7 +1,8 @@
 r"""Advantages about a shrunken baseline: a prompt's own mean, drawn towards that of the other prompts.
 
 The mean of the few other completions of a prompt is a noisy baseline. The mean of all other prompts is a
-quiet one, but off by what the prompts differ. The best mixture of the two weighs noise against difference.
+quiet one, but off by the difference between prompts. The best mixture of the two weighs noise against
+difference.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def james_stein(rewards: ArrayLike, groups: Groups) -> Double:
 
     Notes
     -----
-    The baseline holds neither the sample's own reward nor, in :math:`\lambda_u`, that of any sample of its
+    The baseline includes neither the sample's own reward nor, in :math:`\lambda_u`, that of any sample of its
     prompt, so the gradient is unbiased. Where prompts are draws with means of variance :math:`\tau^2` and the
     rewards of each have variance :math:`\sigma^2`, the mixture with the least mean squared error has
 
@@ -62,10 +63,10 @@ def james_stein(rewards: ArrayLike, groups: Groups) -> Double:
 
     (with the K - 1 other samples of the prompt it is a little larger). The variance of the observed means
     that stands for :math:`\tau^2` here, as in the authors' code, is about :math:`\tau^2 + v`: it shrinks by
-    less than the best, by half of it if all prompts are alike. Nearest to the mean reward is not the best
-    baseline where rewards and squared scores are correlated: that is "single-optimal" of `estimators`.
+    less than the best, by half of it if all prompts are alike. The best estimate of the mean reward is not
+    the best baseline where rewards and squared scores are correlated: see "single-optimal" of `estimators`.
 
-    The intervals of `compare` are for the mixture that these rollouts give (docs/statistics.md).
+    The intervals of `compare` are for the mixture that these rollouts give (docs/mathematics.md).
 
     The authors' code (JSPO-Official) leaves :math:`(P - 1) / P` out and adds 1e-6 to :math:`v + s`.
 

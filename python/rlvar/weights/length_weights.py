@@ -36,14 +36,14 @@ def length_weights(lengths: ArrayLike, alpha: float = 1.0) -> Double:
 
     Notes
     -----
-    If all rollouts had gradients :math:`g_i` of one mean, whatever their length, each mean with weights
+    If all rollouts had gradients :math:`g_i` of one mean, at any length, each mean with weights
     that sum to 1 would be unbiased, and with :math:`\operatorname{Var} g_i \propto L_i` that with
     :math:`\alpha = 1` the quietest: weights of least variance go as one over the variance. But actions decide
     how long a rollout is, so that the mean of :math:`g_i` given :math:`L_i` is another for each length, and
-    the weighted mean points elsewhere: go by noise scale and alignment in `compare`. How the variance grows
+    the weighted mean points elsewhere: look at noise scale and alignment in `compare`. How the variance grows
     with the length of rollouts is measured by `decompose`.
 
-    With :math:`\alpha = 1` it is the sequence mean, ``aggregation="sequence-mean"``, but for one factor.
+    With :math:`\alpha = 1` it is the sequence mean, ``aggregation="sequence-mean"``, up to a factor.
 
     References
     ----------

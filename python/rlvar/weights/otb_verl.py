@@ -26,7 +26,7 @@ def otb_verl(batch: Batch, groups: NDArray[np.int64], score_squares: Double) -> 
     -----
     `token_baseline` ("otb") has the same formula with three differences: its squares are those of the
     scores themselves, its expectations are over all prompts of the other folds, and so it is unbiased. Here
-    the rollout is in its own baseline, which takes about 1/K from the mean and turns it.
+    the rollout is in its own baseline, which shrinks the mean by about 1/K and turns it.
 
     In the logits a token's score is :math:`e_y - \pi`, of squared norm
     :math:`(1 - \pi(y))^2 + \sum_{a \ne y} \pi(a)^2`, the q above. In the parameters it is

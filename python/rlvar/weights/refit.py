@@ -1,6 +1,6 @@
-r"""What leaving out a unit does to the baselines that the other rollouts have from it.
+r"""How the baselines of the other rollouts change when a unit is left out.
 
-With weights w_i = R_i - b_i, a baseline b_i that is one number a rollout, and b_i = sum n_j / sum d_j over
+With weights w_i = R_i - b_i, a baseline b_i that is one number per rollout, and b_i = sum n_j / sum d_j over
 other rollouts j, a unit u takes n_u and d_u from both sums:
 
     b_i - b_i(u) = (n_u - b_i d_u) / (sum d_j - d_u).

@@ -49,7 +49,7 @@ _RESULTS = f"""Returns
 
 _documented = _check.documented(options=_OPTIONS, raises=_RAISES, results=_RESULTS)
 
-_NO_OPTION = (None,) * 7  # of a scan, but for its gamma
+_NO_OPTION = (None,) * 7  # of a scan, except gamma
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What a verb is given, rollouts and an estimator or scores and weights, made into terms."""
+"""The input of a verb, rollouts and an estimator or scores and weights, made into terms."""
 
 from __future__ import annotations
 

@@ -146,8 +146,14 @@ def test_zero_is_transparent_and_signs_have_colours_of_their_own(axes):
 
 
 def test_the_plan_marks_what_is_in_use_and_drops_no_shape(axes):
-    gains = [Estimate(0.5, 0.1, 0.2, math.inf), Estimate(1.0), Estimate(3.0, 0.1, 2.0, 4.0)]
+    gains = [Estimate(0.5, 0.1, 0.2, 0.9), Estimate(1.0), Estimate(3.0, 0.1, 2.0, 4.0)]
     plan_curve(axes, [[1, 8, 64]], [gains], in_use=8)
     curve = max(axes.lines, key=lambda line: len(line.get_xdata()))
     assert curve.get_xydata().tolist() == [[1, 0.5], [8, 1.0], [64, 3.0]]
     assert [8, 8] in [list(line.get_xdata()) for line in axes.lines]
+
+
+def test_a_variance_of_a_plan_that_is_only_bounded_has_no_dot(axes):
+    plan_curve(axes, [[8, 64]], [[Estimate(1.0), Estimate(0.3, 0.1, 0.0, 2.0)]])
+    curve = max(axes.lines, key=lambda line: len(line.get_xdata()))
+    assert np.isnan(curve.get_ydata()[1])

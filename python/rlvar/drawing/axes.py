@@ -46,7 +46,7 @@ def padded(points: Sequence[float], *, log: bool) -> tuple[float, float]:
     if log:
         pad = max((last / first) ** 0.06, 1.03)
         return first / pad, last * pad
-    pad = 0.06 * (last - first) or abs(first) or 1.0
+    pad = 0.06 * (last - first) or 1.1 * abs(first) or 1.1
     return first - pad, last + pad
 
 

@@ -24,7 +24,7 @@ def plan_curve(
 ) -> None:
     """Draw variances over what is in use, a curve an estimator, by the completions of a prompt.
 
-    Values that are not positive leave a gap; a dashed line marks what is in use.
+    Without a lower end there is a band alone. A dashed line marks what is in use.
     """
     drawn = []
     for i, (shapes, each) in enumerate(zip(completions, variances, strict=True)):

@@ -467,9 +467,9 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
         keys.append(
             Key(_name(name) + ", over itself now" * own, looks[name], DASHES[looks[name] % len(DASHES)])
         )
-        best = min(options, key=lambda option: 1 / option.gain.value)
+        best = min(options, key=lambda option: inverse(option.gain).high)
         told.append(
-            f"{_name(name)} least, {measured(inverse(best.gain))}, with {best.prompts:,} prompts × "
+            f"{_name(name)} surest, {measured(inverse(best.gain))}, with {best.prompts:,} prompts × "
             f"{best.completions:,} completions"
         )
     in_use = next(iter(shown.values())).in_use
@@ -490,6 +490,8 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
     aid = (
         "As many rollouts in other shapes: below 1 the mean gradient gets quieter, where the band excludes 1."
     )
+    bounded = any(math.isinf(each.gain.high) for options in curves.values() for each in options)
+    aid += " Without a line a variance is only bounded, by the top of its band." * bounded
     aid += " What is not resolved is in the table alone." * hidden
     name = "Variance by completions of a prompt"
     section.rows.append([Picture("plan", name, aid, drawn("plan", _alt(name, told), draw), tuple(keys))])

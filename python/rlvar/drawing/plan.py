@@ -33,10 +33,9 @@ def plan_curve(
             np.array(values, np.float64)[order]
             for values in (shapes, *zip(*[(v.value, v.low, v.high) for v in each], strict=True))
         )
-        low, high = np.where(low > 0, low, np.where(np.isnan(low), np.nan, 0.0)), high
-        drawn.append(
-            Curve(x, y, low, high, i if looks is None else looks[i], i if looks is None else looks[i])
-        )
+        y = np.where(low <= 0, np.nan, y)  # bounded from above alone
+        look = i if looks is None else looks[i]
+        drawn.append(Curve(x, y, low, high, look, look))
     curves(axes, drawn, log=True, zero=1.0, palette=palette)
     axes.set_xscale("log")
     first, last = padded([float(x) for curve in drawn for x in curve.x], log=True)

@@ -164,13 +164,13 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _of_two(args: argparse.Namespace, show: Progress) -> PairReport:
+    if args.reference is not None or args.interval != "jackknife":
+        option = "--interval" if args.reference is None else "--reference"
+        raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
     for each in args.files:
         if is_recorded(each):
             raise ValueError(f"{each}: two files side by side need scores; rlvar score computes them")
     _no_options_of_recorded(args)
-    if args.reference is not None or args.interval != "jackknife":
-        option = "--interval" if args.reference is None else "--reference"
-        raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
     first, second = map(printable, args.files)
     short = Path(first).stem, Path(second).stem
     return report_pair(

@@ -1,8 +1,8 @@
 """From a model and what a trainer wrote to a folder of rollouts, in one command."""
 
 import json
-import re
 import os
+import re
 
 import numpy as np
 import pytest

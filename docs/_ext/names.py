@@ -54,9 +54,7 @@ def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
             literal.replace_self(make_refnode(app.builder, page, file[1], "", nodes.Text(title)))
         elif found := re.fullmatch(r"(?:rlvar\.)?([A-Za-z][\w.]*)(\(.*\))?", text):
             full = f"rlvar.{found[1]}"
-            plain = (
-                not text.startswith("rlvar.") and text == found[1] and text[0].islower()
-            )  # a word like any
+            plain = text == found[1] and text[0].islower()  # a word like any
             if full in domain.objects and not plain:
                 shown = literal.deepcopy()
                 link = domain.resolve_xref(app.env, page, app.builder, "obj", full, pending_xref(), shown)

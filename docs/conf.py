@@ -23,8 +23,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
     "myst_nb",
-    "command_line",  # these two in _ext/
+    "command_line",  # these three in _ext/
     "names",
+    "signatures",
 ]
 smartquotes = False  # what is shown can be copied
 
@@ -57,6 +58,7 @@ toc_object_entries_show_parents = "hide"
 default_role = "name"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # Furo's own underlines what is imported
 html_title = f"rlvar {release}"
 html_static_path = ["_static"]
 html_css_files = ["rlvar.css"]

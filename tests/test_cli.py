@@ -471,3 +471,21 @@ def test_no_text_of_a_recorded_file_steers_the_terminal(tmp_path, capsys):
         shown = "".join(capsys.readouterr())
         assert all(line.isprintable() for line in shown.split("\n")), shown
         assert "\nrlvar: verified" not in shown
+
+
+def test_two_files_are_set_side_by_side_and_paired_if_asked(tmp_path, capsys):
+    rng, groups = np.random.default_rng(1), np.repeat(np.arange(20), 2)
+    before = write(tmp_path / "before.npz", groups=groups)
+    after = write(tmp_path / "after.npz", groups=groups, scores=rng.standard_normal((40, 12, 3)))
+    assert main(["report", before, after, "--estimators", "single"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "before and after are taken as independent: the labels of their groups are consecutive numbers"
+        in text
+    )
+    assert main(["report", before, after, "--estimators", "single", "--paired", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pair"]["names"] == ["before", "after"]
+    assert found["pair"]["shared"] == 20
+    assert main(["report", before, "--paired"]) == 2
+    assert "--paired is for two files" in capsys.readouterr().err

@@ -60,6 +60,34 @@ def test_public_functions_have_a_complete_docstring(name):
             assert section in text
 
 
+def public_names():
+    for name in ("rlvar", "rlvar.datasets", "rlvar.torch", "rlvar.torch.sb3", "rlvar.torch.trl"):
+        if name.startswith("rlvar.torch"):
+            for package in ("torch", "transformers", "stable_baselines3", "trl"):
+                pytest.importorskip(package, reason=f"needs {package}")
+        module = importlib.import_module(name)
+        names = getattr(module, "__all__", ("arithmetic", "cartpole"))
+        yield from (each for each in names if each not in ("__version__", "datasets"))
+
+
+def test_every_public_name_is_in_the_reference():
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.rst"))
+    shown = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(set(shown))
+    assert set(public_names()) == set(shown)
+
+
+@pytest.mark.parametrize("name", [name for name in rlvar.__all__ if isinstance(getattr(rlvar, name), type)])
+def test_every_public_member_of_a_class_is_documented(name):
+    class_ = getattr(rlvar, name)
+    text = inspect.getdoc(class_)
+    for member in dir(class_):
+        if member[0] != "_" and not re.search(rf"\b{member}\b", text):
+            assert inspect.getdoc(inspect.getattr_static(class_, member)), member
+    for field in getattr(class_, "__dataclass_fields__", {}):
+        assert field[0] == "_" or re.search(rf"\b{field}\b", text), field
+
+
 def blocks(language, page=README):
     return re.findall(
         rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE

@@ -13,6 +13,7 @@ import worlds
 calibration = importlib.import_module("calibration")
 monitoring = importlib.import_module("monitoring")
 false_verdicts = importlib.import_module("false_verdicts")
+two_sets = importlib.import_module("two_sets")
 TAILS = {
     "a tail that both share": worlds.Linear(factor=0.3),
     "a tail in one alone": worlds.Linear(bonus=0.5),
@@ -114,3 +115,14 @@ def test_the_tables_of_acting_are_those_of_its_recorded_runs(capsys):
     shown = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
     assert len(shown) > 60
     assert [line for line in shown if line not in written] == []
+
+
+def test_two_sets_on_the_same_prompts_have_the_ratios_that_the_study_says():
+    world = two_sets.Shared(0.25)
+    found = rlvar.compare_rollouts(*world.rollouts(np.random.default_rng(0), 20_000), ["rloo"])
+    row = found["rloo"]
+    assert found.paired
+    estimates = row.ratio, row.signal_ratio, row.noise_scale_ratio, found.reward_difference
+    for estimate, true in zip(estimates, world.truth(), strict=True):
+        assert abs(estimate.value - true) < 4 * estimate.stderr
+        assert estimate.stderr < 0.06

@@ -49,12 +49,13 @@ def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
         inside = isinstance(literal.parent, (nodes.reference, nodes.title, pending_xref))
         if found and found[1] in domain.objects and not inside:
             link = domain.resolve_xref(
-                app.env, page, app.builder, "obj", found[1], pending_xref(), literal.copy()
+                app.env, page, app.builder, "obj", found[1], pending_xref(), literal.deepcopy()
             )
             literal.replace_self(link)
 
 
 def setup(app: Sphinx) -> None:
+    """Register the role and what resolves it."""
     app.add_role("name", name)
     app.connect("missing-reference", resolve)
     app.connect("doctree-resolved", link_code)

@@ -442,8 +442,8 @@ class _Pair(NamedTuple):
                 alone,
                 "none",
                 f"{independent}: the labels of their groups are consecutive numbers, which each may have "
-                "given to its own prompts. If equal numbers are the same prompt, pair them: that makes the "
-                "intervals narrower.",
+                "given to its own prompts. If equal numbers are the same prompt, pair them (--paired, "
+                "paired=True): that makes the intervals narrower.",
             )
         found = Matched.of(*labels)
         why = ", as asked" if paired else ""

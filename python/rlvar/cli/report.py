@@ -123,6 +123,12 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
         help="where the estimators' intervals come from (default: jackknife)",
     )
     group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    group.add_argument(
+        "--paired",
+        action=argparse.BooleanOptionalAction,
+        help="of two files: whether groups of one label are the same prompt in both (default: if labels "
+        "are in both and not consecutive numbers)",
+    )
 
 
 def _report(args: argparse.Namespace) -> str:
@@ -137,6 +143,8 @@ def _report(args: argparse.Namespace) -> str:
         if args.file is not None and args.dataset is not None:
             raise ValueError("give a FILE or --dataset, not both")
         found: Report | RewardReport | PairReport
+        if args.paired is not None and len(args.files) != 2:
+            raise ValueError("--paired is for two files")
         if len(args.files) == 2:
             found = _of_two(args, show)
         elif args.file is not None and is_recorded(args.file):
@@ -172,6 +180,7 @@ def _of_two(args: argparse.Namespace, show: Progress) -> PairReport:
         args.estimators,
         names=short if short[0] != short[1] else (first, second),
         sources=(first, second),
+        paired=args.paired,
         importance=args.importance,
         truncate=args.truncate,
         aggregation=args.aggregation,

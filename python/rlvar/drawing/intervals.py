@@ -19,7 +19,7 @@ from rlvar.stats.estimate import Estimate
 from rlvar.stats.shown import printable
 
 _FAR = 20.0  # times beyond the values: so wide an interval would leave no room for the rest
-_LONGEST = 26  # characters of a label
+LONGEST = 22  # characters of a label
 
 
 def intervals(
@@ -77,9 +77,9 @@ def intervals(
 def shortened(label: str) -> str:
     """Return a label that leaves room for a drawing: its start and its end, and nothing that steers text."""
     label = printable(label)
-    if len(label) <= _LONGEST:
+    if len(label) <= LONGEST:
         return label
-    half = _LONGEST // 2
+    half = LONGEST // 2
     return f"{label[: half + 1]}…{label[2 - half :]}"
 
 

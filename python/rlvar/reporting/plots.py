@@ -89,8 +89,8 @@ def drawn(
     alt: str,
     *draw: Callable[[Axes], object],
     heights: Sequence[float] = (_SIZE[1],),
-    left: float = 0.155,
-    right: float = 0.985,
+    left: float = 0.165,
+    right: float = 0.965,
 ) -> str:
     """Draw on axes one below the other, of these heights in inches."""
     with _style(key):
@@ -98,7 +98,7 @@ def drawn(
         figure = Figure(figsize=(_SIZE[0], total))
         ratios = {"height_ratios": heights}
         each = figure.subplots(len(draw), 1, squeeze=False, gridspec_kw=ratios)[:, 0]
-        figure.subplots_adjust(left, 0.56 / total, right, 1 - 0.3 / total, hspace=0.35)
+        figure.subplots_adjust(left, 0.56 / total, right, 1 - 0.3 / total, hspace=0.45)
         for axes, on in zip(each, draw, strict=True):
             on(axes)
             above(axes, axes.get_ylabel(), PAGE, left=left * _SIZE[0] * 72 - 2)

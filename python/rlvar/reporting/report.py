@@ -40,8 +40,28 @@ if TYPE_CHECKING:
 class Report(Result):
     """What `rlvar report` prints: the answers on `rollouts`, which came from `source`.
 
-    There is a decomposition for each estimator compared, a plan of as many rollouts for each whose groups say
-    how its variance depends on their size, and no headroom where no baseline leaves the mean alone.
+    Attributes
+    ----------
+    source : str
+        Where the rollouts came from.
+    rollouts : Rollouts
+    comparison : Comparison
+        The estimators side by side.
+    decompositions : dict of Decomposition
+        Of each estimator by its name.
+    on_policy : OnPolicyTest
+    sampling : Sampling
+        Copies, dead and filtered groups, rollouts that may share prompts.
+    headroom : Headroom or None
+        What a baseline would remove; None where no baseline leaves the mean alone.
+    plans : dict of Plan
+        Of as many rollouts, for each estimator whose groups say how its variance depends on their size.
+    options : dict
+        What was asked for.
+    sha256 : dict of str
+        The hash of each file that was read, by its name; empty where there was none.
+    made, version : str
+        When the report was made, in UTC, and by which version of rlvar.
     """
 
     _also = ("verdict", "notes")

@@ -23,6 +23,7 @@ from rlvar.analysis.table import estimators_table
 from rlvar.drawing.covariance import MOST_BLOCKS, colour_range, covariance_map
 from rlvar.drawing.curves import Curve
 from rlvar.drawing.growth import alive, growth
+from rlvar.drawing.intervals import LONGEST
 from rlvar.drawing.palette import DASHES
 from rlvar.drawing.plan import plan_curve
 from rlvar.drawing.steps import block_size, by_step, lag_profile, step_share
@@ -124,6 +125,12 @@ def _name(name: str) -> str:
     return printable(long_name(name))
 
 
+def _label(name: str) -> str:
+    """Return the name in words for an axis or, where that has no room for them, as it is."""
+    words = long_name(name)
+    return words if len(words) <= LONGEST else name
+
+
 # Estimators
 
 
@@ -131,11 +138,11 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     comparison, reference = report.comparison, long_name(report.comparison.reference)
     rows, unit = comparison.ranked, comparison.unit
     order = [looks[row.name] for row in rows]
-    apart = [row for row in rows if not comparison.same_mean(row) and row.factor is None]
-    labels = [f"{long_name(row.name)}{' *' * (row in apart)}" for row in rows]
+    apart = [row for row in rows if not comparison.same_mean(row) and row.factor != 1.0]
+    labels = [f"{_label(row.name)}{' *' * (row in apart)}" for row in rows]
     aid = f"Left of the line an estimator is quieter than {reference}, where its interval excludes 1."
     if apart:
-        aid += " * may have another mean gradient, so that its variance alone does not compare."
+        aid += " * may have another mean gradient, in direction or length: noise scales compare then."
     pictures = [
         _dots(
             "estimators",
@@ -157,7 +164,7 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
                 "noise-scale",
                 "Noise scale",
                 aid,
-                [long_name(row.name) for row in rows],
+                [_label(row.name) for row in rows],
                 [row.noise_scale for row in rows],
                 f"noise scale ({unit}s)",
                 line=float(count),
@@ -170,9 +177,8 @@ def _estimators(report: Report, looks: dict[str, int]) -> _Section:
     head, body = estimators_table(rows, comparison.reference, unit)
     head = [capital(each) for each in (*head, "decided by")]
     for row, cells in zip(rows, body, strict=True):
-        cells[0] = capital(
-            row.name if long_name(row.name) == row.name else f"{long_name(row.name)} ({row.name})"
-        )
+        words = long_name(row.name)
+        cells[0] = row.name if words == row.name else f"{capital(words)} ({row.name})"
         cells.append(decided(row.variance_units, row.ratio_units, comparison.units))
     basis = f"{comparison.confidence:.0%} intervals: {comparison.interval} over {comparison.units:,} {unit}s."
     lines = [basis, *(f"{capital(line)}." for line in below(comparison))]
@@ -207,7 +213,7 @@ def _headroom(report: Report) -> Picture:
         "reward-to-go": room.reward_to_go,
         f"{room.best}{rest}": room.on_top if rest else room.removable,
     }
-    shares |= {f"the same, batches of {size}": share for size, share in room.in_batches.items()}
+    shares |= {f"same, batches of {size}": share for size, share in room.in_batches.items()}
     shares |= {"both together": room.removable} if rest else {}
     known = {label: x for label, x in shares.items() if math.isfinite(x.value)}
     reference = long_name(room.reference)
@@ -347,7 +353,7 @@ def _map(each: _Parts, steps: int) -> Picture:
         _alt(title, told),
         lambda axes: covariance_map(axes, blocks, steps=steps, palette=PAGE),
         heights=(4.3,),
-        right=0.89,
+        right=0.84,
     )
     return Picture("covariance", title, aid, svg)
 

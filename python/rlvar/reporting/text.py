@@ -54,7 +54,9 @@ def wrapped(sentence: str, *, indent: int = 2) -> str:
             lines.append("")
             room = WIDTH - indent - 2
         while columns(word) > room:
-            part, word = _split(word, room)
+            part, _ = _split(word, room)
+            part = part[: part.rfind("/") + 1] or part  # a path is broken between its folders
+            word = word[len(part) :]
             lines[-1] = part
             lines.append("")
             room = WIDTH - indent - 2

@@ -8,6 +8,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.util.nodes import make_refnode
 
 ELSEWHERE = {
     "numpy.typing.ArrayLike": "https://numpy.org/doc/stable/reference/typing.html#numpy.typing.ArrayLike",
@@ -31,7 +32,7 @@ def resolve(app: Sphinx, env: Any, node: pending_xref, shown: nodes.Element) -> 
     if target in ELSEWHERE:
         return nodes.reference("", "", shown, internal=False, refuri=ELSEWHERE[target])
     if target.startswith("python:"):  # numpydoc's links on int and float, which say nothing
-        return nodes.inline("", shown.astext().removeprefix("python:"))
+        return nodes.inline("", shown.astext().removeprefix("python:").removesuffix("()"))
     if node.get("optional"):
         domain = env.get_domain("py")
         for full in (f"rlvar.{target}", f"rlvar.torch.{target}"):
@@ -42,16 +43,22 @@ def resolve(app: Sphinx, env: Any, node: pending_xref, shown: nodes.Element) -> 
 
 
 def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Turn code on a page that is the name of something public, as `rlvar.compare`, into a link."""
+    """Turn code that names something public, as `rlvar.compare` or `compare(...)`, or a page into a link."""
     domain = app.env.get_domain("py")
     for literal in list(doctree.findall(nodes.literal)):
-        found = re.fullmatch(r"(rlvar\.[\w.]+)(\(.*\))?", literal.astext())
-        inside = isinstance(literal.parent, (nodes.reference, nodes.title, pending_xref))
-        if found and found[1] in domain.objects and not inside:
-            link = domain.resolve_xref(
-                app.env, page, app.builder, "obj", found[1], pending_xref(), literal.deepcopy()
-            )
-            literal.replace_self(link)
+        text = literal.astext()
+        if isinstance(literal.parent, (nodes.reference, nodes.title, pending_xref)):
+            continue
+        if (file := re.fullmatch(r"docs/(\w+)\.md", text)) and file[1] in app.env.found_docs:
+            title = app.env.titles[file[1]].astext()
+            literal.replace_self(make_refnode(app.builder, page, file[1], "", nodes.Text(title)))
+        elif found := re.fullmatch(r"(?:rlvar\.)?([A-Za-z][\w.]*)(\(.*\))?", text):
+            full = f"rlvar.{found[1]}"
+            plain = text == found[1] and text[0].islower()  # a word like any
+            if full in domain.objects and not plain:
+                shown = literal.deepcopy()
+                link = domain.resolve_xref(app.env, page, app.builder, "obj", full, pending_xref(), shown)
+                literal.replace_self(link)
 
 
 def setup(app: Sphinx) -> None:

@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 def without_fields(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str] | None:
-    """Leave out the fields behind the name of a class that is not for making: its docstring has no Parameters."""
+    """Leave out the fields of a class that users do not make: its docstring has no Parameters."""
     if what == "class" and "Parameters\n" not in (obj.__doc__ or ""):
         return "", ""
     return None

@@ -78,7 +78,7 @@ class ImportanceRatios(Result):
     close : bool
         Whether the two policies are so much alike on these rollouts, sum (rho - 1)^2 < 0.01 over whole
         sequences, that no choice of ratios matters: the bias without them is at most a tenth of the mean's
-        standard error (docs/mathematics.md).
+        standard error (``docs/mathematics.md``).
     sequence_size : float
         The effective sample size that ratios of whole sequences, not truncated, would leave.
     gap : float
@@ -196,7 +196,7 @@ def importance_ratios(
 
     is exact for the ratio of the whole sequence alone, if mu is positive wherever pi is; its variance grows
     exponentially with length.
-    Truncation biases the mean towards the old policy. docs/mathematics.md compares the ratios.
+    Truncation biases the mean towards the old policy. ``docs/mathematics.md`` compares the ratios.
 
     References
     ----------

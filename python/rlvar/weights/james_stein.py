@@ -66,7 +66,7 @@ def james_stein(rewards: ArrayLike, groups: Groups) -> Double:
     less than the best, by half of it if all prompts are alike. The best estimate of the mean reward is not
     the best baseline where rewards and squared scores are correlated: see "single-optimal" of `estimators`.
 
-    The intervals of `compare` are for the mixture that these rollouts give (docs/mathematics.md).
+    The intervals of `compare` are for the mixture that these rollouts give (``docs/mathematics.md``).
 
     The authors' code (JSPO-Official) leaves :math:`(P - 1) / P` out and adds 1e-6 to :math:`v + s`.
 

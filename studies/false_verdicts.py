@@ -71,7 +71,7 @@ def misses(ends, truth):
 
 def judge(report, truth):
     """Return {kind: what} of what is false in a report."""
-    found, text = {}, str(report)
+    found, text = {}, report.text(full=True)
     for sentence in report.verdict:
         found |= {kind: sentence for kind, wrong in judgements(sentence, truth, report) if wrong}
     if re.search(FEW, text) and not any(map(math.isnan, truth.get("needs", {}).values())):

@@ -1,7 +1,9 @@
 import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -11,7 +13,8 @@ import pytest
 import rlvar
 from rlvar._check import arrays
 from rlvar.analysis import accumulator
-from rlvar.cli import main
+from rlvar.cli import main, streams
+from rlvar.reporting.text import STYLES
 from rlvar.stats.shown import number
 
 
@@ -396,8 +399,8 @@ def test_stale_rollouts_are_weighed_in_report_and_covariance(tmp_path, capsys):
         assert "needs rollouts with logp and behavior_logp" in capsys.readouterr().err
 
 
-def completions(path, n=24):
-    rows = [{"prompt": f"q{i // 4}", "completion": "a", "reward": float(i % 3 == 0)} for i in range(n)]
+def completions(path, n=24, reward="reward"):
+    rows = [{"prompt": f"q{i // 4}", "completion": "a", reward: float(i % 3 == 0)} for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -489,3 +492,157 @@ def test_two_files_are_set_side_by_side_and_paired_if_asked(tmp_path, capsys):
     assert found["pair"]["shared"] == 20
     assert main(["report", before, "--paired"]) == 2
     assert "--paired is for two files" in capsys.readouterr().err
+
+
+def test_json_on_standard_output_is_nothing_else(tmp_path):
+    path = write(tmp_path / "r.npz")
+    for command in (("report", path), ("report", path, write(tmp_path / "s.npz"))):
+        result = run(*command, "--json", "-")
+        assert result.returncode == 0
+        assert json.loads(result.stdout)["verdict"]
+    assert sorted(os.listdir(tmp_path)) == ["r.npz", "s.npz"]
+
+
+def test_quiet_is_the_verdict_a_sentence_a_line(tmp_path, capsys):
+    path = write(tmp_path / "r.npz")
+    assert main(["report", path, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == rlvar.report(rlvar.load_rollouts(path)).verdict
+    assert err == ""
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", path, "--quiet", "--full"])
+
+
+def test_outputs_are_two_files_and_a_page_is_none_of_the_streams(tmp_path, capsys):
+    path, out = write(tmp_path / "r.npz"), tmp_path / "out"
+    (tmp_path / "link").symlink_to(out)
+    message = "--html and --json name one file"
+    refused(capsys, ["report", path, "--html", out, "--json", tmp_path / "link"], message)
+    refused(capsys, ["report", path, "--html", "-"], "--html takes a file")
+    refused(capsys, ["report", path, "--html", path], "that is what is read; name another file")
+    refused(capsys, ["report", write(tmp_path / "s.npz"), path, "--json", path], "that is what is read")
+    refused(capsys, ["report", completions(tmp_path / "c.jsonl"), "--html", out], "--html takes scores")
+    assert not out.exists()
+
+
+def test_a_page_needs_its_packages_before_the_work(tmp_path):
+    command = [sys.executable, "-c", WITHOUT, "matplotlib", "report", "none.npz", "--html", "out.html"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "pip install 'rlvar[report]'" in result.stderr
+
+
+def test_files_are_one_or_two_that_differ_and_both_have_scores(tmp_path, capsys):
+    path = write(tmp_path / "r.npz")
+    refused(capsys, ["report", path, path], "this file is given twice; name two")
+    refused(capsys, ["report", path, "b", "c"], "one file, or two to set side by side; got 3")
+    refused(capsys, ["report", path, completions(tmp_path / "c.jsonl")], "need scores; rlvar score")
+    refused(capsys, ["report", path, "b", "--reference", "multi"], "--reference is for one file")
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "coloured"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, True),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, True),
+        ({"TERM": "xterm", "FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+    ],
+)
+def test_colour_is_for_terminals_that_want_it(monkeypatch, variables, terminal, coloured):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    assert streams.has_colour(stream) is coloured
+
+
+def test_our_colours_pass_and_no_other_code_does():
+    text = f"{STYLES['bold']}a{STYLES['plain']}\x1b[2J\x1b[5m\x9b31m"
+    assert streams.shown(text) == f"{STYLES['bold']}a{STYLES['plain']}\\x1b[2J\\x1b[5m\\x9b31m"
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+def test_a_log_has_nothing_of_short_work_and_a_line_a_stage_of_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(streams.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", log := Stream(terminal=False))
+    with streams.progress() as show:
+        show("reading rollouts")
+        now[0] = 11.0
+        show("comparing 2 estimators")
+        for minute in range(4):
+            now[0] = 100.0 + 60 * minute
+            show.count("scoring", 10 * minute, 100)
+            show.count("scoring", 10 * minute + 1, 100)
+    assert log.getvalue().splitlines() == [
+        "rlvar: comparing 2 estimators",
+        "rlvar: scoring: 0 of 100 rollouts",
+        "rlvar: scoring: 10 of 100 rollouts, about 9 minutes left",
+        "rlvar: scoring: 20 of 100 rollouts, about 8 minutes left",
+        "rlvar: scoring: 30 of 100 rollouts, about 7 minutes left",
+    ]
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_terminal_shows_one_line_that_fits_and_is_cleared(monkeypatch, bars):
+    if bars:
+        pytest.importorskip("tqdm", reason="needs tqdm")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys, "stderr", terminal := Stream(terminal=True))
+    with streams.progress() as show:
+        show("x" * 300 + STEERING)
+        for done in range(3):
+            show.count("scoring", done, 3)
+    shown = terminal.getvalue()
+    assert "\n" not in shown
+    assert "\x9b" not in shown
+    assert "scoring" in shown
+    assert max(map(len, re.split("\r", shown))) <= 85  # with the code that clears
+    assert shown.endswith("\r\x1b[K")
+    with streams.progress(quiet=True) as show:
+        show("reading")
+    assert terminal.getvalue() == shown
+
+
+def help_of(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    return capsys.readouterr().out
+
+
+def examples(text):
+    return re.findall(r"^  (rlvar .*)$", text.partition("example")[2], re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", "report", "score", "covariance", "explain"])
+def test_help_has_an_example_and_80_columns(capsys, monkeypatch, command):
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        text = help_of(capsys, command.split())
+        assert max(map(len, text.splitlines())) <= 80
+        assert examples(text)
+
+
+@pytest.mark.parametrize("command", ["", "report", "covariance", "explain"])
+def test_examples_of_the_help_run_as_written(tmp_path, capsys, monkeypatch, command):
+    for package in ("matplotlib", "jinja2"):
+        pytest.importorskip(package, reason=f"needs {package}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("rollouts", "before", "after"):
+        write(f"{name}.npz")
+    completions(tmp_path / "completions.jsonl", reward="score")
+    for example in examples(help_of(capsys, command.split())):
+        assert main(shlex.split(example)[1:]) == 0, example
+    assert capsys.readouterr().out

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.rollouts import Rollouts
-from rlvar.stats.shown import printable as printable
+from rlvar.stats.shown import printable
 
 KEYS = ("scores", *(field.name for field in dataclasses.fields(Rollouts) if field.name[0] != "_"))
 _SCALARS = ("scores_of", "sketched")

@@ -12,7 +12,8 @@ import reference
 import rlvar
 from rlvar.cli import main
 from rlvar.reporting.explain import explain
-from rlvar.reporting.words import inverse, measured
+from rlvar.stats.estimate import inverse
+from rlvar.stats.shown import measured
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rlvar
-from rlvar.reporting.words import number
+from rlvar.stats.shown import number, printable
 
 HOSTILE = "<script>alert('x')</script> \x1b[31m\u202e &amp; $x^2$"
 
@@ -177,5 +177,5 @@ def test_the_page_has_the_verdict_linked_to_its_figures_and_escapes_what_users_n
     assert {"batches", "scales", "variance", "table"} <= set(page.ids)
     words = re.sub(r"\s+", " ", "".join(page.words))
     for sentence in (*found.verdict, *found.notes):
-        assert rlvar.files.printable(sentence) in words
+        assert printable(sentence) in words
     assert not math.isnan(found.pair["rloo"].ratio.value)

@@ -11,7 +11,7 @@ import pytest
 
 import rlvar
 from rlvar.reporting.run import run_report
-from rlvar.reporting.words import number
+from rlvar.stats.shown import number
 
 matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib")
 pytest.importorskip("jinja2", reason="needs jinja2")

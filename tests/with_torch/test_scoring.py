@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -328,3 +329,15 @@ def test_other_pickles_are_refused_in_one_line(tmp_path, data):
     torch.save(data, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x\.pt: "):
         rlvar.read_recorded(tmp_path / "x.pt", trust_pickle=True)
+
+
+def test_examples_of_the_help_run_as_written(tmp_path, folder, data, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data.rename("rollouts.jsonl")
+    (tmp_path / "checkpoint").symlink_to(folder, target_is_directory=True)
+    with pytest.raises(SystemExit, match="0"):
+        main(["score", "--help"])
+    examples = re.findall(r"^  rlvar (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert examples == ["score checkpoint/ rollouts.jsonl --out scores", "report scores"]
+    for example in examples:
+        assert main(example.split()) == 0

@@ -325,6 +325,7 @@ def beside(
 @contextmanager
 def of_set(name: str) -> Iterator[None]:
     """Name the set in errors and warnings."""
+    name = printable(name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -39,7 +39,7 @@ from rlvar.stats.estimate import Estimate, Moment, Result, bounded
 from rlvar.stats.frame import frame
 from rlvar.stats.inference import signal_and_noise_scale, signal_of
 from rlvar.stats.intervals import jackknife
-from rlvar.stats.shown import html_lines, html_table, measured
+from rlvar.stats.shown import html_lines, html_table, measured, printable
 from rlvar.terms.passes import Terms, autocorrelation
 from rlvar.weights.batch import Batch
 from rlvar.weights.estimators import Estimator, EstimatorLike
@@ -306,7 +306,8 @@ class Decomposition(Result):
         """Say what the noise scale counts."""
         size, part = len(self._source.units.members) / len(self._source.units), part_of(self._scores_of()[0])
         of = f" rollouts, in groups of {size:.3g}" if self._source.grouped else " rollouts"
-        return of * (bounded(self.noise_scale) != "not resolved") + f", for {part} alone" * (part is not None)
+        alone = "" if part is None else f", for {printable(part)} alone"
+        return of * (bounded(self.noise_scale) != "not resolved") + alone
 
     def __repr__(self) -> str:
         lines = [

@@ -29,7 +29,7 @@ def part_of(scores_of: str | None) -> str | None:
     """Return the part of the parameters that the scores are of; None of all, or where it is not known."""
     if scores_of is None or scores_of.split()[0].lower() == "all":
         return None
-    return scores_of.partition(" of ")[0]
+    return printable(scores_of.partition(" of ")[0])
 
 
 def part_note(part: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from rlvar.analysis.accumulator import CovarianceAccumulator
 from rlvar.cli.parser import add_importance, check_outputs, example, input_file
 from rlvar.cli.streams import progress
-from rlvar.files import load_rollouts, printable
+from rlvar.files import load_rollouts
 from rlvar.reporting.text import wrapped
-from rlvar.reporting.words import number
+from rlvar.stats.shown import number, printable
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:

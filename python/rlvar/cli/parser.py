@@ -12,7 +12,8 @@ from typing import Any, NoReturn, get_args
 
 from rlvar._types import Importance
 from rlvar.cli.streams import write
-from rlvar.files import KEYS, printable, writable
+from rlvar.files import KEYS, writable
+from rlvar.stats.shown import printable
 
 
 class Parser(argparse.ArgumentParser):

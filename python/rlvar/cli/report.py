@@ -15,7 +15,7 @@ from rlvar._types import Aggregation
 from rlvar.cli.parser import add_importance, check_outputs, example, input_file
 from rlvar.cli.score import add_columns, add_scoring, given_columns, notes_of, recorded_rollouts, scored
 from rlvar.cli.streams import Progress, has_colour, progress
-from rlvar.files import KEYS, checksums, load_rollouts, printable, replacing
+from rlvar.files import KEYS, checksums, load_rollouts, replacing
 from rlvar.recorded import is_recorded
 from rlvar.reporting.pair import PairReport, report_pair
 from rlvar.reporting.report import Report
@@ -24,6 +24,7 @@ from rlvar.reporting.rewards import RewardReport, report_rewards
 from rlvar.reporting.writing import check_page
 from rlvar.rollouts import Rollouts
 from rlvar.stats.resampling import Bootstrap
+from rlvar.stats.shown import printable
 from rlvar.weights.estimators import estimators
 
 _EMBEDDED = {
@@ -164,13 +165,13 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _of_two(args: argparse.Namespace, show: Progress) -> PairReport:
+    if args.reference is not None or args.interval != "jackknife":
+        option = "--interval" if args.reference is None else "--reference"
+        raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
     for each in args.files:
         if is_recorded(each):
             raise ValueError(f"{each}: two files side by side need scores; rlvar score computes them")
     _no_options_of_recorded(args)
-    if args.reference is not None or args.interval != "jackknife":
-        option = "--interval" if args.reference is None else "--reference"
-        raise ValueError(f"{option} is for one file; two are compared estimator by estimator")
     first, second = map(printable, args.files)
     short = Path(first).stem, Path(second).stem
     return report_pair(

@@ -12,9 +12,10 @@ from typing import Any
 
 from rlvar.cli.parser import check_outputs, example, input_file
 from rlvar.cli.streams import Progress, progress, write
-from rlvar.files import load_rollouts, printable
+from rlvar.files import load_rollouts
 from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.text import wrapped
+from rlvar.stats.shown import printable
 
 COLUMNS = {
     "prompt": "prompts: token ids, text or chat messages",

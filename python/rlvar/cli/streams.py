@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rlvar.files import printable
 from rlvar.reporting.text import STYLES, clipped
+from rlvar.stats.shown import printable
 
 _LONG = 10.0  # seconds; a log has nothing on shorter work
 _PAUSE = 60.0  # seconds between two lines of a log on one stage

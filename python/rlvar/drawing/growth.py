@@ -17,7 +17,7 @@ from rlvar.stats.estimate import Estimate
 
 _GUIDES = (1, 2, 3)
 _POINTS = 256  # of a curve
-_AUXILIARY = "auxiliary"  # lines that the limits need not hold
+_AUXILIARY = "_auxiliary"  # lines that the limits need not hold
 
 
 def growth(
@@ -88,7 +88,7 @@ def _spread(length: int, points: int = _POINTS) -> NDArray[np.int64]:
 
 def _set_limits(axes: Axes) -> None:
     """Hold all curves drawn so far."""
-    drawn = [line.get_xydata() for line in axes.lines if line.get_gid() != _AUXILIARY]
+    drawn = [line.get_xydata() for line in axes.lines if line.get_label() != _AUXILIARY]
     points = np.concatenate([np.asarray(each, np.float64) for each in drawn])
     points = points[np.isfinite(points).all(axis=1)]
     for axis, values, set_ in (
@@ -108,7 +108,7 @@ def _guides(axes: Axes, start: tuple[float, float], palette: Palette) -> None:
         height = start[1] * (end / start[0]) ** slope
         line = Line2D([start[0], end], [start[1], height], color=palette.ink, linewidth=1, alpha=0.7)
         line.set_dashes((3, 3))
-        line.set_gid(_AUXILIARY)
+        line.set_label(_AUXILIARY)
         axes.add_artist(line)
         va, offset = ("bottom", (-4, 3)) if end == right else ("top", (-4, -1))
         text = axes.annotate(str(slope), (end, height), offset, textcoords="offset points", color=palette.ink)
@@ -120,5 +120,5 @@ def _fitted(axes: Axes, x: Double, y: Double, exponent: float, colour: str) -> N
     middle = float(np.log(x).mean()), float(np.log(y).mean())
     law = np.exp(middle[1] + exponent * (np.log(x[[0, -1]]) - middle[0]))
     line = Line2D(x[[0, -1]], law, color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
-    line.set_gid(_AUXILIARY)
+    line.set_label(_AUXILIARY)
     axes.add_artist(line)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlvar.files import UNFINISHED, door, printable, replacing, write_arrays
+from rlvar.files import UNFINISHED, door, replacing, write_arrays
+from rlvar.stats.shown import printable
 
 _GROWING = {"logp": "<f8", "score_squares": "<f8", "scores": "<f4"}  # the scores last
 

@@ -21,8 +21,10 @@ from rlvar._types import Double
 from rlvar.analysis.compare import compare
 from rlvar.analysis.decompose import Decomposition, decompose
 from rlvar.reporting.report import Report, report
-from rlvar.reporting.words import inverse, measured, number, percent, power
+from rlvar.reporting.words import percent, power
 from rlvar.rollouts import Rollouts
+from rlvar.stats.estimate import inverse
+from rlvar.stats.shown import measured, number
 from rlvar.weights.returns import reward_to_go
 
 _WIDTH = 80

@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 
-from rlvar import files
-from rlvar.reporting.words import capital, measured, number
+from rlvar.reporting.words import capital
+from rlvar.stats.shown import measured, number, printable
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ def page(template: str, **context: Any) -> str:
 
 def _shown(value: Any) -> Any:
     """Escape control characters of text; what is markup is ours."""
-    return files.printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

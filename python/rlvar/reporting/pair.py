@@ -26,10 +26,9 @@ from rlvar.reporting.findings import Finding, findings
 from rlvar.reporting.pair_verdict import pair_verdict
 from rlvar.reporting.report import Report, report
 from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table, wrapped
-from rlvar.reporting.words import measured
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Result
-from rlvar.stats.shown import columns, html_lines, html_list, html_table
+from rlvar.stats.shown import columns, html_lines, html_list, html_table, measured, printable
 from rlvar.weights.estimators import EstimatorLike, resolve
 
 _NAME = 18  # columns of the name of a set in the head of a table
@@ -259,7 +258,7 @@ def basis(pair: RolloutsComparison) -> str:
 
 def _shown(pair: RolloutsComparison, full: bool, colour: bool) -> list[list[str]]:
     """Return the tables as text, those that are too wide with fewer intervals."""
-    a, b = (clipped(files.printable(name), _NAME) for name in pair.names)
+    a, b = (clipped(printable(name), _NAME) for name in pair.names)
     brief = columns(a) + columns(b) < _NAME
     shown = []
     for each in tables(pair, full=full):

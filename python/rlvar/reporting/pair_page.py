@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlvar import files
 from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.pair import PairReport, basis, tables
 from rlvar.reporting.plots import dots
-from rlvar.reporting.words import capital, long_name, measured
+from rlvar.reporting.words import capital, long_name
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import measured, printable
 
 
 def pair_page(report: PairReport) -> str:
@@ -94,4 +94,4 @@ def _ratios(
 
 
 def _alt(title: str, told: Sequence[str]) -> str:
-    return files.printable(f"{title}: {'; '.join(told)}.")
+    return printable(f"{title}: {'; '.join(told)}.")

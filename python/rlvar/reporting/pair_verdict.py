@@ -12,8 +12,9 @@ from rlvar.analysis.measured import part_note, part_of
 from rlvar.reporting.findings import NOTE, Said, said
 from rlvar.reporting.report import Report
 from rlvar.reporting.verdict import doubts_of
-from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, within
-from rlvar.stats.estimate import Estimate
+from rlvar.reporting.words import capital, interval, joined, long_name, within
+from rlvar.stats.estimate import Estimate, inverse
+from rlvar.stats.shown import measured, number
 
 
 def pair_verdict(pair: RolloutsComparison, reports: tuple[Report, Report]) -> list[Said]:

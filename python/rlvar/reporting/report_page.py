@@ -34,9 +34,9 @@ from rlvar.reporting.report import Report
 from rlvar.reporting.report_text import distinct, reach
 from rlvar.reporting.text import about
 from rlvar.reporting.verdict import lengths_differ, quietest_of
-from rlvar.reporting.words import capital, interval, inverse, joined, long_name, measured, number, percent
-from rlvar.stats.estimate import Estimate
-from rlvar.stats.shown import printable
+from rlvar.reporting.words import capital, interval, joined, long_name, percent
+from rlvar.stats.estimate import Estimate, inverse
+from rlvar.stats.shown import measured, number, printable
 from rlvar.weights.batch import Batch
 
 _CURVES = 4  # estimators in one figure: the reference, the quietest and those that follow it

@@ -13,13 +13,13 @@ import numpy as np
 
 from rlvar.analysis.comparison import Comparison, ComparisonRow, side_by_side
 from rlvar.analysis.decompose import Decomposition, sources
-from rlvar.files import printable
 from rlvar.reporting.planning import plan_table
 from rlvar.reporting.text import chart, clipped, painted, rollouts_lines, sparklines, table, wrapped
 from rlvar.reporting.verdict import quietest_of, unit
-from rlvar.reporting.words import long_name, measured
+from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import measured, printable
 
 if TYPE_CHECKING:
     from rlvar.reporting.report import Report

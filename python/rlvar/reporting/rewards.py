@@ -24,11 +24,11 @@ from rlvar.analysis.prompt_curves import Components, one_way
 from rlvar.analysis.sampling import dead_groups, filtered_groups
 from rlvar.recorded import RecordedRollouts
 from rlvar.reporting.text import painted, table, wrapped
-from rlvar.reporting.words import measured, number
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.intervals import jackknife
+from rlvar.stats.shown import measured, number
 from rlvar.weights.batch import Batch
 
 _DOUBLINGS = 2  # of the completions in use

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from os import PathLike
 
-from rlvar import config, files
+from rlvar import config
 from rlvar.analysis.measured import part_note
 from rlvar.analysis.table import estimators_html
 from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
 from rlvar.reporting.text import clipped, table, wrapped
-from rlvar.reporting.words import capital, measured
+from rlvar.reporting.words import capital
 from rlvar.reporting.writing import write_page
 from rlvar.stats.estimate import Estimate, Result
-from rlvar.stats.shown import html_lines, html_list
+from rlvar.stats.shown import html_lines, html_list, measured, printable
 from rlvar.stats.unpaired import unpaired_ratio
 
 
@@ -66,7 +66,7 @@ class RunReport(Result):
     @property
     def findings(self) -> tuple[Finding, ...]:
         return tuple(
-            Finding(files.printable(text), figure, part, run) for text, figure, part, run in self._sentences()
+            Finding(printable(text), figure, part, run) for text, figure, part, run in self._sentences()
         )
 
     def _sentences(self) -> Iterator[tuple[str, str, str, str | None]]:
@@ -90,7 +90,7 @@ class RunReport(Result):
 
     def __repr__(self) -> str:
         blocks = ["Verdict\n" + "\n".join(map(wrapped, self.verdict))]
-        blocks += ["\n".join([files.printable(title), *_lines(part)]) for title, part in self._parts()]
+        blocks += ["\n".join([printable(title), *_lines(part)]) for title, part in self._parts()]
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
@@ -210,4 +210,4 @@ def basis(part: RunPart) -> list[str]:
     ]
     if part.part is not None:
         lines.append(part_note(part.part))
-    return [files.printable(line) for line in lines]
+    return [printable(line) for line in lines]

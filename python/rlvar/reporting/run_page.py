@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from rlvar import files
 from rlvar._types import Double
 from rlvar.drawing.curves import Curve
 from rlvar.drawing.palette import DASHES
@@ -20,7 +19,9 @@ from rlvar.reporting.html import Key, Picture, page
 from rlvar.reporting.plots import Panel, dots, over_steps
 from rlvar.reporting.run import RunReport, basis
 from rlvar.reporting.run_parts import RunPart
-from rlvar.reporting.words import capital, inverse, long_name, number
+from rlvar.reporting.words import capital, long_name
+from rlvar.stats.estimate import inverse
+from rlvar.stats.shown import number, printable
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
@@ -301,7 +302,7 @@ def _picture(
 
 
 def _alt(title: str, told: Sequence[str]) -> str:
-    return files.printable(f"{title}: {'; '.join(told)}.")
+    return printable(f"{title}: {'; '.join(told)}.")
 
 
 def _course(curve: Curve) -> str:

@@ -12,18 +12,9 @@ from typing import Any
 
 from rlvar.reporting.planning import plan_sentences
 from rlvar.reporting.run_parts import Run, RunPart, in_one_unit
-from rlvar.reporting.words import (
-    capital,
-    interval,
-    inverse,
-    joined,
-    long_name,
-    number,
-    power_law,
-    ratio_sentence,
-    within,
-)
-from rlvar.stats.estimate import Estimate
+from rlvar.reporting.words import capital, interval, joined, long_name, power_law, ratio_sentence, within
+from rlvar.stats.estimate import Estimate, inverse
+from rlvar.stats.shown import number
 from rlvar.stats.unpaired import unpaired_ratio
 
 # A sentence, the kind of figure that it is about, and the title of the part that it is of.

@@ -1,7 +1,7 @@
 """Text for the terminal, at most 80 columns of it: sentences, tables, sparklines, colours.
 
 Widths are those of a terminal: a Chinese character takes two columns, an accent that combines none. Names
-that users give are escaped (`rlvar.files.printable`) wherever they come in here.
+that users give are escaped (`rlvar.stats.shown.printable`) wherever they come in here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlvar.analysis.measured import scores_line
-from rlvar.reporting.words import long_name, number
+from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
-from rlvar.stats.shown import columns, padded, printable
+from rlvar.stats.shown import columns, number, padded, printable
 
 WIDTH = 80
 #: What the terminal understands as colours: for `painted`, and nothing else is let through.

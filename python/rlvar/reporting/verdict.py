@@ -25,7 +25,6 @@ from rlvar.reporting.words import (
     interval,
     joined,
     long_name,
-    number,
     percent,
     power_law,
     ratio_sentence,
@@ -33,6 +32,7 @@ from rlvar.reporting.words import (
     within,
 )
 from rlvar.stats.estimate import Estimate
+from rlvar.stats.shown import number
 from rlvar.weights.importance import ImportanceRatios
 
 # Growth with the length of rollouts takes lengths that differ by such a factor between quartiles.

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from rlvar.stats.estimate import Estimate
-from rlvar.stats.estimate import inverse as inverse
-from rlvar.stats.shown import measured as measured
-from rlvar.stats.shown import number as number
+from rlvar.stats.estimate import Estimate, inverse
+from rlvar.stats.shown import number
 
 _LONG_NAMES = {
     "single": "single-step",

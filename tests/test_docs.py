@@ -5,13 +5,15 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 import rlvar
-from rlvar.cli import main
+from rlvar.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -60,32 +62,45 @@ def test_public_functions_have_a_complete_docstring(name):
             assert section in text
 
 
-def public_names():
-    for name in ("rlvar", "rlvar.datasets", "rlvar.torch", "rlvar.torch.sb3", "rlvar.torch.trl"):
-        if name.startswith("rlvar.torch"):
-            for package in ("torch", "transformers", "stable_baselines3", "trl"):
-                pytest.importorskip(package, reason=f"needs {package}")
-        module = importlib.import_module(name)
-        names = getattr(module, "__all__", ("arithmetic", "cartpole"))
-        yield from (each for each in names if each not in ("__version__", "datasets"))
+PUBLIC = ["rlvar", "rlvar.datasets", "rlvar.torch", "rlvar.torch.sb3", "rlvar.torch.trl"]
 
 
-def test_every_public_name_is_in_the_reference():
-    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.rst"))
-    shown = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.MULTILINE)
-    assert sorted(shown) == sorted(set(shown))
-    assert set(public_names()) == set(shown)
+def public(module):
+    """Return what is public in a module, by its name; skip where what the module needs is missing."""
+    needed = ["torch", "transformers"] if "torch" in module else []
+    for package in [*needed, *{"sb3": ["stable_baselines3"], "trl": ["trl"]}.get(module.split(".")[-1], [])]:
+        pytest.importorskip(package, reason=f"needs {package}")
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", ("arithmetic", "cartpole"))
+    return {name: getattr(loaded, name) for name in names if name not in ("__version__", "datasets")}
 
 
-@pytest.mark.parametrize("name", [name for name in rlvar.__all__ if isinstance(getattr(rlvar, name), type)])
-def test_every_public_member_of_a_class_is_documented(name):
-    class_ = getattr(rlvar, name)
-    text = inspect.getdoc(class_)
-    for member in dir(class_):
-        if member[0] != "_" and not re.search(rf"\b{member}\b", text):
-            assert inspect.getdoc(inspect.getattr_static(class_, member)), member
-    for field in getattr(class_, "__dataclass_fields__", {}):
-        assert field[0] == "_" or re.search(rf"\b{field}\b", text), field
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_in_the_reference_once(module):
+    shown = []
+    for page in sorted((ROOT / "docs" / "api").glob("*.rst")):
+        text = page.read_text(encoding="utf-8")
+        if f".. currentmodule:: {module}\n" in text:
+            shown += re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(public(module))
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_member_of_a_class_is_documented(module):
+    bare = []
+    for name, class_ in public(module).items():
+        if isinstance(class_, type):
+            said = set(re.findall(r"\w+", inspect.getdoc(class_)))
+            ours = [base for base in class_.__mro__ if base.__module__.startswith("rlvar")]
+            fields = {*getattr(class_, "__dataclass_fields__", ()), *getattr(class_, "_fields", ())}
+            members = {key for base in ours for key in vars(base)} - fields
+            bare += [f"{name}.{key}" for key in fields - said if key[0] != "_"]
+            bare += [
+                f"{name}.{key}"
+                for key in members - said
+                if key[0] != "_" and not inspect.getattr_static(class_, key).__doc__
+            ]
+    assert bare == []
 
 
 def blocks(language, page=README):
@@ -103,6 +118,27 @@ def test_tests_that_a_page_names_exist(page):
     for file, name in named:
         assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
     assert all((ROOT / (quoted or run)).is_file() for quoted, run in others)
+
+
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_commands(page):
+    for line in "".join(blocks("sh", page)).splitlines():
+        if line.startswith("rlvar "):
+            _parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_links_lead_somewhere():
+    # Those between the pages of docs/, and into them, are checked while the site is built.
+    for page in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(
+            r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", page.read_text(encoding="utf-8"))
+        ):
+            url = urlsplit(target)
+            if url.scheme:
+                assert url.scheme == "https", target
+                assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", url.netloc), target
+            else:
+                assert not url.path or (page.parent / url.path).exists(), f"{page.name}: {target}"
 
 
 EXAMPLES = [README, START, MATHEMATICS, READING, SCORES, TRAPS, COMPARISONS]

@@ -39,7 +39,17 @@ _UPDATE_BYTES = 1 << 26  # scores of one update of a stream
 
 
 class Totals(NamedTuple):
-    """The total variance and its two parts; the parts add up to it."""
+    """The total variance and its two parts; the parts add up to it.
+
+    Attributes
+    ----------
+    variance : float
+        Total variance of one rollout's gradient estimate.
+    variance_terms : float
+        The part of the steps, or of the blocks of steps: the trace of their covariance.
+    covariance_terms : float
+        The part between them: everything off its diagonal.
+    """
 
     variance: float
     variance_terms: float

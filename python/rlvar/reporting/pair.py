@@ -154,7 +154,7 @@ def report_pair(
     confidence: float = 0.95,
     num_threads: int | None = None,
     sources: tuple[str, str] | None = None,
-    progress: Callable[[str], object] = lambda stage: None,
+    progress: Callable[[str], object] | None = None,
 ) -> PairReport:
     """Report on two sets of rollouts side by side: two checkpoints, two temperatures, two models.
 
@@ -192,6 +192,7 @@ def report_pair(
     names = check_pair(a, b, names, paired)
     asked = None if estimators is None else resolve(estimators)
     sources = names if sources is None else sources
+    show = progress or (lambda stage: None)
     reports = []
     for rollouts, name, source in zip((a, b), names, sources, strict=True):
         with of_set(name):
@@ -205,7 +206,7 @@ def report_pair(
                     confidence=confidence,
                     num_threads=num_threads,
                     source=source,
-                    progress=lambda stage, name=name: progress(f"{name}: {stage}"),  # type: ignore[misc]
+                    progress=lambda stage, name=name: show(f"{name}: {stage}"),  # type: ignore[misc]
                 )
             )
     found = reports[0].comparison, reports[1].comparison

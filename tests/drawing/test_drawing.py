@@ -154,6 +154,7 @@ def test_the_plan_marks_what_is_in_use_and_drops_no_shape(axes):
 
 
 def test_a_variance_of_a_plan_that_is_only_bounded_has_no_dot(axes):
-    plan_curve(axes, [[8, 64]], [[Estimate(1.0), Estimate(0.3, 0.1, 0.0, 2.0)]])
+    gains = [Estimate(1.0), Estimate(0.7, 0.1, 0.5, 0.9), Estimate(0.3, 0.1, 0.0, 2.0)]
+    plan_curve(axes, [[8, 16, 64]], [gains])
     curve = max(axes.lines, key=lambda line: len(line.get_xdata()))
-    assert np.isnan(curve.get_ydata()[1])
+    np.testing.assert_array_equal(curve.get_ydata(), [1.0, 0.7, np.nan])

@@ -119,4 +119,4 @@ def test_the_verdict_says_the_ratio_with_its_assumption():
         "if the gradient of each prompt along the mean gradient is proportional to the variance" in sentence
     )
     low, high = found.reward_scaled_bracket
-    assert f"if only no prompt opposes the mean gradient, {low:.2f} to {high:.2f}" in sentence
+    assert f"assuming only that no prompt opposes the mean gradient, {low:.2f} to {high:.2f}" in sentence

@@ -320,3 +320,14 @@ def test_groups_of_several_episodes_have_no_return_to_be_dead_by(rng):
         groups=np.arange(20) // 2,
     )
     assert (found.groups, found.filtered) == (None, None)
+
+
+def test_padding_without_lengths_is_noted_and_only_then(rng):
+    scores, rewards = rng.standard_normal((40, 9, 3)), rng.standard_normal((40, 9))
+    lengths = np.where(np.arange(40) < 30, 5, 9)
+    ended = np.arange(9) >= lengths[:, None]
+    scores[ended], rewards[ended] = 0.0, 0.0
+    note = "In 30 of 40 rollouts the scores of the last step are all 0"
+    assert note in told(rlvar.report(rlvar.Rollouts(scores, rewards)))
+    for options in ({"lengths": lengths}, {"mask": ~ended}):
+        assert rlvar.report(rlvar.Rollouts(scores, rewards, **options)).sampling.padded == 0

@@ -90,6 +90,8 @@ class Sampling(Result):
     impossible : int
         Live steps whose `logp` is minus infinity, without `behavior_logp`: the policy that scores them never
         takes these actions, so another one did.
+    padded : int
+        Where all steps are live: rollouts whose last step has scores of 0 alone, as padding has.
     """
 
     _also = ("distinct", "mixed")
@@ -105,6 +107,7 @@ class Sampling(Result):
     binary: bool
     filtered: bool | None
     impossible: int
+    padded: int
 
     @property
     def distinct(self) -> bool | None:
@@ -161,7 +164,14 @@ def sampling_of(batch: Batch) -> Sampling:
         binary=binary,
         filtered=filtered_groups(batch),
         impossible=_impossible(rollouts),
+        padded=_padded(rollouts),
     )
+
+
+def _padded(rollouts: Rollouts) -> int:
+    if rollouts.scores.ndim < 3 or rollouts.shape[1] < 2 or not rollouts.live.all():
+        return 0
+    return int(np.count_nonzero(~np.any(rollouts.scores[:, -1], axis=1)))
 
 
 def _impossible(rollouts: Rollouts) -> int:

@@ -234,7 +234,7 @@ def tables(pair: RolloutsComparison, *, full: bool) -> list[Table]:
             True,
         ),
         Table(
-            "Variance of a rollout's gradient",
+            "Variance of the batch's gradient, times its rollouts",
             "ratio",
             tuple((row.name, row.variance, row.ratio) for row in pair),
             False,

@@ -68,9 +68,8 @@ def _pictures(report: PairReport) -> list[Picture]:
     noise = Picture("scales", "Noise scales", aid, svg, tuple(keys))
     pictures = [over, noise]
     if pair.coordinates != "different":
-        aid = (
-            f"Variance of a rollout's gradient: right of the line {b} is noisier. By itself it sets no batch."
-        )
+        aid = f"Variance of the batch's gradient, times its rollouts: right of the line {b} is noisier. "
+        aid += "By itself it sets no batch."
         ratios = [row.ratio for row in pair]
         pictures.append(
             _ratios("variance", "Variance", aid, labels, ratios, "ratio of variances, second over first")

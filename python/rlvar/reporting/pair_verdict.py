@@ -107,16 +107,13 @@ def _variance(row: RolloutsComparisonRow, pair: RolloutsComparison) -> list[str]
     noisier, other = (b, a) if ratio.value >= 1 else (a, b)
     ratio = ratio if ratio.value >= 1 else inverse(ratio)
     times = f"{number(ratio.value)} times that of {other}"
-    with_ = f"with {long_name(row.name)}"
+    what = f"variance of the batch's gradient with {long_name(row.name)}, times its rollouts,"
     if within(ratio, 1.0):
-        claim = f"The variance of a rollout's gradient {with_} is the same in {a} and {b} to within 1%"
+        claim = f"The {what} is the same in {a} and {b} to within 1%"
     elif ratio.low > 1:
-        claim = f"The variance of a rollout's gradient {with_} is in {noisier} {times} ({interval(ratio)})"
+        claim = f"The {what} is in {noisier} {times} ({interval(ratio)})"
     else:
-        claim = (
-            f"Inconclusive: the variance of a rollout's gradient {with_} appears to be in {noisier} {times}, "
-        )
-        claim += f"but {_but(ratio)}"
+        claim = f"Inconclusive: the {what} appears to be in {noisier} {times}, but {_but(ratio)}"
     lengths = ""
     if row.signal_ratio.resolved:
         lengths = f": the squared norm of that of {b} is {measured(row.signal_ratio)} times that of {a}"

@@ -176,6 +176,8 @@ def report(
 
     It is what ``rlvar report`` prints: `compare` with the cross-fitted baselines beside the estimators,
     `headroom`, `decompose` of each estimator and `on_policy_test`, which share their passes over the scores.
+    Unbiased estimators share the signal of the quietest, those baselines included: noise scales can differ a
+    little from those of `compare` with fewer estimators.
 
     Parameters
     ----------

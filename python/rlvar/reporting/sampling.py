@@ -18,6 +18,7 @@ def sampling_sentences(sampling: Sampling, rloo: Estimate | None, part: str | No
     """
     return [
         *_impossible(sampling),
+        *_padded(sampling),
         *_repeated(sampling),
         *_ungrouped(sampling),
         *_dead(sampling, rloo, part),
@@ -32,6 +33,16 @@ def _impossible(sampling: Sampling) -> list[str]:
         f"them never takes {'this action' if k == 1 else 'these actions'}, so another one sampled, perhaps "
         "with another top-p, top-k or min-p. Without behavior_logp nothing weighs these rollouts, and the "
         "mean gradients are biased."
+    ]
+
+
+def _padded(sampling: Sampling) -> list[str]:
+    if not (k := sampling.padded):
+        return []
+    return [
+        f"In {k:,} of {sampling.rollouts:,} rollouts the scores of the last step are all 0, as those of "
+        "padding are. If rollouts end earlier, pass lengths= or mask=: padding counts as steps here, in growth and "
+        "exponents too."
     ]
 
 
@@ -105,6 +116,8 @@ def on_policy_sentence(test: OnPolicyTest, sampling: Sampling, *, stale: bool) -
         fine = "The scores are consistent with on-policy sampling"
         if not test.mean_score.high > 0:
             return f"{fine}."
+        if test.mean_score.high > 1:
+            return f"{fine}, but these rollouts are too few to exclude much else."
         most = _share(test.mean_score.high)
         return f"{fine}; a mean score whose square is up to {most} of their variance is not excluded."
     found = {
@@ -158,7 +171,8 @@ def reward_scaled_sentences(comparison: Comparison, names: Callable[[str], str])
         ends = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
         ends += ", which includes 1" if one else ""
         if bracket is not None and bracket[1] / bracket[0] > 1.01 * ratio.high / ratio.low:
-            ends += f"; if only no prompt opposes the mean gradient, {bracket[0]:.2f} to {bracket[1]:.2f}"
+            ends += "; assuming only that no prompt opposes the mean gradient, "
+            ends += f"{bracket[0]:.2f} to {bracket[1]:.2f}"
         found.append(
             f"{names(row.name)} may estimate a different mean gradient than {that}. Scaled by the rewards, "
             f"it {'appears to need' if one else 'needs'} {ratio.value:.2f} times as many groups for the same "

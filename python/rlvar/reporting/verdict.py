@@ -82,7 +82,13 @@ def verdict(
         *said(_unless_filtered(comparison, doubts, sampling), "sampling", NOTE),
         *said(scaled, "estimators", 2),
         *said([_of_part(sentence, alone) for sentence in planned], "plan", 1, 2, 5),
-        *said([] if room is None else [_headroom_sentence(room, comparison.grouped)], "headroom", 2),
+        *said(
+            [_headroom_sentence(room, comparison.grouped)]
+            if room is not None and comparison.units >= _FEW
+            else [],
+            "headroom",
+            2,
+        ),
         *_sources(comparison[quietest], decompositions[quietest], steps),
         *said([_of_part(sentence, alone) for sentence in _faint_signals(comparison)], "noise-scale", 3),
         *said([_of_part(sentence, alone) for sentence in batches], "noise-scale", 4),

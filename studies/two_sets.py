@@ -127,7 +127,7 @@ class Count:
 def rows(count):
     """Yield the lines of the table, and whether the intervals cover."""
     columns = [*NAMES, "no ratio", "few decide", "width: variance", "noise scale", "reward"]
-    yield f"| setting | units | {' | '.join(columns)} |", True
+    yield f"| two sets | units | {' | '.join(columns)} |", True
     yield "|---" * (len(columns) + 2) + "|", True
     for title, (a, b, name) in independent().items():
         true = [each.truth(name, 100) for each in (a, b)]

@@ -41,8 +41,8 @@ def _padded(sampling: Sampling) -> list[str]:
         return []
     return [
         f"In {k:,} of {sampling.rollouts:,} rollouts the scores of the last step are all 0, as those of "
-        "padding are. If rollouts end earlier, pass lengths= or mask=: padding counts as steps here, in growth and "
-        "exponents too."
+        "padding are. If rollouts end earlier, pass lengths= or mask=: padding counts as steps here, in "
+        "growth and exponents too."
     ]
 
 

@@ -10,7 +10,7 @@ import copy
 import math
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from rlvar.analysis.growth import slope
 from rlvar.analysis.measured import scores_line
 from rlvar.analysis.planning import Plan, plan_curve
 from rlvar.analysis.prompt_curves import Components
+from rlvar.analysis.rows import ByName
 from rlvar.analysis.run_on_policy import PolicyWatch, RunOnPolicyTest
 from rlvar.analysis.sampling import FILTER_PROOF
 from rlvar.analysis.steps import (
@@ -88,7 +89,7 @@ class MonitorRow(Result):
     differs: bool
 
 
-class Monitor:
+class Monitor(ByName):
     r"""Watch a training run: the noise of its gradient, pooled over the last steps.
 
     Parameters
@@ -445,22 +446,6 @@ class Monitor:
         self.rows  # noqa: B018 - fills the cache
         found: tuple[MonitorRow, ...] = self._cache.get("rows", ())
         return next((row for row in found if row.name == self.reference), None)
-
-    def __getitem__(self, name: str) -> MonitorRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        known = ", ".join(row.name for row in self.rows) or "none yet"
-        raise KeyError(f"{name!r} was not compared; these were: {known}")
-
-    def __iter__(self) -> Iterator[MonitorRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        return any(row.name == name for row in self.rows)
 
     @property
     def units(self) -> float:

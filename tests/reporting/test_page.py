@@ -1,7 +1,6 @@
 """The page of a report: what it says, what it draws, and that it is harmless."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,31 +9,10 @@ pytest.importorskip("matplotlib", reason="needs matplotlib")
 pytest.importorskip("jinja2", reason="needs jinja2")
 
 import rlvar
+from pages import Page
 from rlvar.stats.shown import measured
 
 EVIL = "<script>alert(1)</script>\x1b[31m\u202e" + "x" * 300
-
-
-class Page(HTMLParser):
-    """A page's tags with their attributes, and its text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.html, self.tags, self.text = html, [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def figures(self):
-        return [each["id"] for each in self.all("figure")]
 
 
 def page_of(report, folder):

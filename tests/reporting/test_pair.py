@@ -3,12 +3,12 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 import rlvar
+from pages import Page
 from rlvar.stats.shown import number, printable
 
 HOSTILE = "<script>alert('x')</script> \x1b[31m\u202e &amp; $x^2$"
@@ -144,22 +144,6 @@ def test_text_has_80_columns_and_nothing_that_steers_the_terminal(names):
     assert "The report on" in found.text(full=True)
 
 
-class _Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.ids, self.links, self.tags, self.words = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [given["id"]] if "id" in given else []
-        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_the_page_has_the_verdict_linked_to_its_figures_and_escapes_what_users_name(tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     pytest.importorskip("jinja2", reason="needs jinja2")
@@ -168,14 +152,14 @@ def test_the_page_has_the_verdict_linked_to_its_figures_and_escapes_what_users_n
     )
     found.to_html(tmp_path / "pair.html")
     text = (tmp_path / "pair.html").read_text(encoding="utf-8")
-    page = _Page(text)
-    assert "script" not in page.tags
+    page = Page(text)
+    assert not page.all("script")
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert {"batches", "scales", "variance", "table"} <= set(page.ids)
-    words = re.sub(r"\s+", " ", "".join(page.words))
+    words = re.sub(r"\s+", " ", "".join(page.text))
     for sentence in (*found.verdict, *found.notes):
         assert printable(sentence) in words
     assert not math.isnan(found.pair["rloo"].ratio.value)

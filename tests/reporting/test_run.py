@@ -4,12 +4,12 @@ import json
 import re
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 import rlvar
+from pages import Page
 from rlvar.reporting.run import run_report
 from rlvar.stats.shown import number
 
@@ -80,24 +80,6 @@ def page(report, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page_of_two(two, tmp_path_factory):
     return page_of(two, tmp_path_factory.mktemp("page"))
-
-
-class Parsed(HTMLParser):
-    """Tags of a page with their attributes, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def interval(x):
@@ -318,7 +300,7 @@ def test_two_runs_compare_in_rollouts_where_their_groups_differ_in_size(two, pag
 def test_the_page_stands_alone_and_every_link_leads_somewhere(report, page, two, page_of_two):
     for each, text in ((report, page), (two, page_of_two)):
         assert len(text) < 1.5e6
-        parsed = Parsed(text)
+        parsed = Page(text)
         assert not re.search(r"https?:|//[a-z]|@import|src=|url\((?!#)", text)
         assert not parsed.all("script")
         assert not parsed.all("link")
@@ -330,11 +312,11 @@ def test_the_page_stands_alone_and_every_link_leads_somewhere(report, page, two,
         assert {link[1:] for link in links} <= set(ids)
         assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
         for sentence in each.verdict:
-            assert sentence in " ".join(parsed.words)
+            assert sentence in " ".join(parsed.text)
 
 
 def test_every_figure_has_alternative_text_with_numbers_and_a_reading_aid(report, page):
-    parsed = Parsed(page)
+    parsed = Page(page)
     drawn = [attributes for attributes in parsed.all("svg") if attributes.get("role") == "img"]
     figures = [attributes["id"] for attributes in parsed.all("figure")]
     kinds = "noise-scale", "ratios", "plan", "signal", "on-policy", "reward", "growth"
@@ -413,7 +395,7 @@ def test_a_page_is_drawn_of_whatever_the_history_has(report, tmp_path):
     wild = {"step": 3.0, "noise_scale": -5.0, "noise_scale/low": 2.0, "signal": -1.0, "growth_exponent": 1e9}
     for history in ([], [flat], [empty, flat, wild]):
         text = page_of(changed(report, history=tuple(history)), tmp_path)
-        assert len(Parsed(text).all("a")) == len(report.verdict)
+        assert len(Page(text).all("a")) == len(report.verdict)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from rlvar.analysis.compare import compare_batches
 from rlvar.analysis.comparison import Comparison, ComparisonRow
 from rlvar.analysis.deciders import few_decide
 from rlvar.analysis.measured import part_of
+from rlvar.analysis.rows import ByName
 from rlvar.analysis.sampling import at_the_ends
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Estimate, Moment, Result, bounded
@@ -92,7 +93,7 @@ class RolloutsComparisonRow(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class RolloutsComparison(Result):
+class RolloutsComparison(ByName, Result):
     """Two sets of rollouts side by side, A and B: iterate over the estimators, or index by their names.
 
     Attributes
@@ -152,21 +153,6 @@ class RolloutsComparison(Result):
     aggregation: str
     confidence: float
     notes: tuple[str, ...]
-
-    def __getitem__(self, name: str) -> RolloutsComparisonRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"{name!r} was not compared; these were: {', '.join(row.name for row in self)}")
-
-    def __iter__(self) -> Iterator[RolloutsComparisonRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        return any(row.name == name for row in self.rows)
 
     def __repr__(self) -> str:
         a, b = self.names

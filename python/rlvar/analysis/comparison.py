@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from rlvar.analysis.blocks import BlockRow, table_of_blocks
 from rlvar.analysis.deciders import decided, few_decide
 from rlvar.analysis.measured import part_note, part_of, scores_line, sketch_line, sketch_note
 from rlvar.analysis.ratio_bias import NEGLIGIBLE, small
+from rlvar.analysis.rows import ByName
 from rlvar.analysis.table import estimator_columns, estimators_html, ranked
 from rlvar.drawing.canvas import canvas
 from rlvar.stats.batch_noise import BatchNoise, batch_noise
@@ -180,7 +181,7 @@ class ComparisonRow(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Result):
+class Comparison(ByName, Result):
     """Estimators side by side: iterate over the rows, or index by an estimator's name.
 
     Attributes
@@ -292,21 +293,6 @@ class Comparison(Result):
             sketch_note((row.name, _sketched(row)) for row in self if row.sketch is not None),
         )
         return tuple(each for each in found if each is not None)
-
-    def __getitem__(self, name: str) -> ComparisonRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"{name!r} was not compared; these were: {', '.join(row.name for row in self)}")
-
-    def __iter__(self) -> Iterator[ComparisonRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        return any(row.name == name for row in self.rows)
 
     def same_mean(self, row: ComparisonRow) -> bool:
         """Whether an estimator has the mean of the reference by theory, and the data do not deny it."""

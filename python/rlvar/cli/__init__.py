@@ -61,5 +61,5 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"rlvar {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for each in (report, score, covariance, explain):
-        each.add_command(commands)
+        each.add_to(commands)
     return parser

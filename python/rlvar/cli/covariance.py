@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from rlvar.analysis.accumulator import CovarianceAccumulator
-from rlvar.cli.parser import add_importance, check_outputs, example, input_file
+from rlvar.cli.parser import add_command, add_importance, check_outputs, input_file
 from rlvar.cli.streams import progress
 from rlvar.files import load_rollouts
 from rlvar.reporting.text import wrapped
 from rlvar.stats.shown import number, printable
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     text = "stream rollouts, which may be larger than memory, into the covariance of the step terms"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "covariance",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
+        text,
+        "rlvar covariance rollouts.npz --estimator multi --out covariance.npz",
         usage="rlvar covariance FILE [options]",
-        epilog=example("rlvar covariance rollouts.npz --estimator multi --out covariance.npz"),
     )
     command.add_argument(
         "file", type=input_file, metavar="FILE", help="as for report; a folder is read block by block"

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, get_args
 from rlvar._types import Importance
 from rlvar.cli.streams import write
 from rlvar.files import KEYS, writable
+from rlvar.reporting.words import capital
 from rlvar.stats.shown import printable
 
 
@@ -47,6 +48,16 @@ def example(*commands: str, more: str = "") -> str:
     """Return the end of a help: commands to copy, and a line more."""
     lines = [f"example{'s' * (len(commands) > 1)}:", *(f"  {command}" for command in commands)]
     return "\n".join([*lines, *(["", more] if more else [])])
+
+
+def add_command(
+    commands: argparse._SubParsersAction[Any], name: str, text: str, *examples: str, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command that does what `text` says."""
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{capital(text)}.", usage=usage, epilog=example(*examples)
+    )
+    return added
 
 
 def add_importance(command: argparse._ActionsContainer) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from rlvar import datasets
 from rlvar._types import Aggregation
-from rlvar.cli.parser import add_importance, check_outputs, example, input_file
+from rlvar.cli.parser import add_command, add_importance, check_outputs, input_file
 from rlvar.cli.score import add_columns, add_scoring, given_columns, notes_of, recorded_rollouts, scored
 from rlvar.cli.streams import Progress, has_colour, progress
 from rlvar.files import KEYS, checksums, load_rollouts, replacing
@@ -34,20 +34,18 @@ _EMBEDDED = {
 _STDOUT = Path("-")
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     text = "compare estimators on rollouts and say where the variance comes from"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "report",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
+        text,
+        "rlvar report",
+        "rlvar report rollouts.npz --html report.html",
+        "rlvar report before.npz after.npz",
+        "rlvar report rollouts.npz --estimators single,multi,otb --json numbers.json",
+        "rlvar report completions.jsonl --reward score",
         usage="rlvar report [FILE [FILE]] [options]",
-        epilog=example(
-            "rlvar report",
-            "rlvar report rollouts.npz --html report.html",
-            "rlvar report before.npz after.npz",
-            "rlvar report rollouts.npz --estimators single,multi,otb --json numbers.json",
-            "rlvar report completions.jsonl --reward score",
-        ),
     )
     command.add_argument(
         "files",

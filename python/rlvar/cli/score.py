@@ -10,11 +10,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from rlvar.cli.parser import check_outputs, example, input_file
+from rlvar.cli.parser import add_command, check_outputs, input_file
 from rlvar.cli.streams import Progress, progress, write
 from rlvar.files import load_rollouts
 from rlvar.recorded import RecordedRollouts, read_recorded
 from rlvar.reporting.text import wrapped
+from rlvar.reporting.words import capital
 from rlvar.stats.shown import printable
 
 COLUMNS = {
@@ -29,14 +30,15 @@ COLUMNS = {
 }
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     text = "compute scores of recorded rollouts with the model that sampled them"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "score",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
+        text,
+        "rlvar score checkpoint/ rollouts.jsonl --out scores",
+        "rlvar report scores",
         usage="rlvar score MODEL DATA --out OUT [options]",
-        epilog=example("rlvar score checkpoint/ rollouts.jsonl --out scores", "rlvar report scores"),
     )
     command.add_argument(
         "model", metavar="MODEL", help="folder or name on the hub of a causal language model of transformers"
@@ -187,7 +189,7 @@ def scored(
 
 
 def notes_of(recorded: RecordedRollouts) -> list[str]:
-    return [f"{note[:1].upper()}{note[1:]}." for note in recorded.notes]
+    return [f"{capital(note)}." for note in recorded.notes]
 
 
 def _score(args: argparse.Namespace) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from rlvar.stats.estimate import Result
@@ -53,3 +54,27 @@ def findings(sentences: Sequence[Said]) -> Iterator[Finding]:
         for i, each in enumerate(sentences):
             if (i in main) is wanted:
                 yield Finding(each.text, each.figure, kind)  # type: ignore[arg-type]
+
+
+class Concluded(Result):
+    """A report whose sentences are findings."""
+
+    _also = ("verdict", "notes")
+
+    def _said(self) -> Sequence[Said]:
+        raise NotImplementedError
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All sentences, each with the figure behind it: the verdict first, then the notes."""
+        return tuple(findings(self._said()))
+
+    @property
+    def verdict(self) -> list[str]:
+        """The main findings in at most six sentences, each with its numbers."""
+        return [each.text for each in self.findings if each.kind == "verdict"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the numbers, and findings that the verdict has no room for."""
+        return [each.text for each in self.findings if each.kind == "note"]

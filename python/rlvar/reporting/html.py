@@ -5,6 +5,7 @@ Whatever users name is escaped by the templates, and control characters are show
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Picture:
     aid: str
     svg: str
     keys: tuple[Key, ...] = ()
+
+
+def alternative(title: str, told: Sequence[str]) -> str:
+    """Return the text that stands for a picture."""
+    return printable(f"{title}: {'; '.join(told)}.")
 
 
 def page(template: str, **context: Any) -> str:

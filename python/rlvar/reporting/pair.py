@@ -13,21 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import cached_property
-from importlib import import_module
-from os import PathLike
 
-from rlvar import files
 from rlvar._types import Aggregation, Importance
 from rlvar.analysis.compare_rollouts import RolloutsComparison, beside, check_pair, of_set
 from rlvar.config import version
-from rlvar.reporting.findings import Finding, findings
+from rlvar.reporting.findings import Concluded, Said
 from rlvar.reporting.pair_verdict import pair_verdict
 from rlvar.reporting.report import Report, report
-from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table, wrapped
+from rlvar.reporting.text import WIDTH, clipped, painted, rollouts_lines, table, titled, wrapped
+from rlvar.reporting.writing import Paged, now
 from rlvar.rollouts import Rollouts
-from rlvar.stats.estimate import Estimate, Result
+from rlvar.stats.estimate import Estimate
 from rlvar.stats.shown import columns, html_lines, html_list, html_table, measured, printable
 from rlvar.weights.estimators import EstimatorLike, resolve
 
@@ -35,7 +31,7 @@ _NAME = 18  # columns of the name of a set in the head of a table
 
 
 @dataclass(frozen=True, repr=False)
-class PairReport(Result):
+class PairReport(Paged, Concluded):
     """Two sets of rollouts side by side, with the report on each; ratios are second over first.
 
     Attributes
@@ -54,25 +50,14 @@ class PairReport(Result):
         The main findings in at most six sentences, and what limits them.
     """
 
-    _also = ("verdict", "notes")
     pair: RolloutsComparison
     reports: tuple[Report, Report]
     sources: tuple[str, str]
     made: str
     version: str = version
 
-    @cached_property
-    def findings(self) -> tuple[Finding, ...]:
-        """All sentences, each with the figure behind it: the verdict first, then the notes."""
-        return tuple(findings(pair_verdict(self.pair, self.reports)))
-
-    @property
-    def verdict(self) -> list[str]:
-        return [each.text for each in self.findings if each.kind == "verdict"]
-
-    @property
-    def notes(self) -> list[str]:
-        return [each.text for each in self.findings if each.kind == "note"]
+    def _said(self) -> list[Said]:
+        return pair_verdict(self.pair, self.reports)
 
     def text(self, *, full: bool = False, colour: bool = False) -> str:
         """Return the report as a terminal shows it, in at most 80 columns: what ``print`` shows.
@@ -92,9 +77,9 @@ class PairReport(Result):
         for name, source, each in zip(self.pair.names, self.sources, self.reports, strict=True):
             label = source if source.startswith(name) else f"{name}, {source}"
             blocks += rollouts_lines(label, each.rollouts)
-        text = [blocks, [painted("Verdict", "bold", colour), *map(wrapped, self.verdict)]]
+        text = [blocks, titled("Verdict", self.verdict, colour)]
         if self.notes:
-            text.append([painted("Notes", "bold", colour), *map(wrapped, self.notes)])
+            text.append(titled("Notes", self.notes, colour))
         text += _shown(self.pair, full, colour)
         if full:
             for name, each in zip(self.pair.names, self.reports, strict=True):
@@ -102,33 +87,10 @@ class PairReport(Result):
                 text.append([f"{title}\n\n{each.text(full=True, colour=colour)}"])
         return "\n\n".join("\n".join(block) for block in text)
 
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write the two side by side as one HTML file that needs no network, at once or not at all.
-
-        Parameters
-        ----------
-        path : path-like
-            The file; what is there is replaced.
-
-        Raises
-        ------
-        ImportError
-            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
-        OSError
-            If the file cannot be written; what was there before is then as it was.
-        """
-        files.writable(path)  # before the work
-        try:
-            for package in ("jinja2", "matplotlib"):
-                import_module(package)
-        except ImportError as error:
-            needs = "a page needs matplotlib and jinja2: pip install 'rlvar[report]'"
-            raise ImportError(f"{needs} ({error})") from None
+    def _page(self) -> str:
         from rlvar.reporting.pair_page import pair_page
 
-        page = pair_page(self).encode()
-        with files.replacing(path) as file:
-            file.write(page)
+        return pair_page(self)
 
     def __repr__(self) -> str:
         return self.text()
@@ -136,7 +98,7 @@ class PairReport(Result):
     def _repr_html_(self) -> str:
         shown = [html_list("Verdict", self.verdict)]
         for each in tables(self.pair, full=False):
-            rows = [_cells(row, each.bounded, short=False) for row in each.rows]
+            rows = [cells(row, each.bounded) for row in each.rows]
             shown.append(html_table((each.title, *self.pair.names, each.last), rows))
         return "".join([*shown, html_lines([basis(self.pair)]), html_list("Notes", self.notes)])
 
@@ -188,7 +150,7 @@ def report_pair(
     The mean rewards are not distinguishable: 50.5 in after and 51.8 in before, a difference of -1.34
     (95% interval -9.7 to 7.02).
     """
-    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    made = now()
     names = check_pair(a, b, names, paired)
     asked = None if estimators is None else resolve(estimators)
     sources = names if sources is None else sources
@@ -266,7 +228,7 @@ def _shown(pair: RolloutsComparison, full: bool, colour: bool) -> list[list[str]
         sign = "/" if each.last == "ratio" else "-"
         head = "", a, b, f"{b} {sign} {a}" if brief else f"{each.last}, 2nd {sign} 1st"
         for short in (False, True):
-            lines = table(head, [_cells(row, each.bounded, short) for row in each.rows])
+            lines = table(head, [cells(row, each.bounded, short) for row in each.rows])
             if max(map(columns, lines)) <= WIDTH:
                 break
         shown.append([painted(each.title, "bold", colour), *lines])
@@ -274,9 +236,10 @@ def _shown(pair: RolloutsComparison, full: bool, colour: bool) -> list[list[str]
     return shown
 
 
-def _cells(
-    row: tuple[str, tuple[Estimate, Estimate], Estimate], bounded: bool, short: bool
+def cells(
+    row: tuple[str, tuple[Estimate, Estimate], Estimate], bounded: bool, short: bool = False
 ) -> tuple[str, ...]:
+    """Return a row as text; in `short` the two have no interval where they need none."""
     name, both, last = row
     plain = [short and (x.resolved or not bounded) for x in both]
     each = [Estimate(x.value) if alone else x for x, alone in zip(both, plain, strict=True)]

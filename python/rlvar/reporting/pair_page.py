@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlvar.reporting.html import Key, Picture, page
-from rlvar.reporting.pair import PairReport, basis, tables
+from rlvar.reporting.html import Key, Picture, alternative, page
+from rlvar.reporting.pair import PairReport, Table, basis, cells, tables
 from rlvar.reporting.plots import dots
 from rlvar.reporting.words import capital, long_name
 from rlvar.stats.estimate import Estimate
-from rlvar.stats.shown import measured, printable
+from rlvar.stats.shown import measured
 
 
 def pair_page(report: PairReport) -> str:
@@ -29,13 +29,20 @@ def pair_page(report: PairReport) -> str:
         pair=report.pair,
         findings=shown,
         pictures=pictures,
-        tables=tables(report.pair, full=True),
+        tables=[_table(each, report.pair.names) for each in tables(report.pair, full=True)],
         basis=basis(report.pair),
         sets=[
             (name, source.split("\n"), each)
             for name, source, each in zip(report.pair.names, report.sources, report.reports, strict=True)
         ],
     )
+
+
+def _table(table: Table, names: tuple[str, str]) -> tuple[str, list[str], list[tuple[str, ...]]]:
+    """Return a table's title, head and rows."""
+    first = "Estimator" if table.last == "ratio" else "Mean of a rollout"
+    head = [first, *names, f"{capital(table.last)}, second to first"]
+    return table.title, head, [cells(row, table.bounded) for row in table.rows]
 
 
 def _pictures(report: PairReport) -> list[Picture]:
@@ -56,7 +63,7 @@ def _pictures(report: PairReport) -> list[Picture]:
     told = [f"{label}, {pair.names[i]} {measured(x, bounded=True)}" for label, i, x in rows]
     svg = dots(
         "scales",
-        _alt("Noise scales", told),
+        alternative("Noise scales", told),
         [label if not i else "" for label, i, _ in rows],
         [x for *_, x in rows],
         "noise scale (rollouts)",
@@ -88,9 +95,5 @@ def _ratios(
     signals: bool = False,
 ) -> Picture:
     told = [f"{label} {measured(x, bounded=signals)}" for label, x in zip(labels, ratios, strict=True)]
-    svg = dots(anchor, _alt(capital(xlabel), told), labels, ratios, xlabel, signals=signals)
+    svg = dots(anchor, alternative(capital(xlabel), told), labels, ratios, xlabel, signals=signals)
     return Picture(anchor, title, aid, svg)
-
-
-def _alt(title: str, told: Sequence[str]) -> str:
-    return printable(f"{title}: {'; '.join(told)}.")

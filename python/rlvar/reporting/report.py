@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import cached_property
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlvar import _check, config
@@ -18,12 +15,12 @@ from rlvar.analysis.headroom import BASELINES, BATCH, Headroom, headroom
 from rlvar.analysis.on_policy import OnPolicyTest, test_scores
 from rlvar.analysis.planning import Plan, plans_of
 from rlvar.analysis.sampling import Sampling, sampling_of
-from rlvar.reporting.findings import Finding, findings
+from rlvar.reporting.findings import Concluded, Said
 from rlvar.reporting.report_text import reach, report_text
 from rlvar.reporting.text import about
 from rlvar.reporting.verdict import verdict
 from rlvar.reporting.words import long_name
-from rlvar.reporting.writing import write_page
+from rlvar.reporting.writing import Paged, now
 from rlvar.rollouts import Rollouts
 from rlvar.stats.estimate import Result
 from rlvar.stats.resampling import Bootstrap
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Result):
+class Report(Paged, Concluded):
     """What `rlvar report` prints: the answers on `rollouts`, which came from `source`.
 
     Attributes
@@ -64,7 +61,6 @@ class Report(Result):
         When the report was made, in UTC, and by which version of rlvar.
     """
 
-    _also = ("verdict", "notes")
     source: str
     rollouts: Rollouts
     comparison: Comparison
@@ -78,44 +74,14 @@ class Report(Result):
     made: str = ""
     version: str = config.version
 
-    @cached_property
-    def findings(self) -> tuple[Finding, ...]:
-        """All sentences, each with the figure behind it: the verdict first, then the notes."""
+    def _said(self) -> list[Said]:
         found = self.comparison, self.decompositions, self.headroom, self.on_policy, self.sampling
-        return tuple(findings(verdict(*found, self.plans, reach(self.rollouts))))
+        return verdict(*found, self.plans, reach(self.rollouts))
 
-    @property
-    def verdict(self) -> list[str]:
-        """The main findings in at most six sentences, each with its numbers."""
-        return [each.text for each in self.findings if each.kind == "verdict"]
+    def _page(self) -> str:
+        from rlvar.reporting.report_page import report_page
 
-    @property
-    def notes(self) -> list[str]:
-        """What limits the numbers, and findings that the verdict has no room for."""
-        return [each.text for each in self.findings if each.kind == "note"]
-
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write the report as one HTML file that needs no network and no script, at once or not at all.
-
-        Parameters
-        ----------
-        path : path-like
-            The file; what is there is replaced.
-
-        Raises
-        ------
-        ImportError
-            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
-        OSError
-            If the file cannot be written; what was there before is then as it was.
-        """
-
-        def make() -> str:
-            from rlvar.reporting.report_page import report_page
-
-            return report_page(self)
-
-        write_page(path, make)
+        return report_page(self)
 
     def to_dict(self, *, arrays: Sequence[str] = ()) -> dict[str, Any]:
         result = super().to_dict(arrays=arrays)
@@ -264,6 +230,6 @@ def report(
         "interval": interval if isinstance(interval, str) else repr(interval),
         "confidence": comparison.confidence,
     }
-    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    made = now()
     found = rollouts, comparison, decompositions, on_policy, sampling, room, plans
     return Report(source, *found, options, dict(sha256 or {}), made)

@@ -27,14 +27,14 @@ from rlvar.drawing.intervals import LONGEST
 from rlvar.drawing.palette import DASHES
 from rlvar.drawing.plan import plan_curve
 from rlvar.drawing.steps import block_size, by_step, lag_profile, step_share
-from rlvar.reporting.html import Key, Picture, page
+from rlvar.reporting.html import Key, Picture, alternative, page
 from rlvar.reporting.planning import plan_rows, planned
 from rlvar.reporting.plots import PAGE, dots, drawn
 from rlvar.reporting.report import Report
 from rlvar.reporting.report_text import distinct, reach
 from rlvar.reporting.text import about
 from rlvar.reporting.verdict import lengths_differ, quietest_of
-from rlvar.reporting.words import capital, interval, joined, long_name, percent
+from rlvar.reporting.words import capital, interval, joined, long_name, percent, power
 from rlvar.stats.estimate import Estimate, inverse
 from rlvar.stats.shown import measured, number, printable
 from rlvar.weights.batch import Batch
@@ -201,7 +201,7 @@ def _dots(
 ) -> Picture:
     bounded = options.get("signals", False)
     told = [f"{label} {measured(x, bounded=bounded)}" for label, x in zip(labels, estimates, strict=True)]
-    svg = dots(anchor, _alt(title, told), labels, estimates, xlabel, **options)
+    svg = dots(anchor, alternative(title, told), labels, estimates, xlabel, **options)
     return Picture(anchor, title, aid, svg)
 
 
@@ -293,14 +293,14 @@ def _growth(several: list[_Parts], steps: int) -> Picture:
     aid = "Variance of the sum over the first k steps: linear growth is as steep as guide 1, quadratic as 2."
     hidden = any((each.parts.growth[:steps] <= 0).any() for each in several)
     aid += " Where it is 0 there is no curve." * hidden + " Below: rollouts that reach step k."
-    svg = drawn("growth", _alt("Growth of the variance", told), above_, below_, heights=(3.1, 1.3))
+    svg = drawn("growth", alternative("Growth of the variance", told), above_, below_, heights=(3.1, 1.3))
     return Picture("growth", "Growth of the variance with length", aid, svg, tuple(keys))
 
 
 def _law(exponent: Estimate, over: str) -> str:
     if math.isnan(exponent.value):
         return ""
-    return f": k^{exponent.value:.2f} ({interval(exponent)}) over {over}"
+    return f": k^{power(exponent.value)} ({interval(exponent)}) over {over}"
 
 
 def _length(each: _Parts) -> Picture | None:
@@ -308,7 +308,7 @@ def _length(each: _Parts) -> Picture | None:
     if not lengths_differ(each.parts):
         return None
     measure = strata.measure
-    law = f": length^{exponent.value:.2f} ({interval(exponent)})"
+    law = f": length^{power(exponent.value)} ({interval(exponent)})"
     points = [
         f"{number(v)} at {number(x)} {measure}" for x, v in zip(strata.lengths, strata.variance, strict=True)
     ]
@@ -324,7 +324,9 @@ def _length(each: _Parts) -> Picture | None:
     title = "Variance by the length of rollouts"
     aid = "A point for each quarter of the rollouts by length; guides have slope 1, 2 and 3."
     key = Key(f"{each.label}{law}", each.look, DASHES[each.look % len(DASHES)])
-    return Picture("length", title, aid, drawn("length", _alt(title, [each.label, *points]), draw), (key,))
+    return Picture(
+        "length", title, aid, drawn("length", alternative(title, [each.label, *points]), draw), (key,)
+    )
 
 
 def _map(each: _Parts, steps: int) -> Picture:
@@ -350,7 +352,7 @@ def _map(each: _Parts, steps: int) -> Picture:
     ]
     svg = drawn(
         "covariance",
-        _alt(title, told),
+        alternative(title, told),
         lambda axes: covariance_map(axes, blocks, steps=steps, palette=PAGE),
         heights=(4.3,),
         right=0.84,
@@ -371,7 +373,7 @@ def _lags(each: _Parts, steps: int) -> Picture:
     told = [f"{number(2 * lags[k])} at distance {k}" for k in range(1, min(4, len(lags)))]
     svg = drawn(
         "lags",
-        _alt(title, told),
+        alternative(title, told),
         lambda axes: lag_profile(axes, lags, look=each.look, palette=PAGE),
         heights=(4.3,),
         left=0.19,
@@ -397,7 +399,7 @@ def _share(several: list[_Parts], steps: int) -> Picture:
     aid = (
         f"Shares{blocks} with their covariances: they add up to 1, and below 0 steps cancel noise of others."
     )
-    return Picture("steps", title, aid, drawn("steps", _alt(title, told), draw), tuple(keys))
+    return Picture("steps", title, aid, drawn("steps", alternative(title, told), draw), tuple(keys))
 
 
 # Rewards, plans, sampling
@@ -426,7 +428,7 @@ def _rewards(report: Report) -> Picture | None:
         f"Means of the rollouts that reach a step, with the {_BAND[0]}th to {_BAND[1]}th percentile; what "
         "differs between rollouts is what weights carry into the variance."
     )
-    svg = drawn("rewards", _alt(title, told), *draws, heights=(1.9, 2.2))
+    svg = drawn("rewards", alternative(title, told), *draws, heights=(1.9, 2.2))
     return Picture("rewards", title, aid, svg)
 
 
@@ -494,7 +496,9 @@ def _plans(report: Report, looks: dict[str, int]) -> _Section:
     aid += " Without a line a variance is only bounded, by the top of its band." * bounded
     aid += " What is not resolved is in the table alone." * hidden
     name = "Variance by completions of a prompt"
-    section.rows.append([Picture("plan", name, aid, drawn("plan", _alt(name, told), draw), tuple(keys))])
+    section.rows.append(
+        [Picture("plan", name, aid, drawn("plan", alternative(name, told), draw), tuple(keys))]
+    )
     return section
 
 
@@ -549,7 +553,3 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
 
 def _option(value: Any) -> str:
     return joined(value) if isinstance(value, list) else f"{value}"
-
-
-def _alt(title: str, told: Sequence[str]) -> str:
-    return printable(f"{title}: {'; '.join(told)}.")

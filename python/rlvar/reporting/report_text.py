@@ -14,7 +14,7 @@ import numpy as np
 from rlvar.analysis.comparison import Comparison, ComparisonRow, side_by_side
 from rlvar.analysis.decompose import Decomposition, sources
 from rlvar.reporting.planning import plan_table
-from rlvar.reporting.text import chart, clipped, painted, rollouts_lines, sparklines, table, wrapped
+from rlvar.reporting.text import chart, clipped, painted, rollouts_lines, sparklines, table, titled, wrapped
 from rlvar.reporting.verdict import quietest_of, unit
 from rlvar.reporting.words import long_name
 from rlvar.rollouts import Rollouts
@@ -38,8 +38,8 @@ def report_text(report: Report, *, full: bool, colour: bool) -> str:
     comparison = report.comparison
     blocks = [
         rollouts_lines(report.source, report.rollouts),
-        [painted("Verdict", "bold", colour), *map(wrapped, report.verdict)],
-        *([[painted("Notes", "bold", colour), *map(wrapped, report.notes)]] if report.notes else []),
+        titled("Verdict", report.verdict, colour),
+        *([titled("Notes", report.notes, colour)] if report.notes else []),
         _estimators(comparison, colour),
     ]
     drawn = {name: curve for name, curve in _growth(report).items() if len(curve) > 1}

@@ -23,7 +23,8 @@ from rlvar._types import Double
 from rlvar.analysis.prompt_curves import Components, one_way
 from rlvar.analysis.sampling import dead_groups, filtered_groups
 from rlvar.recorded import RecordedRollouts
-from rlvar.reporting.text import painted, table, wrapped
+from rlvar.reporting.text import painted, table, titled, wrapped
+from rlvar.reporting.words import capital
 from rlvar.rollouts import Rollouts
 from rlvar.stats import moments
 from rlvar.stats.estimate import Estimate, Result
@@ -201,9 +202,9 @@ class RewardReport(Result):
             [
                 wrapped(f"Rewards: {self.source}", indent=0),
                 wrapped(f"N = {self.rollouts:,} rollouts{groups}, {self.format}"),
-                *(wrapped(f"{note[:1].upper()}{note[1:]}.") for note in self.notes),
+                *(wrapped(f"{capital(note)}.") for note in self.notes),
             ],
-            [painted("Verdict", "bold", colour), *map(wrapped, self.verdict)],
+            titled("Verdict", self.verdict, colour),
             self._table(colour),
         ]
         if self.completions and full:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from os import PathLike
 
 from rlvar import config
 from rlvar.analysis.measured import part_note
@@ -19,7 +17,7 @@ from rlvar.reporting import run_verdict
 from rlvar.reporting.run_parts import Run, RunPart, Watched, in_one_unit, parts_of
 from rlvar.reporting.text import clipped, table, wrapped
 from rlvar.reporting.words import capital
-from rlvar.reporting.writing import write_page
+from rlvar.reporting.writing import Paged, now
 from rlvar.stats.estimate import Estimate, Result
 from rlvar.stats.shown import html_lines, html_list, measured, printable
 from rlvar.stats.unpaired import unpaired_ratio
@@ -36,7 +34,7 @@ class Finding(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RunReport(Result):
+class RunReport(Paged, Result):
     """What `Monitor.report` gives: ``print`` shows sentences and tables, `to_html` writes the page.
 
     Attributes
@@ -106,28 +104,10 @@ class RunReport(Result):
             for part in run.parts:
                 yield capital(part.title) if len(self.runs) == 1 else f"{run.name}, {part.title}", part
 
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write the report as one HTML file that needs no network, at once or not at all.
+    def _page(self) -> str:
+        from rlvar.reporting.run_page import run_page
 
-        Parameters
-        ----------
-        path : path-like
-            The file; what is there is replaced.
-
-        Raises
-        ------
-        ImportError
-            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
-        OSError
-            If the file cannot be written; what was there before is then as it was.
-        """
-
-        def make() -> str:
-            from rlvar.reporting.run_page import run_page
-
-            return run_page(self)
-
-        write_page(path, make)
+        return run_page(self)
 
 
 def run_report(
@@ -176,7 +156,7 @@ def run_report(
         raise TypeError(f"names must be strings, one for each run, got {names!r}")
     if len(names) < len(runs) or len(set(names[: len(runs)])) < len(runs):
         raise ValueError(f"names must be {len(runs)} that differ, got {list(names)!r}")
-    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    made = now()
     found = tuple(Run(name, parts_of(*each)) for name, each in zip(names, runs, strict=False))
     if len({part.confidence for run in found for part in run.parts}) > 1:
         raise ValueError(f"{' and '.join(name for name, _ in runs)} must have one confidence")

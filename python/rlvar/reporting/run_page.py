@@ -15,13 +15,13 @@ import numpy as np
 from rlvar._types import Double
 from rlvar.drawing.curves import Curve
 from rlvar.drawing.palette import DASHES
-from rlvar.reporting.html import Key, Picture, page
+from rlvar.reporting.html import Key, Picture, alternative, page
 from rlvar.reporting.plots import Panel, dots, over_steps
 from rlvar.reporting.run import RunReport, basis
 from rlvar.reporting.run_parts import RunPart
 from rlvar.reporting.words import capital, long_name
 from rlvar.stats.estimate import inverse
-from rlvar.stats.shown import number, printable
+from rlvar.stats.shown import measured, number
 
 _LINE = "4 3"  # of a value to compare with
 _MOST_SHAPES = 16
@@ -118,11 +118,28 @@ def run_page(report: RunReport) -> str:
         steps=max(part.steps for part in parts),
         last=max((each["step"] for part in parts for each in part.history), default=None),
         basis=basis,
+        estimators=_estimators,
         capital=capital,
-        long_name=long_name,
         ratios=report.noise_scale_ratios,
         title=" and ".join(run.name for run in report.runs),
     )
+
+
+def _estimators(part: RunPart) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table of a part."""
+    relative, scale = f"Variance relative to {long_name(part.reference)}", f"Noise scale ({part.unit}s)"
+    rows = [
+        [
+            f"{row.name} (in use)" if row.name == part.reference else row.name,
+            measured(row.ratio),
+            measured(row.noise_scale, bounded=True),
+            measured(row.variance),
+            measured(row.signal),
+            measured(row.alignment, bounded=True, most=1),
+        ]
+        for row in part.ranked
+    ]
+    return ["Estimator", relative, scale, "Variance", "Signal", "Alignment"], rows
 
 
 def _pictures(section: _Section, rewards: bool) -> Iterator[Picture]:
@@ -247,7 +264,7 @@ def _shapes(section: _Section) -> Picture | None:
     if not ratios:
         return None
     anchor = section.key("plan")
-    alt = _alt("Variance relative to the shape in use", alts)
+    alt = alternative("Variance relative to the shape in use", alts)
     svg = dots(anchor, alt, labels, ratios, "variance relative to the shape in use", looks=looks)
     aid = "Prompts × completions for the same rollouts: the further left, the quieter the gradient."
     return Picture(anchor, "Prompts and completions", aid, svg, tuple(keys))
@@ -297,12 +314,8 @@ def _picture(
     alts: Sequence[str],
 ) -> Picture:
     anchor = section.key(kind)
-    svg = over_steps(anchor, _alt(f"{title} over training steps", alts), panels)
+    svg = over_steps(anchor, alternative(f"{title} over training steps", alts), panels)
     return Picture(anchor, title, aid, svg, tuple(keys))
-
-
-def _alt(title: str, told: Sequence[str]) -> str:
-    return printable(f"{title}: {'; '.join(told)}.")
 
 
 def _course(curve: Curve) -> str:

@@ -68,6 +68,11 @@ def painted(text: str, style: str, colour: bool) -> str:
     return f"{STYLES[style]}{text}{STYLES['plain']}" if colour and style != "plain" else text
 
 
+def titled(title: str, sentences: Sequence[str], colour: bool) -> list[str]:
+    """Return sentences under their title."""
+    return [painted(title, "bold", colour), *map(wrapped, sentences)]
+
+
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = (), colour: bool = False
 ) -> list[str]:

@@ -1,8 +1,8 @@
-"""Pages on disk: what they need is checked before the work, and they are written at once or not at all."""
+"""Reports with a page: what it needs is checked before the work, and it is written at once or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from datetime import datetime, timezone
 from importlib import import_module
 from os import PathLike
 
@@ -20,9 +20,33 @@ def check_page(path: str | PathLike[str]) -> None:
         raise ImportError(f"{needs} ({error})") from None
 
 
-def write_page(path: str | PathLike[str], make: Callable[[], str]) -> None:
-    """Write the page that `make` returns."""
-    check_page(path)
-    page = make().encode()
-    with files.replacing(path) as file:
-        file.write(page)
+def now() -> str:
+    """Return the time for a report, in UTC."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+class Paged:
+    """A report that has a page."""
+
+    def _page(self) -> str:
+        raise NotImplementedError
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network and no script, at once or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; what is there is replaced.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib and jinja2: ``pip install 'rlvar[report]'``.
+        OSError
+            If the file cannot be written; what was there before is then as it was.
+        """
+        check_page(path)
+        page = self._page().encode()
+        with files.replacing(path) as file:
+            file.write(page)
